@@ -1,0 +1,1 @@
+"""The online funnel: loads a release and answers requests over HTTP."""

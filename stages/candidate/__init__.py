@@ -1,0 +1,1 @@
+"""The candidate generator: two-tower model, training, export, index, scorer."""

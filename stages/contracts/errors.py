@@ -1,0 +1,52 @@
+"""The exceptions that users see.
+
+    SluiceError
+    ├── ConfigError        a configuration value, command-line option or unknown key
+    ├── DataError          input data that no retry will mend
+    │   └── EmptyDatasetError   a selection that removed every row
+    ├── ReleaseError       a release whose parts are missing or do not match
+    │   └── GateError      a release that did not earn promotion
+    ├── RequestError       a malformed request to the serving layer (HTTP 4xx)
+    └── TransientError     a fault that may pass: retried with back-off
+
+Every message names the field or file, what was found and what is allowed.
+Anything that is not a ``TransientError`` is permanent: workflows do not retry it.
+"""
+
+from __future__ import annotations
+
+
+class SluiceError(Exception):
+    """Base of all errors that are meant for users."""
+
+
+class ConfigError(SluiceError):
+    """A configuration value is not allowed."""
+
+
+class DataError(SluiceError):
+    """Input data is missing, unreadable or breaks a contract."""
+
+
+class EmptyDatasetError(DataError):
+    """A selection threshold removed every row."""
+
+
+class ReleaseError(SluiceError):
+    """A release is incomplete, corrupt or made of parts that do not match."""
+
+
+class GateError(ReleaseError):
+    """A release did not pass the promotion gate."""
+
+
+class RequestError(SluiceError):
+    """A request names a field, a value and what is allowed."""
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TransientError(SluiceError):
+    """A fault that may pass, such as a connection that was refused."""

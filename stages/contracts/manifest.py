@@ -1,0 +1,111 @@
+"""The release manifest: written last, it binds the parts of one compatible set together.
+
+A release is one directory:
+
+    manifest.json        ReleaseManifest
+    config.json          the resolved configuration of the run that made it
+    ledger.json          the stage ledger
+    snapshot.json        SnapshotMeta
+    items.parquet, users.parquet, aliases.parquet    the id maps and the catalogue
+    state/               serving state as of ``as_of_ms`` (stages.features)
+    feature_schema.json  names and hash of the ranking features
+    user_tower.onnx, item_vectors.npy, tower.json    the candidate generator
+    index.faiss, index.json
+    light_ranker.txt, light_ranker.json
+    heavy_ranker.onnx, heavy_ranker.json
+    fallback.json        popular items for users without history
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stages.contracts.config import Config
+from stages.contracts.errors import ReleaseError
+from stages.contracts.files import read_json, sha256_file
+
+MANIFEST_FILE = "manifest.json"
+
+
+class FunnelSpec(Config):
+    """How many items each stage passes on, and which stages run.
+
+    Attributes:
+        candidate_k: items that retrieval returns.
+        light_k: items that the light ranker passes to the heavy ranker.
+        max_k: largest ``k`` that a request may ask for.
+        stages: the ranking stages in use after retrieval; leaving one out bypasses it.
+        objective: weight of each task's probability in the heavy ranker's score.
+    """
+
+    candidate_k: int = 1000
+    light_k: int = 200
+    max_k: int = 100
+    stages: tuple[str, ...] = ("light", "heavy")
+    objective: dict[str, float] = {}
+
+
+class ReleaseManifest(Config):
+    """``manifest.json``.
+
+    Attributes:
+        format_version: of this layout; a reader refuses another one.
+        release_id: ``<as-of date>-<12 hex of the hash over the parts>``.
+        as_of_ms: events before this time are in the release's state.
+        parts: sha256 of every other file by relative posix path.
+        feature_schema_hash: hash of the ranking features' names and configuration.
+        tower_version: sha256 of ``user_tower.onnx``; index and vectors belong to it.
+        data_fingerprint: fingerprint of the snapshot.
+        funnel: sizes, stages and objective weights.
+        metrics: held-out metrics by ``<ledger row>/<metric>``.
+    """
+
+    format_version: int = 1
+    release_id: str
+    as_of_ms: int
+    parts: dict[str, str]
+    feature_schema_hash: str
+    tower_version: str
+    data_fingerprint: str
+    funnel: FunnelSpec
+    metrics: dict[str, float]
+
+
+def read_manifest(directory: Path) -> ReleaseManifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        ReleaseError: if it is missing, malformed or of another format version.
+    """
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        raise ReleaseError(f"{path}: missing; a release without a manifest is not complete")
+    try:
+        manifest = ReleaseManifest.model_validate(read_json(path))
+    except (ValidationError, ValueError) as error:
+        raise ReleaseError(f"{path} is not a valid manifest: {error}") from None
+    if manifest.format_version != 1:
+        raise ReleaseError(f"{path}: format_version = {manifest.format_version}, this version reads 1")
+    return manifest
+
+
+def verify_release(directory: Path) -> ReleaseManifest:
+    """Check every part of a release against its manifest.
+
+    Raises:
+        ReleaseError: naming each part that is missing, changed or not listed.
+    """
+    manifest = read_manifest(directory)
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    faults = []
+    for name, wanted in manifest.parts.items():
+        if name not in present:
+            faults.append(f"{name}: missing")
+        elif (found := sha256_file(directory / name)) != wanted:
+            faults.append(f"{name}: sha256 {found[:12]}…, the manifest says {wanted[:12]}…")
+    faults += [f"{name}: not in the manifest" for name in sorted(present - set(manifest.parts) - {MANIFEST_FILE})]
+    if faults:
+        raise ReleaseError(f"release {manifest.release_id} in {directory}: " + "; ".join(faults))
+    return manifest

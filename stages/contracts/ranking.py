@@ -1,0 +1,40 @@
+"""Sorting scored rows into rankings, the same way for every stage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.contracts.tables import CandidateTable, RankedTable
+
+SOURCE_TOWER, SOURCE_POPULAR = 0, 1
+"""Codes of ``CandidateTable.source``: the two-tower index, or the popular list that answers a
+request without history. Rankers leave requests of the popular list in their order."""
+
+
+def rank_rows(rows: CandidateTable, scores: np.ndarray, keep: int | None = None) -> RankedTable:
+    """Re-rank candidate rows by ``scores``, request by request.
+
+    Requests answered from the popular list keep the order they came in. Ties keep candidate order.
+
+    Args:
+        rows: R candidate rows, sorted by (request_id, rank).
+        scores: float ``[R]``; NaN is not allowed. ``-inf`` drops a row.
+        keep: how many rows of each request to keep, or None for all.
+
+    Returns:
+        Rows sorted by (request_id, rank), ranks counted from 0.
+    """
+    final = np.where(rows.source == SOURCE_POPULAR, rows.score, scores).astype(np.float32)
+    order = np.lexsort((rows.rank, -final, rows.request_id))
+    order = order[np.isfinite(final[order])]
+    request_id = rows.request_id[order]
+    starts = np.flatnonzero(np.diff(request_id, prepend=-1))
+    lengths = np.diff(np.append(starts, len(request_id)))
+    rank = (np.arange(len(request_id)) - np.repeat(starts, lengths)).astype(np.int32)
+    kept = slice(None) if keep is None else rank < keep
+    return RankedTable(
+        request_id=request_id[kept],
+        item_index=rows.item_index[order][kept],
+        score=final[order][kept],
+        rank=rank[kept],
+    )

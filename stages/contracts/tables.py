@@ -1,0 +1,214 @@
+"""The tables that flow between stages: frozen, checked once when they are made.
+
+Shapes: N items, D vector dimensions, R rows, Q requests. Times are int64 milliseconds since
+1970-01-01 UTC and carry the suffix ``_ms``. Indices are dense, 0-based rows of the id maps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.contracts.errors import DataError
+
+PART_CANDIDATE, PART_RANKER, PART_EVALUATION = 0, 1, 2
+"""Codes of the ``part`` columns: the oldest part trains the candidate generator, the next one the
+rankers, the latest one is held out."""
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class ColumnTable:
+    """A table of equally long one-dimensional arrays with declared types."""
+
+    TYPES: ClassVar[dict[str, type]] = {}
+
+    def __post_init__(self) -> None:
+        lengths = set()
+        for field in fields(self):
+            values = getattr(self, field.name)
+            wanted = np.dtype(self.TYPES[field.name])
+            if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype != wanted:
+                found = getattr(values, "dtype", type(values).__name__)
+                raise DataError(f"{type(self).__name__}.{field.name} must be a 1-D {wanted} array, found {found}")
+            lengths.add(len(values))
+        if len(lengths) > 1:
+            raise DataError(f"{type(self).__name__}: columns differ in length: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the declared columns of a Parquet file.
+
+        Raises:
+            DataError: if the file is missing, unreadable or lacks a column.
+        """
+        names = [field.name for field in fields(cls)]
+        try:
+            table = pq.read_table(path, columns=names)  # type: ignore[no-untyped-call]
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from None
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise DataError(f"{path} lacks columns {missing}, found {table.column_names}")
+        columns: dict[str, Any] = {name: table[name].to_numpy().astype(cls.TYPES[name], copy=False) for name in names}
+        return cls(**columns)
+
+    def write(self, path: Path) -> None:
+        """Write the table as Parquet (zstd)."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        pq.write_table(pa.table(columns), path, compression="zstd")  # type: ignore[no-untyped-call]
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return the rows selected by an index or boolean array ``[R]``."""
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class EventTable(ColumnTable):
+    """De-duplicated events in time order (``events.parquet``).
+
+    Attributes:
+        user_index, item_index: rows of the id maps; items are canonical.
+        event_time_ms: when it happened, non-decreasing.
+        signal: code into ``SnapshotMeta.signals``.
+        value: strength of the signal (rating, watched share, 1 for plain events).
+        part: PART_CANDIDATE, PART_RANKER or PART_EVALUATION by the time borders.
+        active: whether the user was active as of the end of the row's part. Training reads only
+            active rows; serving state (histories, counters) is advanced by all of them.
+    """
+
+    user_index: np.ndarray
+    item_index: np.ndarray
+    event_time_ms: np.ndarray
+    signal: np.ndarray
+    value: np.ndarray
+    part: np.ndarray
+    active: np.ndarray
+    TYPES: ClassVar[dict[str, type]] = {
+        "user_index": np.int64,
+        "item_index": np.int64,
+        "event_time_ms": np.int64,
+        "signal": np.int16,
+        "value": np.float32,
+        "part": np.int8,
+        "active": np.bool_,
+    }
+
+
+@dataclass(frozen=True)
+class RequestTable(ColumnTable):
+    """Requests to answer from the state strictly before ``request_time_ms`` (``requests.parquet``).
+
+    Sorted by (request_time_ms, request_id); ``request_id`` equals the row number. ``part`` is
+    PART_RANKER or PART_EVALUATION.
+    """
+
+    request_id: np.ndarray
+    user_index: np.ndarray
+    request_time_ms: np.ndarray
+    part: np.ndarray
+    TYPES: ClassVar[dict[str, type]] = {
+        "request_id": np.int64,
+        "user_index": np.int64,
+        "request_time_ms": np.int64,
+        "part": np.int8,
+    }
+
+
+@dataclass(frozen=True)
+class CandidateTable(ColumnTable):
+    """Candidates of requests, sorted by (request_id, rank) (``candidates.parquet``).
+
+    Attributes:
+        request_id, item_index: which request, which item; unique as a pair.
+        score: retrieval score, non-increasing within a request.
+        rank: 0-based position within the request.
+        source: code of the retrieval source (0 = two-tower index).
+    """
+
+    request_id: np.ndarray
+    item_index: np.ndarray
+    score: np.ndarray
+    rank: np.ndarray
+    source: np.ndarray
+    TYPES: ClassVar[dict[str, type]] = {
+        "request_id": np.int64,
+        "item_index": np.int64,
+        "score": np.float32,
+        "rank": np.int32,
+        "source": np.int8,
+    }
+
+
+@dataclass(frozen=True)
+class RankedTable(ColumnTable):
+    """What a stage answers: items by request, best first (``ranked.parquet``), rank 0-based."""
+
+    request_id: np.ndarray
+    item_index: np.ndarray
+    score: np.ndarray
+    rank: np.ndarray
+    TYPES: ClassVar[dict[str, type]] = {
+        "request_id": np.int64,
+        "item_index": np.int64,
+        "score": np.float32,
+        "rank": np.int32,
+    }
+
+
+@dataclass(frozen=True)
+class ScoredItems:
+    """One request's items with scores, best first, no duplicates.
+
+    Attributes:
+        ids: int64 ``[N]`` item indices.
+        scores: float32 ``[N]``, non-increasing.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.scores.shape or self.ids.ndim != 1:
+            raise DataError(f"ScoredItems: ids {self.ids.shape} and scores {self.scores.shape} must be equal [N]")
+        if len(np.unique(self.ids)) != len(self.ids):
+            raise DataError("ScoredItems: an item appears twice")
+        if np.any(np.diff(self.scores) > 0) or np.isnan(self.scores).any():
+            raise DataError("ScoredItems: scores must not increase and must not be NaN")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def sort(cls, ids: np.ndarray, scores: np.ndarray, k: int | None = None) -> ScoredItems:
+        """Sort by score, best first; ties keep the order of ``ids`` (stable); keep the first ``k``."""
+        order = np.argsort(-scores, kind="stable")[:k]
+        return cls(ids=ids[order].astype(np.int64), scores=scores[order].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """Item embeddings of one tower.
+
+    Attributes:
+        vectors: float32 ``[N, D]``, row i belongs to item index i.
+        tower_version: hex sha256 of the user tower that these vectors belong to.
+    """
+
+    vectors: np.ndarray
+    tower_version: str
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
+            raise DataError(f"ItemVectors must be float32 [N, D], found {self.vectors.dtype} {self.vectors.shape}")
+        if not np.isfinite(self.vectors).all():
+            raise DataError("ItemVectors: NaN or infinite values")

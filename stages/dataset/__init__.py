@@ -1,0 +1,1 @@
+"""From raw events to a snapshot: active users, de-duplication, splits, requests."""

@@ -1,0 +1,1 @@
+"""Features and serving state: one implementation for training and for serving."""

@@ -1,0 +1,1 @@
+"""The heavy ranker: multi-task DCN-v2."""

@@ -1,0 +1,1 @@
+"""The light ranker: LightGBM LambdaRank."""

@@ -1,0 +1,1 @@
+"""Releases: assemble, gate, register in MLflow, promote, pull."""

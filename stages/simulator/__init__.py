@@ -1,0 +1,1 @@
+"""A synthetic world that knows the true preference of its users."""

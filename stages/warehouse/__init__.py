@@ -1,0 +1,1 @@
+"""The warehouse: SQLAlchemy tables, ingestion and export to Parquet."""
