@@ -1,0 +1,163 @@
+"""The demo: the whole platform once, from raw interactions to answers over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.airflow import run_dag
+from cli.examples import Example, choose_examples
+from stages.contracts.errors import TransientError
+from stages.settings import load_settings
+
+START_SECONDS = 120
+
+
+def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, port: int) -> None:
+    """Run the DAG, serve its release, show its answers, and stop."""
+    home = _home(data)
+    environ = {
+        **os.environ,
+        "SLUICE_HOME": str(home),
+        "SLUICE_CONFIGS": str(dags.resolve().parent / "configs"),
+    }
+    settings = load_settings(environ, data=data, config=config)
+    click.secho(f"Running the DAG train_funnel on {settings.data or 'the synthetic world'} (home: {home})", bold=True)
+    started = time.monotonic()
+    params = {"data": settings.data, "config": settings.config_path}
+    log = run_dag(home, dags, params, environ, echo=lambda line: click.echo(f"  {line}"))
+    click.echo(f"DAG run finished in {time.monotonic() - started:.0f} s; its log: {log}")
+    _point_to(home)
+    port = port or _free_port()
+    with _server(home, port, environ) as (base, process):
+        _show(base, home)
+        _closing_words(base, home, keep_serving)
+        if keep_serving:
+            process.wait()
+
+
+def _home(data: str | None) -> Path:
+    base = Path(os.environ.get("SLUICE_HOME") or "var").resolve()
+    return base / f"demo-{Path(data).resolve().name if data else 'world'}"
+
+
+def _point_to(home: Path) -> None:
+    """Let ``latest`` beside the homes name the one that ran last: ``make serve`` reads it."""
+    link = home.parent / "latest"
+    temporary = home.parent / f".latest.{os.getpid()}"
+    temporary.symlink_to(home.name)
+    temporary.replace(link)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _server(home: Path, port: int, environ: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run ``sluice serve`` as its own process until the block ends."""
+    log = home / "serving.log"
+    base = f"http://127.0.0.1:{port}"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "serve", "--port", str(port)], env=environ, stdout=stream, stderr=stream
+        )
+        try:
+            _wait_ready(base, process, log)
+            yield base, process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+def _wait_ready(base: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise TransientError(f"the server stopped: {words[-1] if words else 'no output'} (log: {log})")
+        try:
+            _call(f"{base}/readyz")
+        except urllib.error.URLError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TransientError(f"the server was not ready after {START_SECONDS} s (log: {log})")
+
+
+def _call(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        return json.load(response)
+
+
+def _recommend(base: str, user_id: str, k: int = 8) -> Any:
+    query = urllib.parse.urlencode({"user_id": user_id, "k": k, "explain": "true"})
+    return _call(f"{base}/v1/recommendations?{query}")
+
+
+def _show(base: str, home: Path) -> None:
+    release = home / "serving" / "releases"
+    ledger, examples = choose_examples(release)
+    click.secho("\nThe stage ledger: what each stage gains on held-out requests", bold=True)
+    click.echo(ledger)
+    for user in (examples.heavy_user, examples.light_user):
+        _print_answer(
+            f"A {user.kind} user ({user.user_id}, {user.n_items} items so far)", _recommend(base, user.user_id)
+        )
+    unknown = f"new-user-{uuid.uuid4().hex[:8]}"
+    before = _recommend(base, unknown)
+    _print_answer(f"An unknown user ({unknown})", before)
+    events = [
+        {"user_id": unknown, "item_id": item, "signal": examples.signal, "value": examples.value}
+        for item in examples.three_items
+    ]
+    click.secho("\nThree events of that user: " + "; ".join(examples.three_titles), bold=True)
+    _call(f"{base}/v1/events", events)
+    after = _recommend(base, unknown)
+    _print_answer(f"The very next answer for {unknown}", after)
+    changed = len({item["item_id"] for item in after["items"]} - {item["item_id"] for item in before["items"]})
+    click.echo(f"  {changed} of {len(after['items'])} items are new")
+    if not changed:
+        raise TransientError(f"the list of {unknown} did not change after three events")
+
+
+def _print_answer(head: str, answer: Any) -> None:
+    click.secho(f"\n{head}: release {answer['release_id']}, path {answer['path']}", bold=True)
+    for item in answer["items"]:
+        stages = " ".join(
+            f"{stage} #{place['rank'] + 1}" for stage, place in item.get("explain", {}).items() if place is not None
+        )
+        click.echo(f"  {item['rank'] + 1:2d}. {item['title'][:60]:60s} {stages}")
+
+
+def _closing_words(base: str, home: Path, keep_serving: bool) -> None:
+    click.secho("\nTry it", bold=True)
+    if not keep_serving:
+        click.echo("  make serve                      # serve this release on port 8080, then")
+    address = base if keep_serving else "http://127.0.0.1:8080"
+    click.echo(f"  curl '{address}/v1/recommendations?user_id=someone&k=5&explain=true'")
+    click.echo("  make mlflow                     # runs, metrics and the release registry: http://127.0.0.1:5000")
+    click.echo("  make airflow                    # the DAG and its runs: http://127.0.0.1:8081")
+    click.echo(f"  everything this run wrote is below {home}")
+
+
+__all__ = ["Example", "demo"]

@@ -1,0 +1,89 @@
+"""The verbs that run steps: ingest, run, simulate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from stages import pipeline
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ConfigError
+from stages.settings import Settings, load_settings
+
+
+def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Turn ``("candidate.epochs=3",)`` into nested values; a value is YAML.
+
+    Raises:
+        ConfigError: for a pair without ``=`` or without a key.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair!r}: allowed is KEY=VALUE, such as candidate.epochs=3")
+        *path, leaf = key.split(".")
+        section = values
+        for name in path:
+            section = section.setdefault(name, {})
+        section[leaf] = yaml.safe_load(text)
+    return values
+
+
+def settings_from(
+    data: str | None,
+    mapping: str | None,
+    config: str | None,
+    as_of: str | None,
+    overrides: tuple[str, ...],
+    processes: int | None = None,
+    promote: bool = True,
+) -> Settings:
+    """Build settings from command-line options and the environment."""
+    return load_settings(
+        os.environ,
+        data=data,
+        config=config,
+        mapping=mapping,
+        as_of=as_of,
+        n_processes=processes,
+        overrides=parse_overrides(overrides),
+        promote=promote,
+    )
+
+
+def ingest(**options: Any) -> None:
+    """Load the source and print what became of its rows."""
+    result = pipeline.run_all(settings_from(**options), until="ingest")["ingest"]
+    for table, counts in sorted(result.info["tables"].items()):
+        click.echo(f"{table}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    for reason, count in sorted(result.info["reasons"].items()):
+        click.echo(f"put aside: {count:,} rows: {reason}")
+
+
+def run(until: str, **options: Any) -> None:
+    """Run the steps and print each one's outcome."""
+    settings = settings_from(**options)
+    results = pipeline.run_all(settings, until=until)
+    if "evaluate" in results:
+        click.echo((results["evaluate"].directory / "ledger.md").read_text(encoding="utf-8"))
+    if "register" in results:
+        info = results["register"].info
+        champion = " (champion)" if settings.promote and "promote" in results else ""
+        click.echo(f"release {info['release_id']} is version {info['version']}{champion}")
+
+
+def simulate(directory: Path, overrides: tuple[str, ...]) -> None:
+    """Write a synthetic world as Parquet."""
+    from stages.simulator.config import WorldConfig
+    from stages.simulator.write import write_world
+
+    config = parse_config(WorldConfig, parse_overrides(overrides), "--set")
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"directory {directory}: must be new or empty")
+    write_world(config, directory)
+    click.echo(f"wrote {directory}")

@@ -1,0 +1,294 @@
+"""Every step of the funnel as one function: what the DAGs, the command line and the tests call.
+
+Importing this module is cheap: each step imports what it needs when it runs, so that parsing a DAG
+or asking for help loads neither torch nor MLflow.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import __version__
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ConfigError
+from stages.contracts.files import canonical_json, sha256_text
+from stages.contracts.results import StageResult
+from stages.contracts.steps import Step, run_step
+from stages.settings import Settings
+
+if TYPE_CHECKING:
+    from stages.contracts.config import Config
+    from stages.recipe import Recipe
+
+log = logging.getLogger("sluice")
+
+STEPS: tuple[str, ...] = (
+    "ingest",
+    "dataset",
+    "train_candidate",
+    "build_index",
+    "retrieve",
+    "build_examples",
+    "train_light",
+    "train_heavy",
+    "evaluate",
+    "assemble",
+    "register",
+    "promote",
+)
+"""The steps in an order in which they can run."""
+
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "ingest": (),
+    "dataset": ("ingest",),
+    "train_candidate": ("dataset",),
+    "build_index": ("dataset", "train_candidate"),
+    "retrieve": ("dataset", "train_candidate", "build_index"),
+    "build_examples": ("dataset", "train_candidate", "retrieve"),
+    "train_light": ("dataset", "build_examples"),
+    "train_heavy": ("dataset", "train_candidate", "retrieve", "build_examples", "train_light"),
+    "evaluate": ("dataset", "retrieve", "train_light", "train_heavy"),
+    "assemble": (
+        "dataset",
+        "train_candidate",
+        "build_index",
+        "build_examples",
+        "train_light",
+        "train_heavy",
+        "evaluate",
+    ),
+    "register": ("assemble", "dataset", "train_candidate", "build_index", "train_light", "train_heavy", "evaluate"),
+    "promote": ("register", "assemble"),
+}
+"""The earlier steps whose results each step takes."""
+
+_INPUT_NAMES = {
+    "dataset": "snapshot",
+    "train_candidate": "candidate",
+    "build_index": "index",
+    "build_examples": "examples",
+    "train_light": "light",
+    "train_heavy": "heavy",
+}
+
+Upstream = Mapping[str, StageResult]
+
+
+def load_recipe(settings: Settings) -> Recipe:
+    """Return the recipe that the settings resolve to.
+
+    Raises:
+        ConfigError: naming every wrong field.
+    """
+    from stages.recipe import Recipe
+
+    return parse_config(Recipe, settings.recipe, settings.config_path or "recipe")
+
+
+def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one step by name; a second run with the same inputs re-uses its outputs.
+
+    Args:
+        step: one of ``STEPS``.
+        settings: where things live and which recipe to follow.
+        upstream: results of the steps in ``UPSTREAM[step]``, as ``StageResult`` or as its JSON.
+
+    Returns:
+        The step's ``StageResult`` as JSON, small enough for an Airflow XCom.
+
+    Raises:
+        ConfigError: if the step is unknown or an upstream result is missing.
+        SluiceError: whatever the step itself refuses.
+    """
+    if step not in UPSTREAM:
+        raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(STEPS)}")
+    missing = [name for name in UPSTREAM[step] if name not in upstream]
+    if missing:
+        raise ConfigError(f"step {step} needs the results of {missing}, found {sorted(upstream)}")
+    results = {name: StageResult.model_validate(upstream[name]) for name in UPSTREAM[step]}
+    log.info("[sluice] %s: started", step)
+    result = _FUNCTIONS[step](settings, results)
+    how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
+    numbers = ", ".join(f"{name} {value:,.4g}" for name, value in sorted(result.metrics.items())[:6])
+    log.info("[sluice] %s: %s%s", step, how, f" ({numbers})" if numbers else "")
+    return result.model_dump(mode="json")
+
+
+def run_all(
+    settings: Settings, until: str = STEPS[-1], progress: Callable[[str], None] | None = None
+) -> dict[str, StageResult]:
+    """Run every step up to and including ``until`` in this process, without Airflow.
+
+    Args:
+        settings: as for ``run_pipeline_step``.
+        until: the last step to run.
+        progress: called with each step's name before it starts.
+
+    Returns:
+        The result of every step that ran, by name.
+    """
+    if until not in UPSTREAM:
+        raise ConfigError(f"until = {until!r}: unknown step, allowed are {', '.join(STEPS)}")
+    results: dict[str, StageResult] = {}
+    for step in STEPS[: STEPS.index(until) + 1]:
+        if progress is not None:
+            progress(step)
+        results[step] = StageResult.model_validate(run_pipeline_step(step, settings, results))
+    return results
+
+
+def _run(settings: Settings, step: str, body: Step[Any], config: Config, results: Upstream) -> StageResult:
+    inputs = {_INPUT_NAMES.get(name, name): result for name, result in results.items()}
+    return run_step(step, __version__, body, config, inputs, settings.runs)
+
+
+def ingest(settings: Settings, results: Upstream) -> StageResult:
+    """Load the source into the warehouse; loading the same rows again adds nothing."""
+    from stages.sources import ingest_source
+
+    return ingest_source(settings, load_recipe(settings))
+
+
+def dataset(settings: Settings, results: Upstream) -> StageResult:
+    """Select active users, remove duplicates and split by time."""
+    from stages.dataset.build import snapshot_body
+    from stages.dataset.config import DatasetStepConfig
+    from stages.warehouse.engine import Warehouse
+
+    recipe = load_recipe(settings)
+    source = results["ingest"]
+    config = DatasetStepConfig(
+        **recipe.dataset.model_dump(),
+        as_of_ms=source.info["as_of_ms"],
+        warehouse_fingerprint=source.fingerprint,
+        seed=recipe.seed,
+    )
+    with Warehouse(settings.warehouse_url) as warehouse:
+        return run_step("dataset", __version__, snapshot_body(warehouse), config, {}, settings.runs)
+
+
+def train_candidate(settings: Settings, results: Upstream) -> StageResult:
+    """Train the two-tower model through torchrun and export it."""
+    from stages.candidate.config import TrainCandidateConfig
+    from stages.candidate.train import train_candidate as body
+
+    recipe = load_recipe(settings)
+    config = TrainCandidateConfig(candidate=recipe.candidate, features=recipe.features)
+    return _run(settings, "train_candidate", body, config, results)
+
+
+def build_index(settings: Settings, results: Upstream) -> StageResult:
+    """Build the Faiss index and measure its recall against exact search."""
+    from stages.candidate.index import build_index as body
+
+    return _run(settings, "build_index", body, load_recipe(settings).index, results)
+
+
+def retrieve(settings: Settings, results: Upstream) -> StageResult:
+    """Answer the rankers' and the evaluation's requests with candidates."""
+    from stages.candidate.config import RetrieveConfig
+    from stages.candidate.retrieve import retrieve as body
+
+    recipe = load_recipe(settings)
+    config = RetrieveConfig(candidate_k=recipe.funnel.candidate_k, features=recipe.features)
+    return _run(settings, "retrieve", body, config, results)
+
+
+def build_examples(settings: Settings, results: Upstream) -> StageResult:
+    """Compute point-in-time features and labels of every candidate, and the serving state."""
+    from stages.features.build import ExamplesConfig
+    from stages.features.build import build_examples as body
+
+    return _run(settings, "build_examples", body, ExamplesConfig(features=load_recipe(settings).features), results)
+
+
+def train_light(settings: Settings, results: Upstream) -> StageResult:
+    """Train the LightGBM ranker on real candidates."""
+    from stages.light_ranker.train import train_light as body
+
+    return _run(settings, "train_light", body, load_recipe(settings).light_ranker, results)
+
+
+def train_heavy(settings: Settings, results: Upstream) -> StageResult:
+    """Train the DCN-v2 ranker on what the light ranker passes."""
+    from stages.heavy_ranker.train import train_heavy as body
+
+    recipe = load_recipe(settings)
+    config = recipe.heavy_ranker.model_copy(
+        update={"light_k": recipe.funnel.light_k, "objective": dict(recipe.funnel.objective)}
+    )
+    return _run(settings, "train_heavy", body, config, results)
+
+
+def evaluate(settings: Settings, results: Upstream) -> StageResult:
+    """Judge every stage on the same held-out requests."""
+    from stages.evaluation.evaluate import evaluate as body
+
+    return _run(settings, "evaluate", body, load_recipe(settings).evaluation, results)
+
+
+def assemble(settings: Settings, results: Upstream) -> StageResult:
+    """Put the parts of one compatible set into a release directory."""
+    from stages.release.assemble import AssembleConfig
+    from stages.release.assemble import assemble as body
+
+    recipe = load_recipe(settings)
+    config = AssembleConfig(funnel=recipe.funnel, resolved=recipe.model_dump(mode="json"))
+    return _run(settings, "assemble", body, config, results)
+
+
+def register(settings: Settings, results: Upstream) -> StageResult:
+    """Register the release in MLflow under the alias ``challenger``."""
+    from stages.release.registry import ReleaseRegistry
+
+    recipe = load_recipe(settings)
+    stage_metrics = {name: dict(result.metrics) for name, result in results.items() if result.metrics}
+    release = results["assemble"].directory / "release"
+    registered = ReleaseRegistry(settings.registry).register(
+        release, params=recipe.model_dump(mode="json"), stage_metrics=stage_metrics
+    )
+    info = {"version": registered.version, "run_id": registered.run_id, "release_id": registered.release_id}
+    return _outcome("register", release, results, info)
+
+
+def promote(settings: Settings, results: Upstream) -> StageResult:
+    """Make the registered release the champion if it passes the gate."""
+    from stages.contracts.manifest import read_manifest
+    from stages.release.gate import check_gate
+    from stages.release.registry import ReleaseRegistry
+
+    release = results["assemble"].directory / "release"
+    version = str(results["register"].info["version"])
+    info: dict[str, Any] = {"version": version, "promoted": settings.promote}
+    if settings.promote:
+        check_gate(read_manifest(release), load_recipe(settings).gate)
+        ReleaseRegistry(settings.registry).promote(version)
+    return _outcome("promote", release, results, info)
+
+
+def _outcome(step: str, path: Path, results: Upstream, info: dict[str, Any]) -> StageResult:
+    upstream = {name: result.fingerprint for name, result in results.items()}
+    fingerprint = sha256_text(canonical_json({"step": step, "inputs": upstream}))
+    return StageResult(step=step, path=str(path), fingerprint=fingerprint, info=info)
+
+
+_FUNCTIONS: dict[str, Callable[[Settings, Upstream], StageResult]] = {
+    function.__name__: function
+    for function in (
+        ingest,
+        dataset,
+        train_candidate,
+        build_index,
+        retrieve,
+        build_examples,
+        train_light,
+        train_heavy,
+        evaluate,
+        assemble,
+        register,
+        promote,
+    )
+}

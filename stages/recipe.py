@@ -1,0 +1,62 @@
+"""The recipe: one configuration that describes a whole funnel, stage by stage.
+
+Each section is owned by its stage; this file only puts them together. ``configs/`` holds recipes
+as YAML, and the resolved recipe travels with every release.
+"""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from stages.candidate.config import CandidateConfig, IndexConfig
+from stages.contracts.config import Config
+from stages.contracts.manifest import FunnelSpec
+from stages.dataset.config import DatasetConfig
+from stages.evaluation.config import EvaluationConfig
+from stages.features.config import FeatureConfig
+from stages.heavy_ranker.config import HeavyRankerConfig
+from stages.light_ranker.config import LightRankerConfig
+from stages.release.gate import GateConfig
+from stages.simulator.config import WorldConfig
+
+
+class Recipe(Config):
+    """A whole funnel.
+
+    Attributes:
+        seed: of every random choice that has no seed of its own.
+        world: the synthetic world, used where a run is given no data.
+        dataset: selection, de-duplication, tasks, splits and requests.
+        features: histories, counters and ranking features.
+        candidate: the two-tower model and its training.
+        index: the Faiss index.
+        light_ranker: the LightGBM ranker.
+        heavy_ranker: the DCN-v2 ranker.
+        evaluation: the stage ledger.
+        funnel: sizes and stages of the served funnel, and the objective's weights.
+        gate: what a release must gain before it is promoted.
+    """
+
+    seed: int = 0
+    world: WorldConfig = WorldConfig()
+    dataset: DatasetConfig
+    features: FeatureConfig = FeatureConfig()
+    candidate: CandidateConfig = CandidateConfig()
+    index: IndexConfig = IndexConfig()
+    light_ranker: LightRankerConfig = LightRankerConfig()
+    heavy_ranker: HeavyRankerConfig = HeavyRankerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    funnel: FunnelSpec = FunnelSpec()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _objective_names_tasks(self) -> Recipe:
+        tasks = [task.name for task in self.dataset.tasks]
+        unknown = sorted(set(self.funnel.objective) - set(tasks))
+        if unknown:
+            raise ValueError(f"funnel.objective names {unknown}, the tasks are {tasks}")
+        if self.funnel.light_k > self.funnel.candidate_k:
+            raise ValueError(
+                f"funnel.light_k = {self.funnel.light_k} must not exceed candidate_k = {self.funnel.candidate_k}"
+            )
+        return self

@@ -1,0 +1,156 @@
+"""Where a deployment keeps its things, and which recipe a run follows.
+
+Entry points (the command line, the DAGs) build ``Settings`` once; steps only ever read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stages.contracts.config import Config, read_yaml
+from stages.contracts.errors import ConfigError
+
+
+class RegistryConfig(Config):
+    """Where releases are registered.
+
+    Attributes:
+        tracking_uri: MLflow's tracking and registry URI.
+        artifact_root: URI under which a new experiment keeps its artifacts (None: the server's choice).
+        model_name: registered model whose versions are releases.
+        experiment: MLflow experiment of the training runs.
+    """
+
+    tracking_uri: str
+    artifact_root: str | None = None
+    model_name: str = "sluice-funnel"
+    experiment: str = "sluice"
+
+
+class Settings(Config):
+    """One run's surroundings, plain JSON.
+
+    Attributes:
+        home: directory of the embedded default: warehouse, runs, MLflow's store, release cache.
+        warehouse_url: SQLAlchemy URL of the warehouse.
+        registry: where releases go.
+        recipe: values of ``stages.recipe.Recipe``; what is left out takes its default.
+        config_path: where the recipe came from, for messages.
+        data: path of the interactions to ingest, or None for the synthetic world.
+        mapping_path: YAML file that maps the columns of a generic file, or None.
+        as_of_ms: events from this time on do not exist for the run; None = just after the latest.
+        now_ms: the wall clock at the start, int ms UTC; later events are put aside as bad rows.
+        promote: whether a release that passes the gate becomes champion.
+    """
+
+    home: str
+    warehouse_url: str
+    registry: RegistryConfig
+    recipe: dict[str, Any] = {}
+    config_path: str | None = None
+    data: str | None = None
+    mapping_path: str | None = None
+    as_of_ms: int | None = None
+    now_ms: int
+    promote: bool = True
+
+    @property
+    def runs(self) -> Path:
+        """Directory below which every step keeps its outputs."""
+        return Path(self.home) / "runs"
+
+
+def load_settings(
+    environ: Mapping[str, str],
+    *,
+    data: str | None = None,
+    config: str | None = None,
+    mapping: str | None = None,
+    as_of: str | None = None,
+    n_processes: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    promote: bool = True,
+) -> Settings:
+    """Build settings from the environment and a run's parameters.
+
+    Reads ``SLUICE_HOME`` (default ``var``), ``SLUICE_WAREHOUSE_URL`` (default: a DuckDB file in the
+    home), ``SLUICE_MLFLOW_URI`` (default: SQLite in the home), ``SLUICE_MODEL_NAME``,
+    ``SLUICE_CONFIGS`` (the folder of recipes, default ``configs``), and, where the parameter is not
+    given, ``SLUICE_CONFIG`` and ``SLUICE_DATA``.
+
+    Args:
+        environ: usually ``os.environ``.
+        data: interactions to ingest; None = the synthetic world.
+        config: path of a recipe in YAML; None = the recipe that suits the data.
+        mapping: path of a column mapping in YAML for generic files.
+        as_of: ISO 8601 time with zone; events from then on are left out.
+        n_processes: ranks that train the candidate generator.
+        overrides: values laid over the recipe, nested.
+        promote: whether to promote a release that passes the gate.
+
+    Raises:
+        ConfigError: naming the field, its value and what is allowed.
+    """
+    home = Path(environ.get("SLUICE_HOME") or "var").resolve()
+    data = data or environ.get("SLUICE_DATA") or None
+    config = config or environ.get("SLUICE_CONFIG") or str(_suitable_recipe(environ, data))
+    recipe = _merge(read_yaml(Path(config)), dict(overrides or {}))
+    if n_processes is not None:
+        recipe = _merge(recipe, {"candidate": {"n_processes": n_processes}})
+    return Settings(
+        home=str(home),
+        warehouse_url=environ.get("SLUICE_WAREHOUSE_URL") or f"duckdb:///{home / 'warehouse.duckdb'}",
+        registry=registry_settings(environ),
+        recipe=recipe,
+        config_path=str(Path(config).resolve()),
+        data=str(Path(data).resolve()) if data else None,
+        mapping_path=str(Path(mapping).resolve()) if mapping else None,
+        as_of_ms=parse_time_ms(as_of) if as_of else None,
+        now_ms=int(datetime.now(UTC).timestamp() * 1000),
+        promote=promote,
+    )
+
+
+def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
+    folder = Path(environ.get("SLUICE_CONFIGS") or "configs")
+    if data is None:
+        return folder / "demo.yaml"
+    if Path(data).is_dir():
+        return folder / "movielens.yaml"
+    raise ConfigError(f"config: a recipe is needed for {data}; recipes for a start are in {folder}")
+
+
+def registry_settings(environ: Mapping[str, str]) -> RegistryConfig:
+    """Return where releases are registered, from the environment (see ``load_settings``)."""
+    home = Path(environ.get("SLUICE_HOME") or "var").resolve()
+    uri = environ.get("SLUICE_MLFLOW_URI")
+    return RegistryConfig(
+        tracking_uri=uri or f"sqlite:///{home / 'mlflow.db'}",
+        artifact_root=None if uri else (home / "mlartifacts").as_uri(),
+        model_name=environ.get("SLUICE_MODEL_NAME") or "sluice-funnel",
+    )
+
+
+def parse_time_ms(text: str) -> int:
+    """Parse an ISO 8601 time into int ms UTC; a time without a zone is UTC.
+
+    Raises:
+        ConfigError: if the text is not such a time.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"as_of = {text!r}: allowed is an ISO 8601 time such as 1998-04-22T00:00:00+00:00") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1000)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged

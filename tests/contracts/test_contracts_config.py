@@ -1,0 +1,94 @@
+"""Configuration refuses what it does not know and says what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stages.contracts.config import Config, parse_config, read_yaml
+from stages.contracts.errors import ConfigError, ReleaseError
+from stages.contracts.files import sha256_tree, write_json
+from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
+
+
+class _Inner(Config):
+    epochs: int = 1
+
+
+class _Outer(Config):
+    inner: _Inner = _Inner()
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(_Outer, {"inner": {"epochs": "many"}, "tyop": 1}, "demo.yaml")
+    message = str(caught.value)
+    assert "demo.yaml" in message
+    assert "inner.epochs = 'many'" in message
+    assert "tyop: unknown key" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("- 1\n", "must hold a mapping, found list"), ("a: [", "not valid YAML")]
+)
+def test_bad_yaml_is_named(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        read_yaml(path)
+
+
+def test_missing_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        read_yaml(tmp_path / "nowhere.yaml")
+
+
+def _release(directory: Path) -> ReleaseManifest:
+    (directory / "state").mkdir(parents=True)
+    (directory / "a.txt").write_text("a")
+    (directory / "state" / "b.txt").write_text("b")
+    manifest = ReleaseManifest(
+        release_id="r",
+        as_of_ms=1,
+        parts=sha256_tree(directory),
+        feature_schema_hash="f",
+        tower_version="t",
+        data_fingerprint="d",
+        funnel={},
+        metrics={},
+    )
+    write_json(directory / MANIFEST_FILE, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def test_whole_release_is_accepted(tmp_path: Path) -> None:
+    wanted = _release(tmp_path / "r")
+    assert verify_release(tmp_path / "r") == wanted
+
+
+def test_every_damaged_part_is_named(tmp_path: Path) -> None:
+    directory = tmp_path / "r"
+    _release(directory)
+    (directory / "a.txt").write_text("changed")
+    (directory / "state" / "b.txt").unlink()
+    (directory / "extra.txt").write_text("?")
+    with pytest.raises(ReleaseError) as caught:
+        verify_release(directory)
+    message = str(caught.value)
+    assert "a.txt: sha256" in message
+    assert "state/b.txt: missing" in message
+    assert "extra.txt: not in the manifest" in message
+
+
+def test_missing_broken_and_foreign_manifests_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="missing"):
+        read_manifest(tmp_path)
+    (tmp_path / MANIFEST_FILE).write_text("{")
+    with pytest.raises(ReleaseError, match="not a valid manifest"):
+        read_manifest(tmp_path)
+    directory = tmp_path / "r"
+    newer = _release(directory).model_copy(update={"format_version": 2})
+    write_json(directory / MANIFEST_FILE, newer.model_dump(mode="json"))
+    with pytest.raises(ReleaseError, match="format_version = 2"):
+        read_manifest(directory)
