@@ -154,3 +154,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if nested else value
     return merged
+
+
+def release_cache(environ: Mapping[str, str]) -> Path:
+    """Return the directory in which pulled releases are kept, one folder a release id."""
+    return Path(environ.get("SLUICE_HOME") or "var").resolve() / "serving" / "releases"

@@ -1,0 +1,64 @@
+"""The verbs on releases: list, promote, rollback, verify, report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from stages.contracts.files import read_json
+from stages.contracts.manifest import read_manifest, verify_release
+from stages.release.gate import GateConfig, check_gate
+from stages.release.registry import ReleaseRegistry
+from stages.settings import registry_settings, release_cache
+
+
+def _registry() -> ReleaseRegistry:
+    return ReleaseRegistry(registry_settings(os.environ))
+
+
+def list_releases() -> None:
+    """Print every registered release, newest first."""
+    table = Table("version", "release", "aliases", "created")
+    for entry in _registry().list():
+        table.add_row(entry.version, entry.release_id, ", ".join(entry.aliases), entry.created)
+    Console().print(table)
+
+
+def promote(version: str, force: bool) -> None:
+    """Make a registered release the champion."""
+    registry = _registry()
+    directory = registry.pull(version, release_cache(os.environ))
+    if not force:
+        recipe = read_json(directory / "config.json")
+        check_gate(read_manifest(directory), GateConfig.model_validate(recipe.get("gate", {})))
+    promoted = registry.promote(version)
+    click.echo(f"champion: version {promoted.version}, release {promoted.release_id}")
+
+
+def rollback() -> None:
+    """Make the previous champion the champion again."""
+    restored = _registry().rollback()
+    click.echo(f"champion: version {restored.version}, release {restored.release_id}")
+
+
+def verify(directory: Path) -> None:
+    """Check a release directory."""
+    manifest = verify_release(directory)
+    click.echo(f"release {manifest.release_id}: {len(manifest.parts)} parts match their manifest")
+
+
+def report(alias: str, html: Path | None) -> None:
+    """Print a release's stage ledger."""
+    from stages.evaluation.report import render_text, write_html
+
+    directory = _registry().pull(alias, release_cache(os.environ))
+    ledger = read_json(directory / "ledger.json")
+    click.echo(f"release {read_manifest(directory).release_id}")
+    click.echo(render_text(ledger))
+    if html is not None:
+        write_html(ledger, html)
+        click.echo(f"wrote {html}")
