@@ -1,1 +1,12 @@
-"""Features and serving state: one implementation for training and for serving."""
+"""Features and serving state: one implementation for training and for serving.
+
+config.py         FeatureConfig
+counters.py       exponentially decayed counts
+keyed_rows.py     growing rows over a memory-mapped base
+covisitation.py   item-to-item links of neighbouring touches
+state.py          FunnelState: everything that advances by events
+history.py        inputs of the user tower
+replay.py         requests in time order against the state of their moment
+ranking.py        the ranking features
+build.py          the ``build_examples`` step
+"""

@@ -1,0 +1,38 @@
+"""Configuration of features and serving state."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.contracts.config import Config
+
+HalfLife = Annotated[float, Field(gt=0)]
+
+
+class FeatureConfig(Config):
+    """What the serving state keeps and what the features read from it.
+
+    Attributes:
+        history_length: L, the newest distinct items that the user tower reads.
+        history_decay: the tower's weight of position r (0 = newest) is ``exp(-r / history_decay)``,
+            normalised to sum 1.
+        half_lives_days: half-lives of the decayed counters, shortest first, in days.
+        covisitation_window: previous items of a user that are linked to a new one.
+        covisitation_neighbours: neighbours kept for an item when its row is pruned; a row is pruned
+            as soon as it holds more than twice as many.
+        similarity_history: newest items of the user that are compared with a candidate.
+        smoothing: pseudo-observations of the global mean in each smoothed rate.
+        exposure_signals: signals that say that an item was shown, not that the user chose it. They
+            count as exposures of the item; histories, seen items and all other counters ignore them.
+    """
+
+    history_length: int = Field(default=50, ge=1)
+    history_decay: float = Field(default=10.0, gt=0)
+    half_lives_days: tuple[HalfLife, ...] = Field(default=(1.0, 7.0, 30.0), min_length=1)
+    covisitation_window: int = Field(default=10, ge=0)
+    covisitation_neighbours: int = Field(default=200, ge=1)
+    similarity_history: int = Field(default=20, ge=1)
+    smoothing: float = Field(default=10.0, gt=0)
+    exposure_signals: tuple[str, ...] = ("impression",)

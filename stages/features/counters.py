@@ -1,0 +1,57 @@
+"""Exponentially decayed counts of many rows, advanced lazily.
+
+A count c last touched at t_last is worth ``c * 2 ** (-(t - t_last) / half_life)`` at time t. Events
+that arrive with a time before t_last do not turn the clock back: they count in full at t_last, and a
+read before t_last sees the count as of t_last (dt is never negative).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.contracts.tables import DAY_MS
+
+
+class DecayedCounts:
+    """Counts of ``n`` rows, each at K half-lives.
+
+    Attributes:
+        values: float64 ``[K, n]``, each count as of its row's last event.
+        last_ms: int64 ``[n]``, time of the row's newest event; 0 where there was none.
+    """
+
+    def __init__(self, values: np.ndarray, last_ms: np.ndarray, half_lives_days: tuple[float, ...]) -> None:
+        self.values = values
+        self.last_ms = last_ms
+        self._half_lives_ms = [days * DAY_MS for days in half_lives_days]
+
+    @classmethod
+    def zeros(cls, n: int, half_lives_days: tuple[float, ...]) -> DecayedCounts:
+        """Return counts of ``n`` rows without events."""
+        return cls(np.zeros((len(half_lives_days), n)), np.zeros(n, dtype=np.int64), half_lives_days)
+
+    def add(self, row: int, time_ms: int) -> None:
+        """Count one event of ``row``."""
+        elapsed = max(0, time_ms - int(self.last_ms[row]))
+        self.last_ms[row] += elapsed
+        for value, half_life in zip(self.values, self._half_lives_ms, strict=True):
+            value[row] = value[row] * 2.0 ** (-elapsed / half_life) + 1.0
+
+    def read(self, half_life: int, time_ms: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return float64 counts of ``rows`` as of ``time_ms``.
+
+        Args:
+            half_life: position in ``half_lives_days``; negative ones count from the end.
+            time_ms: the moment to read at.
+            rows: which rows, all by default.
+        """
+        elapsed = np.maximum(time_ms - self.last_ms[rows], 0)
+        counts: np.ndarray = self.values[half_life][rows] * np.exp2(elapsed / -self._half_lives_ms[half_life])
+        return counts
+
+    def save(self, directory: Path, name: str) -> None:
+        """Write ``<name>_counts.npy`` and ``<name>_last_ms.npy``."""
+        np.save(directory / f"{name}_counts.npy", self.values)
+        np.save(directory / f"{name}_last_ms.npy", self.last_ms)

@@ -1,0 +1,96 @@
+"""Growing rows of keyed entries: a read-only CSR base plus the rows that changed since.
+
+Users' items and items' neighbours have the same shape: a row of distinct integer keys in the order of
+their first appearance, with some values for each. A release holds them as flat arrays, memory-mapped
+at load; only a row that changes is copied into memory, so that a server starts in milliseconds
+however many rows there are.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+_TYPECODES = {"int16": "h", "int32": "i", "int64": "q", "float32": "f", "float64": "d"}
+
+
+class Row:
+    """One changeable row.
+
+    Attributes:
+        slots: position of each key.
+        columns: equally long arrays, the keys first.
+    """
+
+    __slots__ = ("columns", "slots")
+
+    def __init__(self, columns: tuple[array, ...]) -> None:
+        self.columns = columns
+        self.slots: dict[int, int] = {key: slot for slot, key in enumerate(columns[0])}
+
+    def append(self, *entry: float) -> None:
+        """Append one entry; its first value is a key that the row does not hold yet."""
+        self.slots[int(entry[0])] = len(self.columns[0])
+        for column, value in zip(self.columns, entry, strict=True):
+            column.append(value)
+
+    def keep(self, slots: np.ndarray) -> None:
+        """Drop every entry but those at ``slots``, int64, ascending."""
+        self.columns = tuple(array(column.typecode, np.array(column)[slots].tobytes()) for column in self.columns)
+        self.slots = {key: slot for slot, key in enumerate(self.columns[0])}
+
+
+class KeyedRows:
+    """Rows of a fixed set of typed columns.
+
+    Args:
+        name: prefix of the arrays.
+        columns: numpy dtype of each column by name, the keys first.
+        arrays: the base: ``<name>_offsets`` int64 ``[n + 1]`` and the flat columns ``<name>_<column>``.
+    """
+
+    def __init__(self, name: str, columns: Mapping[str, np.dtype], arrays: Mapping[str, np.ndarray]) -> None:
+        self._name, self._names, self._dtypes = name, tuple(columns), tuple(columns.values())
+        self._offsets = arrays[f"{name}_offsets"]
+        self._base = tuple(arrays[f"{name}_{column}"] for column in columns)
+        self._changed: dict[int, Row] = {}
+
+    def open(self, index: int) -> Row:
+        """Return row ``index`` for changing; an unknown row is empty."""
+        row = self._changed.get(index)
+        if row is None:
+            columns = [
+                array(_TYPECODES[dtype.name], self._base_slice(index, number).tobytes())
+                for number, dtype in enumerate(self._dtypes)
+            ]
+            row = self._changed[index] = Row(tuple(columns))
+        return row
+
+    def read(self, index: int, column: int) -> np.ndarray:
+        """Return one column of row ``index``, in entry order; empty for an unknown row."""
+        row = self._changed.get(index)
+        if row is None:
+            return self._base_slice(index, column)
+        return np.array(row.columns[column], dtype=self._dtypes[column])
+
+    def length(self, index: int) -> int:
+        """Return the number of entries of row ``index``."""
+        row = self._changed.get(index)
+        return len(self._base_slice(index, 0)) if row is None else len(row.slots)
+
+    def save(self, directory: Path, n_rows: int) -> None:
+        """Write rows 0 to ``n_rows`` as ``<name>_offsets.npy`` and ``<name>_<column>.npy``."""
+        lengths = np.fromiter((self.length(index) for index in range(n_rows)), dtype=np.int64, count=n_rows)
+        np.save(directory / f"{self._name}_offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        for number, (column, dtype) in enumerate(zip(self._names, self._dtypes, strict=True)):
+            pieces = [np.empty(0, dtype=dtype), *(self.read(index, number) for index in range(n_rows))]
+            np.save(directory / f"{self._name}_{column}.npy", np.concatenate(pieces))
+
+    def _base_slice(self, index: int, column: int) -> np.ndarray:
+        if index >= len(self._offsets) - 1:
+            return self._base[column][:0]
+        flat: np.ndarray = self._base[column][self._offsets[index] : self._offsets[index + 1]]
+        return flat

@@ -1,0 +1,365 @@
+"""FunnelState: everything that advances by events, offline by replay, online by posted events."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.contracts.errors import DataError, ReleaseError
+from stages.contracts.files import read_json, write_json
+from stages.contracts.snapshot import ItemTable, Task
+from stages.contracts.tables import ScoredItems
+from stages.features.config import FeatureConfig
+from stages.features.counters import DecayedCounts
+from stages.features.covisitation import COLUMNS as LINK_COLUMNS
+from stages.features.covisitation import Covisitation
+from stages.features.keyed_rows import KeyedRows, Row
+
+STATE_FILE = "state.json"
+USER_COLUMNS: dict[str, np.dtype] = {
+    "items": np.dtype(np.int64),
+    "times_ms": np.dtype(np.int64),
+    "signals": np.dtype(np.int16),
+    "values": np.dtype(np.float32),
+    "positives": np.dtype(np.int64),
+    "latest_ms": np.dtype(np.int64),
+}
+"""One entry a user-item pair: first touch, best event, tasks reached as a bit mask, newest touch."""
+_ITEMS, _TIMES, _SIGNALS, _VALUES, _POSITIVES, _LATEST = range(6)
+
+
+@dataclass(frozen=True)
+class History:
+    """A user's newest distinct items, NEWEST FIRST by first touch.
+
+    Attributes:
+        items: int64 ``[H]``, H at most ``history_length``.
+        times_ms: int64 ``[H]``, first touches.
+        signals: int16 ``[H]``, code of the item's best event: the one with the greatest relevance
+            over the tasks, then the greatest value.
+        values: float32 ``[H]``, value of that event.
+    """
+
+    items: np.ndarray
+    times_ms: np.ndarray
+    signals: np.ndarray
+    values: np.ndarray
+
+
+class FunnelState:
+    """Histories, counters and co-visitation of a world, as of the events applied so far.
+
+    A *touch* is an event whose signal is not one of ``config.exposure_signals``. A user's first touch
+    of an item enters the history, the popularity counters and the co-visitation links; later touches
+    of the same item leave the history's order alone, but may raise its signal and value, add the
+    positives of tasks that the pair had not reached yet, and count as events.
+
+    Events should come in time order. One that comes late is counted at the newest time that its
+    counters have seen (see ``counters``) and enters the history as the newest entry.
+
+    Not safe for threads: whoever shares a state holds one lock around ``apply`` and around reads.
+
+    Attributes:
+        items, config, signals, tasks: what the state was made for.
+        n_users: users known so far.
+        item_counts, category_counts: decayed first touches by item and by category; an item with
+            several categories counts once in each.
+        touches: int64 ``[N]`` first touches of all time.
+        exposures: int64 ``[N]`` exposure events of all time.
+        positives: int64 ``[T, N]`` user-item pairs that were positive for a task.
+        item_events: int64 ``[N]`` touches, repeated ones too; item_value_sum: float64 ``[N]``.
+        totals: float64 ``[4 + T]``, sums over items of touches, exposures, item_events,
+            item_value_sum, then each task's positives.
+        covisitation: links between items.
+    """
+
+    def __init__(
+        self,
+        items: ItemTable,
+        config: FeatureConfig,
+        signals: tuple[str, ...],
+        tasks: tuple[Task, ...],
+        arrays: dict[str, np.ndarray],
+    ) -> None:
+        """Build from the arrays that ``save`` writes; use ``empty`` or ``load``."""
+        self.items, self.config, self.signals, self.tasks = items, config, signals, tasks
+        self.n_users = len(arrays["users_offsets"]) - 1
+        half_lives = config.half_lives_days
+        self.item_counts = DecayedCounts(arrays["item_counts"], arrays["item_last_ms"], half_lives)
+        self.category_counts = DecayedCounts(arrays["category_counts"], arrays["category_last_ms"], half_lives)
+        self.touches, self.exposures = arrays["touches"], arrays["exposures"]
+        self.positives, self.totals = arrays["positives"], arrays["totals"]
+        self.item_events, self.item_value_sum = arrays["item_events"], arrays["item_value_sum"]
+        self._users = KeyedRows("users", USER_COLUMNS, arrays)
+        links = KeyedRows("neighbours", LINK_COLUMNS, arrays)
+        self.covisitation = Covisitation(links, len(items), config.covisitation_neighbours)
+        self._is_exposure = [name in config.exposure_signals for name in signals]
+        self._rules = [_positive_rules(name, tasks) for name in signals]
+
+    @classmethod
+    def empty(
+        cls,
+        items: ItemTable,
+        config: FeatureConfig,
+        signals: tuple[str, ...],
+        tasks: tuple[Task, ...],
+        n_users: int = 0,
+    ) -> FunnelState:
+        """Return the state before any event.
+
+        Args:
+            items: the catalogue, N rows.
+            config: what to keep.
+            signals: event kinds; ``apply`` takes positions in it.
+            tasks: whose positives are counted, T of them.
+            n_users: users known beforehand; others join with their first event.
+        """
+        arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in _shapes(items, config, tasks).items()}
+        state = cls(items, config, signals, tasks, arrays)
+        state.n_users = n_users
+        return state
+
+    def apply(self, user_index: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
+        """Advance by one event.
+
+        Args:
+            user_index: 0-based; an index beyond ``n_users`` makes the state grow.
+            item_index: 0-based, below N.
+            signal: position in ``signals``.
+            value: strength, finite.
+            time_ms: when it happened.
+
+        Raises:
+            DataError: naming the argument that is out of range; nothing is changed then.
+        """
+        self._check(user_index, item_index, signal, value)
+        self.n_users = max(self.n_users, user_index + 1)
+        if self._is_exposure[signal]:
+            self.exposures[item_index] += 1
+            self.totals[1] += 1
+            return
+        mask, _ = self._judge(signal, value)
+        row = self._users.open(user_index)
+        slot = row.slots.get(item_index)
+        if slot is None:
+            self._first_touch(item_index, row.columns[_ITEMS], time_ms)
+            row.append(item_index, time_ms, signal, value, mask, time_ms)
+            self._add_positives(mask, item_index)
+        else:
+            self._repeat(row, slot, item_index, signal, value, time_ms)
+        self.item_events[item_index] += 1
+        self.item_value_sum[item_index] += value
+        self.totals[2] += 1
+        self.totals[3] += value
+
+    def history(self, user_index: int) -> History:
+        """Return the newest ``history_length`` distinct items; empty for an unknown user."""
+        newest = [
+            self._users.read(user_index, column)[: -self.config.history_length - 1 : -1]
+            for column in (_ITEMS, _TIMES, _SIGNALS, _VALUES)
+        ]
+        return History(*newest)
+
+    def seen(self, user_index: int) -> np.ndarray:
+        """Return int64 items that the user ever touched, in first-touch order."""
+        return self._users.read(user_index, _ITEMS)
+
+    def touch_times(self, user_index: int) -> np.ndarray:
+        """Return int64 first-touch times in ms, parallel to ``seen``."""
+        return self._users.read(user_index, _TIMES)
+
+    def touch_values(self, user_index: int) -> np.ndarray:
+        """Return float32 values of each item's best event, parallel to ``seen``."""
+        return self._users.read(user_index, _VALUES)
+
+    def last_event_ms(self, user_index: int) -> int | None:
+        """Return the time of the user's newest touch, repeated ones too; None without any."""
+        latest = self._users.read(user_index, _LATEST)
+        return int(latest.max()) if len(latest) else None
+
+    def popularity(self, time_ms: int, half_life: int | None) -> np.ndarray:
+        """Return float32 ``[N]`` first touches, decayed to ``time_ms``.
+
+        Args:
+            time_ms: the moment to read at.
+            half_life: position in ``half_lives_days``, or None for all time without decay.
+        """
+        counts = self.touches if half_life is None else self.item_counts.read(half_life, time_ms)
+        return counts.astype(np.float32)
+
+    def popular(self, time_ms: int, k: int, exclude: np.ndarray) -> ScoredItems:
+        """Return the fallback list: the most popular items at the longest half-life.
+
+        Args:
+            time_ms: the moment; items created after it are left out.
+            k: how many; fewer come back only if fewer items remain.
+            exclude: item indices that must not be returned.
+
+        Returns:
+            Items by decayed popularity, ties by item index.
+        """
+        scores = self.popularity(time_ms, int(np.argmax(self.config.half_lives_days)))
+        eligible = self.items.created_at_ms <= time_ms
+        eligible[exclude] = False
+        ids = np.flatnonzero(eligible)
+        if 0 < k < len(ids):
+            threshold = np.partition(scores[ids], len(ids) - k)[len(ids) - k]
+            ids = ids[scores[ids] >= threshold]
+        return ScoredItems.sort(ids, scores[ids], k)
+
+    def save(self, directory: Path) -> None:
+        """Write the state as ``.npy`` arrays and ``state.json`` below ``directory``, which must exist."""
+        self.item_counts.save(directory, "item")
+        self.category_counts.save(directory, "category")
+        for name in _PLAIN:
+            np.save(directory / f"{name}.npy", getattr(self, name))
+        self._users.save(directory, self.n_users)
+        self.covisitation.save(directory)
+        write_json(directory / STATE_FILE, _identity(self.items, self.config, self.signals, self.tasks))
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        items: ItemTable,
+        config: FeatureConfig,
+        signals: tuple[str, ...],
+        tasks: tuple[Task, ...],
+    ) -> FunnelState:
+        """Load what ``save`` wrote; arrays are memory-mapped copy-on-write, files never change.
+
+        Raises:
+            ReleaseError: if a file is missing, malformed or was saved for other items, signals,
+                tasks or configuration.
+        """
+        _check_identity(directory / STATE_FILE, _identity(items, config, signals, tasks))
+        arrays = {}
+        for name, (shape, dtype) in _shapes(items, config, tasks).items():
+            arrays[name] = _load_array(directory / f"{name}.npy", dtype)
+            if name not in _RAGGED and arrays[name].shape != shape:
+                raise ReleaseError(f"{directory / name}.npy has shape {arrays[name].shape}, expected {shape}")
+        return cls(items, config, signals, tasks, arrays)
+
+    def _check(self, user_index: int, item_index: int, signal: int, value: float) -> None:
+        if user_index < 0:
+            raise DataError(f"event: user_index = {user_index}, allowed are 0 and above")
+        if not 0 <= item_index < len(self.touches):
+            raise DataError(f"event: item_index = {item_index}, allowed are 0 to {len(self.touches) - 1}")
+        if not 0 <= signal < len(self.signals):
+            raise DataError(f"event: signal = {signal}, allowed are 0 to {len(self.signals) - 1} {self.signals}")
+        if not math.isfinite(value):
+            raise DataError(f"event: value = {value}, allowed are finite numbers")
+
+    def _judge(self, signal: int, value: float) -> tuple[int, float]:
+        """Return the tasks that an event is positive for, as a bit mask, and their relevance."""
+        mask, relevance = 0, 0.0
+        for bit, min_value, gain in self._rules[signal]:
+            if value >= min_value:
+                mask |= bit
+                relevance += gain
+        return mask, relevance
+
+    def _first_touch(self, item_index: int, history: array, time_ms: int) -> None:
+        self.touches[item_index] += 1
+        self.totals[0] += 1
+        self.item_counts.add(item_index, time_ms)
+        first, last = self.items.category_offsets[item_index : item_index + 2]
+        for category in self.items.category_codes[first:last].tolist():
+            self.category_counts.add(category, time_ms)
+        previous = history[: -self.config.covisitation_window - 1 : -1]
+        self.covisitation.link(item_index, previous)
+
+    def _repeat(self, row: Row, slot: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
+        _, _, signals, values, positives, latest = row.columns
+        mask, relevance = self._judge(signal, value)
+        kept_value = values[slot]
+        if (relevance, value) > (self._judge(signals[slot], kept_value)[1], kept_value):
+            signals[slot], values[slot] = signal, value
+        self._add_positives(mask & ~positives[slot], item_index)
+        positives[slot] |= mask
+        latest[slot] = max(latest[slot], time_ms)
+
+    def _add_positives(self, mask: int, item_index: int) -> None:
+        for task in range(len(self.tasks)):
+            if mask >> task & 1:
+                self.positives[task, item_index] += 1
+                self.totals[4 + task] += 1
+
+
+_PLAIN = ("touches", "exposures", "positives", "totals", "item_events", "item_value_sum")
+_RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
+    f"neighbours_{name}" for name in ("offsets", *LINK_COLUMNS)
+)
+
+
+def _shapes(
+    items: ItemTable, config: FeatureConfig, tasks: tuple[Task, ...]
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return shape (when empty, for the ragged ones) and dtype of every array of a state."""
+    n, k, count, real = len(items), len(config.half_lives_days), np.dtype(np.int64), np.dtype(np.float64)
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        "item_counts": ((k, n), real),
+        "item_last_ms": ((n,), count),
+        "category_counts": ((k, items.n_categories), real),
+        "category_last_ms": ((items.n_categories,), count),
+        "touches": ((n,), count),
+        "exposures": ((n,), count),
+        "positives": ((len(tasks), n), count),
+        "totals": ((4 + len(tasks),), real),
+        "item_events": ((n,), count),
+        "item_value_sum": ((n,), real),
+    }
+    for prefix, columns in (("users", USER_COLUMNS), ("neighbours", LINK_COLUMNS)):
+        shapes[f"{prefix}_offsets"] = ((1,), count)
+        shapes |= {f"{prefix}_{name}": ((0,), dtype) for name, dtype in columns.items()}
+    return shapes
+
+
+def _positive_rules(signal: str, tasks: tuple[Task, ...]) -> list[tuple[int, float, float]]:
+    """Return (bit, smallest value, relevance) of each task that ``signal`` can be positive for."""
+    return [
+        (1 << number, -math.inf if task.min_value is None else task.min_value, task.relevance)
+        for number, task in enumerate(tasks)
+        if signal in task.signals
+    ]
+
+
+def _identity(
+    items: ItemTable, config: FeatureConfig, signals: tuple[str, ...], tasks: tuple[Task, ...]
+) -> dict[str, Any]:
+    return {
+        "format_version": 1,
+        "n_items": len(items),
+        "n_categories": items.n_categories,
+        "config": config.model_dump(mode="json"),
+        "signals": list(signals),
+        "tasks": [task.model_dump(mode="json") for task in tasks],
+    }
+
+
+def _check_identity(path: Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path} is not a readable state description: {error}") from None
+    faults = [
+        f"{key} = {found.get(key)!r}, expected {value!r}" for key, value in wanted.items() if found.get(key) != value
+    ]
+    if faults:
+        raise ReleaseError(f"{path}: the state was saved for something else: " + "; ".join(faults))
+
+
+def _load_array(path: Path, dtype: np.dtype) -> np.ndarray:
+    try:
+        # A plain view of the mapping: indexing np.memmap itself is several times slower.
+        loaded = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path} is not a readable array: {error}") from None
+    if loaded.dtype != dtype:
+        raise ReleaseError(f"{path} holds {loaded.dtype}, expected {dtype}")
+    return loaded
