@@ -1,1 +1,7 @@
-"""A synthetic world that knows the true preference of its users."""
+"""A synthetic world that knows the truth: users, items and a log of sessions."""
+
+from stages.simulator.config import WorldConfig
+from stages.simulator.world import World
+from stages.simulator.write import write_world
+
+__all__ = ["World", "WorldConfig", "write_world"]
