@@ -8,10 +8,16 @@ read before t_last sees the count as of t_last (dt is never negative).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages.contracts.tables import DAY_MS
+
+
+def memory_cells(values: np.ndarray) -> Any:
+    """Return a view of the same memory whose single elements are read and written faster."""
+    return memoryview(values)  # type: ignore[arg-type]
 
 
 class DecayedCounts:
@@ -26,6 +32,8 @@ class DecayedCounts:
         self.values = values
         self.last_ms = last_ms
         self._half_lives_ms = [days * DAY_MS for days in half_lives_days]
+        self._cells = [(memory_cells(row), ms) for row, ms in zip(values, self._half_lives_ms, strict=True)]
+        self._last_cells = memory_cells(last_ms)
 
     @classmethod
     def zeros(cls, n: int, half_lives_days: tuple[float, ...]) -> DecayedCounts:
@@ -34,10 +42,13 @@ class DecayedCounts:
 
     def add(self, row: int, time_ms: int) -> None:
         """Count one event of ``row``."""
-        elapsed = max(0, time_ms - int(self.last_ms[row]))
-        self.last_ms[row] += elapsed
-        for value, half_life in zip(self.values, self._half_lives_ms, strict=True):
-            value[row] = value[row] * 2.0 ** (-elapsed / half_life) + 1.0
+        elapsed = time_ms - self._last_cells[row]
+        if elapsed > 0:
+            self._last_cells[row] = time_ms
+        else:
+            elapsed = 0
+        for cells, half_life in self._cells:
+            cells[row] = cells[row] * 2.0 ** (-elapsed / half_life) + 1.0
 
     def read(self, half_life: int, time_ms: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return float64 counts of ``rows`` as of ``time_ms``.

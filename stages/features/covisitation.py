@@ -8,43 +8,67 @@ Recommendations: Item-to-Item Collaborative Filtering", 2003).
 
 from __future__ import annotations
 
-from array import array
+import heapq
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from stages.features.keyed_rows import KeyedRows, Row
+from stages.features.keyed_rows import save_offsets
 
 COLUMNS: dict[str, np.dtype] = {"items": np.dtype(np.int32), "weights": np.dtype(np.float64)}
 
+Links = tuple[np.ndarray, np.ndarray]
+
 
 class Covisitation:
-    """Links between items, at most ``2 * neighbours`` an item."""
+    """Links between items: a read-only CSR base, plus the rows of items that changed since.
 
-    def __init__(self, rows: KeyedRows, n_items: int, neighbours: int) -> None:
-        self._rows = rows
+    A row is cut to its strongest ``neighbours`` links (ties by item index) as soon as it holds more
+    than twice as many: new links get time to grow, and cutting costs little an event.
+
+    Args:
+        arrays: ``neighbours_offsets`` int64 ``[N + 1]`` (or ``[1]``, no links), ``neighbours_items``
+            int32 and ``neighbours_weights`` float64.
+        n_items: N.
+        neighbours: links kept an item when its row is cut.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], n_items: int, neighbours: int) -> None:
+        self._offsets = arrays["neighbours_offsets"]
+        self._items, self._weights = arrays["neighbours_items"], arrays["neighbours_weights"]
         self._neighbours = neighbours
+        self._changed: dict[int, dict[int, float]] = {}
+        self._as_arrays: dict[int, Links] = {}  # of changed rows that were read since
         # Position of each candidate of the request being answered, -1 elsewhere: allocated once.
         self._position = np.full(n_items, -1, dtype=np.int32)
 
-    def link(self, item: int, previous: np.ndarray | array) -> None:
+    def link(self, item: int, previous: Iterable[int]) -> None:
         """Link a newly touched item with the user's ``previous`` items, newest first."""
-        own = self._rows.open(item)
+        own = self._open(item)
+        limit = 2 * self._neighbours
         for distance, other in enumerate(previous, start=1):
             weight = 1.0 / distance
-            _strengthen(own, int(other), weight)
-            theirs = self._rows.open(int(other))
-            _strengthen(theirs, item, weight)
-            self._prune(theirs)
-        self._prune(own)
+            own[other] = own.get(other, 0.0) + weight
+            theirs = self._open(other)
+            theirs[item] = theirs.get(item, 0.0) + weight
+            if len(theirs) > limit:
+                self._cut(other)
+        if len(own) > limit:
+            self._cut(item)
 
-    def neighbours(self, item: int) -> tuple[np.ndarray, np.ndarray]:
+    def neighbours(self, item: int) -> Links:
         """Return the linked items int32 ``[M]`` and raw weights float64 ``[M]`` of an item."""
-        return self._rows.read(item, 0), self._rows.read(item, 1)
+        row = self._changed.get(item)
+        if row is None:
+            return self._base(item)
+        links = self._as_arrays.get(item)
+        if links is None:
+            items = np.fromiter(row.keys(), dtype=np.int32, count=len(row))
+            links = self._as_arrays[item] = (items, np.fromiter(row.values(), dtype=np.float64, count=len(row)))
+        return links
 
-    def scores(
-        self, history: np.ndarray, candidates: np.ndarray, popularity: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, history: np.ndarray, candidates: np.ndarray, popularity: np.ndarray) -> Links:
         """Return sum and maximum of the normalised links between each candidate and a history.
 
         Args:
@@ -58,11 +82,9 @@ class Covisitation:
         total, best = np.zeros(len(candidates)), np.zeros(len(candidates))
         if not len(history):
             return total, best
-        rows = [self.neighbours(int(item)) for item in history]
-        lengths = [len(items) for items, _ in rows]
-        links = np.concatenate([weights for _, weights in rows]) / np.sqrt(
-            np.repeat(np.maximum(popularity[history], 1), lengths)
-        )
+        rows = [self.neighbours(item) for item in history.tolist()]
+        popular = np.repeat(np.maximum(popularity[history], 1), [len(items) for items, _ in rows])
+        links = np.concatenate([weights for _, weights in rows]) / np.sqrt(popular)
         self._position[candidates] = np.arange(len(candidates), dtype=np.int32)
         position = self._position[np.concatenate([items for items, _ in rows])]
         self._position[candidates] = -1
@@ -74,21 +96,27 @@ class Covisitation:
         return total / norm, best / norm
 
     def save(self, directory: Path) -> None:
-        """Write ``neighbours_*.npy``."""
-        self._rows.save(directory, len(self._position))
+        """Write ``neighbours_offsets.npy``, ``neighbours_items.npy`` and ``neighbours_weights.npy``."""
+        rows = [self.neighbours(item) for item in range(len(self._position))]
+        save_offsets(directory / "neighbours_offsets.npy", (len(items) for items, _ in rows), len(rows))
+        for number, (column, dtype) in enumerate(COLUMNS.items()):
+            pieces = [np.empty(0, dtype=dtype), *(row[number] for row in rows)]
+            np.save(directory / f"neighbours_{column}.npy", np.concatenate(pieces))
 
-    def _prune(self, row: Row) -> None:
-        """Keep the strongest links of an overfull row, ties by item index, in their old order."""
-        if len(row.slots) <= 2 * self._neighbours:
-            return
-        items, weights = (np.array(column) for column in row.columns)
-        kept = np.sort(np.lexsort((items, -weights))[: self._neighbours])
-        row.keep(kept)
+    def _base(self, item: int) -> Links:
+        if item >= len(self._offsets) - 1:
+            return self._items[:0], self._weights[:0]
+        row = slice(self._offsets[item], self._offsets[item + 1])
+        return self._items[row], self._weights[row]
 
+    def _open(self, item: int) -> dict[int, float]:
+        row = self._changed.get(item)
+        if row is None:
+            items, weights = self._base(item)
+            row = self._changed[item] = dict(zip(items.tolist(), weights.tolist(), strict=True))
+        self._as_arrays.pop(item, None)
+        return row
 
-def _strengthen(row: Row, item: int, weight: float) -> None:
-    slot = row.slots.get(item)
-    if slot is None:
-        row.append(item, weight)
-    else:
-        row.columns[1][slot] += weight
+    def _cut(self, item: int) -> None:
+        links = self._changed[item].items()
+        self._changed[item] = dict(heapq.nsmallest(self._neighbours, links, key=lambda link: (-link[1], link[0])))

@@ -1,15 +1,14 @@
 """Growing rows of keyed entries: a read-only CSR base plus the rows that changed since.
 
-Users' items and items' neighbours have the same shape: a row of distinct integer keys in the order of
-their first appearance, with some values for each. A release holds them as flat arrays, memory-mapped
-at load; only a row that changes is copied into memory, so that a server starts in milliseconds
-however many rows there are.
+A user's items are such a row: distinct integer keys in the order of their first appearance, with some
+values for each. A release holds the rows as flat arrays, memory-mapped at load; only a row that
+changes is copied into memory, so that a server starts in milliseconds however many rows there are.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +35,6 @@ class Row:
         self.slots[int(entry[0])] = len(self.columns[0])
         for column, value in zip(self.columns, entry, strict=True):
             column.append(value)
-
-    def keep(self, slots: np.ndarray) -> None:
-        """Drop every entry but those at ``slots``, int64, ascending."""
-        self.columns = tuple(array(column.typecode, np.array(column)[slots].tobytes()) for column in self.columns)
-        self.slots = {key: slot for slot, key in enumerate(self.columns[0])}
 
 
 class KeyedRows:
@@ -83,8 +77,8 @@ class KeyedRows:
 
     def save(self, directory: Path, n_rows: int) -> None:
         """Write rows 0 to ``n_rows`` as ``<name>_offsets.npy`` and ``<name>_<column>.npy``."""
-        lengths = np.fromiter((self.length(index) for index in range(n_rows)), dtype=np.int64, count=n_rows)
-        np.save(directory / f"{self._name}_offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        lengths = (self.length(index) for index in range(n_rows))
+        save_offsets(directory / f"{self._name}_offsets.npy", lengths, n_rows)
         for number, (column, dtype) in enumerate(zip(self._names, self._dtypes, strict=True)):
             pieces = [np.empty(0, dtype=dtype), *(self.read(index, number) for index in range(n_rows))]
             np.save(directory / f"{self._name}_{column}.npy", np.concatenate(pieces))
@@ -94,3 +88,10 @@ class KeyedRows:
             return self._base[column][:0]
         flat: np.ndarray = self._base[column][self._offsets[index] : self._offsets[index + 1]]
         return flat
+
+
+def save_offsets(path: Path, lengths: Iterable[int], n_rows: int) -> None:
+    """Write int64 ``[n_rows + 1]``: where each row of a CSR layout starts."""
+    offsets = np.zeros(n_rows + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(lengths, dtype=np.int64, count=n_rows), out=offsets[1:])
+    np.save(path, offsets)

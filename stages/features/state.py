@@ -15,7 +15,7 @@ from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import ItemTable, Task
 from stages.contracts.tables import ScoredItems
 from stages.features.config import FeatureConfig
-from stages.features.counters import DecayedCounts
+from stages.features.counters import DecayedCounts, memory_cells
 from stages.features.covisitation import COLUMNS as LINK_COLUMNS
 from stages.features.covisitation import Covisitation
 from stages.features.keyed_rows import KeyedRows, Row
@@ -96,8 +96,10 @@ class FunnelState:
         self.positives, self.totals = arrays["positives"], arrays["totals"]
         self.item_events, self.item_value_sum = arrays["item_events"], arrays["item_value_sum"]
         self._users = KeyedRows("users", USER_COLUMNS, arrays)
-        links = KeyedRows("neighbours", LINK_COLUMNS, arrays)
-        self.covisitation = Covisitation(links, len(items), config.covisitation_neighbours)
+        self.covisitation = Covisitation(arrays, len(items), config.covisitation_neighbours)
+        # Single elements of a memory view are read and written several times faster than numpy's.
+        self._cells = {name: memory_cells(getattr(self, name)) for name in _PLAIN if name != "positives"}
+        self._positives = [memory_cells(row) for row in self.positives]
         self._is_exposure = [name in config.exposure_signals for name in signals]
         self._rules = [_positive_rules(name, tasks) for name in signals]
 
@@ -140,8 +142,7 @@ class FunnelState:
         self._check(user_index, item_index, signal, value)
         self.n_users = max(self.n_users, user_index + 1)
         if self._is_exposure[signal]:
-            self.exposures[item_index] += 1
-            self.totals[1] += 1
+            self._count("exposures", item_index, 1)
             return
         mask, _ = self._judge(signal, value)
         row = self._users.open(user_index)
@@ -152,10 +153,8 @@ class FunnelState:
             self._add_positives(mask, item_index)
         else:
             self._repeat(row, slot, item_index, signal, value, time_ms)
-        self.item_events[item_index] += 1
-        self.item_value_sum[item_index] += value
-        self.totals[2] += 1
-        self.totals[3] += value
+        self._count("item_events", item_index, 1)
+        self._count("item_value_sum", item_index, value)
 
     def history(self, user_index: int) -> History:
         """Return the newest ``history_length`` distinct items; empty for an unknown user."""
@@ -264,9 +263,12 @@ class FunnelState:
                 relevance += gain
         return mask, relevance
 
+    def _count(self, name: str, item_index: int, amount: float) -> None:
+        self._cells[name][item_index] += amount
+        self._cells["totals"][_SUMMED.index(name)] += amount
+
     def _first_touch(self, item_index: int, history: array, time_ms: int) -> None:
-        self.touches[item_index] += 1
-        self.totals[0] += 1
+        self._count("touches", item_index, 1)
         self.item_counts.add(item_index, time_ms)
         first, last = self.items.category_offsets[item_index : item_index + 2]
         for category in self.items.category_codes[first:last].tolist():
@@ -287,11 +289,12 @@ class FunnelState:
     def _add_positives(self, mask: int, item_index: int) -> None:
         for task in range(len(self.tasks)):
             if mask >> task & 1:
-                self.positives[task, item_index] += 1
-                self.totals[4 + task] += 1
+                self._positives[task][item_index] += 1
+                self._cells["totals"][len(_SUMMED) + task] += 1
 
 
-_PLAIN = ("touches", "exposures", "positives", "totals", "item_events", "item_value_sum")
+_SUMMED = ("touches", "exposures", "item_events", "item_value_sum")
+_PLAIN = (*_SUMMED, "positives", "totals")
 _RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
     f"neighbours_{name}" for name in ("offsets", *LINK_COLUMNS)
 )
@@ -310,7 +313,7 @@ def _shapes(
         "touches": ((n,), count),
         "exposures": ((n,), count),
         "positives": ((len(tasks), n), count),
-        "totals": ((4 + len(tasks),), real),
+        "totals": ((len(_SUMMED) + len(tasks),), real),
         "item_events": ((n,), count),
         "item_value_sum": ((n,), real),
     }
