@@ -1,0 +1,66 @@
+"""Configuration of the heavy ranker."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.contracts.config import Config
+
+
+class NetworkConfig(Config):
+    """The shape of one DCN-v2 network.
+
+    Attributes:
+        cross_layers: explicit feature-crossing layers.
+        cross_rank: rank of each cross layer's matrix, or None for a full one.
+        deep_layers: widths of the deep part.
+        structure: whether the deep part reads the input (``parallel``) or the crosses (``stacked``).
+        dropout: share of the deep part's units dropped in training.
+    """
+
+    cross_layers: int = Field(default=2, ge=0)
+    cross_rank: int | None = Field(default=32, ge=1)
+    deep_layers: tuple[int, ...] = (64, 32)
+    structure: Literal["parallel", "stacked"] = "parallel"
+    dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
+
+
+class HeavyRankerConfig(Config):
+    """How the heavy ranker is trained.
+
+    Attributes:
+        seed: of initialisation, dropout and batch order.
+        threads: torch threads.
+        device: ``auto`` takes CUDA where there is one.
+        light_k: candidates of a request that the light ranker passes on; equals the release's.
+        network: the shape of each network.
+        ensemble: networks whose logits are averaged inside the exported model.
+        objective: weight of each task in the score that the listwise loss trains, or empty for the
+            weights of the snapshot's tasks. A release may use other weights without training again.
+        pointwise_weight: weight of the binary cross-entropy of all tasks.
+        listwise_weight: weight of the listwise loss on the combined score.
+        validation_share: latest share of the ranker requests, used to choose the number of epochs.
+        batch_requests: whole requests in a batch.
+        max_epochs: largest number of passes over the training requests.
+        patience: epochs without a better validation NDCG@10 before training stops.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW, on matrices only.
+    """
+
+    seed: int = 0
+    threads: int = Field(default=2, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    light_k: int = Field(default=200, ge=1)
+    network: NetworkConfig = NetworkConfig()
+    ensemble: int = Field(default=2, ge=1)
+    objective: dict[str, float] = {}
+    pointwise_weight: float = Field(default=1.0, ge=0.0)
+    listwise_weight: float = Field(default=1.0, ge=0.0)
+    validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    batch_requests: int = Field(default=32, ge=1)
+    max_epochs: int = Field(default=20, ge=1)
+    patience: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    weight_decay: float = Field(default=1e-2, ge=0.0)

@@ -1,0 +1,41 @@
+"""Configuration of the light ranker."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.contracts.config import Config
+
+
+class LightRankerConfig(Config):
+    """How the light ranker is trained.
+
+    Attributes:
+        seed: of fold assignment, negative sampling and LightGBM.
+        threads: LightGBM threads for training; the scorer always uses one.
+        folds: user folds for out-of-fold scores of the ranker part.
+        validation_share: latest share of the training requests, used to choose the number of rounds.
+        negatives_per_request: negatives kept a training request, or None for all; sampled at random.
+        max_rounds: largest number of boosting rounds.
+        patience: rounds without a better validation NDCG@10 before training stops.
+        learning_rate: shrinkage of each round.
+        num_leaves: leaves of a tree.
+        min_data_in_leaf: rows that a leaf needs.
+        feature_fraction: share of the features that a tree may use.
+        lambda_l2: L2 penalty on leaf values.
+        truncation_level: positions at the top whose pairs give gradients.
+    """
+
+    seed: int = 0
+    threads: int = Field(default=2, ge=1)
+    folds: int = Field(default=4, ge=2)
+    validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    negatives_per_request: int | None = Field(default=100, ge=1)
+    max_rounds: int = Field(default=400, ge=1)
+    patience: int = Field(default=40, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0.0)
+    num_leaves: int = Field(default=15, ge=2)
+    min_data_in_leaf: int = Field(default=50, ge=1)
+    feature_fraction: float = Field(default=0.7, gt=0.0, le=1.0)
+    lambda_l2: float = Field(default=5.0, ge=0.0)
+    truncation_level: int = Field(default=30, ge=1)
