@@ -1,0 +1,180 @@
+"""Popularity rankings from events alone: what every stage of the funnel has to beat.
+
+Written apart from ``stages.features``, so that a fault there cannot flatter the funnel here.
+Legend: Q requests, N items, T first touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from stages.contracts.tables import EventTable, RankedTable, RequestTable
+
+_BLOCK_REQUESTS = 512
+_BLOCK_HALF_LIVES = 64  # weights inside a block stay below 2**64, far from overflow
+_TABLE_ROWS = 4_000_000
+
+
+class FirstTouches:
+    """The first event of each (user, item) pair, in time order.
+
+    Attributes:
+        user_index, item_index, time_ms: int64 ``[T]``, times non-decreasing.
+    """
+
+    def __init__(self, events: EventTable) -> None:
+        width = int(events.item_index.max(initial=0)) + 1
+        _, first = np.unique(events.user_index * width + events.item_index, return_index=True)
+        first = np.sort(first)
+        self.user_index = events.user_index[first]
+        self.item_index = events.item_index[first]
+        self.time_ms = events.event_time_ms[first]
+        order = np.argsort(self.user_index, kind="stable")
+        self._items, self._times = self.item_index[order], self.time_ms[order]
+        users = int(self.user_index.max(initial=-1)) + 1
+        self._offsets = np.searchsorted(self.user_index[order], np.arange(users + 1))
+
+    def seen(self, user_index: int, time_ms: int) -> np.ndarray:
+        """Items that a user touched strictly before ``time_ms``, int64, oldest first."""
+        if user_index >= len(self._offsets) - 1:
+            return self._items[:0]
+        start, end = self._offsets[user_index], self._offsets[user_index + 1]
+        return self._items[start : start + np.searchsorted(self._times[start:end], time_ms, side="left")]
+
+    def history_lengths(self, requests: RequestTable) -> np.ndarray:
+        """Number of items that each request's user touched before it, int64 ``[Q]``."""
+        pairs = zip(requests.user_index.tolist(), requests.request_time_ms.tolist(), strict=True)
+        return np.array([len(self.seen(user, time)) for user, time in pairs], dtype=np.int64)
+
+    def counts(self, before_ms: int, n_items: int) -> np.ndarray:
+        """First touches of each item strictly before a time, int64 ``[N]``."""
+        rows = slice(0, int(np.searchsorted(self.time_ms, before_ms, side="left")))
+        return np.bincount(self.item_index[rows], minlength=n_items)
+
+
+class _Scores:
+    """Decayed counts that advance by first touches."""
+
+    def __init__(self, touches: FirstTouches, n_items: int, half_life_ms: float | None) -> None:
+        self.touches, self.half_life_ms = touches, half_life_ms
+        self.values = np.zeros(n_items, dtype=np.float64)
+        self._reference_ms = 0
+        self._next = 0
+
+    def rebase(self, time_ms: int) -> None:
+        """Express the scores as of ``time_ms``; the ranking stays as it is."""
+        self.values *= self.decay(time_ms)
+        self._reference_ms = time_ms
+
+    def decay(self, time_ms: int) -> float:
+        """What a touch at the reference time weighs at ``time_ms``."""
+        if self.half_life_ms is None:
+            return 1.0
+        return float(np.exp2((self._reference_ms - time_ms) / self.half_life_ms))
+
+    def advance(self, time_ms: int) -> None:
+        """Count the touches strictly before ``time_ms``."""
+        end = int(np.searchsorted(self.touches.time_ms, time_ms, side="left"))
+        if end <= self._next:
+            return
+        rows = slice(self._next, end)
+        weights = np.ones(end - self._next)
+        if self.half_life_ms is not None:
+            weights = np.exp2((self.touches.time_ms[rows] - self._reference_ms) / self.half_life_ms)
+        np.add.at(self.values, self.touches.item_index[rows], weights)
+        self._next = end
+
+    def pending(self, until_ms: int) -> np.ndarray:
+        """Items of the touches not yet counted that happen before ``until_ms``."""
+        return self.touches.item_index[self._next : np.searchsorted(self.touches.time_ms, until_ms, side="left")]
+
+
+def popularity_rankings(
+    touches: FirstTouches,
+    requests: RequestTable,
+    created_at_ms: np.ndarray,
+    k: int,
+    half_life_ms: float | None = None,
+) -> Iterator[RankedTable]:
+    """Rank the catalogue by first touches strictly before each request.
+
+    Items that the user has seen and items not yet born are left out; ties go to the lower item
+    index. A touch counts 1, or 2 ** (-age / half-life).
+
+    Within a block of requests only a pool of items can be answered, because counts never fall
+    and decay does not change the order: the best at the start of the block, those touched in it
+    and those born in it. So a request costs the pool, not the catalogue.
+
+    Args:
+        touches: first touches of all events.
+        requests: sorted by time.
+        created_at_ms: int64 ``[N]``, birth times of the items.
+        k: answers a request.
+        half_life_ms: of a touch's weight; None counts all touches alike.
+
+    Yields:
+        Tables of whole requests in time order, at most about four million rows each.
+    """
+    scores = _Scores(touches, len(created_at_ms), half_life_ms)
+    seen_flag = np.zeros(len(created_at_ms), dtype=bool)
+    parts: list[RankedTable] = []
+    for block in _blocks(requests.request_time_ms, half_life_ms):
+        rows = requests.take(np.arange(block.start, block.stop))
+        seen = [touches.seen(int(u), int(t)) for u, t in zip(rows.user_index, rows.request_time_ms, strict=True)]
+        first_ms, last_ms = int(rows.request_time_ms[0]), int(rows.request_time_ms[-1])
+        scores.rebase(first_ms)
+        scores.advance(first_ms)
+        pool = _pool(scores, created_at_ms, first_ms, last_ms, k + max(len(items) for items in seen))
+        for row, items in enumerate(seen):
+            time_ms = int(rows.request_time_ms[row])
+            scores.advance(time_ms)
+            seen_flag[items] = True
+            allowed = pool[~seen_flag[pool] & (created_at_ms[pool] <= time_ms)]
+            seen_flag[items] = False
+            best = allowed[np.argsort(-scores.values[allowed], kind="stable")[:k]]
+            parts.append(_answer(int(rows.request_id[row]), best, scores.values[best] * scores.decay(time_ms)))
+        if sum(map(len, parts)) >= _TABLE_ROWS - _BLOCK_REQUESTS * k:
+            yield _concatenate(parts)
+            parts = []
+    if parts:
+        yield _concatenate(parts)
+
+
+def _blocks(times: np.ndarray, half_life_ms: float | None) -> Iterator[slice]:
+    start = 0
+    while start < len(times):
+        stop = min(start + _BLOCK_REQUESTS, len(times))
+        if half_life_ms is not None:
+            limit = times[start] + _BLOCK_HALF_LIVES * half_life_ms
+            stop = min(stop, int(np.searchsorted(times, limit, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def _pool(scores: _Scores, created_at_ms: np.ndarray, first_ms: int, last_ms: int, size: int) -> np.ndarray:
+    """Return every item that a request of a block may be answered with, sorted by item index."""
+    born = np.flatnonzero(created_at_ms <= first_ms)
+    values = scores.values[born]
+    if size < len(born):
+        border = np.partition(values, len(born) - size)[len(born) - size]
+        above = np.flatnonzero(values > border)
+        level = np.flatnonzero(values == border)[: size - len(above)]
+        born = born[np.concatenate([above, level])]
+    newborn = np.flatnonzero((created_at_ms > first_ms) & (created_at_ms <= last_ms))
+    return np.unique(np.concatenate([born, newborn, scores.pending(last_ms)]))
+
+
+def _answer(request_id: int, items: np.ndarray, scores: np.ndarray) -> RankedTable:
+    return RankedTable(
+        request_id=np.full(len(items), request_id, dtype=np.int64),
+        item_index=items.astype(np.int64),
+        score=scores.astype(np.float32),
+        rank=np.arange(len(items), dtype=np.int32),
+    )
+
+
+def _concatenate(parts: list[RankedTable]) -> RankedTable:
+    columns = ("request_id", "item_index", "score", "rank")
+    return RankedTable(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns})

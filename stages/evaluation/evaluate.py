@@ -1,0 +1,229 @@
+"""The evaluation step: every stage on the same held-out requests, in one stage ledger.
+
+``ledger.json`` is data, ``ledger.md`` the same as people read it. Each row is compared, request by
+request, with the row before it, so that a stage which does not earn its place is seen at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from stages.contracts.config import Config
+from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.files import write_json
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.steps import Outcome
+from stages.contracts.tables import DAY_MS, PART_EVALUATION, CandidateTable, RankedTable, RequestTable
+from stages.evaluation.baselines import FirstTouches, popularity_rankings
+from stages.evaluation.bootstrap import paired_bootstrap
+from stages.evaluation.measure import RowMeasures, measure
+from stages.evaluation.metrics import HeldOut, popular_head
+from stages.evaluation.report import render_markdown
+
+AGAINST = {"trending": "popularity", "candidates": "popularity", "light": "candidates", "heavy": "light"}
+"""Which row each row of the ledger is compared with; a row that is absent is skipped over."""
+
+HISTORY_SLICES = ((0, 0), (1, 1), (2, 5), (6, 20), (21, None))
+
+
+class EvaluationConfig(Config):
+    """How the ledger is made.
+
+    Attributes:
+        ks: cut-offs, increasing; the first one is the headline's.
+        candidate_k: deeper cut-off at which recall alone is measured.
+        bootstrap_samples: of each interval.
+        seed: of the bootstrap.
+        half_life_days: of a touch's weight in the ``trending`` baseline.
+    """
+
+    ks: tuple[int, ...] = (10, 20)
+    candidate_k: int = Field(default=1000, ge=1)
+    bootstrap_samples: int = Field(default=1000, ge=100)
+    seed: int = Field(default=42, ge=0)
+    half_life_days: float = Field(default=7.0, gt=0)
+
+    @field_validator("ks")
+    @classmethod
+    def _increasing(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if not ks or ks[0] < 1 or any(after <= before for before, after in pairwise(ks)):
+            raise ValueError("allowed are one or more increasing numbers from 1")
+        return ks
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """The held-out requests with what the slices need; arrays ``[Q]``."""
+
+    table: RequestTable
+    held: HeldOut
+    history_length: np.ndarray
+    warm: np.ndarray
+    without_targets: int
+
+
+def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
+    """Write ``ledger.json`` and ``ledger.md``.
+
+    Args:
+        config: cut-offs, bootstrap and baseline.
+        inputs: ``snapshot`` and ``retrieve``; ``light`` and ``heavy`` where those stages ran.
+        directory: where the ledger goes.
+
+    Returns:
+        Metrics by ``<row>/<metric>``, and each row's verdict.
+
+    Raises:
+        EmptyDatasetError: if no held-out request has a target.
+        DataError: if a stage's ranking is malformed.
+    """
+    snapshot = Snapshot(inputs["snapshot"])
+    touches = FirstTouches(snapshot.events())
+    items = snapshot.items()
+    requests = _held_out(snapshot, touches, len(items))
+    head = popular_head(touches.counts(snapshot.meta.borders.ranker_end_ms, len(items)))
+    rows = {
+        name: measure(tables, requests.held, config.ks, config.candidate_k, head)
+        for name, tables in _rankings(config, inputs, touches, requests, items.created_at_ms)
+    }
+    ledger: dict[str, Any] = {
+        "format_version": 1,
+        "headline": f"ndcg@{config.ks[0]}",
+        "config": config.model_dump(mode="json"),
+        "counts": _counts(requests, head),
+        "target_head_share": float(head[requests.held.item_index].mean()),
+        "rows": [_ledger_row(name, rows, requests, config) for name in rows],
+        "slices": _slices(rows, requests),
+        "data_fingerprint": snapshot.meta.fingerprint,
+    }
+    write_json(directory / "ledger.json", ledger)
+    (directory / "ledger.md").write_text(render_markdown(ledger), encoding="utf-8")
+    return ledger_metrics(ledger), {row["name"]: row["verdict"] for row in ledger["rows"] if row["verdict"]}
+
+
+def ledger_metrics(ledger: Mapping[str, Any]) -> dict[str, float]:
+    """Flatten a ledger's rows to ``{<row>/<metric>: value}``."""
+    return {f"{row['name']}/{name}": value for row in ledger["rows"] for name, value in row["metrics"].items()}
+
+
+def _held_out(snapshot: Snapshot, touches: FirstTouches, n_items: int) -> _Requests:
+    targets = snapshot.targets()
+    requests = snapshot.requests()
+    requests = requests.take(requests.part == PART_EVALUATION)
+    answerable = np.isin(requests.request_id, targets.request_id)
+    table = requests.take(answerable)
+    if not len(table):
+        raise EmptyDatasetError(
+            f"requests.parquet: {len(requests)} requests of the evaluation part, none of them with a target; "
+            "at least one is needed"
+        )
+    return _Requests(
+        table=table,
+        held=HeldOut.make(table.request_id, targets, n_items),
+        history_length=touches.history_lengths(table),
+        warm=np.isin(table.user_index, _known_users(touches, snapshot.meta.borders.ranker_end_ms)),
+        without_targets=int((~answerable).sum()),
+    )
+
+
+def _known_users(touches: FirstTouches, before_ms: int) -> np.ndarray:
+    return np.unique(touches.user_index[: np.searchsorted(touches.time_ms, before_ms, side="left")])
+
+
+def _rankings(
+    config: EvaluationConfig,
+    inputs: Mapping[str, Path],
+    touches: FirstTouches,
+    requests: _Requests,
+    created_at_ms: np.ndarray,
+) -> Iterator[tuple[str, Iterable[RankedTable | CandidateTable]]]:
+    depth = max(config.candidate_k, config.ks[-1])
+    half_life_ms = config.half_life_days * DAY_MS
+    yield "popularity", popularity_rankings(touches, requests.table, created_at_ms, depth)
+    yield "trending", popularity_rankings(touches, requests.table, created_at_ms, depth, half_life_ms)
+    yield "candidates", [_read(CandidateTable, inputs["retrieve"] / "candidates.parquet", requests.held)]
+    for name in ("light", "heavy"):
+        if name in inputs:
+            yield name, [_read(RankedTable, inputs[name] / "ranked.parquet", requests.held)]
+
+
+def _read(kind: type[RankedTable] | type[CandidateTable], path: Path, held: HeldOut) -> RankedTable | CandidateTable:
+    """Read a stage's answers; answers to none of the held-out requests are a fault, not a zero."""
+    table = kind.read(path)
+    if not np.isin(held.request_id, table.request_id).any():
+        raise DataError(f"{path}: {len(table)} rows, none for the {len(held)} held-out requests")
+    return table
+
+
+def _ledger_row(
+    name: str, rows: Mapping[str, RowMeasures], requests: _Requests, config: EvaluationConfig
+) -> dict[str, Any]:
+    against = AGAINST.get(name)
+    while against is not None and against not in rows:
+        against = AGAINST[against]
+    row: dict[str, Any] = {
+        "name": name,
+        "metrics": rows[name].means() | rows[name].overall,
+        "answered": rows[name].answered,
+        "against": against,
+        "gain": None,
+        "gain_over_popularity": None,
+        "verdict": "",
+    }
+    if against is not None:
+        gain = _gain(name, against, rows, requests, config)
+        row["gain"] = gain
+        row["verdict"] = gain["verdict"]
+        row["gain_over_popularity"] = (
+            gain if against == "popularity" else _gain(name, "popularity", rows, requests, config)
+        )
+    return row
+
+
+def _gain(
+    name: str, against: str, rows: Mapping[str, RowMeasures], requests: _Requests, config: EvaluationConfig
+) -> dict[str, Any]:
+    headline = f"ndcg@{config.ks[0]}"
+    gain = paired_bootstrap(
+        before=rows[against].per_request[headline],
+        after=rows[name].per_request[headline],
+        user_index=requests.table.user_index,
+        samples=config.bootstrap_samples,
+        seed=config.seed,
+    )
+    return {"metric": headline, "against": against, "verdict": gain.verdict, **asdict(gain)}
+
+
+def _counts(requests: _Requests, head: np.ndarray) -> dict[str, int]:
+    return {
+        "requests": len(requests.held),
+        "requests_without_targets": requests.without_targets,
+        "users": len(np.unique(requests.table.user_index)),
+        "targets": len(requests.held.item_index),
+        "items": requests.held.n_items,
+        "head_items": int(head.sum()),
+    }
+
+
+def _slices(rows: Mapping[str, RowMeasures], requests: _Requests) -> list[dict[str, Any]]:
+    chosen = {"warm users": requests.warm, "new users": ~requests.warm}
+    for low, high in HISTORY_SLICES:
+        label = f"history {low}" if low == high else f"history {low}-{high}" if high else f"history >{low - 1}"
+        upper = np.iinfo(np.int64).max if high is None else high
+        chosen[label] = (requests.history_length >= low) & (requests.history_length <= upper)
+    return [
+        {
+            "name": label,
+            "requests": int(mask.sum()),
+            "users": len(np.unique(requests.table.user_index[mask])),
+            "rows": {name: measures.means(mask) for name, measures in rows.items()} if mask.any() else {},
+        }
+        for label, mask in chosen.items()
+    ]

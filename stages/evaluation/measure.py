@@ -1,0 +1,88 @@
+"""Measure one row of the ledger from tables that may come in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.contracts.tables import CandidateTable, RankedTable
+from stages.evaluation.metrics import (
+    HeldOut,
+    JudgedRanking,
+    coverage,
+    hit_rate_at,
+    judge,
+    mrr_at,
+    ndcg_at,
+    popularity_share,
+    precision_at,
+    recall_at,
+    shown_items,
+)
+
+
+@dataclass(frozen=True)
+class RowMeasures:
+    """The metrics of one row.
+
+    Attributes:
+        per_request: float64 ``[Q]`` by metric name, such as ``ndcg@10``.
+        overall: metrics of all answers together, such as ``coverage@10``.
+        answered: number of requests that got at least one answer.
+    """
+
+    per_request: dict[str, np.ndarray]
+    overall: dict[str, float]
+    answered: int
+
+    def means(self, rows: np.ndarray | None = None) -> dict[str, float]:
+        """Return the mean of each per-request metric over all requests, or over ``rows`` (bool ``[Q]``)."""
+        chosen = slice(None) if rows is None else rows
+        return {name: float(values[chosen].mean()) for name, values in self.per_request.items()}
+
+
+def measure(
+    tables: Iterable[RankedTable | CandidateTable],
+    held: HeldOut,
+    ks: tuple[int, ...],
+    candidate_k: int,
+    head: np.ndarray,
+) -> RowMeasures:
+    """Measure a stage's answers.
+
+    Args:
+        tables: pieces of one ranking; each request's rows lie in one piece. A request without
+            rows counts as missed in every metric.
+        held: the requests and their targets.
+        ks: cut-offs of all metrics.
+        candidate_k: one more, deeper cut-off for recall alone.
+        head: bool ``[N]``, the popular head.
+    """
+    per_request: dict[str, np.ndarray] = {}
+    shown = {k: np.zeros(held.n_items, dtype=np.int64) for k in ks}
+    answered = np.zeros(len(held), dtype=bool)
+    for table in tables:
+        judged = judge(table, held)
+        answered[judged.position] = True
+        for name, values in _per_request(judged, ks, candidate_k).items():
+            per_request[name] = per_request.get(name, 0.0) + values
+        for k in ks:
+            shown[k] += shown_items(judged, k)
+    overall = {f"coverage@{k}": coverage(shown[k]) for k in ks}
+    overall |= {f"popularity_share@{k}": popularity_share(shown[k], head) for k in ks}
+    return RowMeasures(per_request=per_request, overall=overall, answered=int(answered.sum()))
+
+
+def _per_request(judged: JudgedRanking, ks: tuple[int, ...], candidate_k: int) -> dict[str, np.ndarray]:
+    values = {}
+    for k in ks:
+        values[f"ndcg@{k}"] = ndcg_at(judged, k)
+        values[f"graded_ndcg@{k}"] = ndcg_at(judged, k, graded=True)
+        values[f"recall@{k}"] = recall_at(judged, k)
+        values[f"precision@{k}"] = precision_at(judged, k)
+        values[f"mrr@{k}"] = mrr_at(judged, k)
+        values[f"hit_rate@{k}"] = hit_rate_at(judged, k)
+    values[f"recall@{candidate_k}"] = recall_at(judged, candidate_k)
+    return values

@@ -1,0 +1,217 @@
+"""Full-ranking metrics, one value a request.
+
+Every metric is computed over the whole catalogue: an item that a stage did not rank counts as
+missed, and nothing is sampled. Legend: Q requests, N items, R ranked rows, T targets, K cut-off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.contracts.errors import DataError
+from stages.contracts.snapshot import Targets
+from stages.contracts.tables import CandidateTable, RankedTable
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Requests and what each of them should have found.
+
+    Attributes:
+        request_id: int64 ``[Q]``, strictly increasing; each has at least one target.
+        position: int64 ``[T]``, row of ``request_id`` that a target belongs to, non-decreasing.
+        item_index: int64 ``[T]``, unique within a request.
+        relevance: float64 ``[T]``, above zero.
+        n_items: size N of the catalogue.
+    """
+
+    request_id: np.ndarray
+    position: np.ndarray
+    item_index: np.ndarray
+    relevance: np.ndarray
+    n_items: int
+
+    @classmethod
+    def make(cls, request_id: np.ndarray, targets: Targets, n_items: int) -> HeldOut:
+        """Select the targets of ``request_id`` (int64 ``[Q]``, strictly increasing).
+
+        Raises:
+            DataError: if a request has no target, or a target no positive relevance.
+        """
+        position = np.searchsorted(request_id, targets.request_id)
+        ours = position < len(request_id)
+        ours[ours] = request_id[position[ours]] == targets.request_id[ours]
+        rows = np.flatnonzero(ours)[np.argsort(position[ours], kind="stable")]
+        held = cls(
+            request_id=request_id,
+            position=position[rows],
+            item_index=targets.item_index[rows],
+            relevance=targets.relevance[rows].astype(np.float64),
+            n_items=n_items,
+        )
+        empty = np.flatnonzero(held.counts == 0)
+        if len(empty):
+            raise DataError(f"request_id {request_id[empty[0]]}: no target, so no metric; {len(empty)} such requests")
+        if not (held.relevance > 0).all():
+            raise DataError(f"targets.relevance: found {held.relevance.min()}, allowed are values above 0")
+        return held
+
+    def __len__(self) -> int:
+        return len(self.request_id)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Targets of each request, int64 ``[Q]``."""
+        return np.bincount(self.position, minlength=len(self.request_id))
+
+
+@dataclass(frozen=True)
+class JudgedRanking:
+    """A stage's answers to the held-out requests, each row marked with its target's relevance.
+
+    Attributes:
+        held: what was asked for.
+        position: int64 ``[R]``, row of ``held.request_id``.
+        item_index: int64 ``[R]``.
+        rank: int32 ``[R]``, 0-based.
+        relevance: float64 ``[R]``, 0 where the item is no target of the request.
+    """
+
+    held: HeldOut
+    position: np.ndarray
+    item_index: np.ndarray
+    rank: np.ndarray
+    relevance: np.ndarray
+
+    def per_request(self, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the sum of ``weights`` ``[R]`` over the selected ``rows``, float64 ``[Q]``."""
+        return np.bincount(self.position[rows], weights=weights[rows], minlength=len(self.held))
+
+
+def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
+    """Match ranked rows with targets; rows of requests that are not held out are left aside.
+
+    Raises:
+        DataError: if an item is outside the catalogue or answered twice in one request, or two
+            items share a rank.
+    """
+    position = np.searchsorted(held.request_id, ranked.request_id)
+    ours = position < len(held)
+    ours[ours] = held.request_id[position[ours]] == ranked.request_id[ours]
+    position, item_index, rank = position[ours], ranked.item_index[ours], ranked.rank[ours]
+    if len(item_index) and (item_index.min() < 0 or item_index.max() >= held.n_items):
+        found = item_index.min() if item_index.min() < 0 else item_index.max()
+        raise DataError(f"ranked item_index {found}: allowed are 0 to {held.n_items - 1}")
+    keys = position * held.n_items + item_index
+    _refuse_repeats(held, keys, position, "an item is answered twice")
+    depth = int(rank.max(initial=0)) + 1
+    _refuse_repeats(held, position * depth + rank, position, "two items share a rank")
+    wanted = held.position * held.n_items + held.item_index
+    order = np.argsort(wanted, kind="stable")
+    spot = np.searchsorted(wanted, keys, sorter=order)
+    relevance = np.zeros(len(keys), dtype=np.float64)
+    inside = np.flatnonzero(spot < len(wanted))
+    rows = order[spot[inside]]
+    found_rows = wanted[rows] == keys[inside]
+    relevance[inside[found_rows]] = held.relevance[rows[found_rows]]
+    return JudgedRanking(held=held, position=position, item_index=item_index, rank=rank, relevance=relevance)
+
+
+def _refuse_repeats(held: HeldOut, keys: np.ndarray, position: np.ndarray, what: str) -> None:
+    order = np.argsort(keys, kind="stable")
+    repeats = order[1:][np.diff(keys[order]) == 0]
+    if len(repeats):
+        raise DataError(f"ranking of request_id {held.request_id[position[repeats[0]]]}: {what}")
+
+
+def recall_at(judged: JudgedRanking, k: int) -> np.ndarray:
+    """Share of a request's targets among its first ``k`` answers, float64 ``[Q]``."""
+    hits = (judged.relevance > 0).astype(np.float64)
+    return np.asarray(judged.per_request(hits, judged.rank < k) / judged.held.counts)
+
+
+def precision_at(judged: JudgedRanking, k: int) -> np.ndarray:
+    """Targets among the first ``k`` answers over ``k``, float64 ``[Q]``; a short answer pays for it."""
+    hits = (judged.relevance > 0).astype(np.float64)
+    return judged.per_request(hits, judged.rank < k) / k
+
+
+def hit_rate_at(judged: JudgedRanking, k: int) -> np.ndarray:
+    """1 where any target is among the first ``k`` answers, else 0, float64 ``[Q]``."""
+    return (recall_at(judged, k) > 0).astype(np.float64)
+
+
+def mrr_at(judged: JudgedRanking, k: int) -> np.ndarray:
+    """One over the 1-based rank of the first target, 0 if there is none in ``k``, float64 ``[Q]``."""
+    rows = (judged.relevance > 0) & (judged.rank < k)
+    best = np.zeros(len(judged.held))
+    np.maximum.at(best, judged.position[rows], 1.0 / (judged.rank[rows] + 1.0))
+    return best
+
+
+def ndcg_at(judged: JudgedRanking, k: int, graded: bool = False) -> np.ndarray:
+    """Normalised discounted cumulative gain, float64 ``[Q]`` in [0, 1].
+
+    The gain of a target is 1, or its relevance if ``graded``; the discount is 1 / log2(rank + 2);
+    the ideal ranking has the request's best ``k`` targets first.
+    Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002.
+    """
+    gain = judged.relevance if graded else (judged.relevance > 0).astype(np.float64)
+    dcg = judged.per_request(gain / np.log2(judged.rank + 2.0), judged.rank < k)
+    return np.asarray(dcg / ideal_dcg(judged.held, k, graded))
+
+
+def ideal_dcg(held: HeldOut, k: int, graded: bool) -> np.ndarray:
+    """Return the largest DCG that ``k`` answers can reach, float64 ``[Q]``."""
+    gain = held.relevance if graded else np.ones(len(held.relevance))
+    order = np.lexsort((-gain, held.position))
+    starts = np.searchsorted(held.position, np.arange(len(held)))
+    rank = np.arange(len(order)) - starts[held.position]
+    weights = np.where(rank < k, gain[order] / np.log2(rank + 2.0), 0.0)
+    return np.bincount(held.position, weights=weights, minlength=len(held))
+
+
+def shown_items(judged: JudgedRanking, k: int) -> np.ndarray:
+    """How often each item is among the first ``k`` answers of a request, int64 ``[N]``."""
+    return np.bincount(judged.item_index[judged.rank < k], minlength=judged.held.n_items)
+
+
+def coverage(shown: np.ndarray) -> float:
+    """Share of the catalogue that is answered at least once; ``shown`` is int ``[N]``.
+
+    "Catalog coverage" in Ge, Delgado-Battenfeld and Jannach, "Beyond accuracy", RecSys 2010.
+    """
+    return float((shown > 0).mean())
+
+
+def popularity_share(shown: np.ndarray, head: np.ndarray) -> float:
+    """Share of the answered slots that hold an item of the head; 0 if nothing is answered.
+
+    The short head against the long tail is how popularity bias is measured since Abdollahpouri,
+    Burke and Mobasher, "Controlling popularity bias in learning-to-rank recommendation", RecSys 2017.
+
+    Args:
+        shown: int ``[N]``, see ``shown_items``.
+        head: bool ``[N]``, see ``popular_head``.
+    """
+    slots = int(shown.sum())
+    return float(shown[head].sum() / slots) if slots else 0.0
+
+
+def popular_head(counts: np.ndarray, share: float = 0.01) -> np.ndarray:
+    """Mark the most popular ``share`` of the catalogue, at least one item, bool ``[N]``.
+
+    One per cent, not the twenty of the paper cited above: lists of ten out of catalogues of
+    thousands to millions lie in the top fifth whoever makes them, and the share would always be
+    near 1. Ties go to the lower item index.
+
+    Args:
+        counts: int ``[N]``, first touches of each item in the training parts.
+        share: share of N, in (0, 1].
+    """
+    size = max(1, int(np.ceil(len(counts) * share)))
+    head = np.zeros(len(counts), dtype=bool)
+    head[np.argsort(-counts, kind="stable")[:size]] = True
+    return head

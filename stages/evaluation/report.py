@@ -1,0 +1,129 @@
+"""The stage ledger as Markdown, as plain text for the terminal and as one HTML file.
+
+All three read the ledger's data alone, so that a report can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Table = tuple[list[str], list[list[str]]]
+
+_VERDICTS = {
+    "gains": "gains on {}",
+    "loses": "loses to {}",
+    "no difference": "no difference to {}",
+    "too few users": "too few users to tell from {}",
+}
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:right}
+th:first-child,td:first-child{text-align:left}th{background:#f5f5f5}"""
+
+
+def main_table(ledger: Mapping[str, Any]) -> Table:
+    """Return (header, rows) of the ledger: a row a stage, with its gain and verdict."""
+    k, last = ledger["config"]["ks"][0], ledger["config"]["ks"][-1]
+    wanted = (f"ndcg@{k}", f"recall@{k}", f"recall@{last}", f"recall@{ledger['config']['candidate_k']}")
+    names = list(dict.fromkeys((*wanted, f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}", f"popularity_share@{k}")))
+    rows = [
+        [row["name"], *(f"{row['metrics'][name]:.4f}" for name in names), _gain(row["gain"]), verdict_text(row)]
+        for row in ledger["rows"]
+    ]
+    return ["stage", *map(_title, names), f"gain in {_title(ledger['headline'])} [95%]", "verdict"], rows
+
+
+def slice_table(ledger: Mapping[str, Any]) -> Table:
+    """Return (header, rows) of the headline metric by slice of requests."""
+    names = [row["name"] for row in ledger["rows"]]
+    rows = []
+    for part in ledger["slices"]:
+        values = [f"{part['rows'][name][ledger['headline']]:.4f}" if part["rows"] else "-" for name in names]
+        rows.append([part["name"], f"{part['requests']:,}", f"{part['users']:,}", *values])
+    return [f"{_title(ledger['headline'])} by slice", "requests", "users", *names], rows
+
+
+def verdict_text(row: Mapping[str, Any]) -> str:
+    """Return a ledger row's verdict in words, such as ``loses to candidates``."""
+    return _VERDICTS[row["verdict"]].format(row["against"]) if row["against"] else "baseline"
+
+
+def notes(ledger: Mapping[str, Any]) -> list[str]:
+    """Return the sentences that say how to read the tables."""
+    counts, config, k = ledger["counts"], ledger["config"], ledger["config"]["ks"][0]
+    return [
+        f"{counts['requests']:,} held-out requests of {counts['users']:,} users with {counts['targets']:,} targets, "
+        f"ranked over {counts['items']:,} items; nothing is sampled, an item not ranked counts as missed.",
+        f"Left out: {counts['requests_without_targets']:,} requests without a target.",
+        f"Gains are paired over requests; intervals by bootstrap over users ({config['bootstrap_samples']:,} samples, "
+        f"seed {config['seed']}). A stage gains or loses only where the interval leaves zero out.",
+        f"Popularity share@{k}: share of the answers among the {counts['head_items']:,} most popular items (1%); "
+        f"of the targets it is {ledger['target_head_share']:.4f}. Trending forgets by half in "
+        f"{config['half_life_days']:g} days.",
+    ]
+
+
+def render_markdown(ledger: Mapping[str, Any]) -> str:
+    """Return the ledger as a Markdown document."""
+    blocks = [
+        "# Stage ledger",
+        _markdown(main_table(ledger)),
+        *notes(ledger),
+        "## Slices",
+        _markdown(slice_table(ledger)),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def render_ledger(ledger: Mapping[str, Any]) -> str:
+    """Return the ledger as aligned plain text for the terminal."""
+    return "\n\n".join([_aligned(main_table(ledger)), "\n".join(notes(ledger)), _aligned(slice_table(ledger))])
+
+
+def write_html(ledger: Mapping[str, Any], path: Path) -> None:
+    """Write the ledger as one HTML file that loads nothing from anywhere."""
+    body = "".join(f"<p>{html.escape(note)}</p>" for note in notes(ledger))
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Stage ledger</title>'
+        f"<style>{_STYLE}</style><h1>Stage ledger</h1>{_html(main_table(ledger))}{body}"
+        f"<h2>Slices</h2>{_html(slice_table(ledger))}"
+        f"<p>Data fingerprint {html.escape(ledger['data_fingerprint'])}</p></html>\n"
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _title(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    words = {"ndcg": "NDCG", "mrr": "MRR"}.get(name, name.replace("_", " ").capitalize())
+    return f"{words}@{k}"
+
+
+def _gain(gain: Mapping[str, Any] | None) -> str:
+    return f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" if gain else "-"
+
+
+def _markdown(table: Table) -> str:
+    header, rows = table
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def _aligned(table: Table) -> str:
+    header, rows = table
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = []
+    for cells in (header, ["-" * width for width in widths], *rows):
+        padded = [cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _html(table: Table) -> str:
+    header, rows = table
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

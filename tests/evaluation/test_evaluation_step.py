@@ -1,0 +1,219 @@
+"""The step on a hand-made snapshot: items 0 and 1 are popular, each user wants item 2 + user % 6."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
+from stages.contracts.files import write_json
+from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, EventTable, RankedTable, RequestTable
+from stages.evaluation.evaluate import EvaluationConfig, evaluate
+from stages.evaluation.report import render_ledger, write_html
+
+N_USERS, N_ITEMS, N_OLD = 40, 8, 30
+CONFIG = EvaluationConfig(ks=(2, 4), candidate_k=6, bootstrap_samples=200, seed=1, half_life_days=1.0)
+
+
+def wanted_item(user: int) -> int:
+    return 2 + user % 6
+
+
+def write_snapshot(directory, with_targets=True):
+    directory.mkdir()
+    borders = {"start_ms": 0, "candidate_end_ms": 400, "ranker_end_ms": 500, "as_of_ms": 1000}
+    meta = {
+        "signals": ["view"],
+        "categories": ["none"],
+        "tasks": [{"name": "view", "signals": ["view"], "relevance": 1.0}],
+        "borders": borders,
+        "counts": {},
+        "fingerprint": "f" * 64,
+    }
+    write_json(directory / "snapshot.json", meta)
+    rows = [(user, item, 10 * user + item) for user in range(N_OLD) for item in (0, 1)]
+    rows += [(user, wanted_item(user), 700) for user in range(N_USERS)]
+    user, item, time = np.array(sorted(rows, key=lambda row: row[2]), dtype=np.int64).T
+    events = EventTable(
+        user_index=user.copy(),
+        item_index=item.copy(),
+        event_time_ms=time.copy(),
+        signal=np.zeros(len(rows), dtype=np.int16),
+        value=np.ones(len(rows), dtype=np.float32),
+        part=np.where(time < 500, 0, PART_EVALUATION).astype(np.int8),
+        active=np.ones(len(rows), dtype=np.bool_),
+    )
+    events.write(directory / "events.parquet")
+    # the first request belongs to the rankers, the last one has no target
+    users = np.array([0, *range(N_USERS), 0], dtype=np.int64)
+    RequestTable(
+        request_id=np.arange(len(users), dtype=np.int64),
+        user_index=users,
+        request_time_ms=np.array([450, *[600] * N_USERS, 900], dtype=np.int64),
+        part=np.array([PART_RANKER, *[PART_EVALUATION] * (N_USERS + 1)], dtype=np.int8),
+    ).write(directory / "requests.parquet")
+    requests = np.arange(N_USERS + 1 if with_targets else 1, dtype=np.int64)
+    targets = {
+        "request_id": requests,
+        "item_index": np.array([wanted_item(users[request]) for request in requests], dtype=np.int64),
+        "relevance": np.ones(len(requests), dtype=np.float32),
+        "task_view": np.ones(len(requests), dtype=np.float32),
+    }
+    pq.write_table(pa.table(targets), directory / "targets.parquet")
+    items = {
+        "item_index": np.arange(N_ITEMS),
+        "item_id": [f"i{i}" for i in range(N_ITEMS)],
+        "title": [f"t{i}" for i in range(N_ITEMS)],
+        "categories": pa.array([[0]] * N_ITEMS, type=pa.list_(pa.int32())),
+        "created_at_ms": np.zeros(N_ITEMS, dtype=np.int64),
+        "duration_s": np.ones(N_ITEMS, dtype=np.float32),
+    }
+    pq.write_table(pa.table(items), directory / "items.parquet")
+    return directory
+
+
+def write_ranking(directory, name, order_for, kind=RankedTable):
+    directory.mkdir()
+    rows = [(request, item, rank) for request in range(N_USERS + 1) for rank, item in enumerate(order_for(request - 1))]
+    request, item, rank = np.array(rows, dtype=np.int64).T
+    columns = {
+        "request_id": request.copy(),
+        "item_index": item.copy(),
+        "score": -rank.astype(np.float32),
+        "rank": rank.astype(np.int32),
+    }
+    if kind is CandidateTable:
+        columns["source"] = np.zeros(len(rows), dtype=np.int8)
+    kind(**columns).write(directory / name)
+    return directory
+
+
+def second_place(user):
+    others = [item for item in range(2, N_ITEMS) if item != wanted_item(user)]
+    return [others[0], wanted_item(user), *others[1:]]
+
+
+def first_place(user):
+    return [wanted_item(user)]
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return {
+        "snapshot": write_snapshot(tmp_path / "snapshot"),
+        "retrieve": write_ranking(tmp_path / "retrieve", "candidates.parquet", second_place, CandidateTable),
+        "light": write_ranking(tmp_path / "light", "ranked.parquet", first_place),
+        "heavy": write_ranking(tmp_path / "heavy", "ranked.parquet", second_place),
+    }
+
+
+@pytest.fixture
+def ledger(inputs, tmp_path):
+    (tmp_path / "out").mkdir()
+    evaluate(CONFIG, inputs, tmp_path / "out")
+    return json.loads((tmp_path / "out" / "ledger.json").read_text())
+
+
+def row_of(ledger, name):
+    return next(row for row in ledger["rows"] if row["name"] == name)
+
+
+def test_every_row_has_its_known_answer(ledger):
+    second = 1 / np.log2(3)
+    assert [row["name"] for row in ledger["rows"]] == ["popularity", "trending", "candidates", "light", "heavy"]
+    assert row_of(ledger, "candidates")["metrics"]["ndcg@2"] == pytest.approx(second)
+    assert row_of(ledger, "light")["metrics"]["ndcg@2"] == 1.0
+    assert row_of(ledger, "light")["metrics"]["mrr@2"] == 1.0
+    assert row_of(ledger, "heavy")["metrics"]["mrr@2"] == 0.5
+    assert row_of(ledger, "candidates")["metrics"]["recall@6"] == 1.0
+    # old users have seen 0 and 1 and are left with 2..7 by index: users that want 2 or 3 are served
+    served = sum(wanted_item(user) in (2, 3) for user in range(N_OLD)) / N_USERS
+    assert row_of(ledger, "popularity")["metrics"]["recall@2"] == pytest.approx(served)
+    assert ledger["counts"] == {
+        "requests": 40,
+        "requests_without_targets": 1,
+        "users": 40,
+        "targets": 40,
+        "items": 8,
+        "head_items": 1,
+    }
+
+
+def test_the_ledger_says_where_a_stage_loses(ledger):
+    assert {row["name"]: row["verdict"] for row in ledger["rows"]}["light"] == "gains"
+    heavy = row_of(ledger, "heavy")
+    assert (heavy["verdict"], heavy["against"]) == ("loses", "light")
+    assert heavy["gain"]["high"] < 0
+    assert heavy["gain"]["value"] == pytest.approx(1 / np.log2(3) - 1)
+    assert heavy["gain_over_popularity"]["verdict"] == "gains"
+    assert row_of(ledger, "candidates")["against"] == "popularity"
+    assert "loses to light" in render_ledger(ledger)
+
+
+def test_slices_divide_the_requests(ledger):
+    slices = {part["name"]: part["requests"] for part in ledger["slices"]}
+    assert (slices["warm users"], slices["new users"]) == (N_OLD, N_USERS - N_OLD)
+    assert (slices["history 0"], slices["history 2-5"]) == (N_USERS - N_OLD, N_OLD)
+    assert sum(count for name, count in slices.items() if name.startswith("history")) == N_USERS
+    by_name = {part["name"]: part for part in ledger["slices"]}
+    assert by_name["history >20"]["rows"] == {}
+    assert by_name["new users"]["rows"]["light"]["ndcg@2"] == 1.0
+    assert by_name["new users"]["rows"]["popularity"]["recall@2"] == 0.0
+
+
+def test_the_popular_head_is_that_of_the_training_parts(ledger):
+    # item 0 alone; only the ten users who have not seen it are shown it, in one of two slots
+    assert row_of(ledger, "popularity")["metrics"]["popularity_share@2"] == pytest.approx(10 / 80)
+    assert row_of(ledger, "light")["metrics"]["popularity_share@2"] == 0.0
+    assert ledger["target_head_share"] == 0.0
+
+
+def test_a_bypassed_stage_leaves_its_row_out(inputs, tmp_path):
+    del inputs["light"]
+    (tmp_path / "out").mkdir()
+    metrics, verdicts = evaluate(CONFIG, inputs, tmp_path / "out")
+    assert "light/ndcg@2" not in metrics
+    assert verdicts["heavy"] == "no difference"
+    assert row_of(json.loads((tmp_path / "out" / "ledger.json").read_text()), "heavy")["against"] == "candidates"
+
+
+def test_two_runs_write_the_same_bytes(inputs, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        evaluate(CONFIG, inputs, tmp_path / name)
+    for name in ("ledger.json", "ledger.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_html_report_loads_nothing_and_escapes(ledger, tmp_path):
+    ledger["data_fingerprint"] = "<script>"
+    write_html(ledger, tmp_path / "ledger.html")
+    page = (tmp_path / "ledger.html").read_text()
+    assert "http" not in page
+    assert "<script" not in page
+    assert "src=" not in page
+    assert "loses to light" in page
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []
+
+
+def test_no_held_out_target_is_an_error_that_says_so(inputs, tmp_path):
+    inputs["snapshot"] = write_snapshot(tmp_path / "bare", with_targets=False)
+    with pytest.raises(EmptyDatasetError, match="41 requests of the evaluation part, none of them with a target"):
+        evaluate(CONFIG, inputs, tmp_path)
+
+
+def test_a_ranking_of_other_requests_is_refused(inputs, tmp_path):
+    path = inputs["light"] / "ranked.parquet"
+    ranked = RankedTable.read(path)
+    ranked.take(ranked.request_id == 0).write(path)
+    with pytest.raises(DataError, match=r"ranked\.parquet: 1 rows, none for the 40 held-out requests"):
+        evaluate(CONFIG, inputs, tmp_path)
+
+
+@pytest.mark.parametrize("ks", [[], [0, 5], [10, 10], [20, 10]])
+def test_cut_offs_must_increase(ks):
+    with pytest.raises(ConfigError, match=r"ks = .*increasing numbers from 1"):
+        parse_config(EvaluationConfig, {"ks": ks}, "test")
