@@ -1,0 +1,122 @@
+"""What a snapshot selects, how it is split, and which requests it asks."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from stages.contracts.config import Config
+from stages.contracts.snapshot import Task
+
+
+class ActivityConfig(Config):
+    """Who counts as active at the end of a part; training reads active users only.
+
+    Attributes:
+        min_events: at least so many events of the kept signals ...
+        window_days: ... within so many days before the end of the part.
+        max_events: at most so many events in the same window (bots have more), or None.
+    """
+
+    min_events: int = Field(default=5, ge=1)
+    window_days: float = Field(default=3_650.0, gt=0)
+    max_events: int | None = None
+
+    @model_validator(mode="after")
+    def _maximum_above_minimum(self) -> ActivityConfig:
+        if self.max_events is not None and self.max_events < self.min_events:
+            raise ValueError(f"max_events = {self.max_events} must be at least min_events = {self.min_events}")
+        return self
+
+
+class SplitConfig(Config):
+    """Where the time borders lie: at shares of the events, or at days before the as-of time.
+
+    Attributes:
+        candidate_share: share of events, the oldest, that trains the candidate generator.
+        ranker_share: share of events after those that trains the rankers; the rest is held out.
+        ranker_days: length of the ranker part in days; given together with ``evaluation_days``, it
+            replaces the shares, and the borders no longer depend on the events.
+        evaluation_days: length of the held-out part in days.
+    """
+
+    candidate_share: float = Field(default=0.6, gt=0, lt=1)
+    ranker_share: float = Field(default=0.2, gt=0, lt=1)
+    ranker_days: float | None = Field(default=None, gt=0)
+    evaluation_days: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _shares_or_days(self) -> SplitConfig:
+        if self.candidate_share + self.ranker_share >= 1:
+            total = self.candidate_share + self.ranker_share
+            raise ValueError(f"candidate_share + ranker_share = {total:g} must be below 1: the rest is held out")
+        if (self.ranker_days is None) != (self.evaluation_days is None):
+            raise ValueError("ranker_days and evaluation_days must be given together")
+        return self
+
+
+class RequestConfig(Config):
+    """How a user's first touches become requests.
+
+    Attributes:
+        targets_per_request: consecutive first touches that make one request; 1 is the replay of
+            every event.
+        window_days: targets and their labels must happen within so many days after the request.
+        max_requests_per_user: of a part, spread evenly over the user's requests, or None for all.
+    """
+
+    targets_per_request: int = Field(default=5, ge=1)
+    window_days: float = Field(default=7.0, gt=0)
+    max_requests_per_user: int | None = Field(default=10, ge=1)
+
+
+class DatasetConfig(Config):
+    """The dataset section of a recipe.
+
+    Attributes:
+        signals: event kinds kept; others stay in the warehouse.
+        tasks: what rankers predict; a target needs a task with ``relevance`` above zero.
+        activity: who is active.
+        history_days: events older than so many days before the as-of time are left out (None: none).
+        split: the time borders.
+        requests: how requests are made.
+        deduplicate_items: whether items with the same normalised title become one.
+        min_items: fewest items that a snapshot may have; set it to the largest ``k`` served.
+    """
+
+    signals: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    activity: ActivityConfig = ActivityConfig()
+    history_days: float | None = Field(default=None, gt=0)
+    split: SplitConfig = SplitConfig()
+    requests: RequestConfig = RequestConfig()
+    deduplicate_items: bool = True
+    min_items: int = Field(default=2, ge=2)
+
+    @model_validator(mode="after")
+    def _tasks_use_kept_signals(self) -> DatasetConfig:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names) or len(set(self.signals)) < len(self.signals):
+            raise ValueError(f"signals {list(self.signals)} and task names {names} must not repeat")
+        for task in self.tasks:
+            unknown = sorted(set(task.signals) - set(self.signals))
+            if unknown or not task.signals:
+                raise ValueError(f"task {task.name!r} has signals {list(task.signals)}, allowed: {list(self.signals)}")
+            if task.relevance < 0:
+                raise ValueError(f"task {task.name!r} has relevance = {task.relevance:g}, allowed: 0 or more")
+        if not any(task.relevance > 0 for task in self.tasks):
+            raise ValueError(f"one of the tasks {names} needs relevance above 0, or there are no targets")
+        return self
+
+
+class DatasetStepConfig(DatasetConfig):
+    """What identifies one snapshot.
+
+    Attributes:
+        as_of_ms: int ms UTC; events from then on do not exist for the snapshot.
+        warehouse_fingerprint: changes with the content of the warehouse.
+        seed: where the even spread of ``max_requests_per_user`` starts, user by user.
+    """
+
+    as_of_ms: int
+    warehouse_fingerprint: str
+    seed: int = Field(default=0, ge=0)

@@ -1,0 +1,170 @@
+"""Dense indices for users and items, append-only in time.
+
+Users are ordered by (first event, id), items by (birth, id). Events that are added later in time
+therefore never move the index of an earlier user or item, and no index tells about the future.
+
+Shapes: R events, U users, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.contracts.errors import DataError
+
+_UNKNOWN = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of ids as codes int64 ``[R]`` into distinct ``ids``, with each id's first time."""
+
+    codes: np.ndarray
+    ids: pa.Array
+    first_ms: np.ndarray
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items of a snapshot, row = item index.
+
+    Attributes:
+        item_id, title: Arrow strings ``[N]``.
+        categories: N lists of positions in ``category_names``.
+        category_names: in the order in which items bring them up.
+        created_at_ms: int64 ``[N]``, non-decreasing.
+        duration_s: float32 ``[N]``, NaN where unknown.
+    """
+
+    item_id: pa.Array
+    title: pa.Array
+    categories: list[list[int]]
+    category_names: list[str]
+    created_at_ms: np.ndarray
+    duration_s: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.item_id)
+
+
+def encode_ids(columns: Iterable[pa.Array], times_ms: np.ndarray) -> Coded:
+    """Code a column of ids that comes in batches.
+
+    Args:
+        columns: Arrow string arrays, R rows together.
+        times_ms: int64 ``[R]``, non-decreasing.
+    """
+    chunks = pa.chunked_array([column.cast(pa.string()).dictionary_encode() for column in columns])
+    combined = chunks.unify_dictionaries().combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):  # no batch at all, or one that Arrow keeps in chunks
+        combined = combined.chunk(0)
+    codes = combined.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    _, first = np.unique(codes, return_index=True)
+    return Coded(codes, combined.dictionary, times_ms[first])
+
+
+def index_users(coded: Coded) -> tuple[np.ndarray, pa.Array]:
+    """Return (user index int64 ``[R]``, ids ``[U]`` by index)."""
+    order = _time_order(coded.first_ms, coded.ids)
+    return _inverse(order)[coded.codes], coded.ids.take(pa.array(order))
+
+
+def index_items(
+    coded: Coded, items: pa.Table, aliases: Mapping[str, str], as_of_ms: int, counts: dict[str, int]
+) -> tuple[np.ndarray, Catalogue]:
+    """Lay out the catalogue and return (item index int64 ``[R]``, catalogue).
+
+    An item is born at its creation time or at its first event, whichever is earlier. One without
+    either is taken to be born at the as-of time: it can be recommended from then on.
+
+    Args:
+        coded: the events' canonical item ids.
+        items: the warehouse's items.
+        aliases: ids of duplicates, which get no index, by canonical id.
+        as_of_ms: items born from then on do not exist yet.
+        counts: numbers of items by what happened to them are added to it.
+    """
+    duplicates = pa.array(list(aliases), pa.string())
+    canonical = items.filter(pc.invert(pc.is_in(items["item_id"], duplicates))).combine_chunks()
+    ids = _flat(canonical["item_id"])
+    unlisted = coded.ids.filter(pc.invert(pc.is_in(coded.ids, ids)))
+    n_listed, n_unlisted = len(ids), len(unlisted)
+    ids = pa.concat_arrays([ids, unlisted])
+    row_of_code = pc.index_in(coded.ids, ids).to_numpy(zero_copy_only=False).astype(np.int64)
+    first_ms = np.full(len(ids), _UNKNOWN)
+    first_ms[row_of_code] = coded.first_ms
+    created = canonical["created_at_ms"].fill_null(_UNKNOWN).to_numpy().astype(np.int64)
+    created = np.concatenate([created, np.full(n_unlisted, _UNKNOWN)])
+    future = (created >= as_of_ms) & (created != _UNKNOWN) & (first_ms == _UNKNOWN)
+    born = np.minimum(np.minimum(created, first_ms), as_of_ms)
+    order = _time_order(born, ids)
+    order = order[~future[order]]
+    counts |= {
+        "items_in_warehouse": len(items),
+        "items_duplicate": len(items) - n_listed,
+        "items_created_after_as_of": int(future.sum()),
+        "items_missing_from_catalogue": n_unlisted,
+        "items_without_events": int((first_ms[order] == _UNKNOWN).sum()),
+        "items": len(order),
+    }
+    listed = order[order < n_listed]
+    known = canonical.take(pa.array(listed))
+    place = np.flatnonzero(order < n_listed)
+    return _inverse(order, len(ids))[row_of_code][coded.codes], _catalogue(ids, order, born, known, place)
+
+
+def _catalogue(ids: pa.Array, order: np.ndarray, born: np.ndarray, known: pa.Table, place: np.ndarray) -> Catalogue:
+    """Put the columns of the ``known`` items at their ``place``; the others have empty ones."""
+    titles, joined = [""] * len(order), [""] * len(order)
+    for row, title, names in zip(
+        place.tolist(), known["title"].to_pylist(), known["categories"].to_pylist(), strict=True
+    ):
+        titles[row], joined[row] = title or "", names or ""
+    duration = np.full(len(order), np.nan, dtype=np.float32)
+    duration[place] = known["duration_s"].cast(pa.float64()).fill_null(np.nan).to_numpy()
+    codes: dict[str, int] = {}
+    categories = [[codes.setdefault(name, len(codes)) for name in sorted(split_categories(text))] for text in joined]
+    return Catalogue(
+        item_id=ids.take(pa.array(order)),
+        title=pa.array(titles, pa.string()),
+        categories=categories,
+        category_names=list(codes),
+        created_at_ms=born[order],
+        duration_s=duration,
+    )
+
+
+def split_categories(joined: str | None) -> frozenset[str]:
+    """Return the names in a ``|``-joined list."""
+    return frozenset(name.strip() for name in (joined or "").split("|") if name.strip())
+
+
+def check_time_order(times_ms: np.ndarray) -> None:
+    """Raise DataError unless times ``[R]`` are non-decreasing."""
+    wrong = np.flatnonzero(np.diff(times_ms) < 0)
+    if len(wrong):
+        row = int(wrong[0])
+        found = f"{times_ms[row]} before {times_ms[row + 1]}"
+        raise DataError(f"event_time_ms must not decrease, found {found} in rows {row} and {row + 1}")
+
+
+def _time_order(times_ms: np.ndarray, ids: pa.Array) -> np.ndarray:
+    table = pa.table({"time": times_ms, "id": ids})
+    order: np.ndarray = pc.sort_indices(table, sort_keys=[("time", "ascending"), ("id", "ascending")]).to_numpy()
+    return order.astype(np.int64)
+
+
+def _inverse(order: np.ndarray, size: int | None = None) -> np.ndarray:
+    """Return the position of each row in ``order``; -1 for rows that are not in it."""
+    inverse = np.full(len(order) if size is None else size, -1, dtype=np.int64)
+    inverse[order] = np.arange(len(order))
+    return inverse
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

@@ -1,0 +1,215 @@
+"""Requests and their targets, from the events of the ranker and the evaluation part.
+
+A user's first touches (items that the user never touched before, in any part) are cut into
+consecutive chunks. Each chunk is one request at the time of its first event: what will this user
+turn to next? The state that answers it holds events strictly before that time, so no target has
+been seen by then. Only touches that end in a task with relevance count.
+
+Shapes: R events, F first touches, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.contracts.snapshot import Targets, Task
+from stages.contracts.tables import DAY_MS, PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, RequestTable
+from stages.dataset.config import RequestConfig
+
+
+@dataclass(frozen=True)
+class Touches:
+    """First touches ``[F]``, sorted by (user, time)."""
+
+    user: np.ndarray
+    item: np.ndarray
+    time_ms: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Touches:
+        """Return the selected rows."""
+        return Touches(self.user[rows], self.item[rows], self.time_ms[rows])
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+class TaskLabels:
+    """Which tasks a user's events on an item satisfy, within one part and a time limit."""
+
+    def __init__(self, events: EventTable, part: int, n_items: int, tasks: Sequence[Task], signals: Sequence[str]):
+        rows = np.flatnonzero(events.part == part)
+        self._n_items = n_items
+        self._key = events.user_index[rows] * n_items + events.item_index[rows]
+        self._time_ms = events.event_time_ms[rows]
+        self._satisfied = [_satisfies(events, rows, task, signals) for task in tasks]
+        self.relevance = np.array([task.relevance for task in tasks], dtype=np.float32)
+
+    def of(self, touches: Touches, until_ms: np.ndarray) -> np.ndarray:
+        """Return labels float32 ``[F, T]`` 0/1 from events before ``until_ms`` ``[F]``."""
+        labels = np.zeros((len(touches), len(self._satisfied)), dtype=np.float32)
+        if len(touches) == 0:
+            return labels
+        key = touches.user * self._n_items + touches.item
+        order = np.argsort(key, kind="stable")
+        slot = np.searchsorted(key[order], self._key).clip(0, len(key) - 1)
+        row = order[slot]
+        counts = (key[row] == self._key) & (self._time_ms < until_ms[row])
+        for column, satisfied in enumerate(self._satisfied):
+            labels[row[counts & satisfied], column] = 1.0
+        return labels
+
+
+def _satisfies(events: EventTable, rows: np.ndarray, task: Task, signals: Sequence[str]) -> np.ndarray:
+    codes = [signals.index(signal) for signal in task.signals]
+    satisfied = np.isin(events.signal[rows], codes)
+    if task.min_value is not None:
+        satisfied &= events.value[rows] >= task.min_value
+    return satisfied
+
+
+def build_requests(
+    events: EventTable,
+    n_items: int,
+    config: RequestConfig,
+    tasks: Sequence[Task],
+    signals: Sequence[str],
+    seed: int,
+) -> tuple[RequestTable, Targets, dict[str, int]]:
+    """Make the requests of the ranker part (active users) and of the evaluation part (all users).
+
+    Args:
+        events: all events, in time order.
+        n_items: number of items.
+        config: chunk size, window and cap.
+        tasks: T tasks.
+        signals: names by signal code.
+        seed: of the even spread under a cap.
+
+    Returns:
+        Requests sorted by time; their targets, sorted by (request_id, item_index), every one of
+        relevance above zero; counts of what was made and left out.
+    """
+    counts: dict[str, int] = {}
+    pieces = [
+        _part_requests(events, part, n_items, config, TaskLabels(events, part, n_items, tasks, signals), seed, counts)
+        for part in (PART_RANKER, PART_EVALUATION)
+    ]
+    request_time, request_user, request_part = (np.concatenate([piece[k] for piece in pieces]) for k in range(3))
+    offsets = np.cumsum([0, *(len(piece[0]) for piece in pieces)])
+    target_request = np.concatenate([piece[3] + offset for piece, offset in zip(pieces, offsets[:-1], strict=True)])
+    target_item, labels = (np.concatenate([piece[k] for piece in pieces]) for k in (4, 5))
+    order = np.lexsort((request_user, request_time))  # stable: the chunks of one user at one time stay in order
+    new_id = np.empty(len(order), dtype=np.int64)
+    new_id[order] = np.arange(len(order))
+    requests = RequestTable(
+        request_id=np.arange(len(order), dtype=np.int64),
+        user_index=request_user[order],
+        request_time_ms=request_time[order],
+        part=request_part[order],
+    )
+    request_id = new_id[target_request]
+    rows = np.lexsort((target_item, request_id))
+    relevance = np.array([task.relevance for task in tasks], dtype=np.float32)
+    targets = Targets(
+        request_id=request_id[rows],
+        item_index=target_item[rows],
+        relevance=labels[rows] @ relevance,
+        labels=labels[rows],
+    )
+    return requests, targets, counts
+
+
+def _part_requests(
+    events: EventTable,
+    part: int,
+    n_items: int,
+    config: RequestConfig,
+    labels: TaskLabels,
+    seed: int,
+    counts: dict[str, int],
+) -> tuple[np.ndarray, ...]:
+    """Return (request time, user, part; target's request, item, labels) of one part."""
+    name = "ranker" if part == PART_RANKER else "evaluation"
+    window_ms = round(config.window_days * DAY_MS)
+    touches = first_touches(events, part, n_items)
+    counts[f"{name}_first_touches"] = len(touches)
+    wanted = labels.of(touches, touches.time_ms + window_ms) @ labels.relevance > 0
+    touches = touches.take(np.flatnonzero(wanted))
+    counts[f"{name}_touches_without_relevance"] = int((~wanted).sum())
+    starts = chunk_starts(touches, config.targets_per_request, window_ms)
+    chunk = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(touches))))
+    # A label must fall within the window of the request, which may begin before the touch itself.
+    found = labels.of(touches, touches.time_ms[starts][chunk] + window_ms)
+    relevant = found @ labels.relevance > 0
+    counts[f"{name}_touches_relevant_too_late"] = int((~relevant).sum())
+    answered = np.bincount(chunk[relevant], minlength=len(starts)) > 0
+    kept = answered.copy()
+    kept[answered] = _spread(touches.user[starts[answered]], config.max_requests_per_user, [seed, part])
+    counts[f"{name}_requests_over_the_cap"] = int(answered.sum() - kept.sum())
+    counts[f"{name}_requests"] = int(kept.sum())
+    number = np.cumsum(kept) - 1
+    rows = np.flatnonzero(relevant & kept[chunk])
+    counts[f"{name}_targets"] = len(rows)
+    request_rows = starts[kept]
+    return (
+        touches.time_ms[request_rows],
+        touches.user[request_rows],
+        np.full(len(request_rows), part, dtype=np.int8),
+        number[chunk[rows]],
+        touches.item[rows],
+        found[rows],
+    )
+
+
+def first_touches(events: EventTable, part: int, n_items: int) -> Touches:
+    """Return the first events of users on items that fall into a part, sorted by (user, time).
+
+    In the ranker part only rows of active users count.
+    """
+    assert part != PART_CANDIDATE  # noqa: S101 - the candidate part asks no requests
+    _, first = np.unique(events.user_index * n_items + events.item_index, return_index=True)
+    chosen = events.part[first] == part
+    if part == PART_RANKER:
+        chosen &= events.active[first]
+    rows = np.sort(first[chosen])  # back to time order
+    rows = rows[np.argsort(events.user_index[rows], kind="stable")]
+    return Touches(events.user_index[rows], events.item_index[rows], events.event_time_ms[rows])
+
+
+def chunk_starts(touches: Touches, size: int, window_ms: int) -> np.ndarray:
+    """Return the first row of each chunk: at most ``size`` touches of one user within ``window_ms``."""
+    n = len(touches)
+    if n == 0:
+        return np.zeros(0, dtype=np.int64)
+    earliest = int(touches.time_ms.min())
+    span = int(touches.time_ms.max()) - earliest + window_ms + 1
+    key = touches.user * span + (touches.time_ms - earliest)
+    leaves_window = np.searchsorted(key, key + window_ms, side="left")
+    end_of_user = np.searchsorted(touches.user, touches.user, side="right")
+    following = np.minimum(np.minimum(np.arange(n) + size, leaves_window), end_of_user).tolist()
+    starts, row = [], 0
+    while row < n:
+        starts.append(row)
+        row = following[row]
+    return np.array(starts, dtype=np.int64)
+
+
+def _spread(users: np.ndarray, cap: int | None, seed: list[int]) -> np.ndarray:
+    """Return which requests ``[Q]`` (grouped by user, in time order) stay under a cap a user.
+
+    Systematic sampling: every (m / cap)-th of a user's m requests from a random start, so that
+    early and late requests have the same chance. The start depends on the user's index only.
+    """
+    keep = np.ones(len(users), dtype=bool)
+    if cap is None or len(users) == 0:
+        return keep
+    first = np.flatnonzero(np.diff(users, prepend=-1))
+    sizes = np.diff(np.append(first, len(users)))
+    size = np.repeat(sizes, sizes)
+    ordinal = np.arange(len(users)) - np.repeat(first, sizes)
+    phase = np.random.default_rng(seed).random(int(users.max()) + 1)[users]
+    before, after = (np.ceil((ordinal + step) * cap / size - phase).clip(0, cap) for step in (0, 1))
+    return np.where(size > cap, after > before, keep)
