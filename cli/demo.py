@@ -21,8 +21,8 @@ from typing import Any
 import click
 
 from cli.airflow import run_dag
-from cli.examples import Example, choose_examples
-from stages.contracts.errors import TransientError
+from stages.contracts.errors import DataError, TransientError
+from stages.contracts.files import read_json
 from stages.settings import load_settings
 
 START_SECONDS = 120
@@ -115,29 +115,29 @@ def _recommend(base: str, user_id: str, k: int = 8) -> Any:
 
 
 def _show(base: str, home: Path) -> None:
-    release = home / "serving" / "releases"
-    ledger, examples = choose_examples(release)
+    from serving.release import load_release
+    from serving.showcase import choose
+    from stages.evaluation.report import render_text
+
+    release = load_release(home / "serving" / "releases" / _call(f"{base}/readyz")["release_id"])
     click.secho("\nThe stage ledger: what each stage gains on held-out requests", bold=True)
-    click.echo(ledger)
-    for user in (examples.heavy_user, examples.light_user):
-        _print_answer(
-            f"A {user.kind} user ({user.user_id}, {user.n_items} items so far)", _recommend(base, user.user_id)
-        )
+    click.echo(render_text(read_json(release.directory / "ledger.json")))
+    shown = choose(release)
+    for user in (shown.heavy_user, shown.light_user):
+        answer = _recommend(base, user.user_id)
+        _print_answer(f"A {user.kind} user ({user.user_id}, {user.n_items} items so far)", answer)
     unknown = f"new-user-{uuid.uuid4().hex[:8]}"
     before = _recommend(base, unknown)
     _print_answer(f"An unknown user ({unknown})", before)
-    events = [
-        {"user_id": unknown, "item_id": item, "signal": examples.signal, "value": examples.value}
-        for item in examples.three_items
-    ]
-    click.secho("\nThree events of that user: " + "; ".join(examples.three_titles), bold=True)
-    _call(f"{base}/v1/events", events)
+    click.secho(f"\nThree events of that user: {'; '.join(shown.titles)}", bold=True)
+    event = {"user_id": unknown, "signal": shown.signal, "value": shown.value}
+    _call(f"{base}/v1/events", [{**event, "item_id": item_id} for item_id in shown.item_ids])
     after = _recommend(base, unknown)
     _print_answer(f"The very next answer for {unknown}", after)
     changed = len({item["item_id"] for item in after["items"]} - {item["item_id"] for item in before["items"]})
     click.echo(f"  {changed} of {len(after['items'])} items are new")
     if not changed:
-        raise TransientError(f"the list of {unknown} did not change after three events")
+        raise DataError(f"the list of {unknown} did not change after three events")
 
 
 def _print_answer(head: str, answer: Any) -> None:
@@ -158,6 +158,3 @@ def _closing_words(base: str, home: Path, keep_serving: bool) -> None:
     click.echo("  make mlflow                     # runs, metrics and the release registry: http://127.0.0.1:5000")
     click.echo("  make airflow                    # the DAG and its runs: http://127.0.0.1:8081")
     click.echo(f"  everything this run wrote is below {home}")
-
-
-__all__ = ["Example", "demo"]

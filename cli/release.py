@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from stages.release.gate import GateConfig, check_gate
+from stages.release.registry import ReleaseRegistry
 
 from stages.contracts.files import read_json
 from stages.contracts.manifest import read_manifest, verify_release
-from stages.release.gate import GateConfig, check_gate
-from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings, release_cache
 
 

@@ -1,0 +1,51 @@
+"""The verbs on a released funnel: serve, recommend."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+from stages.release.registry import ReleaseRegistry
+
+from serving.config import ServeConfig
+from serving.funnel import Funnel
+from serving.release import load_release
+from serving.server import open_service
+from serving.server import serve as serve_http
+from serving.source import DirectorySource, RegistrySource, ReleaseSource
+from stages.settings import registry_settings, release_cache
+
+
+def serve(host: str, port: int, alias: str, directory: str | None, poll_seconds: float) -> None:
+    """Serve over HTTP until stopped."""
+    cache = release_cache(os.environ)
+    config = ServeConfig(
+        host=host, port=port, alias=alias, cache_dir=cache, data_dir=cache.parent, poll_seconds=poll_seconds
+    )
+    service = open_service(_source(alias, directory), config)
+    try:
+        serve_http(
+            service, host, port, announce=lambda url: click.echo(f"serving {service.funnel.release_id} on {url}")
+        )
+    finally:
+        service.stop()
+
+
+def recommend(user_id: str, k: int, explain: bool, alias: str) -> None:
+    """Print one answer."""
+    release = load_release(_source(alias, None).fetch())
+    answer = Funnel(release).recommend(user_id, k, explain=explain)
+    if explain:
+        click.echo(json.dumps(answer.as_dict(), indent=2, ensure_ascii=False))
+        return
+    click.echo(f"release {answer.release_id}, path {answer.path}")
+    for item in answer.items:
+        click.echo(f"{item.rank + 1:3d}. {item.title} [{item.item_id}] {item.score:.4f}")
+
+
+def _source(alias: str, directory: str | None) -> ReleaseSource:
+    if directory is not None:
+        return DirectorySource(Path(directory))
+    return RegistrySource(ReleaseRegistry(registry_settings(os.environ)), alias, release_cache(os.environ))

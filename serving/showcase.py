@@ -1,0 +1,73 @@
+"""Picks users and items of a release that show what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.release import LoadedRelease
+
+
+@dataclass(frozen=True)
+class ShownUser:
+    """A user of the release: what kind, and how many items are in the history."""
+
+    kind: str
+    user_id: str
+    n_items: int
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """What a demonstration asks a release.
+
+    Attributes:
+        heavy_user: a user whose history is at the upper end.
+        light_user: a user with very few items.
+        item_ids, titles: three items of one taste, none at the top of the popular list.
+        signal, value: the event to post for each of them.
+    """
+
+    heavy_user: ShownUser
+    light_user: ShownUser
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    signal: str
+    value: float
+
+
+def choose(release: LoadedRelease, popular_k: int = 20) -> Showcase:
+    """Choose users and items; the same release gives the same choice.
+
+    Args:
+        release: a loaded release.
+        popular_k: items of the popular list that are not chosen.
+    """
+    user_ids = sorted(release.user_index)
+    lengths = np.array([len(release.state.seen(release.user_index[user_id])) for user_id in user_ids])
+    heavy = int(np.argsort(lengths, kind="stable")[int(0.98 * (len(lengths) - 1))])
+    known = np.flatnonzero(lengths > 0)
+    light = int(known[np.argmin(lengths[known])])
+    items = _three_of_a_taste(release, popular_k)
+    main = release.meta.tasks[0]
+    return Showcase(
+        heavy_user=ShownUser("heavy", user_ids[heavy], int(lengths[heavy])),
+        light_user=ShownUser("light", user_ids[light], int(lengths[light])),
+        item_ids=tuple(str(release.items.item_id[item]) for item in items),
+        titles=tuple(str(release.items.title[item]) for item in items),
+        signal=main.signals[0],
+        value=max(main.min_value or 0.0, 5.0 if main.signals[0] == "rating" else 1.0),
+    )
+
+
+def _three_of_a_taste(release: LoadedRelease, popular_k: int) -> np.ndarray:
+    """Return a well-known item below the top of the list, and the two most similar well-known ones."""
+    counts = release.state.popularity(release.manifest.as_of_ms, None)
+    order = np.argsort(-counts, kind="stable")
+    well_known = order[popular_k : popular_k + max(3, len(order) // 10)]
+    vectors = np.asarray(release.candidate.item_vectors)[well_known]
+    mean = vectors.mean(axis=0)
+    first = int(np.argmin(vectors @ mean))
+    nearest = np.argsort(-(vectors @ vectors[first]), kind="stable")[:3]
+    return np.asarray(well_known[nearest])

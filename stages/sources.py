@@ -1,0 +1,110 @@
+"""What a run ingests: a known directory, a generic file with a mapping, or the synthetic world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.contracts.config import parse_config, read_yaml
+from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
+from stages.contracts.files import canonical_json, sha256_text
+from stages.contracts.results import StageResult
+from stages.settings import Settings
+
+if TYPE_CHECKING:
+    from stages.recipe import Recipe
+    from stages.warehouse.ingest import IngestReport
+    from stages.warehouse.mapping import IngestSource
+
+
+def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
+    """Load the run's source into the warehouse.
+
+    Returns:
+        A result whose fingerprint is that of the warehouse's content, whose metrics are row counts,
+        and whose info holds ``as_of_ms`` and the counts by table and reason.
+
+    Raises:
+        DataError: if the source cannot be read, or the warehouse holds no event afterwards.
+        ConfigError: if a mapping is wrong.
+    """
+    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.ingest import ingest
+
+    source = find_source(settings, recipe)
+    Path(settings.home).mkdir(parents=True, exist_ok=True)
+    with Warehouse(settings.warehouse_url) as warehouse:
+        warehouse.create_tables()
+        report = ingest(warehouse, source, now_ms=settings.now_ms, progress=True)
+        latest = warehouse.latest_event_ms()
+        if latest is None:
+            raise EmptyDatasetError(f"{source.name}: no event is in the warehouse after ingesting; {_reasons(report)}")
+        fingerprint = warehouse.content_fingerprint()
+    as_of_ms = settings.as_of_ms if settings.as_of_ms is not None else latest + 1
+    return StageResult(
+        step="ingest",
+        path=settings.home,
+        fingerprint=sha256_text(canonical_json({"content": fingerprint, "as_of_ms": as_of_ms})),
+        metrics={
+            "rows_read": float(report.rows_read),
+            "rows_loaded": float(report.rows_loaded),
+            "rows_duplicate": float(report.rows_duplicate),
+            "rows_quarantined": float(report.rows_quarantined),
+        },
+        info={
+            "source": source.name,
+            "as_of_ms": as_of_ms,
+            "content": fingerprint,
+            "tables": report.tables,
+            "reasons": report.reasons,
+        },
+        reused=report.rows_loaded == 0 and report.rows_quarantined == 0,
+    )
+
+
+def find_source(settings: Settings, recipe: Recipe) -> IngestSource:
+    """Return what the run's settings ask to ingest; the synthetic world is written first if needed."""
+    from stages.warehouse.movielens import detect
+
+    if settings.data is None:
+        return detect(_world_directory(settings, recipe))
+    data = Path(settings.data)
+    if settings.mapping_path is not None:
+        return _mapped(data, Path(settings.mapping_path))
+    if data.is_file():
+        raise ConfigError(f"{data}: a file needs --mapping; only known directories load without one")
+    return detect(data)
+
+
+def _world_directory(settings: Settings, recipe: Recipe) -> Path:
+    from stages.simulator.write import write_world
+
+    world = recipe.world
+    key = sha256_text(canonical_json(world.model_dump(mode="json")))[:16]
+    directory = Path(settings.home) / "world" / key
+    if not directory.is_dir():
+        write_world(world, directory)
+    return directory
+
+
+def _mapped(data: Path, mapping: Path) -> IngestSource:
+    """Read a mapping: one file's (``mapping: {table: …}``) or a set's (``name`` and ``files``)."""
+    from stages.warehouse.mapping import IngestSource
+
+    if not data.exists():
+        raise DataError(f"{data}: no such file or directory")
+    values: dict[str, Any] = read_yaml(mapping)
+    if "files" not in values:
+        values = {"name": values.pop("name", data.name), "files": [{**values, "path": str(data)}]}
+    elif data.is_dir() and isinstance(values["files"], list):
+        values["files"] = [
+            {**entry, "path": str(data / str(entry.get("path", "")))} if isinstance(entry, dict) else entry
+            for entry in values["files"]
+        ]
+    return parse_config(IngestSource, values, str(mapping))
+
+
+def _reasons(report: IngestReport) -> str:
+    if not report.reasons:
+        return f"{report.rows_read} rows were read"
+    return "rows were put aside: " + ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
