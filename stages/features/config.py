@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.contracts.config import Config
 
@@ -36,3 +37,10 @@ class FeatureConfig(Config):
     similarity_history: int = Field(default=20, ge=1)
     smoothing: float = Field(default=10.0, gt=0)
     exposure_signals: tuple[str, ...] = ("impression",)
+
+    @field_validator("half_lives_days")
+    @classmethod
+    def _ascending(cls, half_lives: tuple[float, ...]) -> tuple[float, ...]:
+        if any(short >= long for short, long in pairwise(half_lives)):
+            raise ValueError("must be strictly ascending")
+        return half_lives

@@ -73,8 +73,7 @@ class FunnelState:
         exposures: int64 ``[N]`` exposure events of all time.
         positives: int64 ``[T, N]`` user-item pairs that were positive for a task.
         item_events: int64 ``[N]`` touches, repeated ones too; item_value_sum: float64 ``[N]``.
-        totals: float64 ``[4 + T]``, sums over items of touches, exposures, item_events,
-            item_value_sum, then each task's positives.
+        totals: float64 ``[4 + T]``, sums over items, read through ``total`` and ``task_total``.
         covisitation: links between items.
     """
 
@@ -181,12 +180,21 @@ class FunnelState:
         latest = self._users.read(user_index, _LATEST)
         return int(latest.max()) if len(latest) else None
 
+    def total(self, name: str) -> float:
+        """Return the sum over all items of ``touches``, ``exposures``, ``item_events`` or ``item_value_sum``."""
+        return float(self.totals[_SUMMED.index(name)])
+
+    def task_total(self, task: int) -> float:
+        """Return the number of user-item pairs that were positive for the task at position ``task``."""
+        return float(self.totals[len(_SUMMED) + task])
+
     def popularity(self, time_ms: int, half_life: int | None) -> np.ndarray:
         """Return float32 ``[N]`` first touches, decayed to ``time_ms``.
 
         Args:
             time_ms: the moment to read at.
-            half_life: position in ``half_lives_days``, or None for all time without decay.
+            half_life: position in ``half_lives_days`` (-1 is the longest), or None for all time
+                without decay.
         """
         counts = self.touches if half_life is None else self.item_counts.read(half_life, time_ms)
         return counts.astype(np.float32)
@@ -202,7 +210,7 @@ class FunnelState:
         Returns:
             Items by decayed popularity, ties by item index.
         """
-        scores = self.popularity(time_ms, int(np.argmax(self.config.half_lives_days)))
+        scores = self.popularity(time_ms, -1)
         eligible = self.items.created_at_ms <= time_ms
         eligible[exclude] = False
         ids = np.flatnonzero(eligible)
@@ -242,6 +250,8 @@ class FunnelState:
             arrays[name] = _load_array(directory / f"{name}.npy", dtype)
             if name not in _RAGGED and arrays[name].shape != shape:
                 raise ReleaseError(f"{directory / name}.npy has shape {arrays[name].shape}, expected {shape}")
+        for name in ("users", "neighbours"):
+            _check_rows(directory, name, arrays)
         return cls(items, config, signals, tasks, arrays)
 
     def _check(self, user_index: int, item_index: int, signal: int, value: float) -> None:
@@ -366,3 +376,13 @@ def _load_array(path: Path, dtype: np.dtype) -> np.ndarray:
     if loaded.dtype != dtype:
         raise ReleaseError(f"{path} holds {loaded.dtype}, expected {dtype}")
     return loaded
+
+
+def _check_rows(directory: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse flat columns whose length is not what their offsets say."""
+    end = int(arrays[f"{name}_offsets"][-1])
+    columns = USER_COLUMNS if name == "users" else LINK_COLUMNS
+    for column in columns:
+        found = len(arrays[f"{name}_{column}"])
+        if found != end:
+            raise ReleaseError(f"{directory / name}_{column}.npy has {found} entries, its offsets end at {end}")

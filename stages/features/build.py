@@ -1,0 +1,129 @@
+"""The ``build_examples`` step: point-in-time features and labels of every candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from stages.contracts.config import Config
+from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.examples import read_array
+from stages.contracts.files import write_json
+from stages.contracts.snapshot import Snapshot, Targets
+from stages.contracts.steps import Outcome
+from stages.contracts.tables import CandidateTable, RequestTable
+from stages.features.config import FeatureConfig
+from stages.features.ranking import feature_schema, ranking_features
+from stages.features.replay import replay
+from stages.features.state import FunnelState
+
+STATE_DIRECTORY = "state"
+
+
+class ExamplesConfig(Config):
+    """Configuration of ``build_examples``."""
+
+    features: FeatureConfig = FeatureConfig()
+
+
+def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
+    """Compute features and labels in one replay and save the state at its end.
+
+    Memory stays bounded: features are written to a memory-mapped file request by request.
+
+    Args:
+        config: what the state keeps and the features read.
+        inputs: ``snapshot``, ``candidate`` (``item_vectors.npy``) and ``retrieve``
+            (``candidates.parquet``).
+        directory: receives ``rows.parquet``, ``features.npy`` float32 ``[R, F]``, ``relevance.npy``
+            float32 ``[R]``, ``labels.npy`` float32 ``[R, T]``, ``feature_schema.json`` and ``state/``.
+
+    Raises:
+        DataError: if the inputs do not belong together.
+        EmptyDatasetError: if there are no candidates.
+    """
+    snapshot = Snapshot(inputs["snapshot"])
+    requests, items, tasks = snapshot.requests(), snapshot.items(), snapshot.meta.tasks
+    vectors = read_array(inputs["candidate"] / "item_vectors.npy")
+    path = inputs["retrieve"] / "candidates.parquet"
+    rows = CandidateTable.read(path)
+    _check_inputs(rows, path, requests, vectors, len(items))
+
+    schema = feature_schema(config.features, tasks)
+    relevance, labels = join_labels(rows, snapshot.targets(), len(items))
+    state = FunnelState.empty(items, config.features, snapshot.meta.signals, tasks, n_users=len(snapshot.user_ids()))
+    features = np.lib.format.open_memmap(
+        directory / "features.npy", mode="w+", dtype=np.float32, shape=(len(rows), len(schema.names))
+    )
+    starts = np.searchsorted(rows.request_id, np.arange(len(requests) + 1)).tolist()
+    moments = replay(snapshot.events(), requests, state)
+    for request in tqdm(moments, total=len(requests), desc="features", unit="request", disable=None):
+        of_request = slice(starts[request], starts[request + 1])
+        features[of_request] = ranking_features(
+            state,
+            int(requests.user_index[request]),
+            int(requests.request_time_ms[request]),
+            rows.item_index[of_request],
+            rows.score[of_request],
+            rows.rank[of_request],
+            vectors,
+        )
+    features.flush()
+
+    rows.write(directory / "rows.parquet")
+    np.save(directory / "relevance.npy", relevance)
+    np.save(directory / "labels.npy", labels)
+    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
+    (directory / STATE_DIRECTORY).mkdir()
+    state.save(directory / STATE_DIRECTORY)
+    answered = int(np.count_nonzero(np.diff(starts)))
+    metrics = {
+        "rows": float(len(rows)),
+        "requests": float(answered),
+        "positive_share": float(np.mean(relevance > 0)),
+    }
+    return metrics, {"feature_schema_hash": schema.hash, "features": len(schema.names)}
+
+
+def join_labels(rows: CandidateTable, targets: Targets, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Look up the relevance and the labels of candidate rows.
+
+    Args:
+        rows: R candidate rows.
+        targets: sorted by (request_id, item_index), unique pairs.
+        n_items: N.
+
+    Returns:
+        relevance float32 ``[R]`` and labels float32 ``[R, T]``, 0 where a row is no target.
+    """
+    relevance = np.zeros(len(rows), dtype=np.float32)
+    labels = np.zeros((len(rows), targets.labels.shape[1]), dtype=np.float32)
+    if not len(targets.request_id):
+        return relevance, labels
+    target_keys = targets.request_id * n_items + targets.item_index
+    row_keys = rows.request_id * n_items + rows.item_index
+    position = np.minimum(np.searchsorted(target_keys, row_keys), len(target_keys) - 1)
+    found = target_keys[position] == row_keys
+    relevance[found] = targets.relevance[position[found]]
+    labels[found] = targets.labels[position[found]]
+    return relevance, labels
+
+
+def _check_inputs(rows: CandidateTable, path: Path, requests: RequestTable, vectors: np.ndarray, n_items: int) -> None:
+    if not len(rows):
+        raise EmptyDatasetError(f"{path} holds no candidates, at least one row is needed")
+    if vectors.ndim != 2 or len(vectors) != n_items:
+        raise DataError(f"item_vectors.npy has shape {list(vectors.shape)}, the snapshot has {n_items} items")
+    if (np.diff(rows.request_id) < 0).any():
+        raise DataError(f"{path} must be sorted by request_id")
+    if not np.array_equal(requests.request_id, np.arange(len(requests))):
+        raise DataError("requests.parquet: request_id must equal the row number")
+    for name, values, limit in (
+        ("request_id", rows.request_id, len(requests)),
+        ("item_index", rows.item_index, n_items),
+    ):
+        if values.min() < 0 or values.max() >= limit:
+            raise DataError(f"{path}: {name} spans {values.min()} to {values.max()}, allowed are 0 to {limit - 1}")
