@@ -1,0 +1,67 @@
+"""Settings come from the environment and the options, and wrong ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.run import parse_overrides
+from stages.contracts.errors import ConfigError
+from stages.settings import load_settings, parse_time_ms, registry_settings, release_cache
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "demo.yaml").write_text("seed: 3\ncandidate: {epochs: 2, dimension: 8}\n")
+    (configs / "movielens.yaml").write_text("seed: 4\n")
+    return {"SLUICE_HOME": str(tmp_path / "home"), "SLUICE_CONFIGS": str(configs)}
+
+
+def test_embedded_default_lives_below_home(environ: dict[str, str], tmp_path: Path) -> None:
+    settings = load_settings(environ)
+    assert settings.warehouse_url == f"duckdb:///{tmp_path / 'home' / 'warehouse.duckdb'}"
+    assert settings.registry.tracking_uri == f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"
+    assert settings.runs == tmp_path / "home" / "runs"
+    assert release_cache(environ) == tmp_path / "home" / "serving" / "releases"
+    assert settings.recipe["seed"] == 3
+
+
+def test_one_variable_changes_the_warehouse(environ: dict[str, str]) -> None:
+    url = "postgresql+psycopg2://postgres@127.0.0.1/sluice"
+    assert load_settings({**environ, "SLUICE_WAREHOUSE_URL": url}).warehouse_url == url
+    remote = registry_settings({**environ, "SLUICE_MLFLOW_URI": "http://127.0.0.1:5000"})
+    assert (remote.tracking_uri, remote.artifact_root) == ("http://127.0.0.1:5000", None)
+
+
+def test_the_recipe_suits_the_data(environ: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "ml"
+    folder.mkdir()
+    assert load_settings(environ, data=str(folder)).recipe["seed"] == 4
+    with pytest.raises(ConfigError, match=r"a recipe is needed for .*x\.csv"):
+        load_settings(environ, data=str(tmp_path / "x.csv"))
+
+
+def test_overrides_are_laid_over_the_recipe(environ: dict[str, str]) -> None:
+    settings = load_settings(environ, overrides=parse_overrides(("candidate.epochs=5", "seed=9")), n_processes=2)
+    assert settings.recipe == {"seed": 9, "candidate": {"epochs": 5, "dimension": 8, "n_processes": 2}}
+
+
+def test_malformed_override_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--set 'epochs': allowed is KEY=VALUE"):
+        parse_overrides(("epochs",))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("1970-01-02", 86_400_000), ("1970-01-01T01:00:00+01:00", 0), ("1970-01-01T00:00:01Z", 1_000)],
+)
+def test_times_without_zone_are_utc(text: str, wanted: int) -> None:
+    assert parse_time_ms(text) == wanted
+
+
+def test_a_wrong_time_is_named() -> None:
+    with pytest.raises(ConfigError, match="as_of = 'yesterday'"):
+        parse_time_ms("yesterday")
