@@ -1,0 +1,109 @@
+# What people and .ci/run call. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The public index of CPU builds of torch. Where it cannot be reached, pip goes on with the indexes
+# that it is configured with.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+DATA ?=
+HOST ?= 127.0.0.1
+PORT ?= 8080
+MLFLOW_PORT ?= 5000
+AIRFLOW_PORT ?= 8081
+
+# No dependency reports home.
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PIP := $(BIN)/python -m pip --quiet
+# The set that is installed; the one for a CPU where none is.
+STAMP := $(or $(wildcard $(VENV)/.installed-cuda),$(VENV)/.installed-cpu)
+pin = $(shell sed -n 's/^$(2)==//p' requirements/$(1).txt)
+LATEST := $(or $(SLUICE_HOME),var/latest)
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-cuda demo serve mlflow airflow test check format lock wheel clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+install: $(VENV)/.installed-cpu ## Install everything for a CPU into .venv
+
+install-cuda: $(VENV)/.installed-cuda ## Install everything for NVIDIA GPUs into .venv
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: PYTHON = $(PYTHON): Python 3.11 or later is needed" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The locked sets are complete, so pip resolves nothing (--no-deps): see docs/decisions/001. The
+# CPU build of torch comes first; the set's `torch==` then finds it installed.
+$(VENV)/.installed-cpu: requirements/cpu.txt pyproject.toml | $(BIN)/python
+	@if [ -e $(VENV)/.installed-cuda ]; then $(PIP) uninstall --yes torch fbgemm-gpu; fi
+	@rm -f $(VENV)/.installed-*
+	@$(BIN)/python -m pip show torch 2>/dev/null | grep -q '^Version: $(call pin,cpu,torch)' || { \
+	  echo "installing torch $(call pin,cpu,torch) for a CPU"; \
+	  $(PIP) install --no-deps --retries 1 --timeout 15 --extra-index-url $(TORCH_CPU_INDEX) \
+	    torch==$(call pin,cpu,torch); }
+	@echo "installing requirements/cpu.txt (a few minutes the first time)"
+	@$(PIP) install --no-deps -r requirements/cpu.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'import torch, fbgemm_gpu'
+	@touch $@
+
+$(VENV)/.installed-cuda: requirements/cuda.txt pyproject.toml | $(BIN)/python
+	@if [ -e $(VENV)/.installed-cpu ]; then $(PIP) uninstall --yes torch fbgemm-gpu-cpu; fi
+	@rm -f $(VENV)/.installed-*
+	@echo "installing requirements/cuda.txt (a few minutes the first time)"
+	@$(PIP) install --no-deps -r requirements/cuda.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'import torch, fbgemm_gpu'
+	@touch $@
+
+demo: $(STAMP) ## Run the whole platform once: make demo [DATA=path/to/ml-100k]
+	$(BIN)/sluice demo $(if $(DATA),--data "$(DATA)")
+
+serve: $(STAMP) ## Serve the demo's champion until stopped: make serve [PORT=8080]
+	SLUICE_HOME="$(LATEST)" $(BIN)/sluice serve --host $(HOST) --port $(PORT)
+
+mlflow: $(STAMP) ## Open MLflow's pages on the demo's home
+	$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(abspath $(LATEST))/mlflow.db" \
+	  --artifacts-destination "$(abspath $(LATEST))/mlartifacts"
+
+airflow: $(STAMP) ## Open Airflow's pages on the demo's home (this machine only, no password)
+	AIRFLOW_HOME="$(abspath $(LATEST))/airflow" AIRFLOW__CORE__DAGS_FOLDER="$(abspath dags)" \
+	  AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS=True \
+	  AIRFLOW__API__HOST=127.0.0.1 AIRFLOW__API__PORT=$(AIRFLOW_PORT) \
+	  SLUICE_HOME="$(abspath $(LATEST))" SLUICE_CONFIGS="$(abspath configs)" \
+	  PATH="$(abspath $(BIN)):$$PATH" airflow standalone
+
+test: $(STAMP) ## Run the tests: make test [ARGS="tests/dags -x"]
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Lint, check types, import rules and the images
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint Dockerfile
+
+format: $(STAMP) ## Format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+UV_COMPILE := uv pip compile --quiet --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
+  --no-annotate --no-header --no-emit-index-url --no-emit-find-links
+
+lock: ## Resolve requirements/*.txt anew (needs uv); make lock UPGRADE=--upgrade moves the pins
+	cd requirements && $(UV_COMPILE) $(UPGRADE) --override overrides-cpu.txt cpu.in -o cpu.txt
+	cd requirements && $(UV_COMPILE) --override overrides-cpu.txt --constraint cpu.txt train.in -o train.txt
+	cd requirements && $(UV_COMPILE) --constraint cpu.txt serve.in -o serve.txt
+	cd requirements && $(UV_COMPILE) --constraint cpu.txt cuda.in -o cuda.txt
+
+wheel: $(STAMP) ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## Remove what was built, the environment and the demo's home
+	rm -rf $(VENV) var build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

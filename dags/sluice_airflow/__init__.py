@@ -1,0 +1,1 @@
+"""What every DAG of this folder shares: retries, step tasks and the failure alert."""

@@ -1,0 +1,193 @@
+"""The images without a container engine: linted, and each start command run with only its own set."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from conftest import ImageMaker, Target
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+START_SECONDS = 150
+
+# Small enough to train in seconds; what it recommends does not matter here.
+TINY = ()
+
+
+def test_the_dockerfile_is_clean() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, "Dockerfile"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == ""
+
+
+def test_targets_install_the_same_wheel_and_run_unprivileged(targets: dict[str, Target]) -> None:
+    assert {"wheel", "train", "serve"} <= set(targets)
+    for name in ("train", "serve"):
+        words = [f"{word} {rest}" for word, rest in targets[name].instructions]
+        assert "COPY --from=wheel /wheels /tmp/wheels" in words
+        assert any(line.startswith("HEALTHCHECK") for line in words)
+        assert targets[name].user == "10001"
+    serve = " ".join(rest for _, rest in targets["serve"].instructions)
+    assert "requirements/serve.txt" in serve
+    assert "dags" not in serve
+
+
+def test_what_the_dockerfile_copies_is_sent_to_the_build(targets: dict[str, Target]) -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    sent = {line[1:] for line in lines if line.startswith("!")}
+    for target in targets.values():
+        for word, rest in target.instructions:
+            if word == "COPY" and not rest.startswith("--from"):
+                for source in rest.split()[:-1]:
+                    assert (REPOSITORY / source).exists()
+                    assert source.split("/")[0] in sent
+
+
+def test_compose_builds_targets_that_exist(targets: dict[str, Target]) -> None:
+    stack = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))
+    services = stack["services"]
+    images: dict[str, set[str]] = {}
+    for name, service in services.items():
+        if "build" in service:
+            assert service["build"]["target"] in targets, name
+            images.setdefault(service["image"], set()).add(service["build"]["target"])
+        assert set(service.get("depends_on", {})) <= set(services), name
+        for volume in service.get("volumes", []):
+            assert volume.split(":")[0] in stack["volumes"], name
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} is open to the network"
+    assert images == {"sluice-train": {"train"}, "sluice-serve": {"serve"}}
+
+
+def test_the_serving_set_cannot_import_torch_or_airflow(image: ImageMaker) -> None:
+    python = image("serve.txt") / "bin" / "python"
+    code = "from importlib.util import find_spec as f; print([n for n in ('torch', 'torchrec', 'airflow') if f(n)])"
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_the_training_command_starts_airflow(targets: dict[str, Target], image: ImageMaker, tmp_path: Path) -> None:
+    port = _free_port()
+    changes = {
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
+        "SLUICE_CONFIGS": str(REPOSITORY / "configs"),
+        "SLUICE_HOME": str(tmp_path / "home"),
+    }
+    with _started(targets["train"], image("train.txt"), tmp_path, changes) as log:
+        health = _wait(f"http://127.0.0.1:{port}/api/v2/monitor/health", log, _airflow_is_healthy)
+    assert health["metadatabase"]["status"] == "healthy"
+
+
+@pytest.mark.slow
+def test_the_serving_command_answers(
+    targets: dict[str, Target], image: ImageMaker, tmp_path: Path, champion_home: Path
+) -> None:
+    port = _free_port()
+    changes = {"SLUICE_HOME": str(champion_home), "SLUICE_HOST": "127.0.0.1", "SLUICE_PORT": str(port)}
+    with _started(targets["serve"], image("serve.txt"), tmp_path, changes) as log:
+        _wait(f"http://127.0.0.1:{port}/readyz", log, bool)
+        answer = _get(f"http://127.0.0.1:{port}/v1/recommendations?user_id=nobody&k=3")
+    assert len(answer["items"]) == 3
+
+
+@pytest.fixture(scope="module")
+def champion_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose registry has a champion, made by the real job on a tiny world."""
+    home = tmp_path_factory.mktemp("champion")
+    command = [sys.executable, "-m", "cli", "run"]
+    for value in TINY:
+        command += ["--set", value]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=_clean_environment() | {"SLUICE_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home
+
+
+def _clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHON", "SLUICE"))}
+
+
+@contextmanager
+def _started(target: Target, venv: Path, folder: Path, changes: dict[str, str]) -> Iterator[Path]:
+    """Run a target's exact command in its environment, with what cannot be the same outside changed."""
+    environment = _clean_environment() | target.environment | changes
+    environment["PATH"] = os.pathsep.join([str(venv / "bin"), os.defpath])
+    command = [str(venv / "bin" / target.command[0]), *target.command[1:]]
+    log = folder / "log.txt"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+        try:
+            yield log
+            assert process.poll() is None, log.read_text(encoding="utf-8", errors="replace")
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the command and all that it started: they are a session of their own."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=20)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=20)
+
+
+def _wait(url: str, log: Path, accept: Any) -> Any:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            answer = _get(url)
+        except OSError:
+            answer = None
+        if accept(answer):
+            return answer
+        time.sleep(0.5)
+    raise AssertionError(
+        f"{url} after {START_SECONDS} s: {answer}\n" + log.read_text(encoding="utf-8", errors="replace")
+    )
+
+
+def _airflow_is_healthy(answer: Any) -> bool:
+    parts = ("metadatabase", "scheduler", "dag_processor")
+    return bool(answer) and all(answer[part]["status"] == "healthy" for part in parts)
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

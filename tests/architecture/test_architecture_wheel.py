@@ -1,0 +1,51 @@
+"""What the wheel holds, and that its packages import where there is nothing but the wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("stages", "serving", "cli")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    source = {
+        str(path.relative_to(REPOSITORY)) for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")
+    }
+    assert held == source
+
+
+def test_the_wheel_carries_its_licence_and_command(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    names = {name.partition(".dist-info/")[2]: name for name in archive.namelist() if ".dist-info/" in name}
+    assert "Apache License" in archive.read(names["licenses/LICENSE"]).decode()
+    assert "sluice = cli.main:main" in archive.read(names["entry_points.txt"]).decode()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_from_the_installed_wheel(installed: Path, tmp_path: Path, package: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(installed)!r}); import {package}; print({package}.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == installed / package / "__init__.py"
+
+
+def test_the_command_explains_itself_from_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(installed)!r}); from cli.main import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "serve" in done.stdout

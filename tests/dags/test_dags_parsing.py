@@ -1,0 +1,102 @@
+"""The DAG files parse quickly, load nothing heavy and draw the graph that the pipeline declares."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from stages.pipeline import STEPS, UPSTREAM
+
+if TYPE_CHECKING:
+    from conftest import Airflow
+
+DAGS = Path(__file__).resolve().parents[2] / "dags"
+
+HEAVY = ("torch", "torchrec", "mlflow", "faiss", "pandas", "lightgbm", "sklearn", "duckdb")
+
+PARSE = """
+import json, runpy, sys
+from pathlib import Path
+from airflow.sdk import DAG
+before = set(sys.modules)
+sys.path.append(str(Path(sys.argv[1]).parent))
+found = {}
+for path in sys.argv[1:]:
+    for value in runpy.run_path(path).values():
+        if isinstance(value, DAG):
+            found[value.dag_id] = value
+dag = found["train_funnel"]
+print(json.dumps({
+    "loaded": sorted(set(sys.modules) - before),
+    "dags": sorted(found),
+    "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
+    "retries": sorted({task.retries for task in dag.tasks}),
+    "delays": sorted({task.retry_delay.total_seconds() for task in dag.tasks}),
+    "time_outs": [task.execution_timeout is not None for task in dag.tasks],
+    "alerts": [len(task.on_failure_callback) for task in dag.tasks],
+    "max_active_runs": dag.max_active_runs,
+    "params": {name: dag.params.get_param(name).dump() for name in dag.params},
+}))
+"""
+
+BAG = """
+import json, os
+from pathlib import Path
+from airflow.dag_processing.dagbag import BundleDagBag
+folder = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+bag = BundleDagBag(folder, bundle_path=folder, bundle_name="dags-folder")
+print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors}))
+"""
+
+
+def _run(code: str, airflow: Airflow, *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=airflow.environment(),
+        cwd=airflow.home,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def parsed(migrated: Airflow) -> Any:
+    return _run(PARSE, migrated, *map(str, sorted(DAGS.glob("*.py"))))
+
+
+def test_parsing_loads_nothing_heavy(parsed: Any) -> None:
+    roots = {name.partition(".")[0] for name in parsed["loaded"]}
+    assert "stages" in roots, "the DAG files take their steps from the pipeline"
+    assert not roots & set(HEAVY)
+
+
+def test_the_graph_is_the_pipelines(parsed: Any) -> None:
+    assert parsed["upstream"] == {step: sorted(UPSTREAM[step]) for step in STEPS}
+
+
+def test_every_task_retries_ends_and_reports(parsed: Any) -> None:
+    assert parsed["retries"] == [2]
+    assert parsed["delays"] == [0.1]
+    assert set(parsed["time_outs"]) == {True}
+    assert set(parsed["alerts"]) == {1}
+    assert parsed["max_active_runs"] == 1
+
+
+def test_the_trigger_form_explains_every_parameter(parsed: Any) -> None:
+    assert sorted(parsed["params"]) == ["as_of", "config", "data", "mapping", "n_processes", "overrides", "promote"]
+    for name, param in parsed["params"].items():
+        assert param["description"], name
+        assert {"type", "title"} <= set(param["schema"]), name
+
+
+def test_airflow_itself_finds_no_import_error(migrated: Airflow) -> None:
+    assert _run(BAG, migrated) == {"dags": ["train_funnel"], "errors": {}}
