@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +54,42 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
 
     schema = feature_schema(config.features, tasks)
     relevance, labels = join_labels(rows, snapshot.targets(), len(items))
-    state = FunnelState.empty(items, config.features, snapshot.meta.signals, tasks, n_users=len(snapshot.user_ids()))
+    state = FunnelState.empty(items, config.features, snapshot.meta.signals, tasks, len(snapshot.user_ids()))
     features = np.lib.format.open_memmap(
         directory / "features.npy", mode="w+", dtype=np.float32, shape=(len(rows), len(schema.names))
     )
+    answered = _fill_features(features, rows, requests, replay(snapshot.events(), requests, state), state, vectors)
+    features.flush()
+
+    rows.write(directory / "rows.parquet")
+    np.save(directory / "relevance.npy", relevance)
+    np.save(directory / "labels.npy", labels)
+    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
+    (directory / STATE_DIRECTORY).mkdir()
+    state.save(directory / STATE_DIRECTORY)
+    metrics = {
+        "rows": float(len(rows)),
+        "requests": float(answered),
+        "positive_share": float(np.mean(relevance > 0)),
+    }
+    return metrics, {"feature_schema_hash": schema.hash, "features": len(schema.names)}
+
+
+def _fill_features(
+    features: np.ndarray,
+    rows: CandidateTable,
+    requests: RequestTable,
+    moments: Iterator[int],
+    state: FunnelState,
+    vectors: np.ndarray,
+) -> int:
+    """Compute each request's features as ``moments`` reaches it; return how many had candidates."""
     starts = np.searchsorted(rows.request_id, np.arange(len(requests) + 1)).tolist()
-    moments = replay(snapshot.events(), requests, state)
+    answered = 0
     for request in tqdm(moments, total=len(requests), desc="features", unit="request", disable=None):
+        if starts[request] == starts[request + 1]:
+            continue
+        answered += 1
         of_request = slice(starts[request], starts[request + 1])
         features[of_request] = ranking_features(
             state,
@@ -71,21 +100,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
             rows.rank[of_request],
             vectors,
         )
-    features.flush()
-
-    rows.write(directory / "rows.parquet")
-    np.save(directory / "relevance.npy", relevance)
-    np.save(directory / "labels.npy", labels)
-    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
-    (directory / STATE_DIRECTORY).mkdir()
-    state.save(directory / STATE_DIRECTORY)
-    answered = int(np.count_nonzero(np.diff(starts)))
-    metrics = {
-        "rows": float(len(rows)),
-        "requests": float(answered),
-        "positive_share": float(np.mean(relevance > 0)),
-    }
-    return metrics, {"feature_schema_hash": schema.hash, "features": len(schema.names)}
+    return answered
 
 
 def join_labels(rows: CandidateTable, targets: Targets, n_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,9 @@ import numpy as np
 
 from stages.contracts.tables import DAY_MS
 
+NEVER_MS = -(1 << 61)
+"""``last_ms`` of a row without events; times of events lie within ±2^61 ms, so no difference overflows."""
+
 
 def memory_cells(values: np.ndarray) -> Any:
     """Return a view of the same memory whose single elements are read and written faster."""
@@ -25,7 +28,7 @@ class DecayedCounts:
 
     Attributes:
         values: float64 ``[K, n]``, each count as of its row's last event.
-        last_ms: int64 ``[n]``, time of the row's newest event; 0 where there was none.
+        last_ms: int64 ``[n]``, time of the row's newest event, NEVER_MS without any.
     """
 
     def __init__(self, values: np.ndarray, last_ms: np.ndarray, half_lives_days: tuple[float, ...]) -> None:
@@ -34,11 +37,6 @@ class DecayedCounts:
         self._half_lives_ms = [days * DAY_MS for days in half_lives_days]
         self._cells = [(memory_cells(row), ms) for row, ms in zip(values, self._half_lives_ms, strict=True)]
         self._last_cells = memory_cells(last_ms)
-
-    @classmethod
-    def zeros(cls, n: int, half_lives_days: tuple[float, ...]) -> DecayedCounts:
-        """Return counts of ``n`` rows without events."""
-        return cls(np.zeros((len(half_lives_days), n)), np.zeros(n, dtype=np.int64), half_lives_days)
 
     def add(self, row: int, time_ms: int) -> None:
         """Count one event of ``row``."""

@@ -15,12 +15,13 @@ from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import ItemTable, Task
 from stages.contracts.tables import ScoredItems
 from stages.features.config import FeatureConfig
-from stages.features.counters import DecayedCounts, memory_cells
+from stages.features.counters import NEVER_MS, DecayedCounts, memory_cells
 from stages.features.covisitation import COLUMNS as LINK_COLUMNS
 from stages.features.covisitation import Covisitation
 from stages.features.keyed_rows import KeyedRows, Row
 
 STATE_FILE = "state.json"
+_LARGEST = float(np.finfo(np.float32).max)
 USER_COLUMNS: dict[str, np.dtype] = {
     "items": np.dtype(np.int64),
     "times_ms": np.dtype(np.int64),
@@ -121,6 +122,8 @@ class FunnelState:
             n_users: users known beforehand; others join with their first event.
         """
         arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in _shapes(items, config, tasks).items()}
+        for name in ("item_last_ms", "category_last_ms"):
+            arrays[name].fill(NEVER_MS)
         state = cls(items, config, signals, tasks, arrays)
         state.n_users = n_users
         return state
@@ -132,13 +135,14 @@ class FunnelState:
             user_index: 0-based; an index beyond ``n_users`` makes the state grow.
             item_index: 0-based, below N.
             signal: position in ``signals``.
-            value: strength, finite.
-            time_ms: when it happened.
+            value: strength, finite; rounded to float32 first, as in ``EventTable``.
+            time_ms: when it happened, within ±2^61.
 
         Raises:
             DataError: naming the argument that is out of range; nothing is changed then.
         """
-        self._check(user_index, item_index, signal, value)
+        self._check(user_index, item_index, signal, value, time_ms)
+        value = float(np.float32(value))
         self.n_users = max(self.n_users, user_index + 1)
         if self._is_exposure[signal]:
             self._count("exposures", item_index, 1)
@@ -254,15 +258,17 @@ class FunnelState:
             _check_rows(directory, name, arrays)
         return cls(items, config, signals, tasks, arrays)
 
-    def _check(self, user_index: int, item_index: int, signal: int, value: float) -> None:
+    def _check(self, user_index: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
         if user_index < 0:
             raise DataError(f"event: user_index = {user_index}, allowed are 0 and above")
         if not 0 <= item_index < len(self.touches):
             raise DataError(f"event: item_index = {item_index}, allowed are 0 to {len(self.touches) - 1}")
         if not 0 <= signal < len(self.signals):
             raise DataError(f"event: signal = {signal}, allowed are 0 to {len(self.signals) - 1} {self.signals}")
-        if not math.isfinite(value):
-            raise DataError(f"event: value = {value}, allowed are finite numbers")
+        if not abs(value) <= _LARGEST:
+            raise DataError(f"event: value = {value}, allowed are finite float32 numbers")
+        if abs(time_ms) >= -NEVER_MS:
+            raise DataError(f"event: time_ms = {time_ms}, allowed are times within ±{-NEVER_MS}")
 
     def _judge(self, signal: int, value: float) -> tuple[int, float]:
         """Return the tasks that an event is positive for, as a bit mask, and their relevance."""
@@ -336,7 +342,7 @@ def _shapes(
 def _positive_rules(signal: str, tasks: tuple[Task, ...]) -> list[tuple[int, float, float]]:
     """Return (bit, smallest value, relevance) of each task that ``signal`` can be positive for."""
     return [
-        (1 << number, -math.inf if task.min_value is None else task.min_value, task.relevance)
+        (1 << number, -math.inf if task.min_value is None else float(np.float32(task.min_value)), task.relevance)
         for number, task in enumerate(tasks)
         if signal in task.signals
     ]

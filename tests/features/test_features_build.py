@@ -1,0 +1,163 @@
+"""The ``build_examples`` step on a snapshot written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.examples import Examples
+from stages.contracts.files import write_json
+from stages.contracts.snapshot import ItemTable, SnapshotMeta, Targets, Task, TimeBorders
+from stages.contracts.tables import DAY_MS, CandidateTable, EventTable, RequestTable
+from stages.features.build import ExamplesConfig, build_examples, join_labels
+from stages.features.config import FeatureConfig
+from stages.features.ranking import feature_schema, ranking_features
+from stages.features.state import FunnelState
+
+T0 = 10_000 * DAY_MS
+N = 8
+SIGNALS = ("click", "rating", "impression")
+TASKS = (
+    Task(name="click", signals=("click", "rating"), relevance=1.0),
+    Task(name="like", signals=("rating",), min_value=0.7, relevance=2.0),
+)
+CONFIG = ExamplesConfig(features=FeatureConfig(history_length=3))
+EVENTS = [
+    (0, 1, 0, 1.0, T0),
+    (1, 1, 0, 1.0, T0 + 1),
+    (1, 4, 1, 0.9, T0 + 2),
+    (0, 4, 1, 0.8, T0 + 5),
+    (0, 5, 0, 1.0, T0 + 8),
+]
+REQUESTS = [(0, T0 + 5), (2, T0 + 6)]
+MakeState = Callable[..., FunnelState]
+
+
+def candidates(rows: list[tuple[int, int]]) -> CandidateTable:
+    """Rows (request, item); ranks and scores follow from the order."""
+    request_id = np.array([request for request, _ in rows], dtype=np.int64)
+    rank = np.array([sum(r == request for r, _ in rows[:p]) for p, (request, _) in enumerate(rows)], dtype=np.int32)
+    return CandidateTable(
+        request_id=request_id,
+        item_index=np.array([item for _, item in rows], dtype=np.int64),
+        score=(1.0 / (1 + rank)).astype(np.float32),
+        rank=rank,
+        source=np.zeros(len(rows), dtype=np.int8),
+    )
+
+
+def write_snapshot(directory: Path, items: ItemTable, events: EventTable, requests: RequestTable) -> None:
+    borders = TimeBorders(start_ms=T0, candidate_end_ms=T0 + 3, ranker_end_ms=T0 + 6, as_of_ms=T0 + 9)
+    meta = SnapshotMeta(
+        signals=SIGNALS, categories=tuple("abcd"), tasks=TASKS, borders=borders, counts={}, fingerprint="0"
+    )
+    write_json(directory / "snapshot.json", meta.model_dump(mode="json"))
+    events.write(directory / "events.parquet")
+    requests.write(directory / "requests.parquet")
+    spans = zip(items.category_offsets[:-1], items.category_offsets[1:], strict=True)
+    catalogue = {
+        "item_index": np.arange(len(items)),
+        "item_id": items.item_id.tolist(),
+        "title": items.title.tolist(),
+        "categories": pa.array([items.category_codes[a:b].tolist() for a, b in spans], pa.list_(pa.int32())),
+        "created_at_ms": items.created_at_ms,
+        "duration_s": items.duration_s,
+    }
+    pq.write_table(pa.table(catalogue), directory / "items.parquet")
+    pq.write_table(pa.table({"user_index": [0, 1, 2], "user_id": ["a", "b", "c"]}), directory / "users.parquet")
+    targets = {
+        "request_id": np.array([0, 0, 1], dtype=np.int64),
+        "item_index": np.array([4, 5, 6], dtype=np.int64),
+        "relevance": np.array([3, 1, 1], dtype=np.float32),
+        "task_click": np.array([1, 1, 1], dtype=np.float32),
+        "task_like": np.array([1, 0, 0], dtype=np.float32),
+    }
+    pq.write_table(pa.table(targets), directory / "targets.parquet")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, make_items: Callable, make_events: Callable, make_requests: Callable) -> dict[str, Path]:
+    directories = {name: tmp_path / name for name in ("snapshot", "candidate", "retrieve", "out")}
+    for directory in directories.values():
+        directory.mkdir()
+    write_snapshot(directories["snapshot"], make_items(), make_events(EVENTS), make_requests(REQUESTS))
+    np.save(directories["candidate"] / "item_vectors.npy", np.eye(N, 4, dtype=np.float32))
+    candidates([(0, 5), (0, 4), (0, 2), (1, 1), (1, 6)]).write(directories["retrieve"] / "candidates.parquet")
+    return directories
+
+
+def test_examples_hold_point_in_time_features_labels_and_the_final_state(
+    inputs: dict[str, Path], make_state: MakeState
+) -> None:
+    out = inputs["out"]
+    metrics, info = build_examples(CONFIG, inputs, out)
+    examples = Examples.read(out)
+    assert metrics == {"rows": 5, "requests": 2, "positive_share": pytest.approx(3 / 5)}
+    assert examples.schema_hash == info["feature_schema_hash"] == feature_schema(CONFIG.features, TASKS).hash
+    assert examples.relevance.tolist() == [1, 3, 0, 0, 1]
+    assert examples.labels.tolist() == [[1, 0], [1, 1], [0, 0], [0, 0], [1, 0]]
+
+    vectors = np.eye(N, 4, dtype=np.float32)
+    for request, (rows, n_events) in enumerate(((slice(0, 3), 3), (slice(3, 5), 4))):
+        table = examples.rows.take(np.arange(5)[rows])
+        user, time_ms = REQUESTS[request]
+        state = make_state(EVENTS[:n_events], history_length=3)
+        wanted = ranking_features(state, user, time_ms, table.item_index, table.score, table.rank, vectors)
+        np.testing.assert_array_equal(examples.features[rows], wanted)
+
+    final = FunnelState.load(out / "state", make_state().items, CONFIG.features, SIGNALS, TASKS)
+    assert [final.seen(user).tolist() for user in range(3)] == [[1, 4, 5], [1, 4], []]
+    assert final.n_users == 3
+
+
+def test_requests_without_candidates_are_left_out(inputs: dict[str, Path]) -> None:
+    candidates([(1, 1)]).write(inputs["retrieve"] / "candidates.parquet")
+    metrics, _ = build_examples(CONFIG, inputs, inputs["out"])
+    assert metrics == {"rows": 1, "requests": 1, "positive_share": 0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([], EmptyDatasetError, "holds no candidates"),
+        ([(0, 8)], DataError, "item_index spans 8 to 8, allowed are 0 to 7"),
+        ([(2, 1)], DataError, "request_id spans 2 to 2, allowed are 0 to 1"),
+        ([(1, 1), (0, 1)], DataError, "sorted by request_id"),
+    ],
+)
+def test_candidates_of_another_world_are_refused(
+    inputs: dict[str, Path], rows: list[tuple[int, int]], error: type[DataError], message: str
+) -> None:
+    candidates(rows).write(inputs["retrieve"] / "candidates.parquet")
+    with pytest.raises(error, match=message):
+        build_examples(CONFIG, inputs, inputs["out"])
+    assert list(inputs["out"].iterdir()) == [], "nothing half-written"
+
+
+def test_vectors_of_another_catalogue_are_refused(inputs: dict[str, Path]) -> None:
+    np.save(inputs["candidate"] / "item_vectors.npy", np.zeros((N - 1, 4), dtype=np.float32))
+    with pytest.raises(DataError, match=r"item_vectors\.npy has shape \[7, 4\], the snapshot has 8 items"):
+        build_examples(CONFIG, inputs, inputs["out"])
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), unique=True, max_size=15)
+
+
+@given(PAIRS, PAIRS)
+def test_label_join_equals_a_dictionary(rows: list[tuple[int, int]], wanted: list[tuple[int, int]]) -> None:
+    rows, wanted = sorted(rows), sorted(wanted)
+    numbers = np.arange(1, len(wanted) + 1, dtype=np.float32)
+    keys = np.array(wanted, dtype=np.int64).reshape(-1, 2)
+    targets = Targets(keys[:, 0], keys[:, 1], numbers, np.stack([numbers, -numbers], axis=1))
+    relevance, labels = join_labels(candidates(rows), targets, 7)
+    lookup = dict(zip(wanted, numbers.tolist(), strict=True))
+    assert relevance.tolist() == [lookup.get(row, 0.0) for row in rows]
+    assert labels.tolist() == [[lookup.get(row, 0.0), -lookup.get(row, 0.0)] for row in rows]

@@ -1,0 +1,145 @@
+"""Replay and history: point in time, online equal to offline, the user tower's inputs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.contracts.errors import DataError
+from stages.contracts.tables import DAY_MS, EventTable, RequestTable
+from stages.features.config import FeatureConfig
+from stages.features.history import tower_inputs
+from stages.features.ranking import ranking_features
+from stages.features.replay import replay
+from stages.features.state import FunnelState, History
+
+T0 = 10_000 * DAY_MS
+HOUR = 3_600_000
+N = 8
+VECTORS = np.random.default_rng(3).normal(size=(N, 4)).astype(np.float32)
+CANDIDATES = np.arange(N, dtype=np.int64)
+CONFIG = {"covisitation_neighbours": 2, "covisitation_window": 2, "similarity_history": 3}
+
+Event = tuple[int, int, int, float, int]
+MakeState = Callable[..., FunnelState]
+MakeEvents = Callable[..., EventTable]
+MakeRequests = Callable[..., RequestTable]
+
+EVENTS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.integers(0, N - 1),
+        st.integers(0, 2),
+        st.floats(0, 1, width=32),
+        st.integers(0, 300).map(lambda hours: T0 + hours * HOUR),
+    ),
+    max_size=40,
+)
+
+
+def features(state: FunnelState, user: int, time_ms: int) -> np.ndarray:
+    scores = np.linspace(1, 0, N, dtype=np.float32)
+    return ranking_features(state, user, time_ms, CANDIDATES, scores, np.arange(N, dtype=np.int32), VECTORS)
+
+
+def replayed(state: FunnelState, events: EventTable, requests: RequestTable) -> dict[int, np.ndarray]:
+    users, times = requests.user_index.tolist(), requests.request_time_ms.tolist()
+    return {row: features(state, users[row], times[row]) for row in replay(events, requests, state)}
+
+
+@given(EVENTS, EVENTS, st.integers(0, 4), st.integers(0, 300))
+def test_events_at_or_after_a_request_change_none_of_its_features(
+    make_state: MakeState,
+    make_events: MakeEvents,
+    make_requests: MakeRequests,
+    events: list[Event],
+    extra: list[Event],
+    user: int,
+    hours: int,
+) -> None:
+    moment = T0 + hours * HOUR
+    later = [(u, i, signal, value, max(time, moment)) for u, i, signal, value, time in extra]
+    requests = make_requests([(user, moment)])
+    alone = replayed(make_state(**CONFIG), make_events([e for e in events if e[4] < moment]), requests)[0]
+    among = replayed(make_state(**CONFIG), make_events([*events, *later]), requests)[0]
+    assert np.isfinite(alone).all()
+    np.testing.assert_array_equal(alone, among)
+
+
+@given(EVENTS, st.integers(0, 40))
+def test_features_online_equal_features_offline(
+    make_state: MakeState, make_events: MakeEvents, make_requests: MakeRequests, events: list[Event], cut: int
+) -> None:
+    """A state that is saved, loaded and advanced by events equals, bit for bit, one rebuilt by replay."""
+    ordered = sorted(events, key=lambda event: event[4])
+    end = T0 + 301 * HOUR
+    requests = make_requests([(user, end) for user in range(5)])
+    offline = replayed(make_state(**CONFIG), make_events(ordered), requests)
+    before = make_state(ordered[:cut], **CONFIG)
+    with tempfile.TemporaryDirectory() as directory:
+        before.save(Path(directory))
+        online = FunnelState.load(Path(directory), before.items, before.config, before.signals, before.tasks)
+        for event in ordered[cut:]:
+            online.apply(*event)
+        for user in range(5):
+            np.testing.assert_array_equal(features(online, user, end), offline[user])
+            for name, column in vars(before.history(user)).items():
+                assert getattr(online.history(user), name).dtype == column.dtype
+
+
+def test_requests_come_in_time_order_each_before_the_events_of_its_time(
+    make_state: MakeState, make_events: MakeEvents, make_requests: MakeRequests
+) -> None:
+    events = make_events([(0, item, 0, 1.0, T0 + time) for item, time in ((0, 5), (1, 10), (2, 10), (3, 20))])
+    requests = make_requests([(0, T0 + 10), (0, T0 + 30), (0, T0 + 5), (0, T0 + 10), (0, T0 + 11)])
+    state = make_state()
+    seen = [(row, state.seen(0).tolist()) for row in replay(events, requests, state)]
+    assert seen == [(2, []), (0, [0]), (3, [0]), (4, [0, 1, 2]), (1, [0, 1, 2, 3])]
+
+
+def test_events_after_the_last_request_are_applied_too(
+    make_state: MakeState, make_events: MakeEvents, make_requests: MakeRequests
+) -> None:
+    events = make_events([(0, 1, 0, 1.0, T0), (0, 2, 0, 1.0, T0 + 9)])
+    for requests in (make_requests([(0, T0 + 1)]), make_requests([])):
+        state = make_state()
+        assert list(replay(events, requests, state)) == list(range(len(requests)))
+        assert state.seen(0).tolist() == [1, 2]
+
+
+def test_events_out_of_order_are_refused(
+    make_state: MakeState, make_events: MakeEvents, make_requests: MakeRequests
+) -> None:
+    events = make_events([(0, 1, 0, 1.0, T0), (0, 2, 0, 1.0, T0 + 9)]).take(np.array([1, 0]))
+    with pytest.raises(DataError, match="event_time_ms of row 1"):
+        list(replay(events, make_requests([(0, T0)]), make_state()))
+
+
+def history_of(items: list[int]) -> History:
+    n = len(items)
+    return History(
+        np.array(items, dtype=np.int64), np.zeros(n, dtype=np.int64), np.zeros(n, np.int16), np.ones(n, np.float32)
+    )
+
+
+def test_tower_inputs_are_padded_and_weighted_by_recency() -> None:
+    config = FeatureConfig(history_length=3, history_decay=2.0)
+    items, weights = tower_inputs([history_of([4, 1]), history_of([]), history_of([0, 1, 2, 3])], config, 8)
+    assert items.tolist() == [[4, 1, 8], [8, 8, 8], [0, 1, 2]]
+    assert (items.dtype, weights.dtype) == (np.int64, np.float32)
+    second = np.exp(-0.5)
+    np.testing.assert_allclose(weights[0], [1 / (1 + second), second / (1 + second), 0], rtol=1e-6)
+    assert weights[1].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(weights[2].sum(), 1, rtol=1e-6)
+    assert (np.diff(weights[2]) < 0).all()
+
+
+def test_tower_inputs_of_nobody_are_empty() -> None:
+    items, weights = tower_inputs([], FeatureConfig(history_length=3), 8)
+    assert items.shape == weights.shape == (0, 3)
