@@ -1,0 +1,93 @@
+"""What the funnel answers: plain data, the explanation included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+AnswerPath = Literal["funnel", "popular"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one stage put an item: its score there, and its rank counted from 0."""
+
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class AnsweredItem:
+    """One recommended item.
+
+    Attributes:
+        item_id, title: from the catalogue.
+        score: of the last stage that ranked it.
+        rank: position in the answer, from 0.
+        source: ``tower`` for retrieved items, ``popular`` for items of the popular list.
+        places: score and rank at each stage that ran; empty unless asked for.
+    """
+
+    item_id: str
+    title: str
+    score: float
+    rank: int
+    source: str
+    places: dict[str, Place] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, made by exactly one release.
+
+    Attributes:
+        release_id: of that release.
+        request_id: a fresh UUID.
+        user_id: as it was asked for.
+        path: ``funnel``, or ``popular`` for a user without history.
+        time_ms: the moment that the answer is for.
+        items: best first, no duplicates, nothing that the user has seen.
+        counts: how many items were cut where: ``catalogue``, ``seen_excluded``, ``unborn_excluded``,
+            ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from the popular list)
+            and ``returned``. A stage that did not run has no count.
+        timings_ms: wall-clock milliseconds by stage, and ``total``.
+        explain: whether the explanation was asked for.
+    """
+
+    release_id: str
+    request_id: str
+    user_id: str
+    path: AnswerPath
+    time_ms: int
+    items: tuple[AnsweredItem, ...]
+    counts: dict[str, int]
+    timings_ms: dict[str, float]
+    explain: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; the explanation only where it was asked for."""
+        body: dict[str, Any] = {
+            "release_id": self.release_id,
+            "request_id": self.request_id,
+            "user_id": self.user_id,
+            "path": self.path,
+            "time_ms": self.time_ms,
+            "items": [self._item(item) for item in self.items],
+        }
+        if self.explain:
+            timings = {stage: round(value, 4) for stage, value in self.timings_ms.items()}
+            body["explain"] = {"counts": self.counts, "timings_ms": timings}
+        return body
+
+    def _item(self, item: AnsweredItem) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "item_id": item.item_id,
+            "title": item.title,
+            "score": item.score,
+            "rank": item.rank,
+            "source": item.source,
+        }
+        if self.explain:
+            places = item.places.items()
+            body["explain"] = {stage: {"score": place.score, "rank": place.rank} for stage, place in places}
+        return body

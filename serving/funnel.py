@@ -1,0 +1,321 @@
+"""The online funnel: history, retrieval, light ranker, heavy ranker, and the popular list.
+
+Threads: the state is read in two short sections (the user's history and seen items; the ranking
+features) and written by ``apply_event``, all under one lock. The models run outside of it. What was
+applied before ``recommend`` was called is always taken into account; an event that arrives while an
+answer is being made may or may not reach its features.
+
+Shapes: B = 1 request, L history length, N items, D vector dimensions, n retrieved items, F features.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from serving.answer import Answer, AnsweredItem, AnswerPath, Place
+from serving.clock import wall_clock_ms
+from serving.errors import Fault, FieldError
+from serving.events import Event
+from serving.release import LoadedRelease
+from stages.contracts.tables import ScoredItems
+from stages.features.history import tower_inputs
+from stages.features.ranking import heavy_features, ranking_features
+from stages.light_ranker.scorer import LightScorer
+
+MAX_ID_LENGTH = 256
+UNKNOWN = -1
+_NOTHING = np.empty(0, dtype=np.int64)
+
+
+@dataclass
+class _Trace:
+    """One request on its way through the funnel."""
+
+    user: int
+    time_ms: int
+    seen: np.ndarray
+    inputs: tuple[np.ndarray, np.ndarray] | None
+    stages: list[tuple[str, ScoredItems]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap to ``stage``."""
+        now = time.perf_counter()
+        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (now - self._last) * 1000
+        self._last = now
+
+
+class Funnel:
+    """Answers requests from one release; owns the release's state and advances it by events."""
+
+    def __init__(
+        self,
+        release: LoadedRelease,
+        clock: Callable[[], int] = wall_clock_ms,
+        max_clock_skew_ms: int = 60_000,
+    ) -> None:
+        """Take ``release`` over; nobody else may change its state afterwards.
+
+        Args:
+            release: from ``load_release``.
+            clock: the time in int ms UTC.
+            max_clock_skew_ms: how far in the future an event may claim to be; it counts as now.
+        """
+        self.release = release
+        self.clock = clock
+        self._skew_ms = max_clock_skew_ms
+        self._lock = threading.Lock()
+        self._new_users: dict[str, int] = {}
+        self._signals = {name: code for code, name in enumerate(release.meta.signals)}
+        self._by_birth = np.argsort(release.items.created_at_ms, kind="stable")
+        self._births = release.items.created_at_ms[self._by_birth]
+
+    @property
+    def release_id(self) -> str:
+        """The id of the release that answers."""
+        return self.release.manifest.release_id
+
+    @property
+    def max_k(self) -> int:
+        """The largest ``k`` that may be asked for."""
+        return self.release.manifest.funnel.max_k
+
+    def recommend(self, user_id: str, k: int, time_ms: int | None = None, explain: bool = False) -> Answer:
+        """Answer one request.
+
+        Args:
+            user_id: need not be known.
+            k: how many items, 1 to ``max_k``; fewer come back only if the user has seen nearly
+                everything.
+            time_ms: the moment to answer for; None = now.
+            explain: whether the items carry their score and rank at every stage.
+
+        Raises:
+            FieldError: if ``user_id`` or ``k`` is out of range.
+        """
+        self._check_request(user_id, k)
+        trace = self._begin(user_id, self.clock() if time_ms is None else time_ms)
+        path: AnswerPath = "popular" if trace.inputs is None else "funnel"
+        if trace.inputs is not None:
+            self._rank(trace, trace.inputs)
+        ranked = trace.stages[-1][1] if trace.stages else ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
+        found = min(k, len(ranked))
+        filling = self._fill(trace, ranked.ids[:found], k - found)
+        items = self._items(trace, ranked, found, filling, explain)
+        trace.counts["filled"] = len(filling) if path == "funnel" else 0
+        trace.counts["returned"] = len(items)
+        trace.lap("answer")
+        trace.timings_ms["total"] = sum(trace.timings_ms.values())
+        return Answer(
+            release_id=self.release_id,
+            request_id=str(uuid.uuid4()),
+            user_id=user_id,
+            path=path,
+            time_ms=trace.time_ms,
+            items=items,
+            counts=trace.counts,
+            timings_ms=trace.timings_ms,
+            explain=explain,
+        )
+
+    def apply_event(self, event: Event) -> None:
+        """Advance the state by one event; the user's next answer takes it into account.
+
+        An unknown user joins. Repeating an event is the caller's matter: ids are not remembered here.
+
+        Raises:
+            FieldError: naming every wrong field; nothing is changed then.
+        """
+        now = self.clock()
+        faults = self.event_faults(event, now)
+        if faults:
+            raise FieldError(faults)
+        self.apply_logged(replace(event, event_time_ms=min(event.event_time_ms, now)))
+
+    def apply_logged(self, event: Event) -> None:
+        """Advance the state by an event that was checked before and whose time is final."""
+        item, signal = self.release.item_index[event.item_id], self._signals[event.signal]
+        with self._lock:
+            user = self._user(event.user_id)
+            if user is None:
+                user = len(self.release.user_index) + len(self._new_users)
+                self._new_users[event.user_id] = user
+            self.release.state.apply(user, item, signal, event.value, event.event_time_ms)
+
+    def event_faults(self, event: Event, now_ms: int, prefix: str = "") -> list[Fault]:
+        """Return everything that is wrong with an event, an empty list if nothing is."""
+        latest = now_ms + self._skew_ms
+        length = f"a string of 1 to {MAX_ID_LENGTH} characters"
+        n_items = len(self.release.items)
+        checks = (
+            ("user_id", 1 <= len(event.user_id) <= MAX_ID_LENGTH, length),
+            (
+                "item_id",
+                event.item_id in self.release.item_index,
+                f"an item id of release {self.release_id} ({n_items} items)",
+            ),
+            ("signal", event.signal in self._signals, "one of " + ", ".join(self._signals)),
+            ("value", math.isfinite(event.value) and abs(event.value) < 1e30, "a finite number below 1e30"),
+            ("event_time_ms", 0 <= event.event_time_ms <= latest, f"int ms UTC from 0 (1970) to {latest} (now)"),
+        )
+        return [Fault.of(prefix + name, getattr(event, name), allowed) for name, good, allowed in checks if not good]
+
+    def contains(self, event: Event) -> bool:
+        """Return whether the user has already touched the event's item."""
+        with self._lock:
+            user = self._user(event.user_id)
+            return user is not None and self.release.item_index[event.item_id] in self.release.state.seen(user)
+
+    def known_users(self, limit: int) -> list[str]:
+        """Return up to ``limit`` user ids with a history, spread over the id map."""
+        users = list(self.release.user_index.items())
+        step = max(1, len(users) // (4 * limit))
+        with self._lock:
+            found = [name for name, index in users[::step] if len(self.release.state.seen(index))]
+        return found[:: max(1, len(found) // limit)][:limit]
+
+    def _user(self, user_id: str) -> int | None:
+        index = self.release.user_index.get(user_id)
+        return self._new_users.get(user_id) if index is None else index
+
+    def _check_request(self, user_id: str, k: int) -> None:
+        faults = []
+        if not 1 <= len(user_id) <= MAX_ID_LENGTH:
+            faults.append(Fault.of("user_id", user_id, f"a string of 1 to {MAX_ID_LENGTH} characters"))
+        if not 1 <= k <= self.max_k:
+            faults.append(Fault.of("k", k, f"an integer from 1 to {self.max_k}"))
+        if faults:
+            raise FieldError(faults)
+
+    def _begin(self, user_id: str, time_ms: int) -> _Trace:
+        """Read the user's history and seen items, as copies."""
+        trace = _Trace(user=UNKNOWN, time_ms=time_ms, seen=_NOTHING, inputs=None)
+        state, config = self.release.state, self.release.config
+        with self._lock:
+            user = self._user(user_id)
+            if user is not None:
+                trace.user, trace.seen = user, np.array(state.seen(user), dtype=np.int64)
+                history = state.history(user)
+                if len(history.items):
+                    trace.inputs = tower_inputs([history], config, len(self.release.items))
+        trace.counts["catalogue"] = len(self.release.items)
+        trace.counts["seen_excluded"] = len(trace.seen)
+        trace.lap("history")
+        return trace
+
+    def _rank(self, trace: _Trace, inputs: tuple[np.ndarray, np.ndarray]) -> None:
+        """Retrieve and rank; appends (stage, what it passed on) to the trace."""
+        release, spec = self.release, self.release.manifest.funnel
+        query_BD = release.candidate.embed(*inputs)
+        trace.lap("embed")
+        unborn = self._by_birth[np.searchsorted(self._births, trace.time_ms, side="right") :]
+        excluded = np.union1d(trace.seen, unborn) if len(unborn) else trace.seen
+        retrieved = release.candidate.search(query_BD, spec.candidate_k, [excluded])[0]
+        trace.stages.append(("candidate", retrieved))
+        trace.counts["unborn_excluded"] = len(unborn)
+        trace.counts["retrieved"] = len(retrieved)
+        trace.lap("candidate")
+        if release.light is None or not len(retrieved):
+            return
+        features, scores, ranks = self._light_scores(trace, retrieved, release.light)
+        if "light" in spec.stages:
+            kept = np.argsort(-scores, kind="stable")[: spec.light_k]
+            trace.stages.append(("light", ScoredItems(retrieved.ids[kept], scores[kept])))
+            trace.counts["after_light"] = len(kept)
+        else:
+            kept = np.arange(min(spec.light_k, len(retrieved)))
+        trace.lap("light")
+        if release.heavy is None:
+            return
+        ids = retrieved.ids[kept]
+        vectors_nD = np.asarray(release.candidate.item_vectors[ids])
+        inputs_nX = heavy_features(features[kept], scores[kept], ranks[kept], query_BD[0], vectors_nD)
+        heavy_scores = release.heavy.score(inputs_nX)
+        order = np.lexsort((kept, -heavy_scores))  # ties in retrieval order, as in the evaluation
+        trace.stages.append(("heavy", ScoredItems(ids[order], heavy_scores[order])))
+        trace.counts["after_heavy"] = len(ids)
+        trace.lap("heavy")
+
+    def _light_scores(
+        self, trace: _Trace, retrieved: ScoredItems, light: LightScorer
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return features ``[n, F]``, light scores ``[n]`` and 0-based light ranks ``[n]``.
+
+        A heavy ranker was trained on them, so that they are computed even where the light ranker is
+        bypassed and neither orders nor cuts.
+        """
+        release = self.release
+        ranks = np.arange(len(retrieved), dtype=np.int32)
+        with self._lock:
+            features = ranking_features(
+                release.state,
+                trace.user,
+                trace.time_ms,
+                retrieved.ids,
+                retrieved.scores,
+                ranks,
+                release.candidate.item_vectors,
+            )
+        trace.lap("features")
+        scores = light.score(features)
+        light_ranks = np.empty_like(ranks)
+        light_ranks[np.argsort(-scores, kind="stable")] = ranks
+        return features, scores, light_ranks
+
+    def _fill(self, trace: _Trace, chosen: np.ndarray, missing: int) -> ScoredItems:
+        """Return up to ``missing`` popular items that are neither seen nor chosen.
+
+        Where every live count has decayed to nothing, the release's own popular list answers first.
+        """
+        if missing <= 0:
+            return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
+        excluded = np.concatenate([trace.seen, chosen])
+        with self._lock:
+            popular = self.release.state.popular(trace.time_ms, missing, excluded)
+        if not popular.scores.any():
+            popular = self._stale_list(popular, trace.time_ms, missing, excluded)
+        trace.lap("popular")
+        return popular
+
+    def _stale_list(self, popular: ScoredItems, time_ms: int, missing: int, excluded: np.ndarray) -> ScoredItems:
+        fallback = self.release.fallback
+        born = self.release.items.created_at_ms[fallback.ids] <= time_ms
+        kept = np.flatnonzero(born & ~np.isin(fallback.ids, excluded))[:missing]
+        rest = popular.ids[~np.isin(popular.ids, fallback.ids[kept])][: missing - len(kept)]
+        scores = np.concatenate([fallback.scores[kept], np.zeros(len(rest), dtype=np.float32)])
+        return ScoredItems(np.concatenate([fallback.ids[kept], rest]), scores)
+
+    def _items(
+        self, trace: _Trace, ranked: ScoredItems, found: int, filling: ScoredItems, explain: bool
+    ) -> tuple[AnsweredItem, ...]:
+        places = _places(trace.stages, ranked.ids[:found]) if explain else [{} for _ in range(found)]
+        catalogue = self.release.items
+        items = []
+        for rank, (index, score) in enumerate(zip(ranked.ids[:found], ranked.scores, strict=False)):
+            item_id, title = str(catalogue.item_id[index]), str(catalogue.title[index])
+            items.append(AnsweredItem(item_id, title, float(score), rank, "tower", places[rank]))
+        for place, (index, score) in enumerate(zip(filling.ids, filling.scores, strict=True)):
+            item_id, title = str(catalogue.item_id[index]), str(catalogue.title[index])
+            popular = {"popular": Place(float(score), place)} if explain else {}
+            items.append(AnsweredItem(item_id, title, float(score), found + place, "popular", popular))
+        return tuple(items)
+
+
+def _places(stages: list[tuple[str, ScoredItems]], ids: np.ndarray) -> list[dict[str, Place]]:
+    """Return score and rank of each of ``ids`` at every stage."""
+    places: list[dict[str, Place]] = [{} for _ in ids]
+    for name, passed in stages:
+        rank_of = {int(item): rank for rank, item in enumerate(passed.ids)}
+        for position, item in enumerate(ids):
+            rank = rank_of[int(item)]
+            places[position][name] = Place(float(passed.scores[rank]), rank)
+    return places

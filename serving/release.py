@@ -1,0 +1,220 @@
+"""Loads a release: every part is checked before the first request sees any of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from stages.candidate.scorer import CandidateScorer
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ReleaseError, SluiceError
+from stages.contracts.files import read_json
+from stages.contracts.manifest import ReleaseManifest, verify_release
+from stages.contracts.snapshot import ItemTable, SnapshotMeta, read_items
+from stages.contracts.tables import ScoredItems
+from stages.features.config import FeatureConfig
+from stages.features.ranking import FeatureSchema, feature_schema
+from stages.features.state import FunnelState
+from stages.heavy_ranker.scorer import HeavyScorer
+from stages.light_ranker.scorer import LightScorer
+
+STAGES = ("light", "heavy")
+_REQUIRED = (
+    "config.json",
+    "snapshot.json",
+    "items.parquet",
+    "users.parquet",
+    "aliases.parquet",
+    "feature_schema.json",
+    "user_tower.onnx",
+    "item_vectors.npy",
+    "tower.json",
+    "index.faiss",
+    "index.json",
+    "fallback.json",
+)
+_RANKER_PARTS = {
+    "light": ("light_ranker.txt", "light_ranker.json"),
+    "heavy": ("heavy_ranker.onnx", "heavy_ranker.json", "light_ranker.txt", "light_ranker.json"),
+}
+
+
+@dataclass(frozen=True)
+class LoadedRelease:
+    """One release in memory; N items.
+
+    Attributes:
+        directory: where it was loaded from; arrays may be mapped from its files.
+        manifest, meta, config: as they were written.
+        schema: the ranking features that this code computes; its hash equals the release's.
+        items: the catalogue.
+        item_index: item id, aliases included, to canonical item index.
+        user_index: user id to user index.
+        state: histories and counters as of ``manifest.as_of_ms``; posted events advance it.
+        candidate: the candidate generator.
+        fallback: the popular list as of ``manifest.as_of_ms``, for a state without live popularity.
+        light, heavy: the rankers, None where the funnel does not need them. A heavy ranker reads the
+            light ranker's score, so that it needs both.
+    """
+
+    directory: Path
+    manifest: ReleaseManifest
+    meta: SnapshotMeta
+    config: FeatureConfig
+    schema: FeatureSchema
+    items: ItemTable
+    item_index: dict[str, int]
+    user_index: dict[str, int]
+    state: FunnelState
+    candidate: CandidateScorer
+    fallback: ScoredItems
+    light: LightScorer | None
+    heavy: HeavyScorer | None
+
+
+def load_release(directory: Path) -> LoadedRelease:
+    """Verify and load a release directory.
+
+    Raises:
+        ReleaseError: if a part is missing, changed or unreadable, or if two parts do not belong
+            together; the message names both values.
+    """
+    manifest = verify_release(directory)
+    _check_parts(directory, manifest)
+    with _reading(directory, "snapshot.json"):
+        meta = SnapshotMeta.model_validate(read_json(directory / "snapshot.json"))
+    with _reading(directory, "config.json"):
+        features = read_json(directory / "config.json")["features"]
+        config = parse_config(FeatureConfig, features, "config.json, section features")
+    schema = feature_schema(config, meta.tasks)
+    _check_equal(directory, _claims(directory, manifest, meta, schema))
+    with _reading(directory, "items.parquet, users.parquet, aliases.parquet"):
+        items = read_items(directory / "items.parquet", len(meta.categories))
+        aliases = _pairs(directory / "aliases.parquet", "item_id", "item_index")
+        users = _pairs(directory / "users.parquet", "user_id", "user_index")
+    with _reading(directory, "the candidate generator"):
+        candidate = CandidateScorer.load(directory)
+        claims = _tower_claims(manifest, items, config, candidate)
+    _check_equal(directory, claims)
+    with _reading(directory, "state/"):
+        state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks)
+    light, heavy = _rankers(directory, manifest, schema)
+    item_index = _item_index(directory, items, aliases)
+    return LoadedRelease(
+        directory=directory,
+        manifest=manifest,
+        meta=meta,
+        config=config,
+        schema=schema,
+        items=items,
+        item_index=item_index,
+        user_index=users,
+        state=state,
+        candidate=candidate,
+        fallback=_fallback(directory, item_index),
+        light=light,
+        heavy=heavy,
+    )
+
+
+Claim = tuple[str, str, Any, str, Any]
+"""(what, first source, its value, second source, its value): the values have to be equal."""
+
+
+def _claims(directory: Path, manifest: ReleaseManifest, meta: SnapshotMeta, schema: FeatureSchema) -> list[Claim]:
+    with _reading(directory, "feature_schema.json"):
+        written = read_json(directory / "feature_schema.json")["hash"]
+    return [
+        ("feature schema hash", "manifest.json", manifest.feature_schema_hash, "feature_schema.json", written),
+        ("feature schema hash", "manifest.json", manifest.feature_schema_hash, "this version's features", schema.hash),
+        ("data fingerprint", "manifest.json", manifest.data_fingerprint, "snapshot.json", meta.fingerprint),
+        ("as_of_ms", "manifest.json", manifest.as_of_ms, "snapshot.json", meta.borders.as_of_ms),
+    ]
+
+
+def _tower_claims(
+    manifest: ReleaseManifest, items: ItemTable, config: FeatureConfig, candidate: CandidateScorer
+) -> list[Claim]:
+    vectors = len(candidate.item_vectors)
+    trained = parse_config(FeatureConfig, candidate.features, "tower.json, config.features")
+    return [
+        ("tower_version", "manifest.json", manifest.tower_version, "tower.json", candidate.tower_version),
+        ("number of items", "items.parquet", len(items), "index.faiss", candidate.n_items),
+        ("number of items", "items.parquet", len(items), "item_vectors.npy", vectors),
+        ("history_length", "config.json", config.history_length, "tower.json", trained.history_length),
+        ("history_decay", "config.json", config.history_decay, "tower.json", trained.history_decay),
+    ]
+
+
+def _check_equal(directory: Path, claims: list[Claim]) -> None:
+    faults = [
+        f"{what}: {first} says {a!r}, {second} says {b!r}; they must be equal"
+        for what, first, a, second, b in claims
+        if a != b
+    ]
+    if faults:
+        raise ReleaseError(f"release {directory}: " + "; ".join(faults))
+
+
+def _check_parts(directory: Path, manifest: ReleaseManifest) -> None:
+    """Refuse unknown stages, and parts that the funnel needs but nobody listed."""
+    unknown = [stage for stage in manifest.funnel.stages if stage not in STAGES]
+    if unknown:
+        raise ReleaseError(f"release {directory}: manifest.funnel.stages has {unknown}, allowed are {list(STAGES)}")
+    needed = {*_REQUIRED, *(part for stage in manifest.funnel.stages for part in _RANKER_PARTS[stage])}
+    missing = sorted(needed - set(manifest.parts))
+    if missing:
+        raise ReleaseError(f"release {directory}: the manifest does not list {missing}, which the funnel needs")
+
+
+def _rankers(
+    directory: Path, manifest: ReleaseManifest, schema: FeatureSchema
+) -> tuple[LightScorer | None, HeavyScorer | None]:
+    light, heavy = None, None
+    if manifest.funnel.stages:
+        with _reading(directory, "light_ranker.txt"):
+            light = LightScorer.load(directory, schema.hash)
+    if "heavy" in manifest.funnel.stages:
+        with _reading(directory, "heavy_ranker.onnx"):
+            heavy = HeavyScorer.load(directory, schema.hash, manifest.funnel.objective)
+    return light, heavy
+
+
+def _item_index(directory: Path, items: ItemTable, aliases: dict[str, int]) -> dict[str, int]:
+    wrong = [f"{name} -> {index}" for name, index in aliases.items() if not 0 <= index < len(items)]
+    if wrong:
+        raise ReleaseError(f"release {directory}: aliases.parquet has {wrong[:5]}, allowed are 0 to {len(items) - 1}")
+    return {**aliases, **{str(name): index for index, name in enumerate(items.item_id)}}
+
+
+def _fallback(directory: Path, item_index: dict[str, int]) -> ScoredItems:
+    with _reading(directory, "fallback.json"):
+        rows = read_json(directory / "fallback.json")
+        ids = np.array([item_index[row["item_id"]] for row in rows], dtype=np.int64)
+        return ScoredItems(ids, np.array([row["score"] for row in rows], dtype=np.float32))
+
+
+def _pairs(path: Path, key: str, value: str) -> dict[str, int]:
+    table = pq.read_table(path, columns=[key, value])  # type: ignore[no-untyped-call]
+    return dict(zip(table[key].to_pylist(), np.asarray(table[value]).tolist(), strict=True))
+
+
+@contextmanager
+def _reading(directory: Path, part: str) -> Iterator[None]:
+    """Say which part of which release could not be read."""
+    try:
+        yield
+    except SluiceError as error:
+        raise ReleaseError(f"release {directory}, {part}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, pa.ArrowException) as error:
+        kind = "not valid JSON" if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise ReleaseError(f"release {directory}, {part}: unreadable ({kind}: {error})") from error

@@ -1,0 +1,289 @@
+"""Holds the funnel that answers, takes events, and swaps in a new release while it serves.
+
+Threads: a request reads the reference ``funnel`` once and is answered by that release alone. Posts
+are serialised by one lock; the last part of a swap (events that came in while the new release was
+loading) happens under the same lock, so that no event falls between two releases.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from serving.answer import Answer
+from serving.clock import Clock, choose_clock, wall_clock_ms
+from serving.config import ServeConfig
+from serving.errors import Fault, FieldError
+from serving.events import Event, EventLog
+from serving.funnel import Funnel
+from serving.metrics import Metrics
+from serving.release import load_release
+from serving.replay import replay
+from serving.source import ReleaseSource
+from stages.contracts.errors import ReleaseError, RequestError, SluiceError
+
+MAX_BACK_OFF = 5
+"""Doublings of the polling interval after as many failures in a row."""
+_logger = logging.getLogger("sluice")
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """A posted event before it is accepted; ``None`` is filled in by the service."""
+
+    user_id: str
+    item_id: str
+    signal: str
+    value: float = 1.0
+    event_time_ms: int | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a post.
+
+    Attributes:
+        release_id: of the release that took the events.
+        accepted, duplicates: number of events.
+        event_ids: one an event, in the order of the post.
+    """
+
+    release_id: str
+    accepted: int
+    duplicates: int
+    event_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether requests can be answered.
+
+    Attributes:
+        ready: a release is loaded and a sampled request of a known user was answered just now.
+        reason: why not; None if ready.
+        release_id: what is served.
+        refresh_error: why the last attempt to load a newer release failed; None if it did not. The
+            older release goes on serving, so that this alone does not make the server unready.
+        clock: ``wall`` or ``data``.
+    """
+
+    ready: bool
+    reason: str | None
+    release_id: str | None
+    refresh_error: str | None
+    clock: str
+
+
+class Service:
+    """The server without HTTP."""
+
+    def __init__(
+        self, source: ReleaseSource, log: EventLog, config: ServeConfig | None = None, metrics: Metrics | None = None
+    ) -> None:
+        """Prepare; nothing is loaded before ``start``.
+
+        Args:
+            source: names and fetches the release to serve.
+            log: open event log, closed by ``stop``.
+            config: clock, skew and polling.
+            metrics: counted into; a registry of its own by default.
+        """
+        self.config = config or ServeConfig()
+        self.metrics = metrics or Metrics()
+        self._source = source
+        self._log = log
+        self._clock: Clock = None
+        self._funnel: Funnel | None = None
+        self._samples: list[str] = []
+        self._refresh_error: str | None = None
+        self._failures = 0
+        self._refreshing = threading.Lock()
+        self._posting = threading.Lock()
+        self._stopping = threading.Event()
+        self._poller: threading.Thread | None = None
+
+    @property
+    def funnel(self) -> Funnel:
+        """The funnel that answers now.
+
+        Raises:
+            RequestError: with status 503 before ``start``.
+        """
+        funnel = self._funnel
+        if funnel is None:
+            raise RequestError("no release is loaded yet; try again soon", status=503)
+        return funnel
+
+    def start(self) -> None:
+        """Load the release, replay the event log, and start to look for newer ones.
+
+        Raises:
+            SluiceError: if there is no release or it is not whole; nothing is served then.
+        """
+        self.metrics.torn_bytes.set(self._log.torn_bytes)
+        with self._refreshing:
+            self._load()
+        if self.config.poll_seconds > 0:
+            self._poller = threading.Thread(target=self._poll, name="release-poller", daemon=True)
+            self._poller.start()
+
+    def stop(self) -> None:
+        """Stop looking for releases and close the event log."""
+        self._stopping.set()
+        if self._poller is not None:
+            self._poller.join()
+        with self._posting:
+            self._log.close()
+
+    def refresh(self) -> bool:
+        """Take a new release into service if there is one; on any fault the old one goes on serving.
+
+        Returns:
+            Whether the release changed. A fault is logged, counted and shown by ``readiness``.
+        """
+        with self._refreshing:
+            try:
+                changed = self._source.wanted() != self.funnel.release_id
+                if changed:
+                    self._load()
+            except SluiceError as error:
+                self._fail(str(error))
+                return False
+            except Exception as error:
+                _logger.exception("a new release could not be loaded")
+                self._fail(f"{type(error).__name__}: {error}")
+                return False
+            self._refresh_error, self._failures = None, 0
+            return changed
+
+    def recommend(self, user_id: str, k: int, explain: bool = False) -> Answer:
+        """Answer from the current release, see ``Funnel.recommend``."""
+        answer = self.funnel.recommend(user_id, k, explain=explain)
+        self.metrics.answers.labels(answer.path).inc()
+        for stage, milliseconds in answer.timings_ms.items():
+            self.metrics.stage_seconds.labels(stage).observe(milliseconds / 1000)
+        return answer
+
+    def post(self, events: Sequence[NewEvent], prefixes: Sequence[str] | None = None) -> Receipt:
+        """Store and apply events: all of them or, if one is wrong, none.
+
+        Events whose id was accepted before change nothing.
+
+        Args:
+            events: of any users.
+            prefixes: what to call each event in an error, such as ``events[2].``.
+
+        Raises:
+            FieldError: naming every fault of every event.
+            TransientError: if the log could not be written; nothing was applied.
+        """
+        with self._posting:
+            funnel = self.funnel
+            now = funnel.clock()
+            complete = [_complete(event, now) for event in events]
+            fresh, faults = self._sift(funnel, complete, now, prefixes or [""] * len(events))
+            if faults:
+                self.metrics.refused_posts.inc()
+                raise FieldError(faults)
+            if fresh:
+                self._log.append(funnel.release_id, fresh)
+            for event in fresh:
+                funnel.apply_logged(event)
+        self.metrics.events.labels("accepted").inc(len(fresh))
+        self.metrics.events.labels("duplicate").inc(len(events) - len(fresh))
+        ids = tuple(event.event_id for event in complete)
+        return Receipt(funnel.release_id, len(fresh), len(events) - len(fresh), ids)
+
+    def readiness(self) -> Readiness:
+        """Answer a sampled request and say whether that worked."""
+        funnel, reason = self._funnel, None
+        if funnel is None:
+            reason = "no release is loaded"
+        else:
+            try:
+                _answer_samples(funnel, self._samples[:1])
+            except SluiceError as error:
+                reason = str(error)
+            except Exception as error:
+                _logger.exception("the sampled request failed")
+                reason = f"{type(error).__name__}: {error}"
+        return Readiness(
+            ready=reason is None,
+            reason=reason,
+            release_id=None if funnel is None else funnel.release_id,
+            refresh_error=self._refresh_error,
+            clock="wall" if self._clock is None else "data",
+        )
+
+    def _sift(
+        self, funnel: Funnel, events: list[Event], now: int, prefixes: Sequence[str]
+    ) -> tuple[list[Event], list[Fault]]:
+        """Return the events that are new, with final times, and all faults."""
+        fresh: dict[str, Event] = {}
+        faults: list[Fault] = []
+        for event, prefix in zip(events, prefixes, strict=True):
+            if event.event_id in self._log or event.event_id in fresh:
+                continue
+            faults += funnel.event_faults(event, now, prefix)
+            fresh[event.event_id] = replace(event, event_time_ms=min(event.event_time_ms, now))
+        return list(fresh.values()), faults
+
+    def _load(self) -> None:
+        """Load completely, catch up with the log, try it on real users, then swap one reference."""
+        release = load_release(self._source.fetch())
+        as_of_ms = release.manifest.as_of_ms
+        if self._funnel is None:
+            self._clock = choose_clock(self.config.clock, as_of_ms, self._log.newest_ms)
+        elif self._clock is not None:
+            self._clock.advance_to(as_of_ms)
+        funnel = Funnel(release, self._clock or wall_clock_ms, self.config.max_clock_skew_ms)
+        replayed_to = self._log.end
+        counts = replay(funnel, self._log.posts(end=replayed_to))
+        samples = funnel.known_users(self.config.ready_users)
+        _answer_samples(funnel, samples)
+        with self._posting:
+            counts += replay(funnel, self._log.posts(start=replayed_to))
+            self._funnel, self._samples = funnel, samples
+        for result, number in counts.items():
+            self.metrics.replayed.labels(result).inc(number)
+        self.metrics.set_release(funnel.release_id, as_of_ms)
+        self.metrics.reloads.inc()
+        _logger.info("serving release %s (%s)", funnel.release_id, dict(counts) or "no logged events")
+
+    def _fail(self, reason: str) -> None:
+        _logger.error("the old release goes on serving: %s", reason)
+        self.metrics.reload_failures.inc()
+        self._refresh_error = reason
+        self._failures += 1
+
+    def _poll(self) -> None:
+        # Checking a large release again and again costs time that requests need: back off.
+        while not self._stopping.wait(self.config.poll_seconds * 2 ** min(self._failures, MAX_BACK_OFF)):
+            self.refresh()
+
+
+def _complete(event: NewEvent, now: int) -> Event:
+    return Event(
+        event_id=event.event_id or str(uuid.uuid4()),
+        user_id=event.user_id,
+        item_id=event.item_id,
+        signal=event.signal,
+        value=event.value,
+        event_time_ms=now if event.event_time_ms is None else event.event_time_ms,
+    )
+
+
+def _answer_samples(funnel: Funnel, user_ids: Sequence[str]) -> None:
+    """Ask for known users and for an unknown one.
+
+    Raises:
+        ReleaseError: if an answer is empty.
+    """
+    for user_id in (*user_ids, f"unknown-{uuid.uuid4()}"):
+        answer = funnel.recommend(user_id, min(10, funnel.max_k), explain=True)
+        if not answer.items and answer.counts["seen_excluded"] < answer.counts["catalogue"]:
+            raise ReleaseError(f"release {funnel.release_id}: the sampled request of user {user_id!r} found no item")

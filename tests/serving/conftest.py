@@ -1,0 +1,253 @@
+"""A small real release: ONNX tower, Faiss index, LightGBM, ONNX heavy ranker, state by replay."""
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+
+import faiss
+import httpx
+import lightgbm as lgb
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import uvicorn
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.app import create_app
+from serving.config import ServeConfig
+from serving.events import EventLog
+from serving.service import Service
+from serving.source import DirectorySource
+from stages.contracts.files import sha256_file, sha256_tree, write_json
+from stages.contracts.manifest import FunnelSpec, ReleaseManifest
+from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders, read_items
+from stages.contracts.tables import DAY_MS
+from stages.features.config import FeatureConfig
+from stages.features.ranking import feature_schema
+from stages.features.state import FunnelState
+
+N_ITEMS, N_USERS, DIM, N_CATEGORIES = 300, 40, 8, 5
+AS_OF_MS = 1_700_000_000_000
+SIGNALS = ("impression", "click", "like")
+TASKS = (
+    Task(name="click", signals=("click", "like"), relevance=1.0),
+    Task(name="like", signals=("like",), relevance=2.0),
+)
+FEATURES = FeatureConfig(history_length=6, history_decay=3.0, covisitation_neighbours=20)
+OBJECTIVE = {"click": 0.25, "like": 2.0}
+FUTURE_ITEM = N_ITEMS - 1  # born one day after the as-of time
+
+
+def _write_catalogue(directory: Path, tag: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    categories = [rng.choice(N_CATEGORIES, size=2, replace=False).tolist() for _ in range(N_ITEMS)]
+    born = np.full(N_ITEMS, AS_OF_MS - 60 * DAY_MS)
+    born[FUTURE_ITEM] = AS_OF_MS + DAY_MS
+    items = {
+        "item_index": pa.array(range(N_ITEMS), pa.int64()),
+        "item_id": [f"i{index}" for index in range(N_ITEMS)],
+        "title": [f"{tag} title {index}" for index in range(N_ITEMS)],
+        "categories": pa.array(categories, pa.list_(pa.int32())),
+        "created_at_ms": pa.array(born, pa.int64()),
+        "duration_s": pa.array(rng.uniform(30, 600, N_ITEMS), pa.float32()),
+    }
+    pq.write_table(pa.table(items), directory / "items.parquet")
+    users = {"user_index": pa.array(range(N_USERS), pa.int64()), "user_id": [f"u{index}" for index in range(N_USERS)]}
+    pq.write_table(pa.table(users), directory / "users.parquet")
+    aliases = {"item_id": ["copy-of-i5"], "item_index": pa.array([5], pa.int64())}
+    pq.write_table(pa.table(aliases), directory / "aliases.parquet")
+
+
+def _write_state(directory: Path, seed: int) -> None:
+    """Every user but the last clicks some items; popularity falls with the item index."""
+    rng = np.random.default_rng(seed)
+    items = read_items(directory / "items.parquet", N_CATEGORIES)
+    state = FunnelState.empty(items, FEATURES, SIGNALS, TASKS, N_USERS)
+    times = np.sort(rng.integers(AS_OF_MS - 20 * DAY_MS, AS_OF_MS, 1200))
+    skew = 1.0 / np.arange(1, N_ITEMS)
+    chosen = rng.choice(N_ITEMS - 1, size=len(times), p=skew / skew.sum())
+    for moment, item in zip(times, chosen, strict=True):
+        state.apply(int(rng.integers(N_USERS - 1)), int(item), int(rng.integers(3)), 1.0, int(moment))
+    (directory / "state").mkdir()
+    state.save(directory / "state")
+
+
+def _graph(nodes: list, name: str, inputs: list, output: tuple, constants: dict) -> onnx.ModelProto:
+    values = [numpy_helper.from_array(value, key) for key, value in constants.items()]
+    results = [helper.make_tensor_value_info(*output)]
+    graph = helper.make_graph(nodes, name, [helper.make_tensor_value_info(*entry) for entry in inputs], results, values)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def _write_tower(directory: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(N_ITEMS, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    nodes = [
+        helper.make_node("Gather", ["table", "history_items"], ["rows"]),
+        helper.make_node("Unsqueeze", ["history_weights", "last"], ["weights"]),
+        helper.make_node("Mul", ["rows", "weights"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "one"], ["pooled"], keepdims=0),
+        helper.make_node("LpNormalization", ["pooled"], ["query"], axis=-1, p=2),
+    ]
+    constants = {
+        "table": np.concatenate([vectors, np.zeros((1, DIM), np.float32)]),
+        "last": np.array([-1]),
+        "one": np.array([1]),
+    }
+    inputs = [
+        ("history_items", TensorProto.INT64, ["batch", FEATURES.history_length]),
+        ("history_weights", TensorProto.FLOAT, ["batch", FEATURES.history_length]),
+    ]
+    model = _graph(nodes, "tower", inputs, ("query", TensorProto.FLOAT, ["batch", DIM]), constants)
+    onnx.save(model, directory / "user_tower.onnx")
+    np.save(directory / "item_vectors.npy", vectors)
+    index = faiss.IndexFlatIP(DIM)
+    index.add(vectors)
+    faiss.write_index(index, str(directory / "index.faiss"))
+    tower = {
+        "tower_version": sha256_file(directory / "user_tower.onnx"),
+        "item_vectors_sha256": sha256_file(directory / "item_vectors.npy"),
+        "n_items": N_ITEMS,
+        "dim": DIM,
+        "config": {"features": FEATURES.model_dump(mode="json")},
+    }
+    write_json(directory / "tower.json", tower)
+    described = {"tower_version": tower["tower_version"], "index_sha256": sha256_file(directory / "index.faiss")}
+    write_json(directory / "index.json", described)
+
+
+def _write_rankers(directory: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    schema = feature_schema(FEATURES, TASKS)
+    width = len(schema.names)
+    rows = rng.normal(size=(400, width))
+    data = lgb.Dataset(rows, label=rows @ rng.normal(size=width))
+    booster = lgb.train({"verbosity": -1, "num_threads": 1, "num_leaves": 7, "seed": seed}, data, num_boost_round=10)
+    booster.save_model(directory / "light_ranker.txt")
+    write_json(directory / "light_ranker.json", {"feature_schema_hash": schema.hash, "n_features": width})
+    inputs = width + 2 + 3 * DIM
+    nodes = [
+        helper.make_node("Gemm", ["features", "weight"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
+    ]
+    constants = {"weight": (rng.normal(size=(inputs, 2)) * 0.05).astype(np.float32)}
+    entry, output = ("features", TensorProto.FLOAT, ["rows", inputs]), ("probabilities", TensorProto.FLOAT, ["rows", 2])
+    onnx.save(_graph(nodes, "heavy", [entry], output, constants), directory / "heavy_ranker.onnx")
+    description = {
+        "feature_schema_hash": schema.hash,
+        "input_width": inputs,
+        "tasks": [task.name for task in TASKS],
+        "objective": OBJECTIVE,
+    }
+    write_json(directory / "heavy_ranker.json", description)
+    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
+
+
+def write_manifest(directory: Path, release_id: str, **changes) -> None:
+    """Seal a release directory; ``changes`` override fields of the manifest."""
+    (directory / "manifest.json").unlink(missing_ok=True)
+    fields = {
+        "release_id": release_id,
+        "as_of_ms": AS_OF_MS,
+        "parts": sha256_tree(directory),
+        "feature_schema_hash": feature_schema(FEATURES, TASKS).hash,
+        "tower_version": sha256_file(directory / "user_tower.onnx"),
+        "data_fingerprint": "f" * 64,
+        "funnel": FunnelSpec(candidate_k=60, light_k=20, max_k=50, objective=OBJECTIVE),
+        "metrics": {},
+    }
+    manifest = ReleaseManifest(**{**fields, **changes})
+    write_json(directory / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def build_release(directory: Path, tag: str, seed: int, **changes) -> Path:
+    """Write a whole release; titles start with ``tag``, which is also the end of its id."""
+    directory.mkdir(parents=True)
+    borders = TimeBorders(
+        start_ms=AS_OF_MS - 60 * DAY_MS,
+        candidate_end_ms=AS_OF_MS - 10 * DAY_MS,
+        ranker_end_ms=AS_OF_MS - 5 * DAY_MS,
+        as_of_ms=AS_OF_MS,
+    )
+    meta = SnapshotMeta(
+        signals=SIGNALS,
+        categories=tuple(f"c{code}" for code in range(N_CATEGORIES)),
+        tasks=TASKS,
+        borders=borders,
+        counts={},
+        fingerprint="f" * 64,
+    )
+    write_json(directory / "snapshot.json", meta.model_dump(mode="json"))
+    write_json(directory / "config.json", {"features": FEATURES.model_dump(mode="json"), "seed": seed})
+    write_json(directory / "ledger.json", {})
+    _write_catalogue(directory, tag, seed)
+    _write_state(directory, seed)
+    _write_tower(directory, seed)
+    _write_rankers(directory, seed)
+    write_json(directory / "fallback.json", [{"item_id": f"i{index}", "score": 50.0 - index} for index in range(50)])
+    write_manifest(directory, f"2023-11-14-{tag}", **changes)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory):
+    """Two releases of the same catalogue with different models; never change their files."""
+    root = tmp_path_factory.mktemp("releases")
+    return {tag: build_release(root / tag, tag, seed) for seed, tag in enumerate(("alpha", "beta"))}
+
+
+@pytest.fixture
+def make_release():
+    """Return the function that builds a release of one's own."""
+    return build_release
+
+
+@pytest.fixture
+def reseal():
+    """Return the function that writes a new manifest over changed parts."""
+    return write_manifest
+
+
+CONFIG = ServeConfig(poll_seconds=0, clock="data", ready_users=3)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts a service on a release directory or source; stopped at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def start_service(source, data_dir: Path | None = None, config: ServeConfig = CONFIG) -> Service:
+            if isinstance(source, Path):
+                source = DirectorySource(source)
+            service = Service(source, EventLog(data_dir or tmp_path / "data"), config)
+            stack.callback(service.stop)
+            service.start()
+            return service
+
+        yield start_service
+
+
+@pytest.fixture
+def over_http():
+    """Return a function that serves a service over HTTP on a free port and returns a client."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(service: Service) -> httpx.Client:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            config = uvicorn.Config(create_app(service), log_config=None, access_log=False, lifespan="off")
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            while not server.started:
+                time.sleep(0.005)
+            base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            return stack.enter_context(httpx.Client(base_url=base, trust_env=False, timeout=10))
+
+        yield serve

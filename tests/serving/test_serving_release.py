@@ -1,0 +1,148 @@
+"""A release whose parts do not match is refused with one error that names both values."""
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from serving.release import load_release
+from stages.contracts.errors import ReleaseError
+from stages.contracts.files import read_json, write_json
+from stages.contracts.manifest import FunnelSpec
+
+ID = "2023-11-14-alpha"
+
+
+@pytest.fixture
+def copy(releases, tmp_path):
+    return shutil.copytree(releases["alpha"], tmp_path / "release")
+
+
+def test_a_whole_release_loads(releases):
+    release = load_release(releases["alpha"])
+    assert release.manifest.release_id == ID
+    assert len(release.items) == release.candidate.n_items == 300
+    assert release.item_index["i5"] == release.item_index["copy-of-i5"] == 5
+    assert release.user_index["u7"] == 7
+    assert release.light is not None and release.heavy is not None
+    assert release.heavy.objective == {"click": 0.25, "like": 2.0}
+
+
+@pytest.mark.parametrize("part", ["user_tower.onnx", "light_ranker.txt", "state/state.json", "items.parquet"])
+def test_a_changed_part_is_named(copy, part):
+    path = copy / part
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ReleaseError, match=rf"{part}: sha256 \w+…, the manifest says \w+…"):
+        load_release(copy)
+
+
+def test_a_missing_and_a_foreign_part_are_both_named(copy):
+    (copy / "index.faiss").unlink()
+    (copy / "notes.txt").write_text("?")
+    with pytest.raises(ReleaseError, match=r"index.faiss: missing; notes.txt: not in the manifest"):
+        load_release(copy)
+
+
+def test_no_manifest_no_release(copy):
+    (copy / "manifest.json").unlink()
+    with pytest.raises(ReleaseError, match="a release without a manifest is not complete"):
+        load_release(copy)
+
+
+def test_a_part_that_nobody_listed(copy, reseal):
+    (copy / "heavy_ranker.onnx").unlink()
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=r"does not list \['heavy_ranker.onnx'\]"):
+        load_release(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tower_version", "a" * 64, r"tower_version: manifest.json says 'a{64}', tower.json says '\w{64}'"),
+        (
+            "feature_schema_hash",
+            "b" * 64,
+            r"schema hash: manifest.json says 'b{64}', this version's features says '\w+'",
+        ),
+        ("data_fingerprint", "c" * 64, r"data fingerprint: manifest.json says 'c{64}', snapshot.json says 'f{64}'"),
+        ("as_of_ms", 5, r"as_of_ms: manifest.json says 5, snapshot.json says 1700000000000"),
+    ],
+)
+def test_the_manifest_must_match_the_parts(copy, reseal, field, value, message):
+    reseal(copy, ID, **{field: value})
+    with pytest.raises(ReleaseError, match=message):
+        load_release(copy)
+
+
+def test_features_that_this_code_computes_otherwise(copy, reseal):
+    config = read_json(copy / "config.json")
+    config["features"]["half_lives_days"] = [2.0]
+    write_json(copy / "config.json", config)
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=r"feature schema hash: .* must be equal"):
+        load_release(copy)
+
+
+def test_another_number_of_items(copy, reseal):
+    table = pq.read_table(copy / "items.parquet")
+    pq.write_table(table.slice(0, 299), copy / "items.parquet")
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=r"number of items: items.parquet says 299, index.faiss says 300"):
+        load_release(copy)
+
+
+def test_parts_of_two_releases(copy, releases, reseal):
+    for name in ("user_tower.onnx", "item_vectors.npy", "tower.json"):
+        shutil.copy(releases["beta"] / name, copy / name)
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=r"index.json: tower_version"):
+        load_release(copy)
+
+
+def test_a_tower_trained_with_another_history(copy, reseal):
+    tower = read_json(copy / "tower.json")
+    tower["config"]["features"]["history_length"] = 9
+    write_json(copy / "tower.json", tower)
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=r"history_length: config.json says 6, tower.json says 9"):
+        load_release(copy)
+
+
+@pytest.mark.parametrize("part", ["snapshot.json", "items.parquet", "light_ranker.txt", "heavy_ranker.onnx"])
+def test_a_part_that_was_sealed_but_is_not_readable(copy, reseal, part):
+    (copy / part).write_bytes(b"neither JSON nor anything else")
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=part):
+        load_release(copy)
+
+
+def test_an_array_with_objects_is_not_unpickled(copy, reseal):
+    path = next((copy / "state").glob("*.npy"))
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match="state"):
+        load_release(copy)
+
+
+def test_an_unknown_stage(copy, reseal):
+    reseal(copy, ID, funnel=FunnelSpec(stages=("light", "magic")))
+    with pytest.raises(ReleaseError, match=r"stages has \['magic'\], allowed are \['light', 'heavy'\]"):
+        load_release(copy)
+
+
+def test_an_alias_of_no_item(copy, reseal):
+    table = pq.read_table(copy / "aliases.parquet")
+    pq.write_table(table.set_column(1, "item_index", [[300]]), copy / "aliases.parquet")
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=r"aliases.parquet has \['copy-of-i5 -> 300'\], allowed are 0 to 299"):
+        load_release(copy)
+
+
+def test_bypassed_rankers_are_not_needed(copy, reseal):
+    for name in ("light_ranker.txt", "light_ranker.json", "heavy_ranker.onnx", "heavy_ranker.json"):
+        (copy / name).unlink()
+    reseal(copy, ID, funnel=FunnelSpec(stages=()))
+    release = load_release(copy)
+    assert release.light is None and release.heavy is None
