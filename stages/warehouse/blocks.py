@@ -1,0 +1,127 @@
+"""Bytes of a file, plain or gzipped, in blocks that end where a record ends.
+
+A compressed stream that stops early or turns to noise does not lose what came before: its whole
+lines are yielded, and the last block says what went wrong and what was left of the broken line.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from stages.contracts.errors import DataError
+
+Progress = Callable[[int], object]
+"""Called with a number of bytes of the file that have been read."""
+
+_READ = 1 << 20
+_LONGEST_RECORD = 64 << 20
+_GZIP = 31
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole records of a file.
+
+    Attributes:
+        data: bytes, ending with a line break except perhaps at the end of the file.
+        fault: why the stream broke off here, or None.
+        tail: what was read of the record in which it broke.
+    """
+
+    data: bytes
+    fault: str | None = None
+    tail: bytes = b""
+
+
+def read_blocks(path: Path, size: int, quote: str | None, progress: Progress) -> Iterator[Block]:
+    """Yield a file in blocks of about ``size`` bytes of text.
+
+    Args:
+        path: a text file; ``.gz`` is decompressed as it is read.
+        size: bytes a block; a record longer than it makes its block longer.
+        quote: character between which a line break belongs to the record, or None.
+        progress: told the bytes read from disk.
+
+    Raises:
+        DataError: if the file is missing, unreadable, not gzip in spite of its name, or holds a
+            record longer than 64 MiB.
+    """
+    mark = quote.encode() if quote else None
+    carry = bytearray()
+    fault = None
+    for piece, fault in _read_pieces(path, progress):  # noqa: B007
+        carry += piece
+        if len(carry) < size:
+            continue
+        cut = _last_record_end(carry, mark)
+        # An open quote that never closes must not swallow the file: give up on it and cut at a line.
+        if cut == 0 and len(carry) >= 4 * size:
+            cut = carry.rfind(b"\n") + 1
+        if cut == 0 and len(carry) > _LONGEST_RECORD:
+            raise DataError(f"{path}: a line is longer than {_LONGEST_RECORD:,} bytes; is it a text file?")
+        if cut:
+            yield Block(bytes(carry[:cut]))
+            del carry[:cut]
+    if fault is None:
+        if carry:
+            yield Block(bytes(carry))
+        return
+    cut = carry.rfind(b"\n") + 1
+    yield Block(bytes(carry[:cut]), fault, bytes(carry[cut:]))
+
+
+def _last_record_end(data: bytearray, mark: bytes | None) -> int:
+    end = data.rfind(b"\n") + 1
+    if mark is None or data.count(mark, 0, end) % 2 == 0:
+        return end
+    values = np.frombuffer(bytes(data[:end]), dtype=np.uint8)
+    breaks, marks = np.flatnonzero(values == ord("\n")), np.flatnonzero(values == mark[0])
+    outside = breaks[np.searchsorted(marks, breaks) % 2 == 0]
+    return int(outside[-1]) + 1 if len(outside) else 0
+
+
+def _read_pieces(path: Path, progress: Progress) -> Iterator[tuple[bytes, str | None]]:
+    try:
+        with path.open("rb") as stream:
+            if path.suffix.lower() == ".gz":
+                yield from _gunzip(path, stream, progress)
+                return
+            while piece := stream.read(_READ):
+                progress(len(piece))
+                yield piece, None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def _gunzip(path: Path, stream: BinaryIO, progress: Progress) -> Iterator[tuple[bytes, str | None]]:
+    inflate: zlib._Decompress | None = None
+    started = False
+    while pending := stream.read(_READ):
+        progress(len(pending))
+        while pending:
+            if inflate is None:
+                # A gzip file may hold several members, and zeros between and after them.
+                pending = pending.lstrip(b"\0")
+                inflate = zlib.decompressobj(_GZIP) if pending else None
+                continue
+            try:
+                piece = inflate.decompress(pending, 4 * _READ)
+            except zlib.error as error:
+                if not started:
+                    raise DataError(f"{path}: named .gz, but it is not gzip ({error})") from None
+                yield b"", "corrupt_gzip"
+                return
+            started = True
+            yield piece, None
+            pending = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+            inflate = None if inflate.eof else inflate
+    if inflate is not None:
+        yield inflate.flush(), None
+        if not inflate.eof:
+            yield b"", "truncated_gzip"

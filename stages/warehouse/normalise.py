@@ -1,0 +1,167 @@
+"""Chunks of a file to rows of our tables, by a declared mapping.
+
+Shapes: R rows of a chunk, G category flags.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.contracts.files import canonical_json
+from stages.warehouse.chunks import Chunk, Reject
+from stages.warehouse.hashing import combine, hash_numbers, hash_strings
+from stages.warehouse.mapping import ColumnMapping, InteractionColumns, ItemColumns, UserColumns
+from stages.warehouse.parse import Faults, each, parse_id, parse_number, parse_text, parse_time
+
+_SEPARATOR = "|"
+_FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
+
+
+def normalise(chunk: Chunk, mapping: ColumnMapping, now_ms: int | None) -> tuple[Any, list[Reject]]:
+    """Turn a chunk into a ``pa.Table`` of our columns and the rows that were put aside.
+
+    Args:
+        chunk: rows as they were read.
+        mapping: which column means what.
+        now_ms: events after it are put aside; None accepts any time.
+
+    Returns:
+        For interactions user_id, item_id, signal, value, event_time_ms; for items and users the
+        table's columns, with ``row_hash``. Each row of the chunk is in exactly one of the two.
+    """
+    faults = Faults(len(chunk))
+    if isinstance(mapping, InteractionColumns):
+        table = _interactions(chunk, mapping, now_ms, faults)
+    elif isinstance(mapping, ItemColumns):
+        table = _items(chunk, mapping, faults)
+    else:
+        table = _users(chunk, mapping, faults)
+    rejects = sorted([*chunk.rejects, *faults.rejects(chunk)], key=lambda reject: reject.row_number)
+    good = faults.good
+    return (table if good.all() else table.filter(pa.array(good))), rejects
+
+
+def _interactions(chunk: Chunk, mapping: InteractionColumns, now_ms: int | None, faults: Faults) -> Any:
+    size = len(chunk)
+    user_id = parse_id(chunk.columns[mapping.user_id], "user_id", faults)
+    item_id = parse_id(chunk.columns[mapping.item_id], "item_id", faults)
+    if mapping.signal_column is None:
+        signal = pa.repeat(pa.scalar(mapping.signal, pa.large_string()), size)
+    else:
+        signal = parse_id(chunk.columns[mapping.signal_column], "signal", faults)
+    if mapping.value_column is None:
+        value = pa.repeat(pa.scalar(mapping.value, pa.float64()), size)
+    else:
+        value = parse_number(chunk.columns[mapping.value_column], "value", faults, required=True)
+    times = chunk.columns[mapping.event_time]
+    event_time = parse_time(times, mapping.time_unit, "event_time", faults, required=True)
+    faults.mark(_true(pc.less(event_time, 0)), "before_1970")
+    if now_ms is not None:
+        faults.mark(_true(pc.greater(event_time, now_ms)), "in_future")
+    columns = {"user_id": user_id, "item_id": item_id, "signal": signal, "value": value, "event_time_ms": event_time}
+    return pa.table(columns)
+
+
+def _items(chunk: Chunk, mapping: ItemColumns, faults: Faults) -> Any:
+    size = len(chunk)
+    item_id = parse_id(chunk.columns[mapping.item_id], "item_id", faults)
+    title = item_id
+    if mapping.title is not None:
+        given = parse_text(chunk.columns[mapping.title], "title", faults)
+        title = pc.if_else(_true_array(pc.not_equal(pc.utf8_trim_whitespace(given), "")), given, item_id)
+    created = pa.nulls(size, pa.int64())
+    if mapping.created_at is not None:
+        times = chunk.columns[mapping.created_at]
+        created = parse_time(times, mapping.time_unit, "created_at", faults, required=False)
+    duration = pa.nulls(size, pa.float64())
+    if mapping.duration is not None:
+        duration = parse_number(chunk.columns[mapping.duration], "duration", faults, required=False)
+        faults.mark(_true(pc.less(duration, 0)), "negative_duration")
+    categories = _categories(chunk, mapping, faults)
+    parts = [hash_strings(item_id), hash_strings(title), hash_strings(categories)]
+    hashes = combine([*parts, hash_numbers(created), hash_numbers(duration)], size)
+    columns = {
+        "item_id": item_id,
+        "title": title,
+        "categories": categories,
+        "created_at_ms": created,
+        "duration_s": duration,
+        "row_hash": hashes.view(np.int64),
+    }
+    return pa.table(columns)
+
+
+def _users(chunk: Chunk, mapping: UserColumns, faults: Faults) -> Any:
+    user_id = parse_id(chunk.columns[mapping.user_id], "user_id", faults)
+    attributes = pa.repeat(pa.scalar("{}", pa.large_string()), len(chunk))
+    if mapping.attributes:
+        names = sorted(mapping.attributes)
+        texts = [parse_text(chunk.columns[name], name, faults).to_pylist() for name in names]
+        rows = [
+            canonical_json({name: value for name, value in zip(names, row, strict=True) if value not in (None, "")})
+            for row in zip(*texts, strict=True)
+        ]
+        attributes = pa.array(rows, pa.large_string())
+    if mapping.attributes_json is not None:
+        given = parse_text(chunk.columns[mapping.attributes_json], "attributes", faults)
+        read = each(given, _json_object, pa.large_string())
+        faults.mark(_true(pc.and_(read.is_null(), given.is_valid())), "invalid_attributes")
+        own = [json.loads(text) for text in attributes.to_pylist()]
+        extra = [json.loads(text or "{}") for text in read.to_pylist()]
+        attributes = pa.array([canonical_json(a | b) for a, b in zip(extra, own, strict=True)], pa.large_string())
+    hashes = combine([hash_strings(user_id), hash_strings(attributes)], len(chunk))
+    return pa.table({"user_id": user_id, "attributes": attributes, "row_hash": hashes.view(np.int64)})
+
+
+def _categories(chunk: Chunk, mapping: ItemColumns, faults: Faults) -> Any:
+    names = pa.repeat(pa.scalar("", pa.large_string()), len(chunk))
+    if mapping.categories is not None:
+        given = parse_text(chunk.columns[mapping.categories], "categories", faults)
+        split = each(given, lambda text: _join(text.split(mapping.category_separator)), pa.large_string())
+        names = pc.fill_null(split, "")
+    if not mapping.category_flags:
+        return names
+    flags = np.stack([_flag(chunk.columns[name], name, faults) for name in mapping.category_flags])
+    labels = np.array(mapping.category_flags, dtype=object)
+    joined = [
+        _join([*text.split(_SEPARATOR), *labels[row]]) for text, row in zip(names.to_pylist(), flags.T, strict=True)
+    ]
+    return pa.array(joined, pa.large_string())
+
+
+def _join(names: list[str]) -> str:
+    # A separator inside a name would split it when it is read back.
+    cleaned = (name.strip().replace(_SEPARATOR, "/") for name in names)
+    return _SEPARATOR.join(dict.fromkeys(name for name in cleaned if name))
+
+
+def _flag(column: Any, name: str, faults: Faults) -> np.ndarray:
+    text = column.cast(pa.large_string())
+    read = each(text, lambda value: _FLAGS.get(value.strip().lower()), pa.bool_())
+    faults.mark(_true(pc.and_(read.is_null(), text.is_valid())), f"invalid_flag_{name}")
+    return _true(read)
+
+
+def _json_object(text: str) -> str | None:
+    if not text.strip():
+        return "{}"
+    try:
+        value = json.loads(text)
+        canonical = canonical_json(value)
+        canonical.encode("utf-8")
+    except (ValueError, RecursionError):
+        return None
+    return canonical if isinstance(value, dict) else None
+
+
+def _true_array(condition: Any) -> Any:
+    return pc.fill_null(condition, False)
+
+
+def _true(condition: Any) -> np.ndarray:
+    return np.asarray(_true_array(condition).to_numpy(zero_copy_only=False))

@@ -1,0 +1,96 @@
+"""The warehouse's tables, declared once and used on every database.
+
+DuckDB gets no key on ``interactions``: its index would have to fit into memory, and ingestion
+anti-joins every chunk anyway. PostgreSQL gets a unique index, which makes that join quick and
+keeps two loaders that run at the same time from adding a row twice.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Double, Index, MetaData, Table, Text
+
+METADATA = MetaData()
+
+
+def _key(name: str) -> Column:
+    return Column(name, Text, primary_key=True)
+
+
+INTERACTIONS = Table(
+    "interactions",
+    METADATA,
+    Column("event_id", BigInteger, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("item_id", Text, nullable=False),
+    Column("signal", Text, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("event_time_ms", BigInteger, nullable=False),
+    Column("source", Text, nullable=False),
+)
+"""One row an event; ``event_id`` is a hash of its content (see ``hashing``)."""
+
+ITEMS = Table(
+    "items",
+    METADATA,
+    _key("item_id"),
+    Column("title", Text, nullable=False),
+    Column("categories", Text, nullable=False),
+    Column("created_at_ms", BigInteger),
+    Column("duration_s", Double),
+    Column("row_hash", BigInteger, nullable=False),
+)
+"""The catalogue; ``categories`` holds names joined by ``|``, ``row_hash`` covers the other columns."""
+
+USERS = Table(
+    "users",
+    METADATA,
+    _key("user_id"),
+    Column("attributes", Text, nullable=False),
+    Column("row_hash", BigInteger, nullable=False),
+)
+"""``attributes`` is a JSON object with sorted keys."""
+
+QUARANTINE = Table(
+    "quarantine",
+    METADATA,
+    Column("quarantine_id", BigInteger, nullable=False),
+    Column("batch_id", Text, nullable=False),
+    Column("file", Text, nullable=False),
+    Column("table_name", Text, nullable=False),
+    Column("row_number", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("raw", Text, nullable=False),
+)
+"""Rows that were put aside; ``row_number`` is the 1-based line of a text file or row of a table."""
+
+INGEST_LOG = Table(
+    "ingest_log",
+    METADATA,
+    _key("batch_id"),
+    Column("file", Text, nullable=False),
+    Column("table_name", Text, nullable=False),
+    Column("rows_read", BigInteger, nullable=False),
+    Column("rows_loaded", BigInteger, nullable=False),
+    Column("rows_duplicate", BigInteger, nullable=False),
+    Column("rows_quarantined", BigInteger, nullable=False),
+)
+"""One row a file that was read to its end; a file that was interrupted is not in it."""
+
+ITEM_ALIASES = Table(
+    "item_aliases",
+    METADATA,
+    Column("snapshot_key", Text, nullable=False),
+    Column("item_id", Text, nullable=False),
+    Column("canonical_id", Text, nullable=False),
+)
+"""Which item stands for a duplicate, by the dataset that decided it."""
+
+INDEXES = tuple(
+    Index(f"{table.name}_key", *columns, unique=True)
+    for table, columns in (
+        (INTERACTIONS, [INTERACTIONS.c.event_id]),
+        (QUARANTINE, [QUARANTINE.c.quarantine_id]),
+        (ITEM_ALIASES, [ITEM_ALIASES.c.snapshot_key, ITEM_ALIASES.c.item_id]),
+    )
+)
+"""Made on PostgreSQL only."""
