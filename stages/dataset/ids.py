@@ -119,8 +119,9 @@ def index_items(
 
 
 def _catalogue(ids: pa.Array, order: np.ndarray, born: np.ndarray, known: pa.Table, place: np.ndarray) -> Catalogue:
-    """Put the columns of the ``known`` items at their ``place``; the others have empty ones."""
-    titles, joined = [""] * len(order), [""] * len(order)
+    """Put the columns of the ``known`` items at their ``place``; the others have their id as title."""
+    item_id = ids.take(pa.array(order))
+    titles, joined = item_id.to_pylist(), [""] * len(order)
     for row, title, names in zip(
         place.tolist(), known["title"].to_pylist(), known["categories"].to_pylist(), strict=True
     ):
@@ -130,7 +131,7 @@ def _catalogue(ids: pa.Array, order: np.ndarray, born: np.ndarray, known: pa.Tab
     codes: dict[str, int] = {}
     categories = [[codes.setdefault(name, len(codes)) for name in sorted(split_categories(text))] for text in joined]
     return Catalogue(
-        item_id=ids.take(pa.array(order)),
+        item_id=item_id,
         title=pa.array(titles, pa.string()),
         categories=categories,
         category_names=list(codes),

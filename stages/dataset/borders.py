@@ -1,0 +1,66 @@
+"""Where one part ends and the next one begins."""
+
+from __future__ import annotations
+
+from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.snapshot import TimeBorders
+from stages.contracts.tables import DAY_MS
+from stages.dataset.config import DatasetStepConfig
+from stages.dataset.source import EventSource
+from stages.warehouse.select import EventSurvey
+
+
+def lay_borders(config: DatasetStepConfig, source: EventSource, key: str) -> tuple[TimeBorders, dict[str, int]]:
+    """Lay the time borders: at quantiles of the kept events' times, or at days before the as-of time.
+
+    Args:
+        config: selection and split.
+        source: the warehouse.
+        key: of the aliases to apply.
+
+    Returns:
+        Borders, the same for all users; counts of the rows that the selection leaves out.
+
+    Raises:
+        EmptyDatasetError: if no event is left; it says what removed them.
+        DataError: if two borders coincide, so that a part would be empty.
+    """
+    history_ms = None if config.history_days is None else config.as_of_ms - round(config.history_days * DAY_MS)
+    survey = source.survey(config, history_ms)
+    counts = {
+        "events_in_warehouse": survey.n_events,
+        "events_of_other_signals": survey.n_other_signals,
+        "events_after_as_of": survey.n_after_as_of,
+        "events_before_history": survey.n_before_start,
+    }
+    if survey.first_ms is None:
+        raise EmptyDatasetError(_nothing_left(config, survey))
+    start_ms = survey.first_ms if history_ms is None else history_ms
+    split = config.split
+    if split.ranker_days is None or split.evaluation_days is None:
+        shares = (split.candidate_share, split.candidate_share + split.ranker_share)
+        candidate_end, ranker_end = source.time_quantiles(config, start_ms, key, shares)
+        what = f"candidate_share = {split.candidate_share:g}, ranker_share = {split.ranker_share:g}"
+    else:
+        ranker_end = config.as_of_ms - round(split.evaluation_days * DAY_MS)
+        candidate_end = ranker_end - round(split.ranker_days * DAY_MS)
+        what = f"ranker_days = {split.ranker_days:g}, evaluation_days = {split.evaluation_days:g}"
+    if not start_ms < candidate_end < ranker_end < config.as_of_ms:
+        found = f"{start_ms}, {candidate_end}, {ranker_end}, {config.as_of_ms}"
+        raise DataError(f"dataset.split ({what}) lays the borders {found} ms, which must increase: a part is empty")
+    borders = TimeBorders(
+        start_ms=start_ms, candidate_end_ms=candidate_end, ranker_end_ms=ranker_end, as_of_ms=config.as_of_ms
+    )
+    return borders, counts
+
+
+def _nothing_left(config: DatasetStepConfig, survey: EventSurvey) -> str:
+    if survey.n_events == 0:
+        return "the warehouse holds no events; ingest some first"
+    reasons = [
+        (survey.n_other_signals, f"are of other signals than {list(config.signals)}"),
+        (survey.n_after_as_of, f"are not before as_of = {config.as_of_ms} ms"),
+        (survey.n_before_start, f"are older than history_days = {config.history_days}"),
+    ]
+    told = ", ".join(f"{count} {reason}" for count, reason in reasons if count)
+    return f"no event is left of {survey.n_events} in the warehouse: {told}"

@@ -1,0 +1,145 @@
+"""The snapshot's files and its fingerprint, which covers content and not encoding."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.contracts.files import canonical_json, write_json
+from stages.contracts.snapshot import SnapshotMeta, Targets, Task, TimeBorders
+from stages.contracts.tables import ColumnTable, EventTable, RequestTable
+from stages.dataset.ids import Catalogue
+
+_LITTLE_ENDIAN = {"i": "<i8", "f": "<f4", "b": "<i8"}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a snapshot holds, in memory."""
+
+    signals: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    borders: TimeBorders
+    events: EventTable
+    requests: RequestTable
+    targets: Targets
+    items: Catalogue
+    user_ids: pa.Array
+    aliases: Mapping[str, int]
+
+
+class ContentHash:
+    """A sha256 over typed values; each is preceded by its length, so that parts cannot run together."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def text(self, value: str) -> None:
+        """Add a string."""
+        data = value.encode("utf-8")
+        self._digest.update(len(data).to_bytes(8, "little") + data)
+
+    def texts(self, values: Iterable[str]) -> None:
+        """Add a list of strings."""
+        for value in values:
+            self.text(value)
+        self.text("end of list")
+
+    def numbers(self, values: np.ndarray) -> None:
+        """Add an array: integers and booleans as 64 bits, floats as 32 with one NaN and one zero."""
+        if values.dtype.kind == "f":
+            values = np.where(np.isnan(values), np.float32(np.nan), values + 0.0)
+        data = np.ascontiguousarray(values, dtype=_LITTLE_ENDIAN[values.dtype.kind])
+        self._digest.update(data.nbytes.to_bytes(8, "little"))
+        self._digest.update(data.tobytes())
+
+    def hexdigest(self) -> str:
+        """Return the hash so far."""
+        return self._digest.hexdigest()
+
+
+def fingerprint(contents: Contents) -> str:
+    """Return the hex sha256 of a snapshot's content.
+
+    Equal content gives equal fingerprints, whichever database it came from, in whatever order the
+    rows were loaded, and however the files are compressed.
+    """
+    digest = ContentHash()
+    digest.texts(contents.signals)
+    digest.texts(contents.items.category_names)
+    digest.text(canonical_json([task.model_dump(mode="json") for task in contents.tasks]))
+    digest.text(canonical_json(contents.borders.model_dump(mode="json")))
+    digest.texts(contents.user_ids.to_pylist())
+    digest.texts(contents.items.item_id.to_pylist())
+    digest.texts(contents.items.title.to_pylist())
+    offsets, codes = _flatten(contents.items.categories)
+    for values in (offsets, codes, contents.items.created_at_ms, contents.items.duration_s):
+        digest.numbers(values)
+    for alias, index in sorted(contents.aliases.items()):
+        digest.texts([alias, str(index)])
+    for table in (contents.events, contents.requests, contents.targets):
+        for field in fields(table):
+            digest.numbers(getattr(table, field.name))
+    return digest.hexdigest()
+
+
+def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) -> SnapshotMeta:
+    """Write all files of ``stages.contracts.snapshot``, ``snapshot.json`` last."""
+    events: ColumnTable = contents.events
+    events.write(directory / "events.parquet")
+    contents.requests.write(directory / "requests.parquet")
+    targets = {
+        "request_id": contents.targets.request_id,
+        "item_index": contents.targets.item_index,
+        "relevance": contents.targets.relevance,
+    }
+    for column, task in enumerate(contents.tasks):
+        targets[f"task_{task.name}"] = contents.targets.labels[:, column]
+    _write(targets, directory / "targets.parquet")
+    items = contents.items
+    offsets, codes = _flatten(items.categories)
+    _write(
+        {
+            "item_index": np.arange(len(items), dtype=np.int64),
+            "item_id": items.item_id,
+            "title": items.title,
+            "categories": pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(codes, pa.int32())),
+            "created_at_ms": items.created_at_ms,
+            "duration_s": items.duration_s,
+        },
+        directory / "items.parquet",
+    )
+    users = {"user_index": np.arange(len(contents.user_ids), dtype=np.int64), "user_id": contents.user_ids}
+    _write(users, directory / "users.parquet")
+    ordered = sorted(contents.aliases.items())
+    aliases = {
+        "item_id": pa.array([alias for alias, _ in ordered], pa.string()),
+        "item_index": pa.array([index for _, index in ordered], pa.int64()),
+    }
+    _write(aliases, directory / "aliases.parquet")
+    meta = SnapshotMeta(
+        signals=contents.signals,
+        categories=tuple(items.category_names),
+        tasks=contents.tasks,
+        borders=contents.borders,
+        counts=counts,
+        fingerprint=fingerprint(contents),
+    )
+    write_json(directory / "snapshot.json", meta.model_dump(mode="json"))
+    return meta
+
+
+def _write(columns: Mapping[str, object], path: Path) -> None:
+    pq.write_table(pa.table(dict(columns)), path, compression="zstd")  # type: ignore[no-untyped-call]
+
+
+def _flatten(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (offsets int64 ``[N + 1]``, values int32)."""
+    offsets = np.cumsum([0, *(len(values) for values in lists)], dtype=np.int64)
+    return offsets, np.array([value for values in lists for value in values], dtype=np.int32)
