@@ -1,0 +1,165 @@
+"""Assemble one release: copy the parts, check that they belong together, write the manifest last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from stages.contracts.config import Config
+from stages.contracts.errors import ConfigError, ReleaseError
+from stages.contracts.files import canonical_json, read_json, sha256_text, sha256_tree, write_json
+from stages.contracts.manifest import MANIFEST_FILE, FunnelSpec, ReleaseManifest
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.steps import Outcome
+from stages.contracts.tables import DAY_MS
+from stages.release.parts import check_parts
+
+RELEASE_DIRECTORY = "release"
+
+PARTS = {
+    "snapshot": ("snapshot.json", "items.parquet", "users.parquet", "aliases.parquet"),
+    "candidate": ("user_tower.onnx", "item_vectors.npy", "tower.json"),
+    "index": ("index.faiss", "index.json"),
+    "examples": ("feature_schema.json", "state"),
+    "light": ("light_ranker.txt", "light_ranker.json"),
+    "heavy": ("heavy_ranker.onnx", "heavy_ranker.json"),
+    "evaluate": ("ledger.json",),
+}
+"""What a release takes from each input; ``state`` is a directory."""
+
+OPTIONAL = ("light", "heavy")
+"""Inputs that may be absent if ``FunnelSpec.stages`` leaves the stage out."""
+
+
+class AssembleConfig(Config):
+    """What the release is made of besides its parts.
+
+    Attributes:
+        funnel: sizes, stages in use, objective weights (empty: those the heavy ranker was trained for).
+        resolved: the whole resolved configuration of the run, kept in the release.
+        fallback_k: length of the popular list.
+        fallback_half_life_days: of a touch's weight in the popular list, None counts all alike.
+    """
+
+    funnel: FunnelSpec = FunnelSpec()
+    resolved: dict[str, Any] = {}
+    fallback_k: int = Field(default=200, ge=1)
+    fallback_half_life_days: float | None = Field(default=30.0, gt=0)
+
+
+def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
+    """Write a release to ``directory / "release"``.
+
+    The id depends on the as-of time, the parts, the funnel and the metrics alone: assembling the
+    same inputs again gives the same id.
+
+    Args:
+        config: see ``AssembleConfig``.
+        inputs: directories ``snapshot``, ``candidate``, ``index``, ``examples``, ``light``, ``heavy``
+            and ``evaluate``.
+        directory: where the release goes.
+
+    Returns:
+        The ledger's metrics, and the release id.
+
+    Raises:
+        ReleaseError: if a part is missing, or two parts do not belong together.
+        ConfigError: if the funnel names an unknown stage or task.
+    """
+    _check_stages(config.funnel, inputs)
+    target = directory / RELEASE_DIRECTORY
+    target.mkdir()
+    for name, files in PARTS.items():
+        for file in files if name in inputs else ():
+            _place(inputs[name] / file, target / file)
+    snapshot = Snapshot(inputs["snapshot"])
+    write_json(target / "config.json", config.resolved)
+    write_json(target / "fallback.json", popular_list(snapshot, config.fallback_k, config.fallback_half_life_days))
+    identity = check_parts(target)
+    metrics = _ledger_metrics(target / "ledger.json")
+    body = {
+        "as_of_ms": snapshot.meta.borders.as_of_ms,
+        "parts": sha256_tree(target),
+        "feature_schema_hash": identity.feature_schema_hash,
+        "tower_version": identity.tower_version,
+        "data_fingerprint": snapshot.meta.fingerprint,
+        "funnel": _with_objective(config.funnel, target).model_dump(mode="json"),
+        "metrics": metrics,
+    }
+    manifest = ReleaseManifest.model_validate({"release_id": release_id(body), **body})
+    write_json(target / MANIFEST_FILE, manifest.model_dump(mode="json"))
+    return metrics, {"release_id": manifest.release_id}
+
+
+def release_id(body: Mapping[str, Any]) -> str:
+    """Return ``<as-of date, UTC>-<12 hex>``, the hash being over everything the manifest says."""
+    date = datetime.fromtimestamp(body["as_of_ms"] / 1000, tz=UTC)
+    return f"{date:%Y%m%d}-{sha256_text(canonical_json(dict(body)))[:12]}"
+
+
+def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> list[dict[str, Any]]:
+    """Return the most popular items as of the snapshot's as-of time, ``{item_id, score}``, best first.
+
+    The score of an item is the number of users that touched it, each weighted by
+    2 ** (-age of the first touch / half-life). Items not yet born are left out; ties go to the lower
+    item index.
+    """
+    events, items, as_of_ms = snapshot.events(), snapshot.items(), snapshot.meta.borders.as_of_ms
+    events = events.take(events.event_time_ms < as_of_ms)
+    _, first = np.unique(events.user_index * len(items) + events.item_index, return_index=True)
+    weights = np.ones(len(first))
+    if half_life_days is not None:
+        weights = np.exp2((events.event_time_ms[first] - as_of_ms) / (half_life_days * DAY_MS))
+    scores = np.bincount(events.item_index[first], weights=weights, minlength=len(items))
+    born = np.flatnonzero(items.created_at_ms <= as_of_ms)
+    best = born[np.argsort(-scores[born], kind="stable")[:k]]
+    return [{"item_id": str(items.item_id[item]), "score": float(scores[item])} for item in best]
+
+
+def _check_stages(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> None:
+    unknown = [stage for stage in funnel.stages if stage not in OPTIONAL]
+    if unknown:
+        raise ConfigError(f"funnel.stages: unknown {unknown}, allowed are {list(OPTIONAL)}")
+    needed = [name for name in PARTS if name not in OPTIONAL or name in funnel.stages]
+    missing = [name for name in needed if name not in inputs]
+    if missing:
+        raise ReleaseError(f"assemble: inputs {missing} are missing; this funnel needs {needed}")
+
+
+def _place(source: Path, target: Path) -> None:
+    """Hard-link a file, or a directory's files, and copy where links are not possible."""
+    if source.is_dir():
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                _place(path, target / path.relative_to(source))
+        return
+    if not source.is_file():
+        raise ReleaseError(f"{source}: missing; a release needs {target.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _ledger_metrics(path: Path) -> dict[str, float]:
+    rows = read_json(path)["rows"]
+    return {f"{row['name']}/{name}": float(value) for row in rows for name, value in row["metrics"].items()}
+
+
+def _with_objective(funnel: FunnelSpec, target: Path) -> FunnelSpec:
+    """Write the weights out, so that a release does not depend on another file's defaults."""
+    if "heavy" not in funnel.stages:
+        return funnel
+    meta = read_json(target / "heavy_ranker.json")
+    unknown = sorted(set(funnel.objective) - set(meta["tasks"]))
+    if unknown:
+        raise ConfigError(f"funnel.objective: unknown tasks {unknown}, the heavy ranker predicts {meta['tasks']}")
+    return funnel if funnel.objective else funnel.model_copy(update={"objective": meta["objective"]})

@@ -1,0 +1,295 @@
+"""Releases in MLflow: register, promote, roll back, pull.
+
+One truth: which version of the funnel model carries the alias ``champion``. The stages' own models
+are registered for lineage only, and nobody serves from them.
+
+A release is logged to one MLflow run and becomes a model version only when all of it is there, so a
+version is never half a release. Moving an alias is one call of the registry, hence one transaction.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.contracts.config import Config
+from stages.contracts.errors import ReleaseError
+from stages.contracts.manifest import ReleaseManifest, verify_release
+from stages.release.gate import GateConfig, check_gate
+from stages.release.mlflow_client import artifact_uri, download, local_path, mlflow_errors, open_client
+from stages.release.runs import log_release
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+LINEAGE = {"candidate": "user_tower.onnx", "light-ranker": "light_ranker.txt", "heavy-ranker": "heavy_ranker.onnx"}
+"""Suffix of each stage's registered model, and the part that shows the release has it."""
+
+_RELEASE_ID = re.compile(r"\d{8}-[0-9a-f]{12}")
+
+
+class RegistryConfig(Config):
+    """Where releases are registered.
+
+    Attributes:
+        tracking_uri: of MLflow's tracking and model registry, such as ``sqlite:////path/mlflow.db``.
+        artifact_root: directory or URI for the experiment's artifacts; None leaves it to the server.
+        model_name: registered model of the whole funnel.
+        experiment: MLflow experiment that holds the runs.
+    """
+
+    tracking_uri: str
+    artifact_root: str | None = None
+    model_name: str = "sluice-funnel"
+    experiment: str = "sluice"
+
+
+@dataclass(frozen=True)
+class RegisteredRelease:
+    """One version of the funnel model.
+
+    Attributes:
+        version: number of the model version.
+        release_id: of the release behind it.
+        run_id: MLflow run that holds its artifacts.
+        source: URI of the release directory.
+        aliases: aliases that point at it, sorted.
+        created_at_ms: when it was registered, ms UTC.
+    """
+
+    version: int
+    release_id: str
+    run_id: str
+    source: str
+    aliases: tuple[str, ...]
+    created_at_ms: int
+
+
+class ReleaseRegistry:
+    """The releases of one funnel in MLflow."""
+
+    def __init__(self, config: RegistryConfig) -> None:
+        self.config = config
+        self._client = open_client(config.tracking_uri)
+
+    def register(
+        self,
+        release_dir: Path,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, Any] | None = None,
+        stage_metrics: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> RegisteredRelease:
+        """Log a release to MLflow and make it the challenger.
+
+        A release that is registered already is returned as it is; a registration that broke off is
+        taken up again in its run.
+
+        Args:
+            release_dir: a complete release.
+            metrics: of the run, beside those of the manifest.
+            params: nested; logged flat.
+            stage_metrics: metrics by step, logged as ``<step>/<metric>``.
+
+        Raises:
+            ReleaseError: if the release is incomplete or corrupt.
+            TransientError: if MLflow does not answer.
+        """
+        manifest = verify_release(release_dir)
+        _check_id(manifest.release_id)
+        steps = {
+            f"{step}/{name}": value for step, group in (stage_metrics or {}).items() for name, value in group.items()
+        }
+        all_metrics = {**manifest.metrics, **steps, **(metrics or {})}
+        with mlflow_errors(f"register release {manifest.release_id}"):
+            found = self._version_of(self.config.model_name, manifest.release_id)
+            if found is None:
+                run = log_release(self._client, self._experiment_id(), manifest, release_dir, all_metrics, params or {})
+                found = self._add_versions(manifest, run)
+            self._point(CHALLENGER, int(found.version))
+        return self.resolve(int(found.version))
+
+    def promote(self, reference: str | int = CHALLENGER, gate: GateConfig | None = None) -> RegisteredRelease:
+        """Make a registered release the champion, after checking its artifacts and the gate.
+
+        The champion before it keeps the alias ``previous``. That alias is set first: whoever is
+        killed in between leaves the old champion in place.
+
+        Args:
+            reference: version, release id or alias.
+            gate: what the release has to show, None to promote without a gate.
+
+        Raises:
+            GateError: if it does not pass the gate.
+            ReleaseError: if it does not exist or its artifacts are corrupt.
+        """
+        target = self.resolve(reference)
+        manifest = self._verified(target)
+        if gate is not None:
+            check_gate(manifest, gate)
+        champion = self._aliases().get(CHAMPION)
+        if champion != target.version:
+            with mlflow_errors(f"promote version {target.version}"):
+                if champion is not None:
+                    self._point(PREVIOUS, champion)
+                self._point(CHAMPION, target.version)
+        return self.resolve(target.version)
+
+    def rollback(self) -> RegisteredRelease:
+        """Make the champion before this one the champion again.
+
+        Raises:
+            ReleaseError: if there is none, or its artifacts are corrupt.
+        """
+        aliases = self._aliases()
+        previous = aliases.get(PREVIOUS)
+        if previous is None or previous == aliases.get(CHAMPION):
+            raise ReleaseError(f"{self.config.model_name}: no earlier champion to roll back to, aliases are {aliases}")
+        self._verified(self.resolve(previous))
+        with mlflow_errors(f"roll back to version {previous}"):
+            self._point(CHAMPION, previous)
+            self._client.delete_registered_model_alias(self.config.model_name, PREVIOUS)
+        return self.resolve(previous)
+
+    def resolve(self, reference: str | int) -> RegisteredRelease:
+        """Return the registered release behind a version, a release id or an alias.
+
+        Raises:
+            ReleaseError: if there is none; the message says what there is.
+        """
+        releases = self.list()
+        for release in releases:
+            if str(reference) in {str(release.version), release.release_id, *release.aliases}:
+                return release
+        known = {release.version: (release.release_id, *release.aliases) for release in releases}
+        raise ReleaseError(
+            f"{self.config.model_name}: no version, release id or alias {str(reference)!r} in "
+            f"{self.config.tracking_uri}; registered are {known or 'none'}"
+        )
+
+    def pull(self, reference: str | int, cache_dir: Path) -> Path:
+        """Return a verified local copy of a release, ``cache_dir / release_id``.
+
+        A cached copy is verified and used again, or replaced if it is corrupt. Processes that pull
+        at the same time wait for one another.
+
+        Raises:
+            ReleaseError: if the release does not exist or its artifacts are corrupt; then nothing
+                new is left in the cache.
+        """
+        release = self.resolve(reference)
+        final = cache_dir / release.release_id
+        with _locked(cache_dir):
+            if final.is_dir():
+                try:
+                    verify_release(final)
+                    return final
+                except ReleaseError:
+                    shutil.rmtree(final)
+            with tempfile.TemporaryDirectory(prefix=".pull-", dir=cache_dir) as temporary:
+                copy = download(release.source, Path(temporary), self.config.tracking_uri)
+                _check_copy(copy, release)
+                copy.rename(final)
+        return final
+
+    def _verified(self, release: RegisteredRelease) -> ReleaseManifest:
+        local = local_path(release.source)
+        if local is not None:
+            return _check_copy(local, release)
+        with tempfile.TemporaryDirectory(prefix="sluice-") as temporary:
+            return _check_copy(download(release.source, Path(temporary), self.config.tracking_uri), release)
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(self.config.experiment)
+        if found is None:
+            location = artifact_uri(self.config.artifact_root)
+            return str(self._client.create_experiment(self.config.experiment, artifact_location=location))
+        return str(found.experiment_id)
+
+    def _add_versions(self, manifest: ReleaseManifest, run: Any) -> Any:
+        """Register the stages' models, then the funnel's: its version says that all is there."""
+        for suffix, part in LINEAGE.items():
+            if part in manifest.parts:
+                self._add_version(f"{self.config.model_name}-{suffix}", manifest, run)
+        return self._add_version(self.config.model_name, manifest, run)
+
+    def _add_version(self, model: str, manifest: ReleaseManifest, run: Any) -> Any:
+        if not self._client.search_registered_models(f"name = '{model}'"):
+            self._client.create_registered_model(model)
+        found = self._version_of(model, manifest.release_id)
+        if found is None:
+            tags = {
+                "release_id": manifest.release_id,
+                "data_fingerprint": manifest.data_fingerprint,
+                "tower_version": manifest.tower_version,
+                "feature_schema_hash": manifest.feature_schema_hash,
+            }
+            source = f"{run.info.artifact_uri}/release"
+            self._client.create_model_version(model, source=source, run_id=run.info.run_id, tags=tags)
+            found = self._version_of(model, manifest.release_id)
+        return found
+
+    def _version_of(self, model: str, release_id: str) -> Any | None:
+        """Return the first version of a release: two writers at once still agree on one."""
+        found = self._client.search_model_versions(f"name = '{model}' and tags.release_id = '{release_id}'")
+        return min(found, key=lambda version: int(version.version), default=None)
+
+    def _aliases(self) -> dict[str, int]:
+        with mlflow_errors(f"read the aliases of {self.config.model_name}"):
+            found = self._client.search_registered_models(f"name = '{self.config.model_name}'")
+            if not found:
+                return {}
+            aliases = self._client.get_registered_model(self.config.model_name).aliases
+        return {alias: int(version) for alias, version in sorted(aliases.items())}
+
+    def _point(self, alias: str, version: int) -> None:
+        self._client.set_registered_model_alias(self.config.model_name, alias, str(version))
+
+    def list(self) -> tuple[RegisteredRelease, ...]:
+        """Return all registered releases, oldest version first."""
+        aliases = self._aliases()
+        with mlflow_errors(f"list the versions of {self.config.model_name}"):
+            versions = self._client.search_model_versions(f"name = '{self.config.model_name}'")
+        releases = [
+            RegisteredRelease(
+                version=int(found.version),
+                release_id=found.tags["release_id"],
+                run_id=found.run_id,
+                source=found.source,
+                aliases=tuple(alias for alias, version in aliases.items() if version == int(found.version)),
+                created_at_ms=int(found.creation_timestamp),
+            )
+            for found in versions
+            if "release_id" in found.tags  # versions that others made by hand are not ours to serve
+        ]
+        return tuple(sorted(releases, key=lambda release: release.version))
+
+
+def _check_id(release_id: str) -> None:
+    if not _RELEASE_ID.fullmatch(release_id):
+        raise ReleaseError(f"release_id = {release_id!r}, allowed is <8 digits>-<12 hex digits>")
+
+
+def _check_copy(directory: Path, release: RegisteredRelease) -> ReleaseManifest:
+    manifest = verify_release(directory)
+    if manifest.release_id != release.release_id:
+        raise ReleaseError(
+            f"version {release.version} is registered as {release.release_id}, "
+            f"its manifest in {directory} says {manifest.release_id}"
+        )
+    return manifest
+
+
+@contextmanager
+def _locked(cache_dir: Path) -> Iterator[None]:
+    """Hold the cache for one process; what a killed one left behind is removed."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in cache_dir.glob(".pull-*"):
+            shutil.rmtree(stale)
+        yield

@@ -1,0 +1,70 @@
+"""One MLflow run a release: parameters, metrics, tags and the release directory as artifacts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.contracts.manifest import ReleaseManifest
+from stages.release.mlflow_client import flatten, legal_name
+
+_PARAMS_A_BATCH = 100
+
+
+def log_release(
+    client: Any,
+    experiment_id: str,
+    manifest: ReleaseManifest,
+    release_dir: Path,
+    metrics: Mapping[str, float],
+    params: Mapping[str, Any],
+) -> Any:
+    """Log a release and return its finished run, with all of the artifacts in it.
+
+    A run that an earlier registration of the same release left unfinished is used again: what it
+    has is kept, what it lacks is added, artifacts are written over.
+
+    Args:
+        client: an ``MlflowClient``.
+        experiment_id: where a new run goes.
+        manifest: of the release.
+        release_dir: the verified release.
+        metrics: by name; characters that MLflow refuses are replaced.
+        params: nested parameters.
+    """
+    run = _unfinished_run(client, experiment_id, manifest.release_id) or client.create_run(
+        experiment_id,
+        run_name=manifest.release_id,
+        tags={
+            "release_id": manifest.release_id,
+            "data_fingerprint": manifest.data_fingerprint,
+            "tower_version": manifest.tower_version,
+        },
+    )
+    _log_missing(client, run, metrics, flatten(params))
+    client.log_artifacts(run.info.run_id, str(release_dir), "release")
+    client.set_terminated(run.info.run_id)
+    return client.get_run(run.info.run_id)
+
+
+def _unfinished_run(client: Any, experiment_id: str, release_id: str) -> Any | None:
+    runs = client.search_runs(
+        [experiment_id], filter_string=f"tags.release_id = '{release_id}'", order_by=["attributes.start_time ASC"]
+    )
+    return runs[0] if runs else None
+
+
+def _log_missing(client: Any, run: Any, metrics: Mapping[str, float], params: Mapping[str, str]) -> None:
+    """Add what the run does not have yet; MLflow refuses to change a parameter."""
+    from mlflow.entities import Metric, Param
+
+    now_ms = int(time.time() * 1000)  # MLflow's own bookkeeping: no result depends on it
+    new_params = [Param(name, value) for name, value in params.items() if name not in run.data.params]
+    named = {legal_name(name): float(value) for name, value in metrics.items()}
+    new_metrics = [Metric(name, value, now_ms, 0) for name, value in named.items() if name not in run.data.metrics]
+    for start in range(0, len(new_params), _PARAMS_A_BATCH):
+        client.log_batch(run.info.run_id, params=new_params[start : start + _PARAMS_A_BATCH])
+    for start in range(0, len(new_metrics), 1000):
+        client.log_batch(run.info.run_id, metrics=new_metrics[start : start + 1000])

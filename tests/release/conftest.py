@@ -1,0 +1,116 @@
+"""A tiny but whole set of finished steps, with bytes in place of models."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.contracts.files import sha256_file, write_json
+from stages.contracts.manifest import FunnelSpec
+from stages.contracts.tables import DAY_MS, EventTable
+from stages.release.assemble import AssembleConfig, assemble
+
+N_ITEMS, DIM = 5, 3
+AS_OF_MS = 1_700_000_000_000  # 2023-11-14T22:13:20Z
+
+
+def write_inputs(root: Path, salt: str = "") -> dict[str, Path]:
+    """Write every input of ``assemble``; another ``salt`` makes another light ranker."""
+    names = ("snapshot", "candidate", "index", "examples", "light", "heavy", "evaluate")
+    inputs = {name: root / name for name in names}
+    for path in inputs.values():
+        path.mkdir(parents=True)
+    _write_snapshot(inputs["snapshot"])
+    candidate, index = inputs["candidate"], inputs["index"]
+    (candidate / "user_tower.onnx").write_bytes(b"tower")
+    np.save(candidate / "item_vectors.npy", np.ones((N_ITEMS, DIM), dtype=np.float32))
+    version = sha256_file(candidate / "user_tower.onnx")
+    vectors = sha256_file(candidate / "item_vectors.npy")
+    tower = {"tower_version": version, "item_vectors_sha256": vectors, "n_items": N_ITEMS, "dim": DIM}
+    write_json(candidate / "tower.json", tower)
+    (index / "index.faiss").write_bytes(b"index")
+    described = {"tower_version": version, "index_sha256": sha256_file(index / "index.faiss"), "n_items": N_ITEMS}
+    write_json(index / "index.json", described)
+    write_json(inputs["examples"] / "feature_schema.json", {"names": ["age"], "hash": "schema-1"})
+    (inputs["examples"] / "state").mkdir()
+    write_json(inputs["examples"] / "state" / "state.json", {"n_items": N_ITEMS})
+    np.save(inputs["examples"] / "state" / "counts.npy", np.zeros(N_ITEMS))
+    (inputs["examples"] / "rows.parquet").write_bytes(b"stays behind")
+    (inputs["light"] / "light_ranker.txt").write_text(f"tree{salt}")
+    write_json(inputs["light"] / "light_ranker.json", {"feature_schema_hash": "schema-1"})
+    (inputs["heavy"] / "heavy_ranker.onnx").write_bytes(b"cross")
+    meta = {
+        "feature_schema_hash": "schema-1",
+        "vector_dim": DIM,
+        "tasks": ["click", "like"],
+        "objective": {"click": 1.0},
+    }
+    write_json(inputs["heavy"] / "heavy_ranker.json", meta)
+    rows = {"popularity": 0.10, "candidates": 0.15, "light": 0.20, "heavy": 0.25}
+    ledger = {"rows": [{"name": name, "metrics": {"ndcg@10": value}} for name, value in rows.items()]}
+    write_json(inputs["evaluate"] / "ledger.json", ledger)
+    return inputs
+
+
+def _write_snapshot(directory: Path) -> None:
+    borders = {"start_ms": 0, "candidate_end_ms": 1, "ranker_end_ms": 2, "as_of_ms": AS_OF_MS}
+    meta = {
+        "signals": ["click"],
+        "categories": ["none"],
+        "tasks": [{"name": "click", "signals": ["click"]}],
+        "borders": borders,
+        "counts": {},
+        "fingerprint": "f" * 64,
+    }
+    write_json(directory / "snapshot.json", meta)
+    # item 1: three users long ago, one of them twice; item 2: two users of late; item 4 not yet born
+    rows = [(0, 1, 100), (0, 1, 100), (1, 1, 100), (2, 1, 100), (0, 2, 1), (1, 2, 1)]
+    user, item, days = np.array(rows, dtype=np.int64).T
+    EventTable(
+        user_index=user.copy(),
+        item_index=item.copy(),
+        event_time_ms=AS_OF_MS - days * DAY_MS,
+        signal=np.zeros(len(rows), dtype=np.int16),
+        value=np.ones(len(rows), dtype=np.float32),
+        part=np.zeros(len(rows), dtype=np.int8),
+        active=np.ones(len(rows), dtype=np.bool_),
+    ).write(directory / "events.parquet")
+    items = {
+        "item_index": np.arange(N_ITEMS),
+        "item_id": [f"item-{i}" for i in range(N_ITEMS)],
+        "title": [f"Title {i}" for i in range(N_ITEMS)],
+        "categories": pa.array([[0]] * N_ITEMS, type=pa.list_(pa.int32())),
+        "created_at_ms": np.array([0, 0, 0, 0, AS_OF_MS + 1]),
+        "duration_s": np.ones(N_ITEMS, dtype=np.float32),
+    }
+    pq.write_table(pa.table(items), directory / "items.parquet")
+    pq.write_table(pa.table({"user_index": [0, 1, 2], "user_id": ["a", "b", "c"]}), directory / "users.parquet")
+    pq.write_table(pa.table({"item_id": ["item-x"], "item_index": [1]}), directory / "aliases.parquet")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return write_inputs(tmp_path / "steps")
+
+
+@pytest.fixture(scope="session")
+def make_release():
+    """Return a function that writes a release below a directory and returns where it lies."""
+
+    def make(root: Path, salt: str = "", **funnel: object) -> Path:
+        out = root / "assembled"
+        out.mkdir(parents=True)
+        config = AssembleConfig(funnel=FunnelSpec.model_validate(funnel), resolved={"seed": 1}, fallback_k=3)
+        assemble(config, write_inputs(root / "steps", salt), out)
+        return out / "release"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """One MLflow store for all tests: making its tables takes longer than the tests."""
+    root = tmp_path_factory.mktemp("mlflow")
+    return {"tracking_uri": f"sqlite:///{root}/db/mlflow.db", "artifact_root": str(root / "artifacts")}

@@ -1,0 +1,177 @@
+import json
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from stages.contracts.errors import ConfigError, ReleaseError
+from stages.contracts.files import write_json
+from stages.contracts.manifest import FunnelSpec, read_manifest, verify_release
+from stages.contracts.snapshot import Snapshot
+from stages.release.assemble import AssembleConfig, assemble, popular_list
+
+CONFIG = AssembleConfig(resolved={"seed": 1, "paths": None}, fallback_k=3)
+
+
+def assemble_into(directory, inputs, config=CONFIG):
+    directory.mkdir()
+    return assemble(config, inputs, directory), directory / "release"
+
+
+def edit_json(path, **values):
+    write_json(path, json.loads(path.read_text()) | values)
+
+
+def test_a_release_holds_every_part_and_verifies(inputs, tmp_path):
+    (metrics, info), release = assemble_into(tmp_path / "out", inputs)
+    manifest = verify_release(release)
+    assert set(manifest.parts) == {
+        *("config.json", "fallback.json", "ledger.json", "snapshot.json", "items.parquet", "users.parquet"),
+        *("aliases.parquet", "user_tower.onnx", "item_vectors.npy", "tower.json", "index.faiss", "index.json"),
+        *("feature_schema.json", "state/state.json", "state/counts.npy", "light_ranker.txt", "light_ranker.json"),
+        *("heavy_ranker.onnx", "heavy_ranker.json"),
+    }
+    assert info["release_id"] == manifest.release_id
+    assert manifest.release_id.startswith("20231114-")
+    assert metrics["heavy/ndcg@10"] == manifest.metrics["heavy/ndcg@10"] == 0.25
+    assert manifest.feature_schema_hash == "schema-1"
+    assert manifest.data_fingerprint == "f" * 64
+    assert json.loads((release / "config.json").read_text()) == {"seed": 1, "paths": None}
+
+
+def test_the_objective_is_written_out(inputs, tmp_path):
+    _, release = assemble_into(tmp_path / "default", inputs)
+    assert read_manifest(release).funnel.objective == {"click": 1.0}
+    chosen = AssembleConfig(funnel=FunnelSpec(objective={"like": 2.0}))
+    _, release = assemble_into(tmp_path / "chosen", inputs, chosen)
+    assert read_manifest(release).funnel.objective == {"like": 2.0}
+
+
+def test_equal_inputs_give_an_equal_id_and_any_change_another(inputs, tmp_path, make_release):
+    (_, first), _ = assemble_into(tmp_path / "one", inputs)
+    (_, again), _ = assemble_into(tmp_path / "two", inputs)
+    assert first == again
+    (_, other_fallback), _ = assemble_into(tmp_path / "three", inputs, CONFIG.model_copy(update={"fallback_k": 2}))
+    other_light = read_manifest(make_release(tmp_path / "four", salt="another")).release_id
+    same_light = read_manifest(make_release(tmp_path / "five")).release_id
+    assert len({first["release_id"], other_fallback["release_id"], other_light, same_light}) == 4
+
+
+def test_files_are_copied_where_links_are_refused(inputs, tmp_path, monkeypatch):
+    (_, linked), _ = assemble_into(tmp_path / "linked", inputs)
+
+    def refuse(*_args):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (_, copied), release = assemble_into(tmp_path / "copied", inputs)
+    assert linked == copied
+    verify_release(release)
+
+
+def test_the_popular_list_counts_users_once_and_forgets(inputs):
+    snapshot = Snapshot(inputs["snapshot"])
+    forever = popular_list(snapshot, 9, None)
+    assert [(row["item_id"], row["score"]) for row in forever[:2]] == [("item-1", 3.0), ("item-2", 2.0)]
+    assert [row["item_id"] for row in forever] == ["item-1", "item-2", "item-0", "item-3"]  # item-4 is not born
+    of_late = popular_list(snapshot, 2, 10.0)
+    assert [row["item_id"] for row in of_late] == ["item-2", "item-1"]
+    assert of_late[0]["score"] == pytest.approx(2 * 2**-0.1)
+
+
+def other_tower(inputs):
+    (inputs["candidate"] / "user_tower.onnx").write_bytes(b"other tower")
+
+
+def other_index(inputs):
+    edit_json(inputs["index"] / "index.json", tower_version="of another tower")
+
+
+def other_index_bytes(inputs):
+    (inputs["index"] / "index.faiss").write_bytes(b"other index")
+
+
+def other_vectors(inputs):
+    np.save(inputs["candidate"] / "item_vectors.npy", np.zeros((5, 3), dtype=np.float32))
+
+
+def fewer_vectors(inputs):
+    np.save(inputs["candidate"] / "item_vectors.npy", np.ones((4, 3), dtype=np.float32))
+
+
+def fewer_items(inputs):
+    path = inputs["snapshot"] / "items.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 4), path)
+
+
+def other_state(inputs):
+    edit_json(inputs["examples"] / "state" / "state.json", n_items=99)
+
+
+def other_light_schema(inputs):
+    edit_json(inputs["light"] / "light_ranker.json", feature_schema_hash="schema-2")
+
+
+def other_heavy_schema(inputs):
+    edit_json(inputs["heavy"] / "heavy_ranker.json", feature_schema_hash="schema-2")
+
+
+def other_dimension(inputs):
+    edit_json(inputs["heavy"] / "heavy_ranker.json", vector_dim=64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_tower, r"tower_version is '\w+' in user_tower.onnx, '\w+' in tower.json"),
+        (other_index, r"tower_version is .* 'of another tower' in index.json"),
+        (other_index_bytes, r"sha256 of index.faiss is '\w+', index_sha256 in index.json is '\w+'"),
+        (other_vectors, r"sha256 of item_vectors.npy is '\w+', item_vectors_sha256 in tower.json is '\w+'"),
+        (fewer_vectors, r"n_items is 5 in items.parquet, 4 in item_vectors.npy, 5 in tower.json"),
+        (fewer_items, r"n_items is 4 in items.parquet, 5 in item_vectors.npy"),
+        (other_state, r"n_items is .* 99 in state/state.json"),
+        (
+            other_light_schema,
+            r"feature_schema_hash is 'schema-1' in feature_schema.json, 'schema-2' in light_ranker.json",
+        ),
+        (other_heavy_schema, r"'schema-1' in light_ranker.json, 'schema-2' in heavy_ranker.json"),
+        (other_dimension, r"vector dimension is 3 in item_vectors.npy, 3 in tower.json, 64 in heavy_ranker.json"),
+    ],
+)
+def test_parts_that_do_not_match_are_refused_with_both_values(inputs, tmp_path, change, message):
+    change(inputs)
+    with pytest.raises(ReleaseError, match=message):
+        assemble_into(tmp_path / "out", inputs)
+    assert not (tmp_path / "out" / "release" / "manifest.json").exists()
+
+
+def test_a_missing_part_and_a_lacking_key_are_named(inputs, tmp_path):
+    (inputs["light"] / "light_ranker.txt").unlink()
+    with pytest.raises(ReleaseError, match=r"light_ranker\.txt: missing"):
+        assemble_into(tmp_path / "one", inputs)
+    (inputs["light"] / "light_ranker.txt").write_text("tree")
+    write_json(inputs["candidate"] / "tower.json", {"dim": 3})
+    with pytest.raises(ReleaseError, match=r"tower\.json lacks the key 'tower_version', found \['dim'\]"):
+        assemble_into(tmp_path / "two", inputs)
+
+
+def test_a_bypassed_stage_may_be_absent_but_a_stage_in_use_may_not(inputs, tmp_path):
+    del inputs["heavy"]
+    light_only = AssembleConfig(funnel=FunnelSpec(stages=("light",)))
+    _, release = assemble_into(tmp_path / "light", inputs, light_only)
+    assert "heavy_ranker.onnx" not in verify_release(release).parts
+    with pytest.raises(ReleaseError, match=r"inputs \['heavy'\] are missing"):
+        assemble_into(tmp_path / "both", inputs)
+
+
+@pytest.mark.parametrize(
+    ("funnel", "message"),
+    [
+        (FunnelSpec(stages=("light", "huge")), r"funnel.stages: unknown \['huge'\]"),
+        (FunnelSpec(objective={"share": 1.0}), r"funnel.objective: unknown tasks \['share'\]"),
+    ],
+)
+def test_an_unknown_stage_or_task_is_refused(inputs, tmp_path, funnel, message):
+    with pytest.raises(ConfigError, match=message):
+        assemble_into(tmp_path / "out", inputs, AssembleConfig(funnel=funnel))
