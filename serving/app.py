@@ -7,6 +7,7 @@ list of all of them. No answer carries a traceback.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ from serving.service import Service
 from stages import __version__
 from stages.contracts.errors import RequestError, TransientError
 
+_logger = logging.getLogger("sluice")
+
 ROUTES = {
     "/v1/recommendations": "GET",
     "/v1/events": "POST",
@@ -38,7 +41,7 @@ def create_app(service: Service) -> FastAPI:
     """Return the application that answers for ``service``, which the caller starts and stops."""
     # The interactive documentation pages would load scripts from the network: only the schema is served.
     app = FastAPI(title="Sluice", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(_Counting, metrics=service.metrics)
+    app.add_middleware(_Edge, metrics=service.metrics)
     _add_recommendations(app, service)
     _add_events(app, service)
     _add_probes(app, service)
@@ -149,11 +152,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def unavailable(_: Request, error: TransientError) -> Response:
         return _json(_plain(str(error)), 503, {"retry-after": "1"})
 
-    @app.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> Response:
-        # Starlette raises the error again after this answer, so that the server logs its traceback.
-        return _json(_plain("internal error; the server's log has the details"), 500)
-
 
 def _plain(message: str) -> dict[str, Any]:
     return error_body([Fault(field="", value=None, allowed="", message=message)])
@@ -164,8 +162,11 @@ def _json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | Non
     return Response(content, status, headers, media_type="application/json")
 
 
-class _Counting:
-    """Counts and times requests; paths that do not exist share one label."""
+class _Edge:
+    """Counts and times requests, and answers for faults that nobody expected.
+
+    Paths that do not exist share one label.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -177,16 +178,23 @@ class _Counting:
             return
         path = scope["path"] if scope["path"] in ROUTES else "other"
         status = 500
+        answering = False
         started = time.perf_counter()
 
         async def counted_send(message: Message) -> None:
-            nonlocal status
+            nonlocal answering, status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                answering, status = True, message["status"]
             await send(message)
 
         try:
             await self._app(scope, receive, counted_send)
+        except Exception:
+            # Answered here and not by Starlette, after whose answer uvicorn cuts the connection.
+            _logger.exception("%s %s failed", scope["method"], path)
+            if answering:
+                raise
+            await _json(_plain("internal error; the server's log has the details"), 500)(scope, receive, counted_send)
         finally:
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.request_seconds.labels(path).observe(time.perf_counter() - started)

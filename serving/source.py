@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stages.contracts.manifest import read_manifest
+from stages.release.registry import ReleaseRegistry
 
 
 class ReleaseSource(Protocol):
@@ -35,29 +36,17 @@ class DirectorySource:
         return self._directory.resolve()
 
 
-class Registry(Protocol):
-    """The part of ``stages.release.registry.ReleaseRegistry`` that serving needs."""
-
-    def resolve(self, alias: str) -> tuple[str, str, str]:
-        """Return (version, release id, source) of an alias."""
-        ...
-
-    def pull(self, alias: str, cache_dir: Path) -> Path:
-        """Return a local copy of an alias' release."""
-        ...
-
-
 class RegistrySource:
     """The release that an alias of the registry points at."""
 
-    def __init__(self, registry: Registry, alias: str, cache_dir: Path) -> None:
+    def __init__(self, registry: ReleaseRegistry, alias: str, cache_dir: Path) -> None:
         self._registry = registry
         self._alias = alias
         self._cache_dir = cache_dir
 
     def wanted(self) -> str:
         """Return the release id behind the alias."""
-        return self._registry.resolve(self._alias)[1]
+        return self._registry.resolve(self._alias).release_id
 
     def fetch(self) -> Path:
         """Pull the alias' release into the cache."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +28,7 @@ class Switch:
 
     def resolve(self, alias):
         assert alias == "champion"
-        return {"alpha": "1", "beta": "2"}[self.champion], f"2023-11-14-{self.champion}", "run"
+        return SimpleNamespace(release_id=f"2023-11-14-{self.champion}")
 
     def pull(self, alias, cache_dir):
         return self.releases[self.champion]
