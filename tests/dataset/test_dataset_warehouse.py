@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+import pytest
+
+from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.files import sha256_tree
+from stages.contracts.snapshot import Snapshot, Task
+from stages.contracts.steps import run_step
+from stages.contracts.tables import DAY_MS
+from stages.dataset.build import build_snapshot, snapshot_body
+from stages.dataset.config import DatasetStepConfig
+from stages.simulator import World, WorldConfig
+from stages.warehouse.engine import Warehouse
+from stages.warehouse.ingest import ingest_tables
+
+WORLD = World(WorldConfig(n_users=60, n_items=120, n_events=6_000, days=20, duplicate_share=0.1))
+SERVER = "postgresql+psycopg2://postgres@127.0.0.1:5432"
+
+
+def config_of(**changes: Any) -> DatasetStepConfig:
+    values: dict[str, Any] = {
+        "signals": ("click", "watch", "like"),
+        "tasks": (
+            Task(name="click", signals=("click",), relevance=1.0),
+            Task(name="complete", signals=("watch",), min_value=0.7, relevance=0.5),
+        ),
+        "as_of_ms": WORLD.end_ms - DAY_MS,
+        "activity": {"min_events": 6, "window_days": 10, "max_events": 400},
+        "warehouse_fingerprint": "w",
+    }
+    return DatasetStepConfig.model_validate(values | changes)
+
+
+def load(warehouse: Warehouse, seed: int | None = None) -> None:
+    events, items, users = pa.Table.from_batches(list(WORLD.events())), WORLD.items(), WORLD.users()
+    items = items.slice(5)  # some items are known from events only
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        events, items, users = (table.take(rng.permutation(len(table))) for table in (events, items, users))
+    ingest_tables(warehouse, events, items, users, "world")
+
+
+@pytest.fixture(scope="module")
+def duckdb_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    with Warehouse(f"duckdb:///{tmp_path_factory.mktemp('dataset') / 'w.duckdb'}") as warehouse:
+        load(warehouse)
+        yield warehouse
+
+
+@pytest.fixture
+def postgres_warehouse() -> Iterator[Warehouse]:
+    name = f"sluice_dataset_{uuid.uuid4().hex[:8]}"
+    try:
+        connection = psycopg2.connect(host="127.0.0.1", port=5432, user="postgres", connect_timeout=3)
+    except psycopg2.OperationalError as error:
+        if os.environ.get("SLUICE_REQUIRE_SERVICES") == "1":
+            raise
+        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 is not reachable: {error}")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f'CREATE DATABASE "{name}"')
+    try:
+        with Warehouse(f"{SERVER}/{name}") as warehouse:
+            yield warehouse
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        connection.close()
+
+
+def snapshot_of(warehouse: Warehouse, directory: Path, **changes: Any) -> Snapshot:
+    directory.mkdir()
+    snapshot_body(warehouse)(config_of(**changes), {}, directory)
+    return Snapshot(directory)
+
+
+def test_the_warehouse_answers_like_plain_lists(
+    duckdb_warehouse: Warehouse, tmp_path: Path, list_source: Callable[..., Any]
+) -> None:
+    found = snapshot_of(duckdb_warehouse, tmp_path / "found")
+    rows = [tuple(row.values()) for batch in WORLD.events() for row in batch.to_pylist()]
+    items = [tuple(row.values()) for row in WORLD.items().slice(5).to_pylist()]
+    (tmp_path / "wanted").mkdir()
+    build_snapshot(config_of(), list_source(rows, items, batch=1_000), tmp_path / "wanted")
+    wanted = Snapshot(tmp_path / "wanted")
+    assert found.meta.counts == wanted.meta.counts
+    assert found.meta.borders == wanted.meta.borders
+    assert found.aliases() == wanted.aliases()
+    exact = WORLD.duplicates("exact")
+    assert set(found.aliases()) == {item for item in exact if min(item, exact[item]) >= "i0000005"}
+    events, expected = found.events(), wanted.events()
+    # The order of rows at one time is the warehouse's own, so compare them as sets.
+    columns = ("event_time_ms", "user_index", "item_index", "signal", "part", "active")
+    for table in (events, expected):
+        assert np.all(np.diff(table.event_time_ms) >= 0)
+    keys = [
+        sorted(zip(*(getattr(table, name).tolist() for name in columns), strict=True)) for table in (events, expected)
+    ]
+    assert keys[0] == keys[1]
+    assert len(events) > 500 and 0 < events.active.mean() < 1
+    assert found.requests().request_time_ms.tolist() == wanted.requests().request_time_ms.tolist()
+    assert found.targets().item_index.tolist() == wanted.targets().item_index.tolist()
+
+
+def test_planted_inactive_users_are_not_active_later(duckdb_warehouse: Warehouse, tmp_path: Path) -> None:
+    snapshot = snapshot_of(duckdb_warehouse, tmp_path / "s")
+    events = snapshot.events()
+    inactive = np.isin(snapshot.user_ids(), WORLD.inactive_users())
+    assert inactive.any() and not np.any(inactive[events.user_index[events.active & (events.part > 0)]])
+
+
+def test_another_order_of_loading_gives_the_same_fingerprint(duckdb_warehouse: Warehouse, tmp_path: Path) -> None:
+    with Warehouse(f"duckdb:///{tmp_path / 'shuffled.duckdb'}") as shuffled:
+        load(shuffled, seed=1)
+        second = snapshot_of(shuffled, tmp_path / "second")
+    first = snapshot_of(duckdb_warehouse, tmp_path / "first")
+    assert first.meta == second.meta
+    assert sha256_tree(tmp_path / "first") == sha256_tree(tmp_path / "second")
+
+
+def test_postgresql_gives_the_same_fingerprint(
+    duckdb_warehouse: Warehouse, postgres_warehouse: Warehouse, tmp_path: Path
+) -> None:
+    load(postgres_warehouse, seed=2)
+    first = snapshot_of(duckdb_warehouse, tmp_path / "first")
+    second = snapshot_of(postgres_warehouse, tmp_path / "second")
+    assert first.meta == second.meta
+    with_days = {"split": {"ranker_days": 4, "evaluation_days": 4}, "history_days": 15, "deduplicate_items": False}
+    third = snapshot_of(duckdb_warehouse, tmp_path / "third", **with_days)
+    assert third.meta == snapshot_of(postgres_warehouse, tmp_path / "fourth", **with_days).meta
+    assert third.meta.fingerprint != first.meta.fingerprint
+
+
+def test_a_second_run_is_reused_and_a_failed_one_leaves_nothing(duckdb_warehouse: Warehouse, tmp_path: Path) -> None:
+    body = snapshot_body(duckdb_warehouse)
+    first = run_step("dataset", "1", body, config_of(), {}, tmp_path)
+    again = run_step("dataset", "1", body, config_of(), {}, tmp_path)
+    assert again.reused and again.path == first.path and not first.reused
+    assert first.info["fingerprint"] == Snapshot(first.directory).meta.fingerprint
+    with pytest.raises(EmptyDatasetError, match="min_events = 100000"):
+        run_step("dataset", "1", body, config_of(activity={"min_events": 100_000}), {}, tmp_path)
+    assert [path.name for path in (tmp_path / "dataset").iterdir()] == [first.directory.name]
+
+
+def test_a_warehouse_without_tables_says_so(tmp_path: Path) -> None:
+    with (
+        Warehouse(f"duckdb:///{tmp_path / 'empty.duckdb'}") as warehouse,
+        pytest.raises(DataError, match="no data yet"),
+    ):
+        snapshot_of(warehouse, tmp_path / "s")
