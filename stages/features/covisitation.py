@@ -8,7 +8,6 @@ Recommendations: Item-to-Item Collaborative Filtering", 2003).
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -118,5 +117,9 @@ class Covisitation:
         return row
 
     def _cut(self, item: int) -> None:
-        links = self._changed[item].items()
-        self._changed[item] = dict(heapq.nsmallest(self._neighbours, links, key=lambda link: (-link[1], link[0])))
+        row = self._changed[item]
+        weakest = sorted(row.values(), reverse=True)[self._neighbours - 1]
+        kept = {other: weight for other, weight in row.items() if weight > weakest}
+        tied = sorted(other for other, weight in row.items() if weight == weakest)
+        kept.update(dict.fromkeys(tied[: self._neighbours - len(kept)], weakest))
+        self._changed[item] = kept
