@@ -21,10 +21,11 @@ PIP := $(BIN)/python -m pip --quiet
 # The set that is installed; the one for a CPU where none is.
 STAMP := $(or $(wildcard $(VENV)/.installed-cuda),$(VENV)/.installed-cpu)
 pin = $(shell sed -n 's/^$(2)==//p' requirements/$(1).txt)
-LATEST := $(or $(SLUICE_HOME),var/latest)
+# `make demo` leaves a link to its home here.
+LATEST := $(or $(SLUICE_HOME),var)/latest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo serve mlflow airflow test check format lock wheel clean
+.PHONY: help install install-cuda demo demo-home serve mlflow airflow test check format lock wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -65,14 +66,17 @@ $(VENV)/.installed-cuda: requirements/cuda.txt pyproject.toml | $(BIN)/python
 demo: $(STAMP) ## Run the whole platform once: make demo [DATA=path/to/ml-100k]
 	$(BIN)/sluice demo $(if $(DATA),--data "$(DATA)")
 
-serve: $(STAMP) ## Serve the demo's champion until stopped: make serve [PORT=8080]
+demo-home:
+	@test -d "$(LATEST)" || { echo "error: there is no $(LATEST): run \`make demo\` first" >&2; exit 1; }
+
+serve: $(STAMP) demo-home ## Serve the demo's champion until stopped: make serve [PORT=8080]
 	SLUICE_HOME="$(LATEST)" $(BIN)/sluice serve --host $(HOST) --port $(PORT)
 
-mlflow: $(STAMP) ## Open MLflow's pages on the demo's home
+mlflow: $(STAMP) demo-home ## Open MLflow's pages on the demo's home
 	$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(abspath $(LATEST))/mlflow.db" \
 	  --artifacts-destination "$(abspath $(LATEST))/mlartifacts"
 
-airflow: $(STAMP) ## Open Airflow's pages on the demo's home (this machine only, no password)
+airflow: $(STAMP) demo-home ## Open Airflow's pages on the demo's home (this machine only, no password)
 	AIRFLOW_HOME="$(abspath $(LATEST))/airflow" AIRFLOW__CORE__DAGS_FOLDER="$(abspath dags)" \
 	  AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS=True \
 	  AIRFLOW__API__HOST=127.0.0.1 AIRFLOW__API__PORT=$(AIRFLOW_PORT) \

@@ -1,0 +1,62 @@
+"""The words of the alert: numbers kept, markup escaped, commands that can be pasted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "dags" / "sluice_airflow" / "message.py"
+
+
+@pytest.fixture(scope="module")
+def words() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sluice_alert_message", SOURCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _context(error: object, params: dict[str, object] | None = None) -> dict[str, object]:
+    instance = SimpleNamespace(dag_id="train_funnel", run_id="manual__1", task_id="dataset", try_number=3)
+    return {"task_instance": instance, "exception": error, "params": params or {}}
+
+
+def test_a_short_error_is_whole_and_a_long_one_keeps_both_ends(words: ModuleType) -> None:
+    assert "ValueError: 943 of 943 users" in words.failure_message(_context(ValueError("943 of 943 users")))
+    text = words.failure_message(_context(ValueError("first" + "x" * 50_000 + "last")))
+    assert len(text) < 3_000
+    assert "ValueError: first" in text
+    assert "last```" in text
+    assert "characters left out" in text
+
+
+def test_an_error_cannot_leave_its_code_block_or_mention_the_channel(words: ModuleType) -> None:
+    text = words.failure_message(_context(ValueError("a ``` b <!channel> & c")))
+    assert "a ''' b &lt;!channel&gt; &amp; c" in text
+    assert text.count("```") == 4
+
+
+def test_a_killed_process_has_no_exception_and_is_reported_all_the_same(words: ModuleType) -> None:
+    assert "may have been killed" in words.failure_message(_context(None))
+
+
+def test_the_commands_repeat_the_runs_parameters(words: ModuleType) -> None:
+    params = {
+        "data": "my data/ml-100k",
+        "mapping": None,
+        "as_of": "2026-01-01T00:00:00Z",
+        "n_processes": 2,
+        "overrides": {"candidate": {"dim": 32, "name": "it's"}},
+        "promote": False,
+    }
+    block = words.failure_message(_context(ValueError("x"), params)).split("```")[3]
+    trigger, run = (shlex.split(line) for line in block.splitlines())
+    assert trigger[:4] == ["airflow", "dags", "trigger", "train_funnel"]
+    assert json.loads(trigger[5]) == {name: value for name, value in params.items() if value is not None}
+    assert run[:8] == ["sluice", "run", "--data", "my data/ml-100k", "--as-of", params["as_of"], "--processes", "2"]
+    assert run[8:] == ["--set", "candidate.dim=32", "--set", 'candidate.name="it\'s"', "--no-promote"]
