@@ -28,7 +28,7 @@ class ServeConfig(Config):
     """
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8080, ge=0, le=65535)
     alias: str = "champion"
     cache_dir: Path = Path("var/serving/releases")
     data_dir: Path = Path("var/serving")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from serving.answer import Answer, AnsweredItem, AnswerPath, Place
-from serving.clock import wall_clock_ms
+from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
 from serving.release import LoadedRelease
@@ -60,18 +60,18 @@ class Funnel:
     def __init__(
         self,
         release: LoadedRelease,
-        clock: Callable[[], int] = wall_clock_ms,
+        clock: Callable[[], int] | None = None,
         max_clock_skew_ms: int = 60_000,
     ) -> None:
         """Take ``release`` over; nobody else may change its state afterwards.
 
         Args:
             release: from ``load_release``.
-            clock: the time in int ms UTC.
+            clock: the time in int ms UTC; None chooses as ``ServeConfig.clock`` does by default.
             max_clock_skew_ms: how far in the future an event may claim to be; it counts as now.
         """
         self.release = release
-        self.clock = clock
+        self.clock = clock or choose_clock("auto", release.manifest.as_of_ms, None) or wall_clock_ms
         self._skew_ms = max_clock_skew_ms
         self._lock = threading.Lock()
         self._new_users: dict[str, int] = {}
@@ -180,7 +180,11 @@ class Funnel:
         users = list(self.release.user_index.items())
         step = max(1, len(users) // (4 * limit))
         with self._lock:
-            found = [name for name, index in users[::step] if len(self.release.state.seen(index))]
+            found = [
+                name
+                for name, index in users[::step]
+                if 1 <= len(name) <= MAX_ID_LENGTH and len(self.release.state.seen(index))
+            ]
         return found[:: max(1, len(found) // limit)][:limit]
 
     def _user(self, user_id: str) -> int | None:

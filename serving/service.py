@@ -252,7 +252,9 @@ class Service:
             self.metrics.replayed.labels(result).inc(number)
         self.metrics.set_release(funnel.release_id, as_of_ms)
         self.metrics.reloads.inc()
-        _logger.info("serving release %s (%s)", funnel.release_id, dict(counts) or "no logged events")
+        clock = "the machine's clock" if self._clock is None else "the data's own clock"
+        logged = dict(counts) or "none"
+        _logger.info("serving release %s by %s; logged events: %s", funnel.release_id, clock, logged)
 
     def _fail(self, reason: str) -> None:
         _logger.error("the old release goes on serving: %s", reason)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from stages.contracts.manifest import read_manifest
-from stages.release.registry import ReleaseRegistry
+
+if TYPE_CHECKING:
+    from stages.release.registry import ReleaseRegistry
 
 
 class ReleaseSource(Protocol):

@@ -294,3 +294,8 @@ def test_never_a_seen_item_never_a_duplicate(releases, posted, k):
         assert len(found) == len(set(found)) == k
         assert not seen & set(found)
         assert FUTURE_ITEM not in found
+
+
+def test_without_a_clock_old_data_runs_on_from_its_as_of_time(releases):
+    funnel = Funnel(load_release(releases["alpha"]))
+    assert AS_OF_MS <= funnel.recommend("u1", 1).time_ms < AS_OF_MS + 600_000
