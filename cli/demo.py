@@ -117,11 +117,11 @@ def _recommend(base: str, user_id: str, k: int = 8) -> Any:
 def _show(base: str, home: Path) -> None:
     from serving.release import load_release
     from serving.showcase import choose
-    from stages.evaluation.report import render_text
+    from stages.evaluation.report import render_ledger
 
     release = load_release(home / "serving" / "releases" / _call(f"{base}/readyz")["release_id"])
     click.secho("\nThe stage ledger: what each stage gains on held-out requests", bold=True)
-    click.echo(render_text(read_json(release.directory / "ledger.json")))
+    click.echo(render_ledger(read_json(release.directory / "ledger.json")))
     shown = choose(release)
     for user in (shown.heavy_user, shown.light_user):
         answer = _recommend(base, user.user_id)

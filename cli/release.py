@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
-from stages.release.gate import GateConfig, check_gate
-from stages.release.registry import ReleaseRegistry
 
 from stages.contracts.files import read_json
 from stages.contracts.manifest import read_manifest, verify_release
+from stages.release.gate import GateConfig, check_gate
+from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings, release_cache
 
 
@@ -23,8 +24,9 @@ def _registry() -> ReleaseRegistry:
 def list_releases() -> None:
     """Print every registered release, newest first."""
     table = Table("version", "release", "aliases", "created")
-    for entry in _registry().list():
-        table.add_row(entry.version, entry.release_id, ", ".join(entry.aliases), entry.created)
+    for entry in reversed(_registry().list()):
+        created = datetime.fromtimestamp(entry.created_at_ms / 1000, UTC).isoformat(timespec="seconds")
+        table.add_row(str(entry.version), entry.release_id, ", ".join(entry.aliases), created)
     Console().print(table)
 
 
@@ -53,12 +55,12 @@ def verify(directory: Path) -> None:
 
 def report(alias: str, html: Path | None) -> None:
     """Print a release's stage ledger."""
-    from stages.evaluation.report import render_text, write_html
+    from stages.evaluation.report import render_ledger, write_html
 
     directory = _registry().pull(alias, release_cache(os.environ))
     ledger = read_json(directory / "ledger.json")
     click.echo(f"release {read_manifest(directory).release_id}")
-    click.echo(render_text(ledger))
+    click.echo(render_ledger(ledger))
     if html is not None:
         write_html(ledger, html)
         click.echo(f"wrote {html}")

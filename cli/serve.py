@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import click
-from stages.release.registry import ReleaseRegistry
 
 from serving.config import ServeConfig
 from serving.funnel import Funnel
@@ -15,6 +14,7 @@ from serving.release import load_release
 from serving.server import open_service
 from serving.server import serve as serve_http
 from serving.source import DirectorySource, RegistrySource, ReleaseSource
+from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings, release_cache
 
 

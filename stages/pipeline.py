@@ -227,7 +227,9 @@ def evaluate(settings: Settings, results: Upstream) -> StageResult:
     """Judge every stage on the same held-out requests."""
     from stages.evaluation.evaluate import evaluate as body
 
-    return _run(settings, "evaluate", body, load_recipe(settings).evaluation, results)
+    recipe = load_recipe(settings)
+    config = recipe.evaluation.model_copy(update={"candidate_k": recipe.funnel.candidate_k})
+    return _run(settings, "evaluate", body, config, results)
 
 
 def assemble(settings: Settings, results: Upstream) -> StageResult:
@@ -256,16 +258,13 @@ def register(settings: Settings, results: Upstream) -> StageResult:
 
 def promote(settings: Settings, results: Upstream) -> StageResult:
     """Make the registered release the champion if it passes the gate."""
-    from stages.contracts.manifest import read_manifest
-    from stages.release.gate import check_gate
     from stages.release.registry import ReleaseRegistry
 
     release = results["assemble"].directory / "release"
-    version = str(results["register"].info["version"])
+    version = int(results["register"].info["version"])
     info: dict[str, Any] = {"version": version, "promoted": settings.promote}
     if settings.promote:
-        check_gate(read_manifest(release), load_recipe(settings).gate)
-        ReleaseRegistry(settings.registry).promote(version)
+        ReleaseRegistry(settings.registry).promote(version, load_recipe(settings).gate)
     return _outcome("promote", release, results, info)
 
 

@@ -12,7 +12,7 @@ from stages.candidate.config import CandidateConfig, IndexConfig
 from stages.contracts.config import Config
 from stages.contracts.manifest import FunnelSpec
 from stages.dataset.config import DatasetConfig
-from stages.evaluation.config import EvaluationConfig
+from stages.evaluation.evaluate import EvaluationConfig
 from stages.features.config import FeatureConfig
 from stages.heavy_ranker.config import HeavyRankerConfig
 from stages.light_ranker.config import LightRankerConfig

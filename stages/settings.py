@@ -12,22 +12,7 @@ from typing import Any
 
 from stages.contracts.config import Config, read_yaml
 from stages.contracts.errors import ConfigError
-
-
-class RegistryConfig(Config):
-    """Where releases are registered.
-
-    Attributes:
-        tracking_uri: MLflow's tracking and registry URI.
-        artifact_root: URI under which a new experiment keeps its artifacts (None: the server's choice).
-        model_name: registered model whose versions are releases.
-        experiment: MLflow experiment of the training runs.
-    """
-
-    tracking_uri: str
-    artifact_root: str | None = None
-    model_name: str = "sluice-funnel"
-    experiment: str = "sluice"
+from stages.release.registry import RegistryConfig
 
 
 class Settings(Config):
@@ -129,7 +114,7 @@ def registry_settings(environ: Mapping[str, str]) -> RegistryConfig:
     uri = environ.get("SLUICE_MLFLOW_URI")
     return RegistryConfig(
         tracking_uri=uri or f"sqlite:///{home / 'mlflow.db'}",
-        artifact_root=None if uri else (home / "mlartifacts").as_uri(),
+        artifact_root=None if uri else str(home / "mlartifacts"),
         model_name=environ.get("SLUICE_MODEL_NAME") or "sluice-funnel",
     )
 

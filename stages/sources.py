@@ -13,8 +13,8 @@ from stages.settings import Settings
 
 if TYPE_CHECKING:
     from stages.recipe import Recipe
-    from stages.warehouse.ingest import IngestReport
     from stages.warehouse.mapping import IngestSource
+    from stages.warehouse.report import IngestReport
 
 
 def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
