@@ -13,11 +13,12 @@ from urllib.parse import unquote, urlparse
 
 from stages.contracts.errors import ConfigError, ReleaseError, TransientError
 
-_QUIET = {
+_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",  # MLflow takes "true" here, not "1"
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its own 7 hide a server that is away for four minutes
 }
 _PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
 _SQLITE = "sqlite:///"
@@ -34,7 +35,7 @@ def open_client(tracking_uri: str) -> Any:
         ConfigError: if the store's kind is unknown.
         TransientError: if the store does not answer.
     """
-    for name, value in _QUIET.items():
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if tracking_uri.startswith(_SQLITE):
         Path(tracking_uri.removeprefix(_SQLITE)).absolute().parent.mkdir(parents=True, exist_ok=True)
