@@ -25,7 +25,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 150
 
 # Small enough to train in seconds; what it recommends does not matter here.
-TINY = ()
+TINY = (
+    "world.n_users=200",
+    "world.n_items=200",
+    "world.n_events=20000",
+    "funnel.candidate_k=50",
+    "funnel.light_k=20",
+    "funnel.max_k=10",
+    "candidate.epochs=1",
+)
 
 
 def test_the_dockerfile_is_clean() -> None:
