@@ -55,7 +55,7 @@ def read_blocks(path: Path, size: int, quote: str | None, progress: Progress) ->
     mark = quote.encode() if quote else None
     carry = bytearray()
     fault = None
-    for piece, fault in _read_pieces(path, progress):  # noqa: B007
+    for piece, fault in _read_pieces(path, min(size, _READ), progress):  # noqa: B007
         carry += piece
         if len(carry) < size:
             continue
@@ -86,23 +86,23 @@ def _last_record_end(data: bytearray, mark: bytes | None) -> int:
     return int(outside[-1]) + 1 if len(outside) else 0
 
 
-def _read_pieces(path: Path, progress: Progress) -> Iterator[tuple[bytes, str | None]]:
+def _read_pieces(path: Path, size: int, progress: Progress) -> Iterator[tuple[bytes, str | None]]:
     try:
         with path.open("rb") as stream:
             if path.suffix.lower() == ".gz":
-                yield from _gunzip(path, stream, progress)
+                yield from _gunzip(path, stream, size, progress)
                 return
-            while piece := stream.read(_READ):
+            while piece := stream.read(size):
                 progress(len(piece))
                 yield piece, None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
 
 
-def _gunzip(path: Path, stream: BinaryIO, progress: Progress) -> Iterator[tuple[bytes, str | None]]:
+def _gunzip(path: Path, stream: BinaryIO, size: int, progress: Progress) -> Iterator[tuple[bytes, str | None]]:
     inflate: zlib._Decompress | None = None
     started = False
-    while pending := stream.read(_READ):
+    while pending := stream.read(size):
         progress(len(pending))
         while pending:
             if inflate is None:
@@ -111,7 +111,7 @@ def _gunzip(path: Path, stream: BinaryIO, progress: Progress) -> Iterator[tuple[
                 inflate = zlib.decompressobj(_GZIP) if pending else None
                 continue
             try:
-                piece = inflate.decompress(pending, 4 * _READ)
+                piece = inflate.decompress(pending, size)
             except zlib.error as error:
                 if not started:
                     raise DataError(f"{path}: named .gz, but it is not gzip ({error})") from None

@@ -29,9 +29,9 @@ _PERMANENT = (
     "no pg_hba.conf entry",
     "no password supplied",
     "not a valid DuckDB database",
-    "Unrecognized configuration",
-    "not recognized",
+    "unrecognized configuration",
 )
+_MAY_PASS = (sa.exc.OperationalError, sa.exc.InterfaceError, duckdb.IOException, psycopg2.OperationalError)
 
 
 class Warehouse:
@@ -52,7 +52,7 @@ class Warehouse:
         self.is_duckdb = self.url.get_backend_name() == "duckdb"
         self._engine = _make_engine(self.url)
         try:
-            with self._translated("could not be opened"), self._engine.connect():
+            with self._translated("could not be opened", opening=True), self._engine.connect():
                 pass
         except SluiceError:
             self.close()
@@ -133,18 +133,17 @@ class Warehouse:
         return None if latest is None else int(latest)
 
     @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
+    def _translated(self, what: str, opening: bool = False) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.OperationalError, sa.exc.InterfaceError, duckdb.IOException, psycopg2.OperationalError) as error:
+        except (sa.exc.DBAPIError, duckdb.Error, psycopg2.Error) as error:
             fault = _first_line(error)
-            message = f"warehouse {self.name} {what}: {fault}"
-            if any(text in fault for text in _PERMANENT):
-                raise ConfigError(f"{message}; allowed is {_ALLOWED}") from None
-            raise TransientError(message) from None
-        except (sa.exc.ProgrammingError, duckdb.CatalogException, psycopg2.ProgrammingError) as error:
+            if opening and any(text in fault for text in _PERMANENT):
+                raise ConfigError(f"warehouse {self.name} {what}: {fault}; allowed is {_ALLOWED}") from None
+            if isinstance(error, _MAY_PASS):
+                raise TransientError(f"warehouse {self.name} {what}: {fault}") from None
             if _is_missing_table(error):
-                raise DataError(f"warehouse {self.name} holds no data yet: {_first_line(error)}") from None
+                raise DataError(f"warehouse {self.name} holds no data yet: {fault}") from None
             raise
 
 

@@ -24,6 +24,7 @@ from stages.warehouse.chunks import Chunk, Reject, check_columns
 from stages.warehouse.mapping import FileSource, ItemColumns
 
 _BYTES_A_ROW = 32
+_CSV_ROWS = 5_000
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -180,25 +181,40 @@ def _split_quoted(
 ) -> list[tuple[int, str, list[str]]]:
     """Return (row number, raw text, fields) of each record that has a quote."""
     rows: list[tuple[int, str, list[str]]] = []
-    texts, numbers = lines.text.to_pylist(), lines.numbers.tolist()
-    opens = np.flatnonzero(_outside(quotes) & (quotes > 0)).tolist()
-    closes = np.flatnonzero((np.cumsum(quotes) % 2 == 0) & (quotes > 0)).tolist()
-    if len(closes) < len(opens):
-        closes.append(len(texts) - 1)
-    for start, end in zip(opens, closes, strict=True):
-        record = "\n".join(texts[start : end + 1])
+
+    def keep(numbers: list[int], texts: list[str]) -> None:
+        for number, text, values in zip(numbers, texts, _split_all(texts, file), strict=True):
+            if values is not None and len(values) == n_fields:
+                rows.append((number, text, values))
+            else:
+                rejects.append(Reject(number, "malformed_quotes" if values is None else "field_count", text))
+
+    closed = np.flatnonzero(_outside(quotes) & (quotes > 0) & (quotes % 2 == 0))
+    for start in range(0, len(closed), _CSV_ROWS):
+        some = lines.take(closed[start : start + _CSV_ROWS])
+        keep(some.numbers.tolist(), some.text.to_pylist())
+    odd = np.flatnonzero(quotes % 2)
+    for start, end in zip(odd[::2], [*odd[1::2], len(quotes) - 1][: len(odd[::2])], strict=True):
+        texts, numbers = lines.text.slice(start, end + 1 - start).to_pylist(), lines.numbers[start : end + 1].tolist()
+        record = "\n".join(texts)
         values = _split(record, file.delimiter, file.quote)
         if values is not None and len(values) == n_fields:
-            rows.append((numbers[start], record, values))
-            continue
-        # Not one record after all: a quote was left open, so each line stands for itself.
-        for number, line in zip(numbers[start : end + 1], texts[start : end + 1], strict=True):
-            values = _split(line, file.delimiter, file.quote)
-            if values is not None and len(values) == n_fields:
-                rows.append((number, line, values))
-            else:
-                rejects.append(Reject(number, "malformed_quotes" if values is None else "field_count", line))
+            rows.append((numbers[0], record, values))
+        else:
+            # Not one record after all: a quote was left open, so each line stands for itself.
+            filled = [row for row, text in enumerate(texts) if text]
+            keep([numbers[row] for row in filled], [texts[row] for row in filled])
     return rows
+
+
+def _split_all(records: list[str], file: FileSource) -> list[list[str] | None]:
+    try:
+        found = csv.reader(records, delimiter=file.delimiter, quotechar=file.quote, strict=True)
+        rows: list[list[str] | None] = list(found)
+    except csv.Error:
+        rows = []
+    # As many rows as records: no record ran on into the next one.
+    return rows if len(rows) == len(records) else [_split(record, file.delimiter, file.quote) for record in records]
 
 
 def _split(record: str, delimiter: str, quote: str | None) -> list[str] | None:

@@ -1,0 +1,77 @@
+"""Opening a warehouse, and what it says when that fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.contracts.errors import ConfigError, DataError, TransientError
+from stages.warehouse.catalogue import export_items
+from stages.warehouse.engine import Warehouse
+from stages.warehouse.select import ActivityPolicy, export_events
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "sqlite://", "nonsense", "", "postgresql+asyncpg://h/d"])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"allowed is duckdb:///.* or postgresql\+psycopg2://") as caught:
+        Warehouse(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_duckdb_needs_a_file() -> None:
+    with pytest.raises(ConfigError, match="names no file"):
+        Warehouse("duckdb://")
+
+
+def test_a_server_that_does_not_answer_is_transient() -> None:
+    with pytest.raises(TransientError, match=r"could not be opened.*refused") as caught:
+        Warehouse("postgresql://user:secret@127.0.0.1:1/db")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_database_is_permanent(postgres_url: str) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        Warehouse(postgres_url + "_nonesuch")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.duckdb").write_text("no database" * 1000)
+    with pytest.raises(ConfigError, match="not a valid DuckDB database"):
+        Warehouse(f"duckdb:///{tmp_path / 'x.duckdb'}")
+    with pytest.raises(ConfigError, match=r"warehouse folder .*x\.duckdb"):
+        Warehouse(f"duckdb:///{tmp_path / 'x.duckdb' / 'y.duckdb'}")
+
+
+def test_a_locked_file_is_transient(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "on" / "the" / "way.duckdb"
+    with Warehouse(f"duckdb:///{path}") as warehouse, warehouse.connect():
+        code = (
+            "import sys; from stages.warehouse.engine import Warehouse; "
+            "from stages.contracts.errors import TransientError\n"
+            "try: Warehouse(sys.argv[1])\nexcept TransientError as error: print(error)"
+        )
+        command = [sys.executable, "-c", code, f"duckdb:///{path}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "Could not set lock" in done.stdout
+
+
+def test_an_empty_warehouse_says_so(tmp_path: Path, warehouse: Warehouse) -> None:
+    assert set(warehouse.counts().values()) == {0}
+    assert warehouse.latest_event_ms() is None
+    fingerprint = warehouse.content_fingerprint()
+    warehouse.create_tables()
+    assert warehouse.content_fingerprint() == fingerprint
+    with Warehouse(f"duckdb:///{tmp_path / 'bare.duckdb'}?memory_limit=300MB") as bare:
+        for question in (bare.counts, bare.latest_event_ms, lambda: export_items(bare)):
+            with pytest.raises(DataError, match="holds no data yet"):
+                question()
+        with pytest.raises(DataError, match="holds no data yet"):
+            list(export_events(bare, "k", ["click"], 0, [1], ActivityPolicy()))
+
+
+def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="memory_limits"):
+        Warehouse(f"duckdb:///{tmp_path / 'x.duckdb'}?memory_limits=1GB")
