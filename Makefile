@@ -73,7 +73,8 @@ serve: $(STAMP) demo-home ## Serve the demo's champion until stopped: make serve
 	SLUICE_HOME="$(LATEST)" $(BIN)/sluice serve --host $(HOST) --port $(PORT)
 
 mlflow: $(STAMP) demo-home ## Open MLflow's pages on the demo's home
-	$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(abspath $(LATEST))/mlflow.db" \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
+	  --backend-store-uri "sqlite:///$(abspath $(LATEST))/mlflow.db" \
 	  --artifacts-destination "$(abspath $(LATEST))/mlartifacts"
 
 airflow: $(STAMP) demo-home ## Open Airflow's pages on the demo's home (this machine only, no password)
