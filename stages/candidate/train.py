@@ -1,0 +1,121 @@
+"""The step ``train_candidate``: prepare a job, run it under torchrun, export the result."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.candidate.config import TrainCandidateConfig
+from stages.candidate.data import Catalogue, training_examples
+from stages.candidate.progress import relay
+from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError, SluiceError, TransientError
+from stages.contracts.files import read_json, write_json
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.steps import Outcome
+
+_PERMANENT = {kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError)}
+_WAITED_IN_VAIN = ("timed out", "timeout", "connection closed", "connection reset", "address already in use")
+
+
+def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
+    """Train the two-tower model on the candidate part of a snapshot.
+
+    Args:
+        config: model, training and features.
+        inputs: ``snapshot``.
+        directory: receives ``user_tower.onnx``, ``item_vectors.npy`` and ``tower.json``.
+
+    Raises:
+        EmptyDatasetError: if nothing is left to train on.
+        DataError: if the training diverges.
+        TransientError: if a rank was killed or lost the others.
+    """
+    # torch is heavy, and workflows that only list their steps import this module.
+    from stages.candidate.export import export
+
+    with tempfile.TemporaryDirectory(prefix="sluice-candidate-") as name:
+        work = Path(name)
+        catalogue = prepare(config, Snapshot(inputs["snapshot"]), work)
+        launch(config, work)
+        summary = export(directory, work, config, catalogue)
+        steps = read_json(work / "metrics.json")["steps"]
+    losses = summary["losses"]
+    metrics = {
+        "examples": float(catalogue.frequency.sum()),
+        "items": float(len(catalogue)),
+        "cold_items": float(summary["n_cold_items"]),
+        "steps": float(steps * len(losses)),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "export_deviation": summary["export_deviation"],
+    }
+    return metrics, {"tower_version": summary["tower_version"], "device": summary["device"], "losses": losses}
+
+
+def prepare(config: TrainCandidateConfig, snapshot: Snapshot, work: Path) -> Catalogue:
+    """Write ``job.json`` and the arrays that every rank maps; return the catalogue."""
+    examples = training_examples(snapshot.events(), snapshot.meta, config.features)
+    catalogue = Catalogue.of(
+        snapshot.items(),
+        examples,
+        examples.usable(config.candidate.use_empty_histories),
+        config.features.history_length,
+        snapshot.meta.borders.candidate_end_ms,
+    )
+    examples.save(work)
+    catalogue.save(work)
+    write_json(work / "job.json", config.model_dump(mode="json"))
+    return catalogue
+
+
+def launch(config: TrainCandidateConfig, work: Path) -> None:
+    """Run the ranks under torchrun's elastic launcher and pass their progress on to stderr.
+
+    Raises:
+        SluiceError: if a rank failed, with its rank and message; see ``rank_failure``.
+    """
+    ranks = config.candidate.n_processes
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", str(ranks), "-m", "stages.candidate.worker", str(work)]
+    environment = {
+        # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "NCCL_SOCKET_IFNAME": "lo",
+        **os.environ,
+        "OMP_NUM_THREADS": str(config.candidate.threads),
+        "PYTHONWARNINGS": "ignore",
+    }
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        try:
+            output = relay(process.stderr.fileno())  # type: ignore[union-attr]
+        except BaseException:
+            process.terminate()  # the launcher hands the signal on to its ranks
+            raise
+        code = process.wait()
+    if code != 0 or not (work / "metrics.json").is_file():
+        raise rank_failure(work, code, output)
+
+
+def rank_failure(work: Path, code: int, output: list[str]) -> SluiceError:
+    """Return the error that says why the ranks failed.
+
+    The earliest rank that described its failure is the cause; the launcher stops the others. A rank
+    that left no description was killed from outside, for instance for want of memory.
+    """
+    faults = sorted((read_json(path) for path in work.glob("error-*.json")), key=lambda fault: fault["time"])
+    if not faults:
+        return TransientError(
+            f"candidate training ended with exit code {code} and no message of a rank; it was killed or could not "
+            "start. Last lines: " + " | ".join(output[-5:])
+        )
+    fault = faults[0]
+    message = f"candidate training: rank {fault['rank']} failed: {fault['type']}: {fault['message']}"
+    if fault["type"] in _PERMANENT:
+        return _PERMANENT[fault["type"]](f"candidate training, rank {fault['rank']}: {fault['message']}")
+    if any(sign in fault["message"].lower() for sign in _WAITED_IN_VAIN):
+        return TransientError(message)
+    return SluiceError(message)

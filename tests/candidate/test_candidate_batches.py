@@ -1,0 +1,69 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from stages.candidate.batches import Batches
+from stages.candidate.config import CandidateConfig
+from stages.contracts.errors import EmptyDatasetError
+from stages.features.config import FeatureConfig
+
+FEATURES = FeatureConfig(history_length=4, history_decay=2.0)
+
+
+def batches(world, rank=0, ranks=1, **changes):
+    values = {"batch_size": 16, "uniform_negatives": 5, "item_id_dropout": 0.0, "history_dropout": 0.0, **changes}
+    return Batches(*world, CandidateConfig(**values), FEATURES, rank, ranks)
+
+
+def test_ranks_share_out_an_epoch(small_world):
+    """Two ranks see as many batches, no example twice, and all but the rest that fills no step."""
+    examples, _ = small_world
+    parts = [batches(small_world, rank, 2) for rank in (0, 1)]
+    drawn = [list(part.epoch(0)) for part in parts]
+    assert len(drawn[0]) == len(drawn[1]) == parts[0].steps == 200 // 32
+    seen = Counter(tuple(row) for part in drawn for batch in part for row in np.c_[batch.history, batch.items[:16]])
+    usable = examples.usable(False)
+    every = Counter(tuple(row) for row in np.c_[examples.histories(usable, 4, 12), examples.items[usable]])
+    assert every.total() == 200
+    assert seen.total() == 192
+    assert seen <= every
+
+
+def test_epochs_repeat_by_seed_and_differ_from_one_another(small_world):
+    first, again = (next(batches(small_world, seed=5).epoch(1)) for _ in range(2))
+    np.testing.assert_array_equal(first.items, again.items)
+    assert next(batches(small_world, seed=5).epoch(2)).items.tolist() != first.items.tolist()
+    assert next(batches(small_world, seed=6).epoch(1)).items.tolist() != first.items.tolist()
+
+
+def test_uniform_negatives_are_distinct_and_at_most_the_catalogue(small_world):
+    drawn = batches(small_world, uniform_negatives=1000)
+    batch = next(drawn.epoch(0))
+    assert drawn.n_uniform == 12
+    assert sorted(batch.items[16:].tolist()) == list(range(12))
+
+
+def test_history_dropout_keeps_the_newest_and_sums_to_one(small_world):
+    batch = next(batches(small_world, history_dropout=0.9).epoch(0))
+    assert (batch.weights[:, 0] > 0).all()
+    np.testing.assert_allclose(batch.weights.sum(axis=1), 1.0, rtol=1e-5)
+    assert (batch.weights[batch.history == 12] == 0).all()
+    assert (batch.weights[:, 1:][batch.history[:, 1:] < 12] == 0).mean() > 0.7
+
+
+def test_id_dropout_hides_ids_but_not_categories(small_world):
+    batch = next(batches(small_world, item_id_dropout=0.5, uniform_negatives=12).epoch(0))
+    hidden = (batch.weights > 0) & (batch.id_weights == 0)
+    assert 0.3 < hidden.sum() / (batch.weights > 0).sum() < 0.7
+    assert set(batch.item_id_weights.tolist()) == {0.0, 1.0}
+
+
+def test_too_few_examples_for_the_processes(small_world):
+    with pytest.raises(EmptyDatasetError, match="200 of 240 training examples have a history; 150 processes need"):
+        batches(small_world, ranks=150)
+
+
+def test_a_small_world_shrinks_the_batch(small_world):
+    assert batches(small_world, batch_size=4096).size == 200
+    assert batches(small_world, batch_size=4096, use_empty_histories=True).size == 240

@@ -1,0 +1,116 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from stages.candidate.config import RetrieveConfig
+from stages.candidate.retrieve import retrieve
+from stages.candidate.scorer import CandidateScorer
+from stages.contracts.errors import ConfigError
+from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.tables import CandidateTable
+from stages.features.config import FeatureConfig
+from stages.features.state import FunnelState
+
+FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
+K = 12
+
+
+@pytest.fixture(scope="module")
+def answered(planted, trained, indexed, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("retrieved")
+    inputs = {"snapshot": planted, "candidate": trained, "index": indexed}
+    metrics, _ = retrieve(RetrieveConfig(candidate_k=K, block=37, features=FEATURES), inputs, directory)
+    return metrics, CandidateTable.read(directory / "candidates.parquet"), np.load(directory / "queries.npy")
+
+
+def test_rows_are_complete_and_sorted(planted, answered):
+    _, table, queries = answered
+    requests = Snapshot(planted).requests()
+    assert np.bincount(table.request_id).tolist() == [K] * len(requests)
+    assert table.rank.tolist() == list(range(K)) * len(requests)
+    assert (np.diff(table.score.reshape(-1, K), axis=1) <= 0).all()
+    assert queries.shape == (len(requests), 16)
+
+
+def test_no_item_is_seen_or_unborn(planted, answered):
+    _, table, _ = answered
+    snapshot = Snapshot(planted)
+    events, requests, born = snapshot.events(), snapshot.requests(), snapshot.items().created_at_ms
+    time_ms = requests.request_time_ms[table.request_id]
+    assert (born[table.item_index] <= time_ms).all()
+    assert (born > requests.request_time_ms.min()).any()
+    for request in range(0, len(requests), 7):
+        before = events.event_time_ms < requests.request_time_ms[request]
+        seen = events.item_index[before & (events.user_index == requests.user_index[request])]
+        assert not set(seen.tolist()) & set(table.item_index[table.request_id == request].tolist())
+
+
+def test_requests_without_history_get_the_popular_list(planted, answered):
+    metrics, table, queries = answered
+    snapshot = Snapshot(planted)
+    events, requests = snapshot.events(), snapshot.requests()
+    first = np.full(requests.user_index.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, events.user_index, events.event_time_ms)
+    empty = first[requests.user_index] >= requests.request_time_ms
+    assert empty.sum() == 4
+    popular = np.unique(table.request_id[table.source == SOURCE_POPULAR])
+    assert popular.tolist() == np.flatnonzero(empty).tolist()
+    assert (np.abs(queries).sum(axis=1) == 0).tolist() == empty.tolist()
+    assert set(table.source[~empty[table.request_id]].tolist()) == {SOURCE_TOWER}
+    assert metrics["popular_share"] == pytest.approx(4 / len(requests))
+
+
+def test_recall_is_far_above_popularity(planted, answered):
+    """Users stay in one block of 15: a tower that knows the block finds what popularity cannot."""
+    metrics, table, _ = answered
+    snapshot = Snapshot(planted)
+    targets, requests = snapshot.targets(), snapshot.requests()
+    found = set(zip(table.request_id.tolist(), table.item_index.tolist(), strict=True))
+    hits = np.array([pair in found for pair in zip(targets.request_id, targets.item_index, strict=True)])
+    for name, part in (("ranker", 1), ("evaluation", 2)):
+        rows = requests.part[targets.request_id] == part
+        assert metrics[f"{name}_recall"] == pytest.approx(hits[rows].mean())
+        assert metrics[f"{name}_recall"] > 0.85
+    state = FunnelState.empty(snapshot.items(), FEATURES, snapshot.meta.signals, snapshot.meta.tasks)
+    for row in zip(*(getattr(snapshot.events(), n) for n in ("user_index", "item_index")), strict=True):
+        state.apply(int(row[0]), int(row[1]), 0, 1.0, 0)
+    popular = state.popular(0, K, np.empty(0, np.int64)).ids
+    assert np.isin(targets.item_index, popular).mean() < 0.6
+
+
+def test_users_without_training_rows_are_served_from_events_alone(planted, answered):
+    _, table, _ = answered
+    snapshot = Snapshot(planted)
+    targets, requests = snapshot.targets(), snapshot.requests()
+    newcomers = np.flatnonzero((requests.part == 2) & (requests.user_index >= 156))
+    assert len(newcomers) == 4
+    for request in newcomers:
+        block = targets.item_index[targets.request_id == request][0] // 15
+        items = table.item_index[table.request_id == request]
+        assert (items // 15 == block).mean() > 0.7
+
+
+def test_the_block_size_changes_nothing(planted, trained, indexed, answered, tmp_path):
+    inputs = {"snapshot": planted, "candidate": trained, "index": indexed}
+    retrieve(RetrieveConfig(candidate_k=K, block=1000, features=FEATURES), inputs, tmp_path)
+    table = pq.read_table(tmp_path / "candidates.parquet")
+    np.testing.assert_array_equal(table["item_index"].to_numpy(), answered[1].item_index)
+
+
+def test_other_features_than_the_towers_are_refused(planted, trained, indexed, tmp_path):
+    inputs = {"snapshot": planted, "candidate": trained, "index": indexed}
+    with pytest.raises(ConfigError, match=r"features.history_decay = 10.0, the candidate tower was trained with 4.0"):
+        retrieve(RetrieveConfig(features=FeatureConfig(history_length=8)), inputs, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_liked_cold_item_is_found_through_its_category(planted, trained, indexed):
+    """Item 7 has no training row: it must stand nearer to its own block's users than to others'."""
+    scorer = CandidateScorer.load(trained, indexed)
+    items = np.full((4, 8), 60, np.int64)
+    items[:, 0] = [1, 16, 31, 46]
+    weights = np.zeros((4, 8), np.float32)
+    weights[:, 0] = 1.0
+    scores = scorer.embed(items, weights) @ scorer.item_vectors[7]
+    assert scores.argmax() == 0

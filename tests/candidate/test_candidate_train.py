@@ -1,0 +1,185 @@
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.candidate import train
+from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.export import export, write_onnx
+from stages.candidate.progress import relay
+from stages.candidate.scorer import UserTower
+from stages.candidate.train import prepare, rank_failure, train_candidate
+from stages.candidate.worker import train as train_rank
+from stages.contracts.errors import ConfigError, DataError, SluiceError, TransientError
+from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.snapshot import Snapshot
+from stages.features.config import FeatureConfig
+
+FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
+
+
+def tiny(trained, **changes):
+    """The fixture's configuration, with some values changed."""
+    config = TrainCandidateConfig.model_validate(read_json(trained / "tower.json")["config"])
+    values = {**config.candidate.model_dump(), **changes}
+    return TrainCandidateConfig(candidate=CandidateConfig(**values), features=FEATURES)
+
+
+def block_purity(directory):
+    """Share of the 12 nearest items of each block's popular items that lie in the same block."""
+    summary = read_json(directory / "tower.json")
+    items = np.full((60, 8), summary["n_items"], np.int64)
+    items[:, 0] = np.arange(60)
+    weights = np.zeros((60, 8), np.float32)
+    weights[:, 0] = 1.0
+    queries = UserTower(directory / "user_tower.onnx").embed(items, weights)
+    nearest = np.argsort(-(queries @ np.load(directory / "item_vectors.npy").T), axis=1)[:, :12]
+    return (nearest // 15 == np.arange(60)[:, None] // 15).mean()
+
+
+def test_one_rank_learns_the_blocks(trained):
+    summary = read_json(trained / "tower.json")
+    assert summary["tower_version"] == sha256_file(trained / "user_tower.onnx")
+    assert summary["item_vectors_sha256"] == sha256_file(trained / "item_vectors.npy")
+    assert summary["losses"][-1] < summary["losses"][0] - 0.3
+    assert summary["export_deviation"] < 1e-5
+    assert block_purity(trained) > 0.85
+
+
+def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, capfd):
+    config = tiny(trained, n_processes=2, sharding="column_wise", batch_size=32)
+    metrics, info = train_candidate(config, {"snapshot": planted}, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["item_vectors.npy", "tower.json", "user_tower.onnx"]
+    assert info["device"] == "cpu"
+    assert metrics["loss_last"] < metrics["loss_first"]
+    # The exported towers equal the forward pass over columns that lay on two ranks.
+    assert metrics["export_deviation"] < 1e-5
+    assert block_purity(tmp_path) > 0.85
+    assert "two-tower" in capfd.readouterr().err
+
+
+def test_a_failed_rank_gives_one_clear_error(planted, trained, tmp_path, capfd):
+    config = tiny(trained, sharding="row_wise")
+    with pytest.raises(ConfigError, match="rank 0: sharding = 'row_wise' does not work on cpu, allowed: auto, table"):
+        train_candidate(config, {"snapshot": planted}, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def run_here(config, planted, work):
+    work.mkdir()
+    catalogue = prepare(config, Snapshot(planted), work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchRec's own deprecations
+        return catalogue, train_rank(work, progress=False)
+
+
+def test_equal_seeds_give_equal_bytes(planted, trained, one_rank, tmp_path):
+    """Training and export are reproducible, so that a retried step gives the same tower version."""
+    config, versions = tiny(trained, epochs=1), []
+    for name in ("first", "second"):
+        catalogue, _ = run_here(config, planted, tmp_path / name)
+        (tmp_path / f"{name}-out").mkdir()
+        versions.append(export(tmp_path / f"{name}-out", tmp_path / name, config, catalogue)["tower_version"])
+    assert versions[0] == versions[1]
+
+
+def test_two_tables_and_adagrad_train_and_export(planted, trained, one_rank, tmp_path):
+    config = tiny(trained, shared_item_table=False, sparse_optimizer="adagrad", sparse_learning_rate=0.1, hidden=())
+    catalogue, losses = run_here(config, planted, tmp_path / "work")
+    assert losses[-1] < losses[0] - 0.3
+    (tmp_path / "out").mkdir()
+    assert export(tmp_path / "out", tmp_path / "work", config, catalogue)["export_deviation"] < 1e-5
+
+
+def test_a_tower_that_does_not_match_is_never_published(planted, trained, one_rank, tmp_path):
+    config = tiny(trained, epochs=1)
+    catalogue, _ = run_here(config, planted, tmp_path / "work")
+    probe = np.load(tmp_path / "work" / "probe_query.npy")
+    np.save(tmp_path / "work" / "probe_query.npy", probe + 0.1)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"user_tower.onnx: differs by 0.1 from the sharded model"):
+        export(tmp_path / "out", tmp_path / "work", config, catalogue)
+
+
+def test_a_diverging_training_says_so(planted, trained, one_rank, tmp_path):
+    config = tiny(trained, dense_learning_rate=1e30, epochs=2)
+    with pytest.raises(DataError, match=r"the loss of epoch [12] is nan; lower the learning rates"):
+        run_here(config, planted, tmp_path / "work")
+
+
+def test_onnx_equals_torch_for_any_batch(tmp_path):
+    from stages.candidate.export import PortableUserTower
+    from stages.candidate.model import Tower
+
+    torch.manual_seed(0)
+    table = np.random.default_rng(0).normal(size=(21, 12)).astype(np.float32)
+    table[-1] = 0
+    tower = PortableUserTower(table, Tower(12, (7,), 8), 8).eval()
+    write_onnx(tower, tmp_path / "tower.onnx", 5)
+    exported = UserTower(tmp_path / "tower.onnx")
+    for batch in (1, 2, 9):
+        items = torch.randint(0, 21, (batch, 5))
+        weights = torch.rand(batch, 5) * (items < 20)
+        with torch.no_grad():
+            wanted = tower(items, weights).numpy()
+        np.testing.assert_allclose(exported.embed(items.numpy(), weights.numpy()), wanted, atol=1e-6)
+    assert bytes(Path.cwd()) not in (tmp_path / "tower.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "wanted"),
+    [
+        ("DataError", "loss is nan", DataError),
+        ("ConfigError", "no such device", ConfigError),
+        ("RuntimeError", "Connection closed by peer", TransientError),
+        ("DistBackendError", "Timed out waiting 300s", TransientError),
+        ("ValueError", "a bug", SluiceError),
+    ],
+)
+def test_the_earliest_rank_is_the_cause(tmp_path, kind, message, wanted):
+    write_json(tmp_path / "error-0.json", {"rank": 0, "type": "RuntimeError", "message": "late", "time": 2.0})
+    write_json(tmp_path / "error-1.json", {"rank": 1, "type": kind, "message": message, "time": 1.0})
+    error = rank_failure(tmp_path, 1, [])
+    assert type(error) is wanted
+    assert message in str(error)
+    assert "rank 1" in str(error)
+
+
+def test_a_killed_rank_may_be_tried_again(tmp_path):
+    error = rank_failure(tmp_path, 1, ["one", "two", "Signal 9 (SIGKILL) received"])
+    assert isinstance(error, TransientError)
+    assert "exit code 1" in str(error)
+    assert "one | two | Signal 9 (SIGKILL) received" in str(error)
+
+
+def test_progress_passes_and_the_rest_is_kept(capfd):
+    code = "import sys; sys.stderr.write('noise\\n\\rtwo-tower: 1/2\\rtwo-tower: 2/2\\nlast words')"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        kept = relay(process.stderr.fileno())
+    assert kept == ["noise", "last words"]
+    assert capfd.readouterr().err == "\rtwo-tower: 1/2\rtwo-tower: 2/2"
+
+
+def test_an_interrupt_stops_the_launcher(planted, trained, tmp_path, monkeypatch):
+    """The launcher gets a signal that it passes on, so that no rank is left behind."""
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+            started.append(self)
+
+    def interrupted(stream):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(train, "relay", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.launch(tiny(trained), tmp_path)
+    assert started[0].returncode == -signal.SIGTERM
