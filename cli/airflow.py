@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from stages.contracts.errors import ConfigError, DataError
+from stages.contracts.errors import ConfigError, SluiceError
 
 DAG_ID = "train_funnel"
 _PLAIN = re.compile(r"\x1b\[[0-9;]*m")
@@ -52,7 +52,7 @@ def run_dag(
 
     Raises:
         ConfigError: if the DAG folder is missing.
-        DataError: if the DAG run failed, with the end of its log.
+        SluiceError: if the DAG run failed, with the end of its log.
     """
     if not (dags / f"{DAG_ID}.py").is_file():
         raise ConfigError(f"--dags {dags}: holds no {DAG_ID}.py")
@@ -68,7 +68,7 @@ def run_dag(
             check=False,
         )
         if migrated.returncode:
-            raise DataError(f"airflow db migrate failed, see {log}")
+            raise SluiceError(f"airflow db migrate failed, see {log}")
         command = [sys.executable, "-m", "airflow", "dags", "test", DAG_ID, "-c", json.dumps(dict(params))]
         failures = []
         with subprocess.Popen(
@@ -81,7 +81,7 @@ def run_dag(
                 elif re.search(r"(Error|Exception): ", line):
                     failures.append(line.strip())
     if process.returncode:
-        raise DataError(f"the DAG run failed: {failures[-1] if failures else 'no error line'} (log: {log})")
+        raise SluiceError(f"the DAG run failed: {failures[-1] if failures else 'no error line'} (log: {log})")
     return log
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +35,20 @@ _PERMANENT = (
     "unrecognized configuration",
 )
 _MAY_PASS = (sa.exc.OperationalError, sa.exc.InterfaceError, duckdb.IOException, psycopg2.OperationalError)
+
+
+def _forget_duckdb() -> None:
+    """Drop DuckDB's Python modules at exit.
+
+    torch keeps frames alive past the interpreter's end; through them DuckDB's binding finds its own
+    types alive and prints them as leaked on stderr. Nothing of ours runs after this.
+    """
+    for name in [name for name in sys.modules if name.startswith(("duckdb", "duckdb_engine"))]:
+        vars(sys.modules.pop(name)).clear()
+    gc.collect()
+
+
+atexit.register(_forget_duckdb)
 
 
 class Warehouse:
