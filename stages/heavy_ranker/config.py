@@ -62,5 +62,5 @@ class HeavyRankerConfig(Config):
     batch_requests: int = Field(default=32, ge=1)
     max_epochs: int = Field(default=20, ge=1)
     patience: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0.0)
-    weight_decay: float = Field(default=1e-2, ge=0.0)
+    learning_rate: float = Field(default=3e-4, gt=0.0)
+    weight_decay: float = Field(default=0.1, ge=0.0)
