@@ -32,7 +32,7 @@ class HeavyRankerConfig(Config):
 
     Attributes:
         seed: of initialisation, dropout and batch order.
-        threads: torch threads.
+        threads: torch threads; more than one only pays on idle cores.
         device: ``auto`` takes CUDA where there is one.
         light_k: candidates of a request that the light ranker passes on; equals the release's.
         network: the shape of each network.
@@ -50,7 +50,7 @@ class HeavyRankerConfig(Config):
     """
 
     seed: int = 0
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     light_k: int = Field(default=200, ge=1)
     network: NetworkConfig = NetworkConfig()

@@ -12,7 +12,8 @@ class LightRankerConfig(Config):
 
     Attributes:
         seed: of fold assignment, negative sampling and LightGBM.
-        threads: LightGBM threads for training; the scorer always uses one.
+        threads: LightGBM threads for training; the scorer always uses one. More than one only pays on
+            idle cores: its threads wait for each other by spinning.
         folds: user folds for out-of-fold scores of the ranker part.
         validation_share: latest share of the training requests, used to choose the number of rounds.
         negatives_per_request: negatives kept a training request, or None for all; sampled at random.
@@ -27,7 +28,7 @@ class LightRankerConfig(Config):
     """
 
     seed: int = 0
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=1, ge=1)
     folds: int = Field(default=4, ge=2)
     validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     negatives_per_request: int | None = Field(default=100, ge=1)
