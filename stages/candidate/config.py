@@ -58,7 +58,7 @@ class CandidateConfig(Config):
     epochs: int = Field(default=8, ge=1)
     batch_size: int = Field(default=512, ge=2)
     sparse_optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
-    sparse_learning_rate: Positive = 0.05
+    sparse_learning_rate: Positive = 0.1
     dense_learning_rate: Positive = 1e-3
     weight_decay: float = Field(default=0.0, ge=0.0)
     sharding: Literal["auto", "table_wise", "column_wise", "row_wise"] = "auto"
