@@ -7,6 +7,7 @@ or asking for help loads neither torch nor MLflow.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,11 +111,21 @@ def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]
         raise ConfigError(f"step {step} needs the results of {missing}, found {sorted(upstream)}")
     results = {name: StageResult.model_validate(upstream[name]) for name in UPSTREAM[step]}
     log.info("[sluice] %s: started", step)
+    started = time.perf_counter()
     result = _FUNCTIONS[step](settings, results)
+    if not result.seconds:
+        result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
     how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
-    numbers = ", ".join(f"{name} {value:,.4g}" for name, value in sorted(result.metrics.items())[:6])
-    log.info("[sluice] %s: %s%s", step, how, f" ({numbers})" if numbers else "")
+    log.info("[sluice] %s: %s%s", step, how, _headline(result))
     return result.model_dump(mode="json")
+
+
+def _headline(result: StageResult) -> str:
+    """Return the few numbers of a result that a log line has room for."""
+    wanted = [name for name in result.metrics if name.endswith("/ndcg@10")] or list(result.metrics)[:6]
+    words = [f"{name} {result.metrics[name]:,.4g}" for name in wanted]
+    words += [f"{name} {result.info[name]}" for name in ("release_id", "version") if name in result.info]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def run_all(
