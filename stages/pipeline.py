@@ -172,7 +172,7 @@ def dataset(settings: Settings, results: Upstream) -> StageResult:
     recipe = load_recipe(settings)
     source = results["ingest"]
     config = DatasetStepConfig(
-        **recipe.dataset.model_dump(),
+        **{**recipe.dataset.model_dump(), "min_items": max(recipe.dataset.min_items, recipe.funnel.max_k)},
         as_of_ms=source.info["as_of_ms"],
         warehouse_fingerprint=source.fingerprint,
         seed=recipe.seed,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.contracts.config import Config, read_yaml
-from stages.contracts.errors import ConfigError
+from stages.contracts.errors import ConfigError, DataError
 from stages.release.registry import RegistryConfig
 
 
@@ -78,6 +78,7 @@ def load_settings(
 
     Raises:
         ConfigError: naming the field, its value and what is allowed.
+        DataError: if there is nothing at ``data`` and no recipe is given.
     """
     home = Path(environ.get("SLUICE_HOME") or "var").resolve()
     data = data or environ.get("SLUICE_DATA") or None
@@ -103,6 +104,8 @@ def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
     folder = Path(environ.get("SLUICE_CONFIGS") or "configs")
     if data is None:
         return folder / "demo.yaml"
+    if not Path(data).exists():
+        raise DataError(f"data = {data}: no such file or directory")
     if Path(data).is_dir():
         return folder / "movielens.yaml"
     raise ConfigError(f"config: a recipe is needed for {data}; recipes for a start are in {folder}")

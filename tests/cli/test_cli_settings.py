@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.run import parse_overrides
-from stages.contracts.errors import ConfigError
+from stages.contracts.errors import ConfigError, DataError
 from stages.settings import load_settings, parse_time_ms, registry_settings, release_cache
 
 
@@ -40,8 +40,11 @@ def test_the_recipe_suits_the_data(environ: dict[str, str], tmp_path: Path) -> N
     folder = tmp_path / "ml"
     folder.mkdir()
     assert load_settings(environ, data=str(folder)).recipe["seed"] == 4
+    (tmp_path / "x.csv").touch()
     with pytest.raises(ConfigError, match=r"a recipe is needed for .*x\.csv"):
         load_settings(environ, data=str(tmp_path / "x.csv"))
+    with pytest.raises(DataError, match=r"nowhere: no such file or directory"):
+        load_settings(environ, data=str(tmp_path / "nowhere"))
 
 
 def test_overrides_are_laid_over_the_recipe(environ: dict[str, str]) -> None:
