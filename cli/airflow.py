@@ -10,12 +10,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
+from stages.contracts import errors
 from stages.contracts.errors import ConfigError, SluiceError
 
 DAG_ID = "train_funnel"
+_ERROR_LINE = re.compile(r"(?:^|[\s.])(\w+(?:Error|Exception)): (.+?)\s*$")
 _PLAIN = re.compile(r"\x1b\[[0-9;]*m")
 _STEP_LINE = re.compile(r"\[sluice\] (.*?)(?:\s+\[[\w.]+\])?(?:\s+loc=\S+)?\s*$")
 
@@ -52,7 +55,7 @@ def run_dag(
 
     Raises:
         ConfigError: if the DAG folder is missing.
-        SluiceError: if the DAG run failed, with the end of its log.
+        SluiceError: if the DAG run failed: the type of its last error, with the end of its log.
     """
     if not (dags / f"{DAG_ID}.py").is_file():
         raise ConfigError(f"--dags {dags}: holds no {DAG_ID}.py")
@@ -78,16 +81,25 @@ def run_dag(
                 found = _STEP_LINE.search(line)
                 if found:
                     echo(found.group(1))
-                elif re.search(r"(Error|Exception): ", line):
-                    failures.append(line.strip())
+                elif named := _ERROR_LINE.search(line):
+                    failures.append((named.group(1), named.group(2)))
     if process.returncode:
-        raise SluiceError(f"the DAG run failed: {failures[-1] if failures else 'no error line'} (log: {log})")
+        raise _failure(failures, log)
     return log
 
 
-def _tee(lines: object, stream: object) -> Iterator[str]:
-    for line in lines:  # type: ignore[attr-defined]
+def _failure(failures: Sequence[tuple[str, str]], log: Path) -> SluiceError:
+    """Return the last error of a failed run as its own type, so that the exit code says the same."""
+    kind, words = failures[-1] if failures else ("", "no error line")
+    found = getattr(errors, kind, None)
+    if isinstance(found, type) and issubclass(found, SluiceError):
+        return found(f"the DAG run failed: {words} (log: {log})")
+    return SluiceError(f"the DAG run failed: {kind} {words} (log: {log})")
+
+
+def _tee(lines: Iterable[str], stream: TextIO) -> Iterator[str]:
+    for line in lines:
         plain = _PLAIN.sub("", line)
-        stream.write(plain)  # type: ignore[attr-defined]
-        stream.flush()  # type: ignore[attr-defined]
+        stream.write(plain)
+        stream.flush()
         yield plain

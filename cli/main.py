@@ -118,7 +118,10 @@ def serve(**options: Any) -> None:
 @click.option("--alias", default="champion", show_default=True, help="MLflow alias of the release.")
 @reports_errors
 def recommend(**options: Any) -> None:
-    """Print recommendations for USER_ID from the released funnel, without a server."""
+    """Print recommendations for USER_ID from the released funnel, without a server.
+
+    The answer is for the release as it was assembled: events posted to a server are not in it.
+    """
     from cli.serve import recommend as verb
 
     verb(**options)
