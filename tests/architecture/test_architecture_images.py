@@ -6,17 +6,21 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+from cli.run import parse_overrides
+from stages.pipeline import STEPS
 
 if TYPE_CHECKING:
     from conftest import ImageMaker, Target
@@ -33,6 +37,7 @@ TINY = (
     "funnel.light_k=20",
     "funnel.max_k=10",
     "candidate.epochs=1",
+    "gate.min_gain=-1",
 )
 
 
@@ -90,20 +95,29 @@ def test_the_serving_set_cannot_import_torch_or_airflow(image: ImageMaker) -> No
 
 
 @pytest.mark.slow
-def test_the_training_command_starts_airflow(targets: dict[str, Target], image: ImageMaker, tmp_path: Path) -> None:
+def test_the_training_command_starts_airflow_and_runs_the_job(
+    targets: dict[str, Target], image: ImageMaker, tmp_path: Path
+) -> None:
+    """The whole job under Airflow's own scheduler, executor and task processes."""
     port = _free_port()
     changes = {
         "AIRFLOW_HOME": str(tmp_path / "airflow"),
         "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": "1",
         "SLUICE_CONFIGS": str(REPOSITORY / "configs"),
         "SLUICE_HOME": str(tmp_path / "home"),
     }
-    with _started(targets["train"], image("train.txt"), tmp_path, changes) as log:
-        health = _wait(f"http://127.0.0.1:{port}/api/v2/monitor/health", log, _airflow_is_healthy)
-    assert health["metadatabase"]["status"] == "healthy"
+    venv = image("train.txt")
+    with _started(targets["train"], venv, tmp_path, changes) as log:
+        _wait(f"http://127.0.0.1:{port}/api/v2/monitor/health", log, _airflow_is_healthy)
+        _trigger(venv, targets["train"].environment | changes, {"overrides": parse_overrides(tuple(TINY))})
+        states = _finished_run(tmp_path / "airflow" / "airflow.db", log)
+    assert states == dict.fromkeys(STEPS, "success")
 
 
 @pytest.mark.slow
@@ -135,6 +149,31 @@ def champion_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return home
+
+
+def _trigger(venv: Path, changes: dict[str, str], params: dict[str, Any]) -> None:
+    """Trigger the DAG from the command line, as soon as the DAG processor has parsed it."""
+    environment = _clean_environment() | changes
+    environment["PATH"] = os.pathsep.join([str(venv / "bin"), os.defpath])
+    command = [str(venv / "bin" / "airflow"), "dags", "trigger", "train_funnel", "-c", json.dumps(params)]
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        assert time.monotonic() < deadline, done.stdout + done.stderr
+
+
+def _finished_run(database: Path, log: Path) -> dict[str, str]:
+    """Wait for the only DAG run to end and return its tasks' states."""
+    deadline = time.monotonic() + 2 * START_SECONDS
+    while time.monotonic() < deadline:
+        with closing(sqlite3.connect(database)) as connection:
+            ((state,),) = connection.execute("SELECT state FROM dag_run").fetchall()
+            if state in ("success", "failed"):
+                return dict(connection.execute("SELECT task_id, state FROM task_instance").fetchall())
+        time.sleep(1)
+    raise AssertionError(log.read_text(encoding="utf-8", errors="replace")[-4000:])
 
 
 def _clean_environment() -> dict[str, str]:
