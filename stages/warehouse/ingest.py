@@ -69,9 +69,12 @@ def ingest(
         if not file.path.is_file():
             found = "a directory" if file.path.is_dir() else "nothing"
             raise DataError(f"{file.path}: found {found}, a file is needed for table {file.mapping.table}")
-    return IngestReport(
+    report = IngestReport(
         files=tuple(_ingest_file(warehouse, source.name, file, progress, now_ms, chunk_rows) for file in source.files)
     )
+    if report.rows_loaded:
+        warehouse.analyze()
+    return report
 
 
 def ingest_tables(
@@ -106,6 +109,7 @@ def ingest_tables(
         batch_id = sha256_text(canonical_json([source_name, table, mapping.model_dump(mode="json")]))
         load = _Load(warehouse, source_name, mapping, FileReport(file=name, table=table, batch_id=batch_id), now_ms)
         reports.append(load.run(chunk_batches(name, mapping, batches)))
+    warehouse.analyze()
     return IngestReport(files=tuple(reports))
 
 
