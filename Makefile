@@ -25,7 +25,7 @@ pin = $(shell sed -n 's/^$(2)==//p' requirements/$(1).txt)
 LATEST := $(or $(SLUICE_HOME),var)/latest
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo demo-home serve mlflow airflow test check format lock wheel clean
+.PHONY: bench-serving help install install-cuda demo demo-home serve mlflow airflow test check format lock wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -94,6 +94,9 @@ check: $(STAMP) ## Lint, check types, import rules and the images
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint Dockerfile
+
+bench-serving: $(STAMP) demo-home ## Measure the latency of the demo's release
+	$(BIN)/python -m benchmarks.serving --release "$$(ls -td $(LATEST)/serving/releases/*/ | head -n 1)"
 
 format: $(STAMP) ## Format the code and mend what the linter can
 	$(BIN)/ruff check --fix .

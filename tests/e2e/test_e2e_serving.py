@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +24,8 @@ from stages.contracts.tables import PART_EVALUATION, RankedTable
 from stages.release.registry import ReleaseRegistry
 from stages.settings import release_cache
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def _answer(base: str, user_id: str, k: int = 10) -> dict[str, Any]:
     params = {"user_id": user_id, "k": k, "explain": "true"}
@@ -28,7 +35,7 @@ def _answer(base: str, user_id: str, k: int = 10) -> dict[str, Any]:
 
 
 def test_online_answers_equal_offline_rankings(job) -> None:
-    """Advance the release's state backwards is impossible, so replay: a fresh state up to each user's last request."""
+    """The release's state is at its end; a fresh one, replayed, stands where it stood at each request."""
     from stages.features.config import FeatureConfig
     from stages.features.replay import replay
     from stages.features.state import FunnelState
@@ -119,10 +126,6 @@ def test_killing_the_server_during_promotions_never_serves_a_mixed_release(
 
 @pytest.mark.parametrize("part", ["item_vectors.npy", "heavy_ranker.onnx", "state/state.json"])
 def test_a_damaged_part_stops_the_server_with_one_line(job, tmp_path, part: str) -> None:
-    import shutil
-    import subprocess
-    import sys
-
     release = tmp_path / "release"
     shutil.copytree(job.release, release)
     damaged = release / part
@@ -134,3 +137,14 @@ def test_a_damaged_part_stops_the_server_with_one_line(job, tmp_path, part: str)
     assert ended.returncode == 4
     assert f"{part}: sha256" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_the_serving_benchmark_ends_with_one_json_object(job) -> None:
+    command = [sys.executable, "-m", "benchmarks.serving", "--release", str(job.release), "--requests", "20"]
+    done = subprocess.run(command, env=job.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["release"] == read_manifest(job.release).release_id
+    for where in ("in_process_ms", "http_ms"):
+        assert 0 < report[where]["p50"] <= report[where]["p99"]
+        assert report[where]["requests"] == 20

@@ -1,0 +1,1 @@
+"""Benchmarks: one module each; the last printed line is one JSON object."""
