@@ -121,34 +121,13 @@ def test_the_training_command_starts_airflow_and_runs_the_job(
 
 
 @pytest.mark.slow
-def test_the_serving_command_answers(
-    targets: dict[str, Target], image: ImageMaker, tmp_path: Path, champion_home: Path
-) -> None:
+def test_the_serving_command_answers(targets: dict[str, Target], image: ImageMaker, tmp_path: Path, job: Any) -> None:
     port = _free_port()
-    changes = {"SLUICE_HOME": str(champion_home), "SLUICE_HOST": "127.0.0.1", "SLUICE_PORT": str(port)}
+    changes = {"SLUICE_HOME": job.settings.home, "SLUICE_HOST": "127.0.0.1", "SLUICE_PORT": str(port)}
     with _started(targets["serve"], image("serve.txt"), tmp_path, changes) as log:
         _wait(f"http://127.0.0.1:{port}/readyz", log, bool)
         answer = _get(f"http://127.0.0.1:{port}/v1/recommendations?user_id=nobody&k=3")
     assert len(answer["items"]) == 3
-
-
-@pytest.fixture(scope="module")
-def champion_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose registry has a champion, made by the real job on a tiny world."""
-    home = tmp_path_factory.mktemp("champion")
-    command = [sys.executable, "-m", "cli", "run"]
-    for value in TINY:
-        command += ["--set", value]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=_clean_environment() | {"SLUICE_HOME": str(home), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return home
 
 
 def _trigger(venv: Path, changes: dict[str, str], params: dict[str, Any]) -> None:
