@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,8 @@ def test_retries_and_one_message_although_slack_fails_first(airflow: Airflow, sl
     assert [status for _, _, status in slack.received] == [500, 200]
     assert "no_service" in run.output, "the alert that was not delivered is in the log"
     (text,) = slack.accepted
-    assert "EmptyDatasetError: dataset.min_events = 5 removed all 2 users" in text
+    # Which of the three that failed at once is told of is Airflow's choice.
+    assert re.search(r"EmptyDatasetError: dataset\.min_events = 5 removed all [123] users", text)
     (marker,) = (airflow.home / "sluice" / "alerts").iterdir()
     assert marker.read_text(encoding="utf-8") == text
 
