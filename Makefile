@@ -10,6 +10,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 MLFLOW_PORT ?= 5000
 AIRFLOW_PORT ?= 8081
+# Processes that share the tests, file by file; 0 runs them in this one.
+JOBS ?= auto
 
 # No dependency reports home.
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -85,8 +87,8 @@ airflow: $(STAMP) demo-home ## Open Airflow's pages on the demo's home (this mac
 	  SLUICE_HOME="$(abspath $(LATEST))" SLUICE_CONFIGS="$(abspath configs)" \
 	  PATH="$(abspath $(BIN)):$$PATH" airflow standalone
 
-test: $(STAMP) ## Run the tests: make test [ARGS="tests/dags -x"]
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests: make test [ARGS="tests/dags -x"] [JOBS=0]
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## Lint, check types, import rules and the images
 	$(BIN)/ruff check .
