@@ -8,9 +8,13 @@ Files below one directory:
     targets.parquet    request_id int64, item_index int64, relevance float32, one float32 0/1
                        column a task, named ``task_<name>``; sorted by (request_id, item_index)
     items.parquet      item_index int64, item_id str, title str, categories list<int32>,
-                       created_at_ms int64, duration_s float32 (NaN = unknown); canonical items
+                       created_at_ms int64, duration_s float32 (NaN = unknown), eligible int8;
+                       canonical items
     users.parquet      user_index int64, user_id str
     aliases.parquet    item_id str, item_index int64: ids of duplicates and their canonical item
+    blocked.parquet    item_id str, reason str: ids that the content policy keeps out of everything
+    contexts.parquet   context_index int64, one int32 column a context column: 0 where it is unknown,
+                       c for ``values[c - 1]`` of ``SnapshotMeta.context``; row 0 knows nothing
 """
 
 from __future__ import annotations
@@ -54,6 +58,18 @@ class TimeBorders(Config):
     as_of_ms: int
 
 
+class ContextColumn(Config):
+    """What is known about the moment of a request, such as the device.
+
+    Attributes:
+        name: of the key in the events' context.
+        values: in the order of their first appearance; code c stands for ``values[c - 1]``.
+    """
+
+    name: str
+    values: tuple[str, ...]
+
+
 class SnapshotMeta(Config):
     """``snapshot.json``.
 
@@ -62,6 +78,7 @@ class SnapshotMeta(Config):
         categories: names; ``items.categories`` holds positions in it.
         tasks: the tasks whose labels ``targets.parquet`` holds, the first is the main one.
         borders: time borders of the parts.
+        context: columns of ``contexts.parquet``.
         counts: rows by kind, what was removed and why.
         fingerprint: hex sha256 over the content, independent of the warehouse and of file encoding.
     """
@@ -70,8 +87,13 @@ class SnapshotMeta(Config):
     categories: tuple[str, ...]
     tasks: tuple[Task, ...]
     borders: TimeBorders
+    context: tuple[ContextColumn, ...] = ()
     counts: dict[str, int]
     fingerprint: str
+
+
+ALL_PARTS = 0b111
+"""``ItemTable.eligible`` of an item that passed the item policy at the end of every part."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +124,8 @@ class ItemTable:
             ``category_codes[category_offsets[i]:category_offsets[i + 1]]``.
         category_codes: int32 ``[sum]``.
         n_categories: number of categories.
+        eligible: int8 ``[N]``, bit p is set where the item passed the item policy as of the end of
+            part p; all bits by default. See ``withheld``.
     """
 
     item_id: np.ndarray
@@ -111,9 +135,24 @@ class ItemTable:
     category_offsets: np.ndarray
     category_codes: np.ndarray
     n_categories: int
+    eligible: np.ndarray = None  # type: ignore[assignment]  # filled when it is made
+
+    def __post_init__(self) -> None:
+        if self.eligible is None:
+            object.__setattr__(self, "eligible", np.full(len(self.item_id), ALL_PARTS, dtype=np.int8))  # type: ignore[unreachable]
 
     def __len__(self) -> int:
         return len(self.item_id)
+
+    def withheld(self, part: int) -> np.ndarray:
+        """Return int64 items that answers to requests of ``part`` must not hold, ascending.
+
+        The item policy is judged at the end of the part before: what a release of that moment knew.
+
+        Args:
+            part: PART_RANKER, PART_EVALUATION or SERVING.
+        """
+        return np.flatnonzero((self.eligible >> (part - 1)) & 1 == 0)
 
 
 class Snapshot:
@@ -155,6 +194,17 @@ class Snapshot:
         table = pq.read_table(self.directory / "aliases.parquet")  # type: ignore[no-untyped-call]
         return dict(zip(table["item_id"].to_pylist(), table["item_index"].to_pylist(), strict=True))
 
+    def blocked(self) -> dict[str, str]:
+        """Return ``{id of an item that is kept out of everything: reason}``."""
+        table = pq.read_table(self.directory / "blocked.parquet")  # type: ignore[no-untyped-call]
+        return dict(zip(table["item_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+    def contexts(self) -> np.ndarray:
+        """Return int32 ``[X, C]`` codes of the contexts, one column a context column; row 0 is zeros."""
+        table = pq.read_table(self.directory / "contexts.parquet")  # type: ignore[no-untyped-call]
+        columns = [table[column.name].to_numpy() for column in self.meta.context]
+        return np.stack(columns, axis=1).astype(np.int32) if columns else np.zeros((len(table), 0), dtype=np.int32)
+
 
 def read_items(path: Path, n_categories: int) -> ItemTable:
     """Read ``items.parquet`` of a snapshot or a release."""
@@ -168,6 +218,7 @@ def read_items(path: Path, n_categories: int) -> ItemTable:
         category_offsets=np.asarray(categories.offsets, dtype=np.int64),
         category_codes=np.asarray(categories.values, dtype=np.int32),
         n_categories=n_categories,
+        eligible=table["eligible"].to_numpy().astype(np.int8, copy=False),
     )
 
 

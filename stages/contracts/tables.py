@@ -20,6 +20,9 @@ PART_CANDIDATE, PART_RANKER, PART_EVALUATION = 0, 1, 2
 """Codes of the ``part`` columns: the oldest part trains the candidate generator, the next one the
 rankers, the latest one is held out."""
 
+SERVING = 3
+"""What follows the last part: live requests."""
+
 DAY_MS = 86_400_000
 
 
@@ -33,6 +36,9 @@ class ColumnTable:
         lengths = set()
         for field in fields(self):
             values = getattr(self, field.name)
+            if values is None:
+                values = np.zeros(len(getattr(self, fields(self)[0].name)), dtype=self.TYPES[field.name])
+                object.__setattr__(self, field.name, values)
             wanted = np.dtype(self.TYPES[field.name])
             if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype != wanted:
                 found = getattr(values, "dtype", type(values).__name__)
@@ -84,6 +90,7 @@ class EventTable(ColumnTable):
         part: PART_CANDIDATE, PART_RANKER or PART_EVALUATION by the time borders.
         active: whether the user was active as of the end of the row's part. Training reads only
             active rows; serving state (histories, counters) is advanced by all of them.
+        context: row of ``contexts.parquet``, 0 where nothing is known of the moment (the default).
     """
 
     user_index: np.ndarray
@@ -93,6 +100,7 @@ class EventTable(ColumnTable):
     value: np.ndarray
     part: np.ndarray
     active: np.ndarray
+    context: np.ndarray = None  # type: ignore[assignment]  # filled when it is made
     TYPES: ClassVar[dict[str, type]] = {
         "user_index": np.int64,
         "item_index": np.int64,
@@ -101,6 +109,7 @@ class EventTable(ColumnTable):
         "value": np.float32,
         "part": np.int8,
         "active": np.bool_,
+        "context": np.int32,
     }
 
 
@@ -109,18 +118,20 @@ class RequestTable(ColumnTable):
     """Requests to answer from the state strictly before ``request_time_ms`` (``requests.parquet``).
 
     Sorted by (request_time_ms, request_id); ``request_id`` equals the row number. ``part`` is
-    PART_RANKER or PART_EVALUATION.
+    PART_RANKER or PART_EVALUATION; ``context`` as in ``EventTable``.
     """
 
     request_id: np.ndarray
     user_index: np.ndarray
     request_time_ms: np.ndarray
     part: np.ndarray
+    context: np.ndarray = None  # type: ignore[assignment]  # filled when it is made
     TYPES: ClassVar[dict[str, type]] = {
         "request_id": np.int64,
         "user_index": np.int64,
         "request_time_ms": np.int64,
         "part": np.int8,
+        "context": np.int32,
     }
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.contracts.errors import DataError
+from stages.contracts.snapshot import ALL_PARTS
 
 _UNKNOWN = np.iinfo(np.int64).max
 
@@ -39,6 +40,7 @@ class Catalogue:
         category_names: in the order in which items bring them up.
         created_at_ms: int64 ``[N]``, non-decreasing.
         duration_s: float32 ``[N]``, NaN where unknown.
+        eligible: int8 ``[N]`` as ``ItemTable.eligible``.
     """
 
     item_id: pa.Array
@@ -47,6 +49,7 @@ class Catalogue:
     category_names: list[str]
     created_at_ms: np.ndarray
     duration_s: np.ndarray
+    eligible: np.ndarray
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -137,6 +140,7 @@ def _catalogue(ids: pa.Array, order: np.ndarray, born: np.ndarray, known: pa.Tab
         category_names=list(codes),
         created_at_ms=born[order],
         duration_s=duration,
+        eligible=np.full(len(order), ALL_PARTS, dtype=np.int8),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.contracts.files import canonical_json, write_json
-from stages.contracts.snapshot import SnapshotMeta, Targets, Task, TimeBorders
+from stages.contracts.snapshot import ContextColumn, SnapshotMeta, Targets, Task, TimeBorders
 from stages.contracts.tables import ColumnTable, EventTable, RequestTable
 from stages.dataset.ids import Catalogue
 
@@ -32,6 +32,9 @@ class Contents:
     items: Catalogue
     user_ids: pa.Array
     aliases: Mapping[str, int]
+    blocked: Mapping[str, str] = field(default_factory=dict)
+    context: tuple[ContextColumn, ...] = ()
+    contexts: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), dtype=np.int32))
 
 
 class ContentHash:
@@ -79,13 +82,17 @@ def fingerprint(contents: Contents) -> str:
     digest.texts(contents.items.item_id.to_pylist())
     digest.texts(contents.items.title.to_pylist())
     offsets, codes = _flatten(contents.items.categories)
-    for values in (offsets, codes, contents.items.created_at_ms, contents.items.duration_s):
+    for values in (offsets, codes, contents.items.created_at_ms, contents.items.duration_s, contents.items.eligible):
         digest.numbers(values)
     for alias, index in sorted(contents.aliases.items()):
         digest.texts([alias, str(index)])
+    for item_id, reason in sorted(contents.blocked.items()):
+        digest.texts([item_id, reason])
+    digest.text(canonical_json([column.model_dump(mode="json") for column in contents.context]))
+    digest.numbers(contents.contexts.ravel())
     for table in (contents.events, contents.requests, contents.targets):
-        for field in fields(table):
-            digest.numbers(getattr(table, field.name))
+        for column in fields(table):
+            digest.numbers(getattr(table, column.name))
     return digest.hexdigest()
 
 
@@ -112,6 +119,7 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
             "categories": pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(codes, pa.int32())),
             "created_at_ms": items.created_at_ms,
             "duration_s": items.duration_s,
+            "eligible": items.eligible,
         },
         directory / "items.parquet",
     )
@@ -123,11 +131,21 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
         "item_index": pa.array([index for _, index in ordered], pa.int64()),
     }
     _write(aliases, directory / "aliases.parquet")
+    refused = sorted(contents.blocked.items())
+    blocked = {
+        "item_id": pa.array([item_id for item_id, _ in refused], pa.string()),
+        "reason": pa.array([reason for _, reason in refused], pa.string()),
+    }
+    _write(blocked, directory / "blocked.parquet")
+    contexts = {column.name: contents.contexts[:, place] for place, column in enumerate(contents.context)}
+    index = np.arange(len(contents.contexts), dtype=np.int64)
+    _write({"context_index": index, **contexts}, directory / "contexts.parquet")
     meta = SnapshotMeta(
         signals=contents.signals,
         categories=tuple(items.category_names),
         tasks=contents.tasks,
         borders=contents.borders,
+        context=contents.context,
         counts=counts,
         fingerprint=fingerprint(contents),
     )

@@ -24,6 +24,8 @@ ITEMS_SCHEMA = pa.schema(
         ("categories", pa.string()),
         ("created_at_ms", pa.int64()),
         ("duration_s", pa.float64()),
+        ("text", pa.string()),
+        ("state", pa.string()),
         ("first_event_ms", pa.int64()),
     ]
 )
@@ -50,6 +52,8 @@ def export_items(warehouse: Warehouse, as_of_ms: int | None = None, signals: Seq
         sa.func.coalesce(ITEMS.c.categories, ""),
         ITEMS.c.created_at_ms,
         ITEMS.c.duration_s,
+        ITEMS.c.text,
+        ITEMS.c.state,
         first.c.first_event_ms,
     ).select_from(joined)
     return _sorted(warehouse, statement, ITEMS_SCHEMA)

@@ -16,11 +16,11 @@ import psycopg2
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from stages.contracts.errors import ConfigError, DataError, SluiceError, TransientError
 from stages.contracts.files import canonical_json, sha256_text
-from stages.warehouse.tables import INDEXES, INTERACTIONS, ITEMS, METADATA, USERS
+from stages.warehouse.tables import ADDED_COLUMNS, INDEXES, INTERACTIONS, ITEMS, METADATA, USERS
 
 _ALLOWED = "duckdb:///path/to/file.duckdb or postgresql+psycopg2://user@host:port/database"
 _SCHEMA_LOCK = 5_142_776_031
@@ -121,13 +121,18 @@ class Warehouse:
             yield connection
 
     def create_tables(self) -> None:
-        """Create the tables that are missing."""
+        """Create the tables and the columns that are missing."""
         with self.begin() as connection:
             if not self.is_duckdb:
                 # IF NOT EXISTS does not keep two sessions from creating the same table at once.
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             for table in METADATA.sorted_tables:
                 connection.execute(CreateTable(table, if_not_exists=True))
+            for column in ADDED_COLUMNS:
+                declared = CreateColumn(column).compile(dialect=connection.dialect)
+                # DuckDB adds no column with a constraint.
+                declaration = str(declared).replace(" NOT NULL", "") if self.is_duckdb else str(declared)
+                connection.execute(sa.text(f"ALTER TABLE {column.table.name} ADD COLUMN IF NOT EXISTS {declaration}"))
             if not self.is_duckdb:
                 for index in INDEXES:
                     connection.execute(CreateIndex(index, if_not_exists=True))

@@ -26,7 +26,7 @@ from stages.warehouse.chunks import Chunk, Reject
 from stages.warehouse.engine import Warehouse
 from stages.warehouse.hashing import Occurrences, combine, hash_numbers, hash_strings, hash_text
 from stages.warehouse.load import add_rows, put_rows
-from stages.warehouse.mapping import ColumnMapping, FileSource, IngestSource
+from stages.warehouse.mapping import ColumnMapping, FileSource, IngestSource, InteractionColumns
 from stages.warehouse.movielens import table_mappings
 from stages.warehouse.normalise import normalise
 from stages.warehouse.report import FileReport, IngestReport
@@ -156,6 +156,7 @@ class _Load:
         self._mapping = mapping
         self._report = report
         self._now_ms = now_ms
+        self._has_context = isinstance(mapping, InteractionColumns) and bool(mapping.context)
 
     def run(self, chunks: Iterator[Chunk]) -> FileReport:
         """Load every chunk in a transaction of its own, then log the file."""
@@ -198,6 +199,8 @@ class _Load:
                 hash_strings(rows["signal"]),
                 hash_numbers(rows["value"]),
                 hash_numbers(rows["event_time_ms"]),
+                # Only where there is one: an event without context keeps the identity that it always had.
+                *([hash_strings(rows["context"])] if self._has_context else []),
             ],
             len(rows),
         )

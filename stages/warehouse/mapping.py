@@ -50,6 +50,7 @@ class InteractionColumns(_Columns):
         user_id, item_id, event_time: column names; all required.
         signal_column: column of the kind of event; where None, every row has ``signal``.
         value_column: column of the event's strength; where None, every row has ``value``.
+        context: columns that tell about the moment (device, region); kept with the event by name.
     """
 
     table: Literal["interactions"] = "interactions"
@@ -60,11 +61,12 @@ class InteractionColumns(_Columns):
     signal: str = "interaction"
     value_column: str | None = None
     value: float = 1.0
+    context: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every file column that the mapping reads."""
-        wanted = (self.user_id, self.item_id, self.event_time, self.signal_column, self.value_column)
+        wanted = (self.user_id, self.item_id, self.event_time, self.signal_column, self.value_column, *self.context)
         return tuple(dict.fromkeys(name for name in wanted if name is not None))
 
 
@@ -78,6 +80,8 @@ class ItemColumns(_Columns):
         category_flags: columns that hold 1 where the item has the category of that name.
         created_at: time of birth or release.
         duration: length in seconds.
+        text: column of the body or abstract.
+        state: column such as ``published`` or ``deleted``.
     """
 
     table: Literal["items"] = "items"
@@ -88,11 +92,14 @@ class ItemColumns(_Columns):
     category_flags: tuple[str, ...] = ()
     created_at: str | None = None
     duration: str | None = None
+    text: str | None = None
+    state: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every file column that the mapping reads."""
-        wanted = (self.item_id, self.title, self.categories, self.created_at, self.duration, *self.category_flags)
+        plain = (self.item_id, self.title, self.categories, self.created_at, self.duration, self.text, self.state)
+        wanted = (*plain, *self.category_flags)
         return tuple(dict.fromkeys(name for name in wanted if name is not None))
 
 

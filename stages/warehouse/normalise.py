@@ -31,7 +31,7 @@ def normalise(chunk: Chunk, mapping: ColumnMapping, now_ms: int | None) -> tuple
         now_ms: events after it are put aside; None accepts any time.
 
     Returns:
-        For interactions user_id, item_id, signal, value, event_time_ms; for items and users the
+        For interactions user_id, item_id, signal, value, event_time_ms, context; for items and users the
         table's columns, with ``row_hash``. Each row of the chunk is in exactly one of the two.
     """
     faults = Faults(len(chunk))
@@ -64,7 +64,29 @@ def _interactions(chunk: Chunk, mapping: InteractionColumns, now_ms: int | None,
     if now_ms is not None:
         faults.mark(_true(pc.greater(event_time, now_ms)), "in_future")
     columns = {"user_id": user_id, "item_id": item_id, "signal": signal, "value": value, "event_time_ms": event_time}
-    return pa.table(columns)
+    return pa.table({**columns, "context": _context(chunk, mapping, faults)})
+
+
+def _context(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:
+    """Return large_string ``[R]``: a JSON object of the columns that hold something, or empty."""
+    if not mapping.context:
+        return pa.repeat(pa.scalar("", pa.large_string()), len(chunk))
+    names = sorted(mapping.context)
+    coded = [parse_text(chunk.columns[name], name, faults).dictionary_encode() for name in names]
+    # One JSON text a distinct combination: there are few of them.
+    codes = np.stack([column.indices.fill_null(-1).to_numpy(zero_copy_only=False) for column in coded], axis=1)
+    distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
+    words = [column.dictionary.to_pylist() for column in coded]
+    texts = []
+    for row in distinct.tolist():
+        held = {
+            name: words[place][code].strip()
+            for place, (name, code) in enumerate(zip(names, row, strict=True))
+            if code >= 0
+        }
+        kept = {name: word for name, word in held.items() if word}
+        texts.append(canonical_json(kept) if kept else "")
+    return pa.array(texts, pa.large_string()).take(pa.array(inverse.ravel()))
 
 
 def _items(chunk: Chunk, mapping: ItemColumns, faults: Faults) -> Any:
@@ -83,7 +105,10 @@ def _items(chunk: Chunk, mapping: ItemColumns, faults: Faults) -> Any:
         duration = parse_number(chunk.columns[mapping.duration], "duration", faults, required=False)
         faults.mark(_true(pc.less(duration, 0)), "negative_duration")
     categories = _categories(chunk, mapping, faults)
-    parts = [hash_strings(item_id), hash_strings(title), hash_strings(categories)]
+    text, state = (
+        _optional(chunk, name, field, faults) for name, field in ((mapping.text, "text"), (mapping.state, "state"))
+    )
+    parts = [hash_strings(column) for column in (item_id, title, categories, text, state)]
     hashes = combine([*parts, hash_numbers(created), hash_numbers(duration)], size)
     columns = {
         "item_id": item_id,
@@ -92,8 +117,18 @@ def _items(chunk: Chunk, mapping: ItemColumns, faults: Faults) -> Any:
         "created_at_ms": created,
         "duration_s": duration,
         "row_hash": hashes.view(np.int64),
+        "text": text,
+        "state": state,
     }
     return pa.table(columns)
+
+
+def _optional(chunk: Chunk, name: str | None, field: str, faults: Faults) -> Any:
+    """Return large_string ``[R]``, null where the column is not mapped or blank."""
+    if name is None:
+        return pa.nulls(len(chunk), pa.large_string())
+    given = parse_text(chunk.columns[name], field, faults)
+    return pc.if_else(_true_array(pc.not_equal(pc.utf8_trim_whitespace(given), "")), given, None)
 
 
 def _users(chunk: Chunk, mapping: UserColumns, faults: Faults) -> Any:

@@ -26,8 +26,10 @@ INTERACTIONS = Table(
     Column("value", Double, nullable=False),
     Column("event_time_ms", BigInteger, nullable=False),
     Column("source", Text, nullable=False),
+    Column("context", Text, nullable=False, server_default=""),
 )
-"""One row an event; ``event_id`` is a hash of its content (see ``hashing``)."""
+"""One row an event; ``event_id`` is a hash of its content (see ``hashing``). ``context`` is what was
+known about the moment (device, region), a JSON object of strings with sorted keys, or empty."""
 
 ITEMS = Table(
     "items",
@@ -38,8 +40,11 @@ ITEMS = Table(
     Column("created_at_ms", BigInteger),
     Column("duration_s", Double),
     Column("row_hash", BigInteger, nullable=False),
+    Column("text", Text),
+    Column("state", Text),
 )
-"""The catalogue; ``categories`` holds names joined by ``|``, ``row_hash`` covers the other columns."""
+"""The catalogue; ``categories`` holds names joined by ``|``, ``row_hash`` covers the other columns,
+``text`` is the body or abstract, ``state`` such as ``published`` or ``deleted``."""
 
 USERS = Table(
     "users",
@@ -84,6 +89,9 @@ ITEM_ALIASES = Table(
     Column("canonical_id", Text, nullable=False),
 )
 """Which item stands for a duplicate, by the dataset that decided it."""
+
+ADDED_COLUMNS = (INTERACTIONS.c.context, ITEMS.c.text, ITEMS.c.state)
+"""Columns that earlier versions did not have: added to tables that exist already."""
 
 INDEXES = tuple(
     Index(f"{table.name}_key", *columns, unique=True)

@@ -75,6 +75,7 @@ def write_snapshot(directory: Path, events: EventTable, requests: RequestTable, 
         "categories": pa.array(categories, pa.list_(pa.int32())),
         "created_at_ms": np.asarray(created, np.int64),
         "duration_s": np.full(n_items, np.nan, np.float32),
+        "eligible": np.full(n_items, 7, dtype=np.int8),
     }
     pq.write_table(pa.table(items), directory / "items.parquet")
     users = {"user_index": np.arange(n_users), "user_id": [str(i) for i in range(n_users)]}

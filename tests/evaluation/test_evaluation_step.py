@@ -70,6 +70,7 @@ def write_snapshot(directory, with_targets=True):
         "categories": pa.array([[0]] * N_ITEMS, type=pa.list_(pa.int32())),
         "created_at_ms": np.zeros(N_ITEMS, dtype=np.int64),
         "duration_s": np.ones(N_ITEMS, dtype=np.float32),
+        "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
     }
     pq.write_table(pa.table(items), directory / "items.parquet")
     return directory

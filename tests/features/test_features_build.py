@@ -70,6 +70,7 @@ def write_snapshot(directory: Path, items: ItemTable, events: EventTable, reques
         "categories": pa.array([items.category_codes[a:b].tolist() for a, b in spans], pa.list_(pa.int32())),
         "created_at_ms": items.created_at_ms,
         "duration_s": items.duration_s,
+        "eligible": items.eligible,
     }
     pq.write_table(pa.table(catalogue), directory / "items.parquet")
     pq.write_table(pa.table({"user_index": [0, 1, 2], "user_id": ["a", "b", "c"]}), directory / "users.parquet")

@@ -84,6 +84,7 @@ def _write_snapshot(directory: Path) -> None:
         "categories": pa.array([[0]] * N_ITEMS, type=pa.list_(pa.int32())),
         "created_at_ms": np.array([0, 0, 0, 0, AS_OF_MS + 1]),
         "duration_s": np.ones(N_ITEMS, dtype=np.float32),
+        "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
     }
     pq.write_table(pa.table(items), directory / "items.parquet")
     pq.write_table(pa.table({"user_index": [0, 1, 2], "user_id": ["a", "b", "c"]}), directory / "users.parquet")

@@ -54,6 +54,7 @@ def _write_catalogue(directory: Path, tag: str, seed: int) -> None:
         "categories": pa.array(categories, pa.list_(pa.int32())),
         "created_at_ms": pa.array(born, pa.int64()),
         "duration_s": pa.array(rng.uniform(30, 600, N_ITEMS), pa.float32()),
+        "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
     }
     pq.write_table(pa.table(items), directory / "items.parquet")
     users = {"user_index": pa.array(range(N_USERS), pa.int64()), "user_id": [f"u{index}" for index in range(N_USERS)]}

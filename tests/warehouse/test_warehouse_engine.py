@@ -75,3 +75,17 @@ def test_an_empty_warehouse_says_so(tmp_path: Path, warehouse: Warehouse) -> Non
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="memory_limits"):
         Warehouse(f"duckdb:///{tmp_path / 'x.duckdb'}?memory_limits=1GB")
+
+
+def test_a_warehouse_of_an_earlier_version_gets_the_new_columns(warehouse: Warehouse) -> None:
+    added = [("interactions", "context"), ("items", "text"), ("items", "state")]
+    with warehouse.begin() as connection:
+        # As an earlier version left it, with a row in it.
+        for table, column in added:
+            connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.exec_driver_sql("INSERT INTO interactions VALUES (1, 'u', 'i', 'click', 1.0, 5, 's')")
+    warehouse.create_tables()
+    warehouse.create_tables()
+    with warehouse.connect() as connection:
+        assert connection.exec_driver_sql("SELECT event_id, context FROM interactions").one() == (1, "")
+    assert export_items(warehouse).to_pylist()[0]["state"] is None
