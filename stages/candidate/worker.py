@@ -102,17 +102,22 @@ def shard(model: nn.Module, config: CandidateConfig, device: torch.device) -> Di
     """Plan the tables' places, give each its fused optimizer and wrap the model."""
     kind = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad}[config.sparse_optimizer]
     apply_optimizer_in_backward(kind, model.embeddings.parameters(), {"lr": config.sparse_learning_rate})
-    world = dist.get_world_size()
-    planner = EmbeddingShardingPlanner(
+    sharders = [EmbeddingBagCollectionSharder()]
+    plan = planner(model, config, device, dist.get_world_size()).collective_plan(
+        model, sharders, dist.GroupMember.WORLD
+    )
+    return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
+
+
+def planner(model: nn.Module, config: CandidateConfig, device: torch.device, world: int) -> EmbeddingShardingPlanner:
+    """Return the planner of ``world`` ranks on one host with a device each."""
+    return EmbeddingShardingPlanner(
         topology=Topology(world_size=world, local_world_size=world, compute_device=device.type),
         constraints={
             table.name: constraints(config, device, table.embedding_dim, world)
             for table in model.embeddings.embedding_bag_configs()
         },
     )
-    sharders = [EmbeddingBagCollectionSharder()]
-    plan = planner.collective_plan(model, sharders, dist.GroupMember.WORLD)
-    return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
 
 
 def constraints(config: CandidateConfig, device: torch.device, width: int, world: int) -> ParameterConstraints:
