@@ -97,6 +97,25 @@ def run(**options: Any) -> None:
     verb(**options)
 
 
+@main.group()
+def dataset() -> None:
+    """Check the data that a run would train on."""
+
+
+@dataset.command("check")
+@recipe_options
+@reports_errors
+def dataset_check(**options: Any) -> None:
+    """Evaluate the data contracts on the warehouse as it stands.
+
+    Nothing is ingested and nothing is written; --data only chooses the recipe. Exit code 3 if a
+    contract fails.
+    """
+    from cli.dataset import check
+
+    check(**options)
+
+
 @main.command()
 @click.option("--host", envvar="SLUICE_HOST", default="127.0.0.1", show_default=True)
 @click.option("--port", envvar="SLUICE_PORT", type=int, default=8080, show_default=True)

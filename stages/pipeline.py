@@ -17,7 +17,7 @@ from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
-from stages.contracts.steps import Step, run_step
+from stages.contracts.steps import Step, run_step, step_fingerprint
 from stages.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ log = logging.getLogger("sluice")
 
 STEPS: tuple[str, ...] = (
     "ingest",
+    "check_data",
     "dataset",
     "train_candidate",
     "build_index",
@@ -44,7 +45,8 @@ STEPS: tuple[str, ...] = (
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "ingest": (),
-    "dataset": ("ingest",),
+    "check_data": ("ingest",),
+    "dataset": ("ingest", "check_data"),
     "train_candidate": ("dataset",),
     "build_index": ("dataset", "train_candidate"),
     "retrieve": ("dataset", "train_candidate", "build_index"),
@@ -61,7 +63,16 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
         "train_heavy",
         "evaluate",
     ),
-    "register": ("assemble", "dataset", "train_candidate", "build_index", "train_light", "train_heavy", "evaluate"),
+    "register": (
+        "assemble",
+        "check_data",
+        "dataset",
+        "train_candidate",
+        "build_index",
+        "train_light",
+        "train_heavy",
+        "evaluate",
+    ),
     "promote": ("register", "assemble"),
 }
 """The earlier steps whose results each step takes."""
@@ -161,6 +172,52 @@ def ingest(settings: Settings, results: Upstream) -> StageResult:
     from stages.sources import ingest_source
 
     return ingest_source(settings, load_recipe(settings))
+
+
+def check_data(settings: Settings, results: Upstream) -> StageResult:
+    """Evaluate the data contracts; one that fails stops the run before anything trains.
+
+    The full report of a run that stops is kept in ``<home>/reports``, for its step's directory is not.
+
+    Raises:
+        ContractError: naming every failed contract.
+    """
+    from stages.dataset.checks.run import check_body, step_config
+    from stages.warehouse.engine import Warehouse
+
+    recipe, source = load_recipe(settings), results["ingest"]
+    config = step_config(
+        recipe.contracts,
+        recipe.dataset,
+        as_of_ms=source.info["as_of_ms"],
+        latest_ms=source.info["latest_event_ms"],
+        now_ms=settings.now_ms,
+        rows_read=round(source.metrics["rows_read"]),
+        rows_quarantined=round(source.metrics["rows_quarantined"]),
+        warehouse_fingerprint=source.fingerprint,
+    )
+    key = step_fingerprint("check_data", __version__, config, {})[:16]
+    kept = Path(settings.home) / "reports" / f"contracts-{key}.json"
+    with Warehouse(settings.warehouse_url) as warehouse:
+        return run_step("check_data", __version__, check_body(warehouse, kept), config, {}, settings.runs)
+
+
+def check_warehouse(settings: Settings, show: Callable[[str], None]) -> None:
+    """Evaluate the data contracts on the warehouse as it stands: nothing is ingested, nothing written.
+
+    Args:
+        settings: as for ``run_pipeline_step``; the as-of time is just after the latest event unless given.
+        show: called with the table of results.
+
+    Raises:
+        ContractError: naming every failed contract, after the table was shown.
+    """
+    from stages.dataset.checks.run import check_standing
+    from stages.warehouse.engine import Warehouse
+
+    recipe = load_recipe(settings)
+    with Warehouse(settings.warehouse_url) as warehouse:
+        check_standing(recipe.contracts, recipe.dataset, warehouse, settings.as_of_ms, settings.now_ms, show)
 
 
 def dataset(settings: Settings, results: Upstream) -> StageResult:
@@ -289,6 +346,7 @@ _FUNCTIONS: dict[str, Callable[[Settings, Upstream], StageResult]] = {
     function.__name__: function
     for function in (
         ingest,
+        check_data,
         dataset,
         train_candidate,
         build_index,

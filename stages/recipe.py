@@ -11,6 +11,7 @@ from pydantic import model_validator
 from stages.candidate.config import CandidateConfig, IndexConfig
 from stages.contracts.config import Config
 from stages.contracts.manifest import FunnelSpec
+from stages.dataset.checks.config import ContractsConfig
 from stages.dataset.config import DatasetConfig
 from stages.evaluation.evaluate import EvaluationConfig
 from stages.features.config import FeatureConfig
@@ -26,6 +27,7 @@ class Recipe(Config):
     Attributes:
         seed: of every random choice that has no seed of its own.
         world: the synthetic world, used where a run is given no data.
+        contracts: what must hold of the warehouse before anything trains.
         dataset: selection, de-duplication, tasks, splits and requests.
         features: histories, counters and ranking features.
         candidate: the two-tower model and its training.
@@ -39,6 +41,7 @@ class Recipe(Config):
 
     seed: int = 0
     world: WorldConfig = WorldConfig()
+    contracts: ContractsConfig = ContractsConfig()
     dataset: DatasetConfig
     features: FeatureConfig = FeatureConfig()
     candidate: CandidateConfig = CandidateConfig()
@@ -55,6 +58,9 @@ class Recipe(Config):
         unknown = sorted(set(self.funnel.objective) - set(tasks))
         if unknown:
             raise ValueError(f"funnel.objective names {unknown}, the tasks are {tasks}")
+        unknown = sorted(set(self.contracts.label_rates.share) - set(tasks))
+        if unknown:
+            raise ValueError(f"contracts.label_rates.share names {unknown}, the tasks are {tasks}")
         if self.funnel.light_k > self.funnel.candidate_k:
             raise ValueError(
                 f"funnel.light_k = {self.funnel.light_k} must not exceed candidate_k = {self.funnel.candidate_k}"

@@ -55,6 +55,7 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
             "source": source.name,
             "as_of_ms": as_of_ms,
             "content": fingerprint,
+            "latest_event_ms": latest,
             "tables": report.tables,
             "reasons": report.reasons,
         },

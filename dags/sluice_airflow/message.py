@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-ERROR_LENGTH = 1500
+ERROR_LENGTH = 2400
 """Characters of an error that a message carries; Slack cuts a text off at a few thousand."""
 
 _RUN_OPTIONS = {"data": "--data", "mapping": "--mapping", "config": "--config", "as_of": "--as-of"}

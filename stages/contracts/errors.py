@@ -3,7 +3,8 @@
     SluiceError
     ├── ConfigError        a configuration value, command-line option or unknown key
     ├── DataError          input data that no retry will mend
-    │   └── EmptyDatasetError   a selection that removed every row
+    │   ├── EmptyDatasetError   a selection that removed every row
+    │   └── ContractError       data that break a contract of the recipe
     ├── ReleaseError       a release whose parts are missing or do not match
     │   └── GateError      a release that did not earn promotion
     ├── RequestError       a malformed request to the serving layer (HTTP 4xx)
@@ -30,6 +31,10 @@ class DataError(SluiceError):
 
 class EmptyDatasetError(DataError):
     """A selection threshold removed every row."""
+
+
+class ContractError(DataError):
+    """Data contracts are broken; the message names each with its numbers, limits and rows to look at."""
 
 
 class ReleaseError(SluiceError):

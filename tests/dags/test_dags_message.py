@@ -10,6 +10,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from stages.contracts.errors import ContractError
+from stages.dataset.checks.results import ContractReport, ContractResult, failure_text
+
 SOURCE = Path(__file__).resolve().parents[2] / "dags" / "sluice_airflow" / "message.py"
 
 
@@ -60,3 +63,18 @@ def test_the_commands_repeat_the_runs_parameters(words: ModuleType) -> None:
     assert json.loads(trigger[5]) == {name: value for name, value in params.items() if value is not None}
     assert run[:8] == ["sluice", "run", "--data", "my data/ml-100k", "--as-of", params["as_of"], "--processes", "2"]
     assert run[8:] == ["--set", "candidate.dim=32", "--set", 'candidate.name="it\'s"', "--no-promote"]
+
+
+def test_a_broken_contract_is_told_with_its_numbers_and_its_rows(words: ModuleType) -> None:
+    found = "3 of 10 items have no text (0.3)"
+    rows = ({"item_id": f"i{place}", "title": "<b>", "created_at_ms": 86_400_000} for place in range(3))
+    broken = ContractResult(
+        name="nulls.text", level="fail", value=0.3, limits={"fail_above": 0.1}, found=found, rows=tuple(rows)
+    )
+    report = ContractReport(as_of_ms=0, results=tuple(broken.model_copy(update={"name": f"c{n}"}) for n in range(5)))
+    text = words.failure_message(_context(ContractError(failure_text(report, "var/reports/contracts-1.json"))))
+    assert "ContractError: 5 of 5 data contracts failed (c0, c1, c2, c3, c4)" in text
+    assert "var/reports/contracts-1.json" in text
+    for number in range(5):
+        assert f"- c{number} = 0.3 [fail: fail above 0.1] {found}" in text
+    assert text.count("item_id=i2 title=&lt;b&gt; created_at_ms=86400000 (1970-01-02T00:00:00Z)") == 5

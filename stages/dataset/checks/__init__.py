@@ -1,0 +1,1 @@
+"""Data contracts: what must hold of the warehouse before anything trains."""
