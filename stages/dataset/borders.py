@@ -6,24 +6,15 @@ from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.snapshot import TimeBorders
 from stages.contracts.tables import DAY_MS
 from stages.dataset.config import DatasetStepConfig
-from stages.dataset.source import EventSource
+from stages.dataset.source import EventSource, Selection
 from stages.warehouse.select import EventSurvey
 
 
-def lay_borders(config: DatasetStepConfig, source: EventSource, key: str) -> tuple[TimeBorders, dict[str, int]]:
-    """Lay the time borders: at quantiles of the kept events' times, or at days before the as-of time.
-
-    Args:
-        config: selection and split.
-        source: the warehouse.
-        key: of the aliases to apply.
-
-    Returns:
-        Borders, the same for all users; counts of the rows that the selection leaves out.
+def selection_start(config: DatasetStepConfig, source: EventSource) -> tuple[int, dict[str, int]]:
+    """Return where the selection starts, int ms UTC, and counts of the rows that it leaves out.
 
     Raises:
         EmptyDatasetError: if no event is left; it says what removed them.
-        DataError: if two borders coincide, so that a part would be empty.
     """
     history_ms = None if config.history_days is None else config.as_of_ms - round(config.history_days * DAY_MS)
     survey = source.survey(config, history_ms)
@@ -35,11 +26,31 @@ def lay_borders(config: DatasetStepConfig, source: EventSource, key: str) -> tup
     }
     if survey.first_ms is None:
         raise EmptyDatasetError(_nothing_left(config, survey))
-    start_ms = survey.first_ms if history_ms is None else history_ms
+    return (survey.first_ms if history_ms is None else history_ms), counts
+
+
+def lay_borders(config: DatasetStepConfig, selection: Selection, start_ms: int) -> TimeBorders:
+    """Lay the time borders: at quantiles of the kept events' times, or at days before the as-of time.
+
+    Args:
+        config: selection and split.
+        selection: the selected events.
+        start_ms: where it starts, int ms UTC.
+
+    Returns:
+        Borders, the same for all users.
+
+    Raises:
+        EmptyDatasetError: if the selection holds no event.
+        DataError: if two borders coincide, so that a part would be empty.
+    """
     split = config.split
     if split.ranker_days is None or split.evaluation_days is None:
         shares = (split.candidate_share, split.candidate_share + split.ranker_share)
-        candidate_end, ranker_end = source.time_quantiles(config, start_ms, key, shares)
+        times = selection.time_quantiles(shares)
+        if not times:
+            raise EmptyDatasetError("no event is left: the content policy removed every item that has one")
+        candidate_end, ranker_end = times
         what = f"candidate_share = {split.candidate_share:g}, ranker_share = {split.ranker_share:g}"
     else:
         ranker_end = config.as_of_ms - round(split.evaluation_days * DAY_MS)
@@ -48,10 +59,9 @@ def lay_borders(config: DatasetStepConfig, source: EventSource, key: str) -> tup
     if not start_ms < candidate_end < ranker_end < config.as_of_ms:
         found = f"{start_ms}, {candidate_end}, {ranker_end}, {config.as_of_ms}"
         raise DataError(f"dataset.split ({what}) lays the borders {found} ms, which must increase: a part is empty")
-    borders = TimeBorders(
+    return TimeBorders(
         start_ms=start_ms, candidate_end_ms=candidate_end, ranker_end_ms=ranker_end, as_of_ms=config.as_of_ms
     )
-    return borders, counts
 
 
 def _nothing_left(config: DatasetStepConfig, survey: EventSurvey) -> str:

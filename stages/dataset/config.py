@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.contracts.snapshot import Task
+from stages.warehouse.policies import ItemPolicy, RepeatPolicy
 
 
 class ActivityConfig(Config):
@@ -15,11 +18,15 @@ class ActivityConfig(Config):
         min_events: at least so many events of the kept signals ...
         window_days: ... within so many days before the end of the part.
         max_events: at most so many events in the same window (bots have more), or None.
+        signals: kinds of events that count, also ones that are not kept; None = the kept signals.
+        weights: what an event of a kind counts for, 1 where it is not given, to three decimals.
     """
 
     min_events: int = Field(default=5, ge=1)
     window_days: float = Field(default=3_650.0, gt=0)
     max_events: int | None = None
+    signals: tuple[str, ...] | None = Field(default=None, min_length=1)
+    weights: dict[str, Annotated[float, Field(ge=0, le=1_000_000)]] = {}
 
     @model_validator(mode="after")
     def _maximum_above_minimum(self) -> ActivityConfig:
@@ -79,6 +86,9 @@ class DatasetConfig(Config):
         history_days: events older than so many days before the as-of time are left out (None: none).
         split: the time borders.
         requests: how requests are made.
+        items: which items are eligible.
+        repeats: what becomes of a user's repeated events of a kind on one item: ``first``, ``last``,
+            ``sum`` or ``max`` by signal, ``first`` where it is not given (see ``warehouse.coded``).
         deduplicate_items: whether items with the same normalised title become one.
         min_items: fewest items that a snapshot may have; set it to the largest ``k`` served.
     """
@@ -86,6 +96,8 @@ class DatasetConfig(Config):
     signals: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
     activity: ActivityConfig = ActivityConfig()
+    items: ItemPolicy = ItemPolicy()
+    repeats: dict[str, RepeatPolicy] = {}
     history_days: float | None = Field(default=None, gt=0)
     split: SplitConfig = SplitConfig()
     requests: RequestConfig = RequestConfig()
@@ -103,6 +115,9 @@ class DatasetConfig(Config):
                 raise ValueError(f"task {task.name!r} has signals {list(task.signals)}, allowed: {list(self.signals)}")
             if task.relevance < 0:
                 raise ValueError(f"task {task.name!r} has relevance = {task.relevance:g}, allowed: 0 or more")
+        unknown = sorted(set(self.repeats) - set(self.signals))
+        if unknown:
+            raise ValueError(f"repeats names signals {unknown}, allowed: {list(self.signals)}")
         if not any(task.relevance > 0 for task in self.tasks):
             raise ValueError(f"one of the tasks {names} needs relevance above 0, or there are no targets")
         return self

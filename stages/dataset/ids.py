@@ -3,12 +3,12 @@
 Users are ordered by (first event, id), items by (birth, id). Events that are added later in time
 therefore never move the index of an earlier user or item, and no index tells about the future.
 
-Shapes: R events, U users, N items.
+Shapes: R events, N items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +19,6 @@ from stages.contracts.errors import DataError
 from stages.contracts.snapshot import ALL_PARTS
 
 _UNKNOWN = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A column of ids as codes int64 ``[R]`` into distinct ``ids``, with each id's first time."""
-
-    codes: np.ndarray
-    ids: pa.Array
-    first_ms: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,52 +46,45 @@ class Catalogue:
         return len(self.item_id)
 
 
-def encode_ids(columns: Iterable[pa.Array], times_ms: np.ndarray) -> Coded:
-    """Code a column of ids that comes in batches.
+def index_users(first: pa.Table) -> pa.Table:
+    """Return ``user_id``, ``user_index`` by index.
 
     Args:
-        columns: Arrow string arrays, R rows together.
-        times_ms: int64 ``[R]``, non-decreasing.
+        first: distinct ``id`` with ``first_ms``, the time of its first event.
     """
-    chunks = pa.chunked_array([column.cast(pa.string()).dictionary_encode() for column in columns])
-    combined = chunks.unify_dictionaries().combine_chunks()
-    if isinstance(combined, pa.ChunkedArray):  # no batch at all, or one that Arrow keeps in chunks
-        combined = combined.chunk(0)
-    codes = combined.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    _, first = np.unique(codes, return_index=True)
-    return Coded(codes, combined.dictionary, times_ms[first])
-
-
-def index_users(coded: Coded) -> tuple[np.ndarray, pa.Array]:
-    """Return (user index int64 ``[R]``, ids ``[U]`` by index)."""
-    order = _time_order(coded.first_ms, coded.ids)
-    return _inverse(order)[coded.codes], coded.ids.take(pa.array(order))
+    ids = _flat(first["id"])
+    order = _time_order(first["first_ms"].to_numpy(), ids)
+    return pa.table({"user_id": ids.take(pa.array(order)), "user_index": np.arange(len(order), dtype=np.int64)})
 
 
 def index_items(
-    coded: Coded, items: pa.Table, aliases: Mapping[str, str], as_of_ms: int, counts: dict[str, int]
-) -> tuple[np.ndarray, Catalogue]:
-    """Lay out the catalogue and return (item index int64 ``[R]``, catalogue).
+    first: pa.Table, items: pa.Table, aliases: Mapping[str, str], as_of_ms: int, counts: dict[str, int]
+) -> tuple[pa.Table, Catalogue]:
+    """Lay out the catalogue.
 
     An item is born at its creation time or at its first event, whichever is earlier. One without
     either is taken to be born at the as-of time: it can be recommended from then on.
 
     Args:
-        coded: the events' canonical item ids.
+        first: distinct ``id`` with ``first_ms`` of the items in events, as they were ingested.
         items: the warehouse's items.
         aliases: ids of duplicates, which get no index, by canonical id.
         as_of_ms: items born from then on do not exist yet.
         counts: numbers of items by what happened to them are added to it.
+
+    Returns:
+        ``item_id``, ``item_index``, ``canonical`` of every id that stands for an item; the catalogue.
     """
     duplicates = pa.array(list(aliases), pa.string())
+    touched = _canonical(_flat(first["id"]), duplicates, aliases)
     canonical = items.filter(pc.invert(pc.is_in(items["item_id"], duplicates))).combine_chunks()
     ids = _flat(canonical["item_id"])
-    unlisted = coded.ids.filter(pc.invert(pc.is_in(coded.ids, ids)))
+    distinct = touched.unique()
+    unlisted = distinct.filter(pc.invert(pc.is_in(distinct, ids)))
     n_listed, n_unlisted = len(ids), len(unlisted)
     ids = pa.concat_arrays([ids, unlisted])
-    row_of_code = pc.index_in(coded.ids, ids).to_numpy(zero_copy_only=False).astype(np.int64)
     first_ms = np.full(len(ids), _UNKNOWN)
-    first_ms[row_of_code] = coded.first_ms
+    np.minimum.at(first_ms, _place(touched, ids), first["first_ms"].to_numpy())
     created = canonical["created_at_ms"].fill_null(_UNKNOWN).to_numpy().astype(np.int64)
     created = np.concatenate([created, np.full(n_unlisted, _UNKNOWN)])
     future = (created >= as_of_ms) & (created != _UNKNOWN) & (first_ms == _UNKNOWN)
@@ -118,7 +102,32 @@ def index_items(
     listed = order[order < n_listed]
     known = canonical.take(pa.array(listed))
     place = np.flatnonzero(order < n_listed)
-    return _inverse(order, len(ids))[row_of_code][coded.codes], _catalogue(ids, order, born, known, place)
+    item_map = _item_map(ids.take(pa.array(order)), duplicates, aliases)
+    return item_map, _catalogue(ids, order, born, known, place)
+
+
+def _canonical(ids: pa.Array, duplicates: pa.Array, aliases: Mapping[str, str]) -> pa.Array:
+    """Return the canonical id of each id."""
+    targets = pa.array(list(aliases.values()), pa.string())
+    return pc.coalesce(targets.take(pc.index_in(ids, duplicates)), ids)
+
+
+def _item_map(ids: pa.Array, duplicates: pa.Array, aliases: Mapping[str, str]) -> pa.Table:
+    """Return the rows of the items, and of the duplicates that one of them stands for."""
+    row = pc.index_in(pa.array(list(aliases.values()), pa.string()), ids)
+    standing = pc.is_valid(row)
+    index = np.concatenate([np.arange(len(ids), dtype=np.int64), row.filter(standing).to_numpy().astype(np.int64)])
+    return pa.table(
+        {
+            "item_id": pa.concat_arrays([ids, duplicates.filter(standing)]),
+            "item_index": index,
+            "canonical": np.arange(len(index)) < len(ids),
+        }
+    )
+
+
+def _place(values: pa.Array, among: pa.Array) -> np.ndarray:
+    return np.asarray(pc.index_in(values, among).to_numpy(zero_copy_only=False).astype(np.int64))
 
 
 def _catalogue(ids: pa.Array, order: np.ndarray, born: np.ndarray, known: pa.Table, place: np.ndarray) -> Catalogue:
@@ -162,13 +171,6 @@ def _time_order(times_ms: np.ndarray, ids: pa.Array) -> np.ndarray:
     table = pa.table({"time": times_ms, "id": ids})
     order: np.ndarray = pc.sort_indices(table, sort_keys=[("time", "ascending"), ("id", "ascending")]).to_numpy()
     return order.astype(np.int64)
-
-
-def _inverse(order: np.ndarray, size: int | None = None) -> np.ndarray:
-    """Return the position of each row in ``order``; -1 for rows that are not in it."""
-    inverse = np.full(len(order) if size is None else size, -1, dtype=np.int64)
-    inverse[order] = np.arange(len(order))
-    return inverse
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

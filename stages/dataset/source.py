@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow.compute as pc
 
-from stages.contracts.snapshot import TimeBorders
 from stages.dataset.config import DatasetStepConfig
 from stages.warehouse.catalogue import export_items, write_aliases
-from stages.warehouse.select import (
-    ActivityPolicy,
-    EventSurvey,
-    export_events,
-    survey_events,
-    time_quantiles,
-    window_activity,
-)
+from stages.warehouse.coded import open_selection
+from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
+from stages.warehouse.select import EventSurvey, survey_events, window_activity
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from stages.warehouse.engine import Warehouse
+
+
+class Selection(Protocol):
+    """The selected events; see ``stages.warehouse.coded.CodedSelection``."""
+
+    def items(self) -> pa.Table:
+        """Return the events' item ids with their first times: id, first_ms."""
+
+    def contexts(self) -> pa.Table:
+        """Return the events' contexts with their first times: id, first_ms."""
+
+    def map_items(self, item_map: pa.Table) -> None:
+        """Take item_id, item_index, canonical; events of other items are left out from now on."""
+
+    def users(self) -> pa.Table:
+        """Return the ids of the users of mapped items with their first times: id, first_ms."""
+
+    def code(self, user_map: pa.Table, context_map: pa.Table) -> None:
+        """Take user_id, user_index and context, context_index."""
+
+    def time_quantiles(self, shares: Sequence[float]) -> tuple[int, ...]:
+        """Return the time of the event at position floor(share * n) of the n first events, by time."""
+
+    def user_activity(self, borders: Sequence[int], policy: ActivityPolicy, n_users: int) -> np.ndarray:
+        """Return int8 ``[U]``: bit p is set where the user is active at the end of part p."""
+
+    def item_eligibility(self, borders: Sequence[int], policy: ItemPolicy, n_items: int) -> np.ndarray:
+        """Return int8 ``[N]``: bit p is set where the item is eligible at the end of part p."""
+
+    def events(self, borders: Sequence[int], repeats: Mapping[str, RepeatPolicy]) -> Iterator[pa.RecordBatch]:
+        """Yield the events without repeats, by (event_time_ms, event_id).
+
+        Columns: user_index, item_index, event_time_ms, signal, value, context.
+        """
 
 
 class EventSource(Protocol):
     """Reads events and items; the tests have one made of plain lists."""
 
     def items(self, config: DatasetStepConfig) -> pa.Table:
-        """Return the catalogue: item_id, title, categories ('|'-joined), created_at_ms, duration_s."""
+        """Return the catalogue: item_id, title, categories ('|'-joined), created_at_ms, duration_s, text, state."""
 
     def write_aliases(self, key: str, aliases: Mapping[str, str]) -> None:
         """Keep which item stands for a duplicate; ``key`` names the decision."""
@@ -37,21 +67,13 @@ class EventSource(Protocol):
     def survey(self, config: DatasetStepConfig, history_ms: int | None) -> EventSurvey:
         """Count rows by whether the selection keeps them."""
 
-    def time_quantiles(
-        self, config: DatasetStepConfig, start_ms: int, key: str, shares: Sequence[float]
-    ) -> tuple[int, ...]:
-        """Return the time of the event at position floor(share * n) of the n selected events, by time."""
+    def selection(self, config: DatasetStepConfig, start_ms: int) -> AbstractContextManager[Selection]:
+        """Return the selection of the events from ``start_ms`` to the as-of time."""
 
-    def events(self, config: DatasetStepConfig, borders: TimeBorders, key: str) -> Iterator[pa.RecordBatch]:
-        """Yield the first event of each (user, canonical item, signal), by (event_time_ms, event_id).
-
-        Columns: user_id, item_id, signal, value, event_time_ms, part, active.
-        """
-
-    def activity(self, config: DatasetStepConfig, end_ms: int) -> tuple[int, int]:
+    def activity(self, config: DatasetStepConfig, end_ms: int) -> tuple[int, float]:
         """Return (users, events of the most active user) in the activity window before ``end_ms``.
 
-        Events count as they are stored, before de-duplication.
+        Events count as they are stored, before de-duplication, by their weight.
         """
 
 
@@ -66,7 +88,7 @@ class WarehouseSource:
         table = export_items(self._warehouse, config.as_of_ms, config.signals)
         # Such an id comes without any attribute and with itself as title.
         blank = pc.and_(pc.equal(table["title"], table["item_id"]), pc.equal(table["categories"], ""))
-        for name in ("created_at_ms", "duration_s"):
+        for name in ("created_at_ms", "duration_s", "text", "state"):
             blank = pc.and_(blank, pc.is_null(table[name]))
         return table.filter(pc.invert(pc.and_(blank, pc.is_valid(table["first_event_ms"]))))
 
@@ -78,18 +100,15 @@ class WarehouseSource:
         """Count rows by whether the selection keeps them."""
         return survey_events(self._warehouse, config.signals, config.as_of_ms, history_ms)
 
-    def time_quantiles(
-        self, config: DatasetStepConfig, start_ms: int, key: str, shares: Sequence[float]
-    ) -> tuple[int, ...]:
-        """Return times of de-duplicated events at shares of their number."""
-        return time_quantiles(self._warehouse, key, config.signals, start_ms, config.as_of_ms, shares)
+    def selection(self, config: DatasetStepConfig, start_ms: int) -> AbstractContextManager[Selection]:
+        """Return the selection, on a connection of its own."""
+        return open_selection(self._warehouse, config.signals, start_ms, config.as_of_ms)
 
-    def events(self, config: DatasetStepConfig, borders: TimeBorders, key: str) -> Iterator[pa.RecordBatch]:
-        """Yield first events in time order, with part and activity."""
-        ends = (borders.candidate_end_ms, borders.ranker_end_ms, borders.as_of_ms)
-        policy = ActivityPolicy(**config.activity.model_dump())
-        return export_events(self._warehouse, key, config.signals, borders.start_ms, ends, policy)
-
-    def activity(self, config: DatasetStepConfig, end_ms: int) -> tuple[int, int]:
+    def activity(self, config: DatasetStepConfig, end_ms: int) -> tuple[int, float]:
         """Return users and the largest number of events in the activity window."""
-        return window_activity(self._warehouse, config.signals, end_ms, config.activity.window_days)
+        return window_activity(self._warehouse, config.signals, end_ms, activity_policy(config))
+
+
+def activity_policy(config: DatasetStepConfig) -> ActivityPolicy:
+    """Return the warehouse's form of the activity section."""
+    return ActivityPolicy(**config.activity.model_dump())

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from stages.contracts.files import canonical_json, write_json
 from stages.contracts.snapshot import ContextColumn, SnapshotMeta, Targets, Task, TimeBorders
-from stages.contracts.tables import ColumnTable, EventTable, RequestTable
+from stages.contracts.tables import EventTable, RequestTable
+from stages.dataset.events import stream_column
 from stages.dataset.ids import Catalogue
 
 _LITTLE_ENDIAN = {"i": "<i8", "f": "<f4", "b": "<i8"}
@@ -21,12 +22,12 @@ _LITTLE_ENDIAN = {"i": "<i8", "f": "<f4", "b": "<i8"}
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that a snapshot holds, in memory."""
+    """Everything that a snapshot holds; the events are in ``events.parquet`` already."""
 
     signals: tuple[str, ...]
     tasks: tuple[Task, ...]
     borders: TimeBorders
-    events: EventTable
+    events: Path
     requests: RequestTable
     targets: Targets
     items: Catalogue
@@ -62,6 +63,12 @@ class ContentHash:
         self._digest.update(data.nbytes.to_bytes(8, "little"))
         self._digest.update(data.tobytes())
 
+    def stream(self, pieces: Iterable[np.ndarray], size: int) -> None:
+        """Add an array of ``size`` values that comes in pieces, as ``numbers`` adds a whole one."""
+        self._digest.update((8 * size).to_bytes(8, "little"))
+        for values in pieces:
+            self._digest.update(np.ascontiguousarray(values, dtype="<i8").data)
+
     def hexdigest(self) -> str:
         """Return the hash so far."""
         return self._digest.hexdigest()
@@ -90,16 +97,19 @@ def fingerprint(contents: Contents) -> str:
         digest.texts([item_id, reason])
     digest.text(canonical_json([column.model_dump(mode="json") for column in contents.context]))
     digest.numbers(contents.contexts.ravel())
-    for table in (contents.events, contents.requests, contents.targets):
+    n_events = pq.read_metadata(contents.events).num_rows  # type: ignore[no-untyped-call]
+    for name, kind in EventTable.TYPES.items():
+        pieces = stream_column(contents.events, name)
+        # A float's bits stand for it: the value that is stored is the value that is read.
+        digest.stream((_bits(values) for values in pieces) if kind is np.float32 else pieces, n_events)
+    for table in (contents.requests, contents.targets):
         for column in fields(table):
             digest.numbers(getattr(table, column.name))
     return digest.hexdigest()
 
 
 def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) -> SnapshotMeta:
-    """Write all files of ``stages.contracts.snapshot``, ``snapshot.json`` last."""
-    events: ColumnTable = contents.events
-    events.write(directory / "events.parquet")
+    """Write the files of ``stages.contracts.snapshot`` beside ``events.parquet``, ``snapshot.json`` last."""
     contents.requests.write(directory / "requests.parquet")
     targets = {
         "request_id": contents.targets.request_id,
@@ -155,6 +165,11 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
 
 def _write(columns: Mapping[str, object], path: Path) -> None:
     pq.write_table(pa.table(dict(columns)), path, compression="zstd")  # type: ignore[no-untyped-call]
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Return the bits of float32 values, with one NaN and one zero."""
+    return np.where(np.isnan(values), np.float32(np.nan), values + np.float32(0)).view(np.int32)
 
 
 def _flatten(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

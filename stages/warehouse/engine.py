@@ -20,6 +20,7 @@ from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from stages.contracts.errors import ConfigError, DataError, SluiceError, TransientError
 from stages.contracts.files import canonical_json, sha256_text
+from stages.warehouse.copy import copy_batches
 from stages.warehouse.tables import ADDED_COLUMNS, INDEXES, INTERACTIONS, ITEMS, METADATA, USERS
 
 _ALLOWED = "duckdb:///path/to/file.duckdb or postgresql+psycopg2://user@host:port/database"
@@ -99,12 +100,12 @@ class Warehouse:
     def connect(self) -> Iterator[Connection]:
         """Yield a connection for reading; database faults become ``SluiceError``.
 
-        Reads here take whole tables. PostgreSQL plans a cursor for its first rows and, where it has
-        no statistics yet, joins row by row: hours instead of seconds. It is told otherwise.
+        Reads here take whole tables. Where PostgreSQL has no statistics yet it joins row by row: hours
+        instead of seconds. It is told otherwise.
         """
         with self._translated("refused a query"), self._engine.connect() as connection:
             if not self.is_duckdb:
-                connection.execute(sa.text("SET LOCAL cursor_tuple_fraction = 1; SET LOCAL enable_nestloop = off"))
+                connection.execute(sa.text("SET LOCAL enable_nestloop = off"))
             yield connection
 
     def analyze(self) -> None:
@@ -225,8 +226,8 @@ def _is_missing_table(error: Exception) -> bool:
 def arrow_batches(connection: Connection, statement: sa.Select[Any], schema: Any, rows: int) -> Iterator[Any]:
     """Run a SELECT and yield its result as Arrow record batches of at most ``rows`` rows.
 
-    Memory is bounded on both databases: DuckDB hands over a streaming reader, PostgreSQL a
-    server-side cursor.
+    Memory is bounded on both databases: DuckDB hands over a streaming reader, PostgreSQL copies the
+    result out as CSV, which Arrow parses as it comes.
 
     Args:
         connection: of the warehouse; it can run nothing else before the last batch was read.
@@ -241,9 +242,4 @@ def arrow_batches(connection: Connection, statement: sa.Select[Any], schema: Any
         for batch in driver.sql(str(compiled), params=values).to_arrow_reader(rows):
             yield pa.record_batch(batch.columns, names=schema.names).cast(schema)
         return
-    streaming = connection.execution_options(stream_results=True, max_row_buffer=rows)
-    with streaming.execute(statement) as result:
-        for partition in result.partitions(rows):
-            columns = zip(*partition, strict=True)
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-            yield pa.record_batch(arrays, schema=schema)
+    yield from copy_batches(connection, statement, schema, rows)

@@ -1,36 +1,154 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.contracts.snapshot import TimeBorders
 from stages.contracts.tables import DAY_MS
 from stages.dataset.config import DatasetStepConfig
+from stages.warehouse.policies import ActivityPolicy, ItemPolicy
 from stages.warehouse.select import EventSurvey
 
 Event = tuple[str, str, str, float, int]
 Item = tuple[str, str, str, int | None, float | None]
 
 
-class ListSource:
-    """A warehouse of plain lists: the definition of every query, row by row."""
+def by_time(rows: Sequence[Event]) -> list[Event]:
+    return sorted(rows, key=lambda row: (row[4], hashlib.sha256(repr(row).encode()).hexdigest()))
 
-    def __init__(self, events: Sequence[Event], items: Sequence[Item] = (), batch: int = 7) -> None:
+
+class ListSelection:
+    """The selected events as plain lists: the definition of every query, row by row."""
+
+    def __init__(self, source: ListSource, config: DatasetStepConfig, start_ms: int) -> None:
+        self.source, self.config = source, config
+        self.rows = [
+            row for row in by_time(source.rows) if row[2] in config.signals and start_ms <= row[4] < config.as_of_ms
+        ]
+
+    def _first(self, place: int) -> pa.Table:
+        first: dict[Any, int] = {}
+        for row in self.rows:
+            first.setdefault(row[place], row[4])
+        return pa.table(
+            {"id": pa.array(list(first), pa.string()), "first_ms": pa.array(list(first.values()), pa.int64())}
+        )
+
+    def items(self) -> pa.Table:
+        return self._first(1)
+
+    def contexts(self) -> pa.Table:
+        return pa.table({"id": pa.array([], pa.string()), "first_ms": pa.array([], pa.int64())})
+
+    def map_items(self, item_map: pa.Table) -> None:
+        self.item_map = {row["item_id"]: row["item_index"] for row in item_map.to_pylist()}
+        self.canonical = {row["item_index"]: row["item_id"] for row in item_map.to_pylist() if row["canonical"]}
+        self.rows = [row for row in self.rows if row[1] in self.item_map]
+
+    def users(self) -> pa.Table:
+        return self._first(0)
+
+    def code(self, user_map: pa.Table, context_map: pa.Table) -> None:
+        self.user_map = {row["user_id"]: row["user_index"] for row in user_map.to_pylist()}
+
+    def _coded(self) -> list[tuple[int, int, str, float, int]]:
+        return [(self.user_map[row[0]], self.item_map[row[1]], *row[2:]) for row in self.rows]
+
+    def _groups(self) -> dict[tuple[int, int, str], list[tuple[float, int, int]]]:
+        groups: dict[tuple[int, int, str], list[tuple[float, int, int]]] = defaultdict(list)
+        for number, (user, item, signal, value, time) in enumerate(self._coded()):
+            groups[user, item, signal].append((value, time, number))
+        return groups
+
+    def time_quantiles(self, shares: Sequence[float]) -> tuple[int, ...]:
+        times = sorted(rows[0][1] for rows in self._groups().values())
+        return tuple(times[min(int(share * len(times)), len(times) - 1)] for share in shares) if times else ()
+
+    def user_activity(self, borders: Sequence[int], policy: ActivityPolicy, n_users: int) -> np.ndarray:
+        bits = np.zeros(n_users, dtype=np.int8)
+        for part, end_ms in enumerate(borders):
+            counts = self.source.counts(self.config, end_ms)
+            for user, index in self.user_map.items():
+                most = policy.max_events or 1 << 60
+                bits[index] |= (policy.min_events <= round(counts[user], 3) <= most) << part
+        return bits
+
+    def item_eligibility(self, borders: Sequence[int], policy: ItemPolicy, n_items: int) -> np.ndarray:
+        bits = np.zeros(n_items, dtype=np.int8)
+        catalogue = {row[0]: row for row in self.source.catalogue}
+        for index in range(n_items):
+            times = [row[4] for row in self._coded() if row[1] == index]
+            row = catalogue.get(self.canonical[index])
+            for part, end in enumerate(borders):
+                before = [time for time in times if time < end]
+                born = min([*times, *([row[3]] if row and row[3] is not None else [])], default=end)
+                passes = len(before) >= policy.min_support
+                if policy.active_within_days is not None:
+                    passes &= max(before, default=-1) >= end - policy.active_within_days * DAY_MS
+                if policy.max_age_days is not None:
+                    passes &= born >= end - policy.max_age_days * DAY_MS
+                if policy.states is not None:
+                    passes &= row is not None and self.source.states.get(row[0]) in policy.states
+                bits[index] |= passes << part
+        return bits
+
+    def events(self, borders: Sequence[int], repeats: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+        kept = []
+        for (user, item, signal), rows in self._groups().items():
+            for value, time, number in self._kept(rows, borders[0], repeats.get(signal, "first")):
+                kept.append((number, user, item, time, self.config.signals.index(signal), value, 0))
+        kept.sort()
+        names = ["user_index", "item_index", "event_time_ms", "signal", "value", "context"]
+        kinds = [pa.int64(), pa.int64(), pa.int64(), pa.int16(), pa.float64(), pa.int32()]
+        for start in range(0, len(kept), self.source.batch):
+            columns: Any = list(zip(*kept[start : start + self.source.batch], strict=True))[1:]
+            arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, names=names)
+
+    @staticmethod
+    def _kept(rows: list[tuple[float, int, int]], candidate_end: int, policy: str) -> list[tuple[float, int, int]]:
+        """Walk through one pair's events, keeping those that change the value."""
+        if policy == "first":
+            return rows[:1]
+        kept, value = [], None
+        for own, time, number in rows:
+            if policy == "max" and value is not None and own <= value:
+                continue
+            value = (value or 0.0) + own if policy == "sum" else own
+            kept.append((round(value, 6) if policy == "sum" else value, time, number))
+        early = [row for row in kept if row[1] < candidate_end]
+        return early[-1:] + kept[len(early) :]
+
+
+class ListSource:
+    """A warehouse of plain lists."""
+
+    def __init__(
+        self,
+        events: Sequence[Event],
+        items: Sequence[Item] = (),
+        batch: int = 7,
+        states: Mapping[str, str] | None = None,
+    ) -> None:
         self.rows, self.catalogue, self.batch = list(events), list(items), batch
+        self.states = dict(states or {})
         self.aliases: dict[str, dict[str, str]] = {}
 
     def items(self, config: DatasetStepConfig) -> pa.Table:
         names = ("item_id", "title", "categories", "created_at_ms", "duration_s")
         kinds = (pa.string(), pa.string(), pa.string(), pa.int64(), pa.float64())
         columns = [[row[place] for row in self.catalogue] for place in range(5)]
-        return pa.table(
+        table = pa.table(
             {name: pa.array(values, kind) for name, values, kind in zip(names, columns, kinds, strict=True)}
         )
+        states = pa.array([self.states.get(row[0]) for row in self.catalogue], pa.string())
+        return table.append_column("text", pa.nulls(len(table), pa.string())).append_column("state", states)
 
     def write_aliases(self, key: str, aliases: Mapping[str, str]) -> None:
         self.aliases[key] = dict(aliases)
@@ -49,43 +167,22 @@ class ListSource:
                 left.append(time)
         return EventSurvey(len(self.rows), counts["signal"], counts["late"], counts["old"], min(left, default=None))
 
-    def selected(self, config: DatasetStepConfig, start_ms: int, key: str) -> list[Event]:
-        first: dict[tuple[str, str, str], Event] = {}
-        for row in sorted(self.rows, key=lambda row: (row[4], hashlib.sha256(repr(row).encode()).hexdigest())):
-            user, item, signal, value, time = row
-            if signal in config.signals and start_ms <= time < config.as_of_ms:
-                item = self.aliases[key].get(item, item)
-                first.setdefault((user, item, signal), (user, item, signal, value, time))
-        return list(first.values())
+    @contextmanager
+    def selection(self, config: DatasetStepConfig, start_ms: int) -> Iterator[ListSelection]:
+        yield ListSelection(self, config, start_ms)
 
-    def time_quantiles(
-        self, config: DatasetStepConfig, start_ms: int, key: str, shares: Sequence[float]
-    ) -> tuple[int, ...]:
-        times = [row[4] for row in self.selected(config, start_ms, key)]
-        return tuple(times[int(share * len(times))] for share in shares)
+    def counts(self, config: DatasetStepConfig, end_ms: int) -> dict[str, float]:
+        activity = config.activity
+        since = end_ms - round(activity.window_days * DAY_MS)
+        counts: dict[str, float] = defaultdict(float)
+        for row in self.rows:
+            if row[2] in (activity.signals or config.signals) and since <= row[4] < end_ms:
+                counts[row[0]] += activity.weights.get(row[2], 1.0)
+        return counts
 
-    def _active(self, config: DatasetStepConfig, end_ms: int) -> Counter[str]:
-        since = end_ms - round(config.activity.window_days * DAY_MS)
-        return Counter(row[0] for row in self.rows if row[2] in config.signals and since <= row[4] < end_ms)
-
-    def activity(self, config: DatasetStepConfig, end_ms: int) -> tuple[int, int]:
-        counts = self._active(config, end_ms)
-        return len(counts), max(counts.values(), default=0)
-
-    def events(self, config: DatasetStepConfig, borders: TimeBorders, key: str) -> Iterator[pa.RecordBatch]:
-        ends = [borders.candidate_end_ms, borders.ranker_end_ms, borders.as_of_ms]
-        counts = [self._active(config, end) for end in ends]
-        low, high = config.activity.min_events, config.activity.max_events or 1 << 60
-        rows = []
-        for row in self.selected(config, borders.start_ms, key):
-            part = sum(row[4] >= end for end in ends)
-            rows.append((*row, part, low <= counts[part][row[0]] <= high))
-        names = ["user_id", "item_id", "signal", "value", "event_time_ms", "part", "active"]
-        kinds = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.int64(), pa.int8(), pa.bool_()]
-        for start in range(0, len(rows), self.batch):
-            columns: Any = zip(*rows[start : start + self.batch], strict=True)
-            arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
-            yield pa.RecordBatch.from_arrays(arrays, names=names)
+    def activity(self, config: DatasetStepConfig, end_ms: int) -> tuple[int, float]:
+        counts = [count for count in self.counts(config, end_ms).values() if count > 0]
+        return len(counts), max(counts, default=0)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,9 @@ WORLD = World(WorldConfig(n_users=60, n_items=120, n_events=6_000, days=20, dupl
 SERVER = "postgresql+psycopg2://postgres@127.0.0.1:5432"
 
 
+STATES = ("draft", "published", None)
+
+
 def config_of(**changes: Any) -> DatasetStepConfig:
     values: dict[str, Any] = {
         "signals": ("click", "watch", "like"),
@@ -43,10 +46,15 @@ def config_of(**changes: Any) -> DatasetStepConfig:
 def load(warehouse: Warehouse, seed: int | None = None) -> None:
     events, items, users = pa.Table.from_batches(list(WORLD.events())), WORLD.items(), WORLD.users()
     items = items.slice(5)  # some items are known from events only
+    states = dict(zip(items["item_id"].to_pylist(), STATES * len(items), strict=False))
     if seed is not None:
         rng = np.random.default_rng(seed)
         events, items, users = (table.take(rng.permutation(len(table))) for table in (events, items, users))
     ingest_tables(warehouse, events, items, users, "world")
+    with warehouse.begin() as connection:
+        for state in filter(None, STATES):
+            ids = ", ".join(f"'{item}'" for item, own in states.items() if own == state)
+            connection.exec_driver_sql(f"UPDATE items SET state = '{state}' WHERE item_id IN ({ids})")
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +91,31 @@ def snapshot_of(warehouse: Warehouse, directory: Path, **changes: Any) -> Snapsh
     return Snapshot(directory)
 
 
+POLICIES: dict[str, Any] = {
+    "activity": {
+        "min_events": 7,
+        "max_events": 300,
+        "window_days": 8,
+        "signals": ("click", "impression", "purchase"),
+        "weights": {"impression": 0.125, "purchase": 5},
+    },
+    "items": {"min_support": 3, "active_within_days": 6, "max_age_days": 40, "states": ("published",)},
+    "repeats": {"click": "last", "watch": "sum", "like": "max"},
+    "split": {"ranker_days": 4, "evaluation_days": 4},
+    "history_days": 15,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, POLICIES], ids=["defaults", "every policy"])
 def test_the_warehouse_answers_like_plain_lists(
-    duckdb_warehouse: Warehouse, tmp_path: Path, list_source: Callable[..., Any]
+    duckdb_warehouse: Warehouse, tmp_path: Path, list_source: Callable[..., Any], changes: dict[str, Any]
 ) -> None:
-    found = snapshot_of(duckdb_warehouse, tmp_path / "found")
+    found = snapshot_of(duckdb_warehouse, tmp_path / "found", **changes)
     rows = [tuple(row.values()) for batch in WORLD.events() for row in batch.to_pylist()]
     items = [tuple(row.values()) for row in WORLD.items().slice(5).to_pylist()]
     (tmp_path / "wanted").mkdir()
-    build_snapshot(config_of(), list_source(rows, items, batch=1_000), tmp_path / "wanted")
+    states = {row[0]: state for number, row in enumerate(items) if (state := STATES[number % 3])}
+    build_snapshot(config_of(**changes), list_source(rows, items, 1_000, states), tmp_path / "wanted")
     wanted = Snapshot(tmp_path / "wanted")
     assert found.meta.counts == wanted.meta.counts
     assert found.meta.borders == wanted.meta.borders
@@ -99,7 +124,9 @@ def test_the_warehouse_answers_like_plain_lists(
     assert set(found.aliases()) == {item for item in exact if min(item, exact[item]) >= "i0000005"}
     events, expected = found.events(), wanted.events()
     # The order of rows at one time is the warehouse's own, so compare them as sets.
-    columns = ("event_time_ms", "user_index", "item_index", "signal", "part", "active")
+    columns = ("event_time_ms", "user_index", "item_index", "signal", "value", "part", "active")
+    assert found.items().eligible.tolist() == wanted.items().eligible.tolist()
+    assert len(set(found.items().eligible.tolist())) >= (6 if changes else 1)
     for table in (events, expected):
         assert np.all(np.diff(table.event_time_ms) >= 0)
     keys = [
@@ -134,9 +161,9 @@ def test_postgresql_gives_the_same_fingerprint(
     first = snapshot_of(duckdb_warehouse, tmp_path / "first")
     second = snapshot_of(postgres_warehouse, tmp_path / "second")
     assert first.meta == second.meta
-    with_days = {"split": {"ranker_days": 4, "evaluation_days": 4}, "history_days": 15, "deduplicate_items": False}
-    third = snapshot_of(duckdb_warehouse, tmp_path / "third", **with_days)
-    assert third.meta == snapshot_of(postgres_warehouse, tmp_path / "fourth", **with_days).meta
+    third = snapshot_of(duckdb_warehouse, tmp_path / "third", **POLICIES, deduplicate_items=False)
+    snapshot_of(postgres_warehouse, tmp_path / "fourth", **POLICIES, deduplicate_items=False)
+    assert sha256_tree(tmp_path / "third") == sha256_tree(tmp_path / "fourth")
     assert third.meta.fingerprint != first.meta.fingerprint
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.warehouse.catalogue import export_items
+from stages.warehouse.coded import open_selection
 from stages.warehouse.engine import Warehouse
-from stages.warehouse.select import ActivityPolicy, export_events
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "sqlite://", "nonsense", "", "postgresql+asyncpg://h/d"])
@@ -68,8 +68,8 @@ def test_an_empty_warehouse_says_so(tmp_path: Path, warehouse: Warehouse) -> Non
         for question in (bare.counts, bare.latest_event_ms, lambda: export_items(bare)):
             with pytest.raises(DataError, match="holds no data yet"):
                 question()
-        with pytest.raises(DataError, match="holds no data yet"):
-            list(export_events(bare, "k", ["click"], 0, [1], ActivityPolicy()))
+        with pytest.raises(DataError, match="holds no data yet"), open_selection(bare, ["click"], 0, 1) as selection:
+            selection.items()
 
 
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import defaultdict
 from typing import Any
 
@@ -13,17 +14,11 @@ import sqlalchemy as sa
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.tables import DAY_MS
 from stages.warehouse.catalogue import export_items, export_users, write_aliases
-from stages.warehouse.engine import Warehouse
+from stages.warehouse.coded import EVENTS_SCHEMA, open_selection
+from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.ingest import ingest_tables
-from stages.warehouse.select import (
-    ActivityPolicy,
-    _labelled,
-    activity_counts,
-    export_events,
-    survey_events,
-    time_quantiles,
-    window_activity,
-)
+from stages.warehouse.policies import ActivityPolicy
+from stages.warehouse.select import survey_events, window_activity
 
 Row = tuple[str, str, str, float, int]
 SIGNALS = ("click", "50%'s :x $1 ?")
@@ -60,104 +55,76 @@ def load(warehouse: Warehouse, rows: list[Row]) -> None:
     assert report.rows_loaded == len(rows) + 4
 
 
-def oracle(events: list[dict[str, Any]], policy: ActivityPolicy) -> list[dict[str, Any]]:
-    """First of each key in a scan by (time, id); activity counted for every row on its own."""
-    kinds = policy.signals or SIGNALS
-    seen, kept = set(), []
-    for event in sorted(events, key=lambda row: (row["event_time_ms"], row["event_id"])):
-        if event["signal"] not in SIGNALS or not START <= event["event_time_ms"] < BORDERS[-1]:
-            continue
-        item = ALIASES.get(event["item_id"], event["item_id"])
-        key = (event["user_id"], item, event["signal"])
-        if key in seen:
-            continue
-        seen.add(key)
-        part = next(p for p, end in enumerate(BORDERS) if event["event_time_ms"] < end)
-        end = BORDERS[part]
-        since = 0 if policy.window_days is None else end - policy.window_days * DAY_MS
-        n = sum(
-            row["user_id"] == event["user_id"] and row["signal"] in kinds and since <= row["event_time_ms"] < end
-            for row in events
-        )
-        active = n >= policy.min_events and (policy.max_events is None or n <= policy.max_events)
-        kept.append({**event, "item_id": item, "part": part, "active": active})
-    return kept
-
-
 def stored(warehouse: Warehouse) -> list[dict[str, Any]]:
     with warehouse.connect() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM interactions").mappings().all()
     return [{name: value for name, value in row.items() if name not in {"source", "context"}} for row in rows]
 
 
-POLICIES = [
-    ActivityPolicy(min_events=12, window_days=2),
-    ActivityPolicy(min_events=3, max_events=15, window_days=5, signals=("noise",)),
-    ActivityPolicy(min_events=20),
-    ActivityPolicy(min_events=0),
-]
+def coded(warehouse: Warehouse, batch_rows: int = 37, **repeats: Any) -> tuple[pa.Table, list[str], list[str]]:
+    """Events as integers, with the user and item ids by index."""
+    with open_selection(warehouse, SIGNALS, START, BORDERS[-1], batch_rows) as selection:
+        items, users = selection.items(), None
+        names = sorted({ALIASES.get(name, name) for name in items["id"].to_pylist()} - {"a"})
+        pairs = [(name, names.index(ALIASES.get(name, name))) for name in items["id"].to_pylist() if name != "a"]
+        ids, index = zip(*pairs, strict=True)
+        selection.map_items(pa.table({"item_id": ids, "item_index": index, "canonical": [i in names for i in ids]}))
+        users = sorted(selection.users()["id"].to_pylist())
+        user_map = pa.table({"user_id": users, "user_index": list(range(len(users)))})
+        contexts = pa.table({"context": pa.array([], pa.string()), "context_index": pa.array([], pa.int32())})
+        selection.code(user_map, contexts)
+        batches = list(selection.events(BORDERS, repeats))
+        assert max(len(batch) for batch in batches) <= batch_rows
+        return pa.Table.from_batches(batches), users, names
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_events_match_the_oracle(warehouse: Warehouse, policy: ActivityPolicy) -> None:
+def test_first_events_match_the_oracle(warehouse: Warehouse) -> None:
     load(warehouse, world(1))
-    write_aliases(warehouse, "key", ALIASES)
-    write_aliases(warehouse, "other", {"i3": "i4"})
-    batches = list(export_events(warehouse, "key", SIGNALS, START, BORDERS, policy, batch_rows=37))
-    found = [row for batch in batches for row in batch.to_pylist()]
-    expected = oracle(stored(warehouse), policy)
+    table, users, names = coded(warehouse)
+    found = [
+        (users[r["user_index"]], names[r["item_index"]], r["signal"], r["value"], r["event_time_ms"])
+        for r in table.to_pylist()
+    ]
+    seen, expected = set(), []
+    for row in sorted(stored(warehouse), key=lambda row: (row["event_time_ms"], row["event_id"])):
+        item = ALIASES.get(row["item_id"], row["item_id"])
+        key = (row["user_id"], item, row["signal"])
+        chosen = row["signal"] in SIGNALS and START <= row["event_time_ms"] < BORDERS[-1] and item != "a"
+        if chosen and key not in seen:
+            seen.add(key)
+            expected.append((*key[:2], SIGNALS.index(row["signal"]), row["value"], row["event_time_ms"]))
     assert found == expected
-    assert max(len(batch) for batch in batches) <= 37
-    if policy.min_events:
-        assert {row["active"] for row in found} == {True, False}
-
-    counts = activity_counts(warehouse, "key", SIGNALS, START, BORDERS, policy)
-    selected = [r for r in stored(warehouse) if r["signal"] in SIGNALS and START <= r["event_time_ms"] < BORDERS[-1]]
-    assert counts.events == len(selected)
-    assert counts.users == len({row["user_id"] for row in selected})
-    assert counts.duplicates == len(selected) - len(expected) > 20
-    for part in range(3):
-        rows = [row for row in expected if row["part"] == part]
-        idle = [row for row in rows if not row["active"]]
-        assert counts.part_users[part] == len({row["user_id"] for row in rows})
-        assert counts.removed_users[part] == len({row["user_id"] for row in idle})
-        assert counts.removed_events[part] == len(idle)
+    assert len(found) > 70
+    assert table.schema == EVENTS_SCHEMA
 
 
 def test_both_databases_give_the_same_rows(duck: Warehouse, postgres: Warehouse) -> None:
+    found = []
     for each in (duck, postgres):
         load(each, world(2))
-        write_aliases(each, "key", ALIASES)
-    tables = []
-    for each in (duck, postgres):
-        events = pa.Table.from_batches(export_events(each, "key", SIGNALS, START, BORDERS, POLICIES[0]))
-        assert [*events.schema.types][-2:] == [pa.int8(), pa.bool_()]
-        tables.append((events, export_items(each), export_users(each), each.content_fingerprint()))
-    assert tables[0] == tables[1]
-    assert len(tables[0][0]) > 80
+        repeated = [coded(each, **{SIGNALS[0]: policy})[0] for policy in ("last", "sum", "max")]
+        found.append((coded(each)[0], *repeated, export_items(each), export_users(each), each.content_fingerprint()))
+    assert found[0] == found[1]
+    assert len({tuple(table["value"].to_pylist()) for table in found[0][:4]}) == 4
 
 
-def test_later_events_change_no_earlier_row(duck: Warehouse) -> None:
-    rows = world(3)
-    early = [row for row in rows if row[4] < BORDERS[1]]
-    load(duck, early)
-    policy = ActivityPolicy(min_events=8, window_days=3)
-    before = [r for b in export_events(duck, "k", SIGNALS, START, BORDERS, policy) for r in b.to_pylist()]
-    load_more = [row for row in rows if row[4] >= BORDERS[1]]
-    names = ["user_id", "item_id", "signal", "value", "event_time_ms"]
-    table = pa.table(dict(zip(names, map(list, zip(*load_more, strict=True)), strict=True)))
-    empty = pa.table({name: pa.array([], pa.string()) for name in ("item_id", "title", "categories")}).append_column(
-        "created_at_ms", pa.array([], pa.int64())
-    )
-    items = empty.append_column("duration_s", pa.array([], pa.float64()))
-    users = pa.table({"user_id": pa.array([], pa.string()), "attributes": pa.array([], pa.string())})
-    ingest_tables(duck, table, items, users, "world")
-    after = [r for b in export_events(duck, "k", SIGNALS, START, BORDERS, policy) for r in b.to_pylist()]
-    assert len(after) > len(before) > 50
-    assert [row for row in after if row["part"] < 2] == [row for row in before if row["part"] < 2]
+def test_repeats_show_only_what_was_known(warehouse: Warehouse) -> None:
+    early, late = BORDERS[0] - 10, BORDERS[0] + 10
+    rows = [("u0", "i1", "click", value, early + n) for n, value in enumerate((0.1, 0.3, 0.2))]
+    rows += [("u0", "i1", "click", value, late + n) for n, value in enumerate((0.25, 0.5, 0.5, 0.4))]
+    load(warehouse, rows)
+
+    def values(policy: str) -> list[tuple[int, float]]:
+        table = coded(warehouse, click=policy)[0]
+        return list(zip(table["event_time_ms"].to_pylist(), table["value"].to_pylist(), strict=True))
+
+    assert values("first") == [(early, 0.1)]
+    assert values("last") == [(early + 2, 0.2), (late, 0.25), (late + 1, 0.5), (late + 2, 0.5), (late + 3, 0.4)]
+    assert values("max") == [(early + 1, 0.3), (late + 1, 0.5)]
+    assert values("sum") == [(early + 2, 0.6), (late, 0.85), (late + 1, 1.35), (late + 2, 1.85), (late + 3, 2.25)]
 
 
-def test_survey_quantiles_and_window(warehouse: Warehouse) -> None:
+def test_survey_and_window(warehouse: Warehouse) -> None:
     load(warehouse, world(4))
     rows = stored(warehouse)
     survey = survey_events(warehouse, SIGNALS, BORDERS[-1], START)
@@ -171,19 +138,15 @@ def test_survey_quantiles_and_window(warehouse: Warehouse) -> None:
     assert survey_events(warehouse, SIGNALS, BORDERS[-1], None).n_before_start == 0
     assert survey_events(warehouse, ("absent",), BORDERS[-1], None).first_ms is None
 
-    first = list(export_events(warehouse, "none", SIGNALS, START, BORDERS, ActivityPolicy()))
-    times = [row["event_time_ms"] for batch in first for row in batch.to_pylist()]
-    shares = (0.0, 0.6, 0.8, 1.0)
-    expected = tuple(times[min(int(share * len(times)), len(times) - 1)] for share in shares)
-    assert time_quantiles(warehouse, "none", SIGNALS, START, BORDERS[-1], shares) == expected
-    assert time_quantiles(warehouse, "none", ("absent",), START, BORDERS[-1], shares) == ()
-
     per_user: dict[str, int] = defaultdict(int)
     for row in rows:
         if row["signal"] in SIGNALS and BORDERS[1] - DAY_MS <= row["event_time_ms"] < BORDERS[1]:
             per_user[row["user_id"]] += 1
-    assert window_activity(warehouse, SIGNALS, BORDERS[1], 1) == (len(per_user), max(per_user.values()))
-    assert window_activity(warehouse, ("absent",), BORDERS[1], None) == (0, 0)
+    one_day = ActivityPolicy(window_days=1)
+    assert window_activity(warehouse, SIGNALS, BORDERS[1], one_day) == (len(per_user), max(per_user.values()))
+    heavier = one_day.model_copy(update={"weights": {SIGNALS[0]: 0.5, SIGNALS[1]: 0.0}, "signals": SIGNALS[:1]})
+    assert window_activity(warehouse, SIGNALS, BORDERS[1], heavier)[1] < max(per_user.values())
+    assert window_activity(warehouse, ("absent",), BORDERS[1], ActivityPolicy()) == (0, 0)
 
 
 def test_items_and_users_without_a_row_come_out(warehouse: Warehouse) -> None:
@@ -215,22 +178,45 @@ def test_aliases_are_replaced_and_chains_refused(warehouse: Warehouse) -> None:
 
 
 def test_wrong_borders_and_signals_are_refused(duck: Warehouse) -> None:
-    with pytest.raises(ConfigError, match=r"borders = \[5, 5\] after start_ms = 0"):
-        list(export_events(duck, "k", ["click"], 0, [5, 5], ActivityPolicy()))
-    with pytest.raises(ConfigError, match="signals: empty"):
-        list(export_events(duck, "k", [], 0, [5, 6], ActivityPolicy()))
-    assert list(export_events(duck, "k", ["click"], 0, [5, 6], ActivityPolicy())) == []
+    with pytest.raises(ConfigError, match="signals: empty"), open_selection(duck, [], 0, 6):
+        pass
+    with pytest.raises(ConfigError, match="start_ms = 6 must be before end_ms = 6"), open_selection(duck, ["x"], 6, 6):
+        pass
+    with open_selection(duck, ["x"], 0, 6) as selection, pytest.raises(ConfigError, match=r"borders = \[5, 5\] after"):
+        list(selection.events([5, 5], {}))
 
 
-def test_postgresql_joins_no_table_row_by_row(postgres: Warehouse) -> None:
-    """Without statistics its planner took ten minutes for the join of 100,000 rows that takes a second."""
-    load(postgres, world(3))
+AWKWARD = ["", None, "a,b", 'say "hi"', "two\nlines", "\\N", "Zoë", " spaced ", "t", "NULL"]
+
+
+def test_copy_loses_nothing(postgres: Warehouse) -> None:
+    numbers = [0.1, 1e-300, 1.7976931348623157e308, -0.0, None, 2.0**53, 1 / 3, 5e-324, 1e22, 123456789.123456789]
+    values = sa.values(sa.column("n", sa.Integer), sa.column("t", sa.Text), sa.column("v", sa.Double), name="awkward")
+    rows = [(n, text, number) for n, (text, number) in enumerate(zip(AWKWARD, numbers, strict=True))]
+    table = values.data(rows)
+    statement = sa.select(table.c.n, table.c.t, table.c.v, (table.c.n > 4).label("b")).order_by(table.c.n)
+    schema = pa.schema([("n", pa.int64()), ("t", pa.string()), ("v", pa.float64()), ("b", pa.bool_())])
     with postgres.connect() as connection:
-        events = _labelled("none", SIGNALS, START, BORDERS, ActivityPolicy(min_events=2, window_days=3))
-        statement = sa.select(events.c.event_id).order_by(events.c.event_time_ms)
-        sql = str(statement.compile(connection, compile_kwargs={"literal_binds": True})).replace("%%", "%")
-        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {sql.replace('%', '%%')}").scalars())
-        counted = connection.execute(sa.text("SELECT reltuples FROM pg_class WHERE relname = 'interactions'")).scalar()
-    assert "Join" in plan
-    assert "Nested Loop" not in plan
-    assert counted >= 400, "the load left no statistics behind"
+        found = pa.Table.from_batches(arrow_batches(connection, statement, schema, 3), schema=schema)
+        single = sa.select(table.c.t).order_by(table.c.n)
+        only = pa.Table.from_batches(arrow_batches(connection, single, pa.schema([("t", pa.string())]), 100))
+    assert found["t"].to_pylist() == AWKWARD == only["t"].to_pylist()
+    assert found["v"].to_pylist() == numbers
+    assert found["b"].to_pylist() == [n > 4 for n in range(10)]
+
+
+def test_an_abandoned_or_refused_copy_leaves_no_thread_and_no_lock(postgres: Warehouse) -> None:
+    n = sa.func.generate_series(1, 3_000_000).column_valued("n")
+    schema = pa.schema([("n", pa.int64())])
+    with postgres.connect() as connection:
+        batches = arrow_batches(connection, sa.select(n), schema, 1000)
+        assert next(batches).column(0)[0].as_py() == 1
+        batches.close()
+    with (
+        postgres.connect() as connection,
+        pytest.raises(Exception, match="division by zero"),
+    ):
+        list(arrow_batches(connection, sa.select(sa.cast(10, sa.Integer) // (n - 2_000_000)), schema, 1000))
+    with postgres.connect() as connection:
+        assert connection.execute(sa.text("SELECT 1")).scalar_one() == 1
+    assert [thread.name for thread in threading.enumerate() if thread.name == "copy"] == []

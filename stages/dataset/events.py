@@ -1,0 +1,178 @@
+"""``events.parquet``: written as the warehouse streams it, read back only as far as requests need it.
+
+Shapes: R rows of a batch, U users, N items, P = 3 parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable
+from stages.dataset.ids import check_time_order
+
+PART_NAMES = {PART_CANDIDATE: "candidate", PART_RANKER: "ranker", PART_EVALUATION: "evaluation"}
+ROW_GROUP = 1 << 20
+"""Rows of a row group, and of what is in memory at a time."""
+
+_SCHEMA = pa.schema([(name, pa.from_numpy_dtype(np.dtype(kind))) for name, kind in EventTable.TYPES.items()])
+
+
+@dataclass
+class Tally:
+    """What was written, by part.
+
+    Attributes:
+        events, inactive: int64 ``[P]`` rows, and those that training leaves out.
+        users, active_users: bool ``[P, U]``: who has a row, and who has one that training reads.
+        used_items: bool ``[N]``: items with a row.
+    """
+
+    events: np.ndarray
+    inactive: np.ndarray
+    users: np.ndarray
+    active_users: np.ndarray
+    used_items: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    @classmethod
+    def empty(cls, n_users: int, n_items: int) -> Tally:
+        """Return a tally of nothing."""
+        counts, flags = np.zeros((2, len(PART_NAMES)), dtype=np.int64), np.zeros((2, len(PART_NAMES), n_users), bool)
+        return cls(counts[0], counts[1], flags[0], flags[1], np.zeros(n_items, dtype=bool))
+
+    def add(self, events: EventTable) -> None:
+        """Count more rows."""
+        for part in PART_NAMES:
+            rows = events.part == part
+            active = rows & events.active
+            self.events[part] += int(rows.sum())
+            self.inactive[part] += int(rows.sum() - active.sum())
+            self.users[part, events.user_index[rows]] = True
+            self.active_users[part, events.user_index[active]] = True
+        self.used_items[events.item_index] = True
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers for ``SnapshotMeta.counts``."""
+        counts = {"events": int(self.events.sum())}
+        for part, name in PART_NAMES.items():
+            counts[f"{name}_events"] = int(self.events[part])
+            counts[f"{name}_events_not_trained_on"] = int(self.inactive[part])
+            counts[f"{name}_users"] = int(self.users[part].sum())
+            counts[f"{name}_active_users"] = int(self.active_users[part].sum())
+        return counts
+
+
+def label_events(
+    batches: Iterable[pa.RecordBatch], ends: Sequence[int], user_bits: np.ndarray, item_bits: np.ndarray
+) -> Iterator[EventTable]:
+    """Give the warehouse's rows their part, and say which of them training reads.
+
+    Args:
+        batches: with the columns of ``stages.warehouse.coded.EVENTS_SCHEMA``, in time order.
+        ends: ends of the parts, int ms UTC.
+        user_bits: int8 ``[U]``, bit p where the user is active at the end of part p.
+        item_bits: int8 ``[N]``, bit p where the item is eligible at the end of part p.
+
+    Yields:
+        Tables of ``ROW_GROUP`` rows, the last one shorter.
+
+    Raises:
+        DataError: if the times decrease.
+    """
+    latest = None
+    for rows in _regroup(batches):
+        times = rows["event_time_ms"].to_numpy()
+        check_time_order(times if latest is None else np.concatenate([[latest], times]))
+        latest = times[-1]
+        part = np.searchsorted(np.asarray(ends[:-1]), times, side="right").astype(np.int8)
+        user, item = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
+        yield EventTable(
+            user_index=user,
+            item_index=item,
+            event_time_ms=times,
+            signal=rows["signal"].to_numpy(),
+            value=rows["value"].to_numpy().astype(np.float32),
+            part=part,
+            active=(user_bits[user] & item_bits[item]) >> part & 1 == 1,
+            context=rows["context"].to_numpy(),
+        )
+
+
+def write_events(tables: Iterable[EventTable], path: Path, tally: Tally) -> None:
+    """Write tables as one Parquet file, a row group each, and count them."""
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            tally.add(table)
+            writer.write_table(pa.table({name: getattr(table, name) for name in EventTable.TYPES}, schema=_SCHEMA))
+
+
+def read_for_requests(path: Path, n_items: int) -> EventTable:
+    """Read what requests depend on: the later parts, and earlier rows of the pairs in them.
+
+    A request needs to know whether its user touched an item before, and nothing else of the
+    candidate part, which is most of the file.
+
+    Args:
+        path: ``events.parquet``, in time order, whose parts follow one another.
+        n_items: N.
+    """
+    later = _take(path, lambda rows: rows["part"] != PART_CANDIDATE)
+    keys = np.unique(later.user_index * n_items + later.item_index)
+    users = np.zeros(int(later.user_index.max(initial=-1)) + 1, dtype=bool)
+    users[later.user_index] = True
+
+    def touched_again(rows: dict[str, np.ndarray]) -> np.ndarray:
+        chosen: np.ndarray = rows["part"] == PART_CANDIDATE
+        chosen &= rows["user_index"] < len(users)
+        chosen[chosen] = users[rows["user_index"][chosen]]
+        pairs = rows["user_index"][chosen] * n_items + rows["item_index"][chosen]
+        place = np.searchsorted(keys, pairs).clip(0, max(len(keys) - 1, 0))
+        chosen[chosen] = keys[place] == pairs if len(keys) else False
+        return chosen
+
+    earlier = _take(path, touched_again)
+    columns = {name: np.concatenate([getattr(earlier, name), getattr(later, name)]) for name in EventTable.TYPES}
+    return EventTable(**columns)
+
+
+def stream_column(path: Path, name: str) -> Iterator[np.ndarray]:
+    """Yield one column of a Parquet file, a piece at a time."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=[name]):
+            values: np.ndarray = batch.column(0).to_numpy(zero_copy_only=False)
+            yield values
+
+
+def _regroup(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield the rows of batches in tables of ``ROW_GROUP`` rows, so that the file depends on nothing else."""
+    held: list[pa.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        held.append(batch)
+        size += len(batch)
+        while size >= ROW_GROUP:
+            whole = pa.Table.from_batches(held)
+            yield whole.slice(0, ROW_GROUP)
+            held = whole.slice(ROW_GROUP).to_batches()
+            size -= ROW_GROUP
+    if size:
+        yield pa.Table.from_batches(held)
+
+
+def _take(path: Path, choose: Any) -> EventTable:
+    """Read the rows that ``choose`` (columns by name -> bool ``[R]``) wants."""
+    kept: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in EventTable.TYPES.items()}
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            rows = {name: table[name].to_numpy() for name in EventTable.TYPES}
+            chosen = choose(rows)
+            for name, values in rows.items():
+                kept[name].append(values[chosen])
+    return EventTable(**{name: np.concatenate(pieces) for name, pieces in kept.items()})

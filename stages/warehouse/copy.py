@@ -1,0 +1,99 @@
+"""Results of PostgreSQL through COPY: several times faster than a cursor, and in bounded memory.
+
+A thread lets the server write CSV into a pipe, Arrow parses it at the other end. COPY leaves null
+bare and quotes an empty string, and its text of a double is exact, so that nothing is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import psycopg2
+import pyarrow as pa
+import pyarrow.csv
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection
+
+_BLOCK = 8 << 20
+
+
+def copy_batches(connection: Connection, statement: sa.Select[Any], schema: Any, rows: int) -> Iterator[Any]:
+    """Yield the result of a SELECT as record batches of at most ``rows`` rows.
+
+    Args:
+        connection: of PostgreSQL; it can run nothing else before the last batch was read.
+        statement: whose columns are those of ``schema``, in its order.
+        schema: ``pa.Schema`` of the batches.
+        rows: largest number of rows of a batch.
+
+    Raises:
+        psycopg2.Error: if the server refuses the statement or goes away.
+    """
+    # COPY takes no parameters. This dialect does not double percent signs, which belong to parameters.
+    dialect = postgresql.dialect(paramstyle="named")
+    text = str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+    driver: Any = connection.connection.driver_connection
+    read_end, write_end = os.pipe()
+    transfer = _Transfer(driver, f"COPY ({text}) TO STDOUT WITH (FORMAT csv)", write_end)
+    with os.fdopen(read_end, "rb") as stream:
+        transfer.start()
+        try:
+            yield from _parse(stream, schema, rows)
+        except pa.ArrowInvalid:
+            transfer.stop(stream)
+            if isinstance(transfer.fault, psycopg2.Error):  # what was read is cut off where the server stopped
+                raise transfer.fault from None
+            raise
+        except GeneratorExit:
+            transfer.stop(stream)
+            raise
+        transfer.stop(stream)
+    if transfer.fault is not None:
+        raise transfer.fault
+
+
+class _Transfer(threading.Thread):
+    """Copies a result into a pipe and closes it."""
+
+    def __init__(self, driver: Any, statement: str, write_end: int) -> None:
+        super().__init__(name="copy", daemon=True)
+        self._driver, self._statement, self._write_end = driver, statement, write_end
+        self.fault: Exception | None = None
+
+    def stop(self, stream: BinaryIO) -> None:
+        """Wait for the end; an unread rest makes the transfer fail instead of wait."""
+        stream.close()
+        self.join()
+
+    def run(self) -> None:
+        """Copy; a fault is kept for the reader."""
+        try:
+            with os.fdopen(self._write_end, "wb", buffering=1 << 20) as target, self._driver.cursor() as cursor:
+                cursor.copy_expert(self._statement, target)
+        except Exception as error:  # noqa: BLE001 - raised by the reader, in its own thread
+            self.fault = error
+
+
+def _parse(stream: BinaryIO, schema: Any, rows: int) -> Iterator[Any]:
+    options = {
+        "read_options": pyarrow.csv.ReadOptions(column_names=schema.names, block_size=_BLOCK, use_threads=False),
+        "parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+        "convert_options": pyarrow.csv.ConvertOptions(
+            column_types=schema,
+            null_values=[""],
+            true_values=["t"],
+            false_values=["f"],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    }
+    first = stream.peek(1)  # type: ignore[attr-defined]
+    if not first:
+        return
+    for batch in pyarrow.csv.open_csv(stream, **options):
+        for start in range(0, len(batch), rows):
+            yield batch.slice(start, rows)
