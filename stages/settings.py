@@ -106,9 +106,15 @@ def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
         return folder / "demo.yaml"
     if not Path(data).exists():
         raise DataError(f"data = {data}: no such file or directory")
-    if Path(data).is_dir():
-        return folder / "movielens.yaml"
-    raise ConfigError(f"config: a recipe is needed for {data}; recipes for a start are in {folder}")
+    # Imported here: what serves a release reads settings too, and has no warehouse.
+    from stages.warehouse.layouts import find_layout
+
+    found = find_layout(Path(data))
+    if found is not None:
+        return folder / found[0].recipe
+    raise ConfigError(
+        f"config: a recipe is needed for {data}, which has no known layout; recipes for a start are in {folder}"
+    )
 
 
 def registry_settings(environ: Mapping[str, str]) -> RegistryConfig:

@@ -1,4 +1,4 @@
-"""What a run ingests: a known directory, a generic file with a mapping, or the synthetic world."""
+"""What a run ingests: data in a known layout, generic files with a mapping, or the synthetic world."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
 
 def find_source(settings: Settings, recipe: Recipe) -> IngestSource:
     """Return what the run's settings ask to ingest; the synthetic world is written first if needed."""
-    from stages.warehouse.movielens import detect
+    from stages.warehouse.layouts import detect, find_layout
 
     if settings.data is None:
         return detect(_world_directory(settings, recipe))
     data = Path(settings.data)
     if settings.mapping_path is not None:
         return _mapped(data, Path(settings.mapping_path))
-    if data.is_file():
-        raise ConfigError(f"{data}: a file needs --mapping; only known directories load without one")
+    if data.is_file() and find_layout(data) is None:
+        raise ConfigError(f"{data}: a file needs --mapping; only known layouts load without one")
     return detect(data)
 
 
@@ -89,14 +89,19 @@ def _world_directory(settings: Settings, recipe: Recipe) -> Path:
 
 
 def _mapped(data: Path, mapping: Path) -> IngestSource:
-    """Read a mapping: one file's (``mapping: {table: …}``) or a set's (``name`` and ``files``)."""
+    """Read a mapping: one file's (``mapping: {table: …}``) or a set's (``name`` and ``files``).
+
+    Of a directory, ``path`` is below it, and may be a pattern such as ``*.json.gz``.
+    """
     from stages.warehouse.mapping import IngestSource
 
     if not data.exists():
         raise DataError(f"{data}: no such file or directory")
     values: dict[str, Any] = read_yaml(mapping)
     if "files" not in values:
-        values = {"name": values.pop("name", data.name), "files": [{**values, "path": str(data)}]}
+        pattern = values.pop("path", None)
+        place = data / str(pattern) if pattern and data.is_dir() else data
+        values = {"name": values.pop("name", data.name), "files": [{**values, "path": str(place)}]}
     elif data.is_dir() and isinstance(values["files"], list):
         values["files"] = [
             {**entry, "path": str(data / str(entry.get("path", "")))} if isinstance(entry, dict) else entry

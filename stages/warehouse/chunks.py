@@ -54,13 +54,10 @@ def check_columns(file: str, mapping: ColumnMapping, found: Sequence[str]) -> No
         DataError: naming the mapping's field, the column it asks for and the columns there are.
     """
     faults = []
-    for name, value in mapping.model_dump().items():
-        if name in {"table", "time_unit", "category_separator", "signal", "value"} or value is None:
-            continue
-        for column in [value] if isinstance(value, str) else value:
-            if found.count(column) != 1:
-                trouble = "is not a column" if column not in found else "names more than one column"
-                faults.append(f"mapping.{name} = {column!r} {trouble}")
+    for name, column in mapping.named:
+        if found.count(column) != 1:
+            trouble = "is not a column" if column not in found else "names more than one column"
+            faults.append(f"mapping.{name} = {column!r} {trouble}")
     if faults:
         shown = ", ".join(found[:40]) or "none"
         raise DataError(f"{file}: {'; '.join(faults)}; the file has columns {shown}")

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 from tqdm import tqdm
 
@@ -24,19 +22,24 @@ from stages.warehouse.arrow import chunk_batches, read_parquet
 from stages.warehouse.blocks import Progress
 from stages.warehouse.chunks import Chunk, Reject
 from stages.warehouse.engine import Warehouse
+from stages.warehouse.files import Stamp, expand
 from stages.warehouse.hashing import Occurrences, combine, hash_numbers, hash_strings, hash_text
+from stages.warehouse.ingest_log import find_batch, find_untouched, move_stamp, reading_key, write_log
+from stages.warehouse.jsonl import read_jsonl
+from stages.warehouse.layouts import table_mappings
 from stages.warehouse.load import add_rows, put_rows
 from stages.warehouse.mapping import ColumnMapping, FileSource, IngestSource, InteractionColumns
-from stages.warehouse.movielens import table_mappings
 from stages.warehouse.normalise import normalise
 from stages.warehouse.report import FileReport, IngestReport
-from stages.warehouse.tables import INGEST_LOG, INTERACTIONS, ITEMS, QUARANTINE, USERS
-from stages.warehouse.text import read_csv, read_jsonl
+from stages.warehouse.sequences import read_sequences
+from stages.warehouse.tables import INTERACTIONS, ITEMS, QUARANTINE, USERS
+from stages.warehouse.text import read_csv
 
 CHUNK_ROWS = 500_000
 """Rows of a chunk, about: bounds the memory of a load, and what a kill can undo."""
 
-_READERS = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
+_MANY = 8
+_READERS = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet, "sequences": read_sequences}
 
 
 def ingest(
@@ -65,12 +68,11 @@ def ingest(
         TransientError: if the warehouse went away.
     """
     warehouse.create_tables()
-    for file in source.files:
-        if not file.path.is_file():
-            found = "a directory" if file.path.is_dir() else "nothing"
-            raise DataError(f"{file.path}: found {found}, a file is needed for table {file.mapping.table}")
+    files = expand(source)
+    # A bar for the files where there are many, and one for the bytes of each.
+    shown = tqdm(files, unit="file", desc=source.name, disable=None if progress and len(files) > _MANY else True)
     report = IngestReport(
-        files=tuple(_ingest_file(warehouse, source.name, file, progress, now_ms, chunk_rows) for file in source.files)
+        files=tuple(_ingest_file(warehouse, source.name, file, progress, now_ms, chunk_rows) for file in shown)
     )
     if report.rows_loaded:
         warehouse.analyze()
@@ -116,47 +118,55 @@ def ingest_tables(
 def _ingest_file(
     warehouse: Warehouse, source_name: str, file: FileSource, progress: bool, now_ms: int | None, chunk_rows: int
 ) -> FileReport:
-    try:
-        digest, size = sha256_file(file.path), file.path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{file.path}: {error.strerror}") from None
-    reading = file.model_dump(mode="json", exclude={"path"})
-    batch_id = sha256_text(canonical_json([source_name, digest, reading]))
-    report = FileReport(file=str(file.path), table=file.mapping.table, batch_id=batch_id)
-    known = _known(warehouse, report)
+    stamp, reading = Stamp.of(file.path), reading_key(source_name, file)
+    known = find_untouched(warehouse, file.path, reading, stamp)
     if known is not None:
         return known
-    with tqdm(total=size, unit="B", unit_scale=True, desc=file.path.name, disable=None if progress else True) as bar:
+    try:
+        digest = sha256_file(file.path)
+    except OSError as error:
+        raise DataError(f"{file.path}: {error.strerror}") from None
+    batch_id = sha256_text(canonical_json([reading, digest]))
+    settled = stamp if stamp.settled(now_ms) else None
+    known = find_batch(warehouse, file.path, batch_id)
+    if known is not None:
+        with warehouse.begin() as connection:
+            move_stamp(connection, batch_id, file.path, settled)
+        return known
+    report = FileReport(file=str(file.path), table=file.mapping.table, batch_id=batch_id)
+    hidden = None if progress else True
+    with tqdm(
+        total=stamp.size_bytes, unit="B", unit_scale=True, desc=file.path.name, disable=hidden, leave=None
+    ) as bar:
         advance: Progress = bar.update
         chunks = _READERS[file.resolved_format()](file, chunk_rows, advance)
-        return _Load(warehouse, source_name, file.mapping, report, now_ms).run(chunks)
-
-
-def _known(warehouse: Warehouse, report: FileReport) -> FileReport | None:
-    """Return the report of a file that was loaded before and had no fault.
-
-    A file with faults is read again: an event in the future may have become one of the past.
-    """
-    statement = sa.select(INGEST_LOG.c.rows_read, INGEST_LOG.c.rows_quarantined)
-    with warehouse.connect() as connection:
-        row = connection.execute(statement.where(INGEST_LOG.c.batch_id == report.batch_id)).one_or_none()
-    if row is None or row.rows_quarantined:
-        return None
-    return report.model_copy(update={"rows_read": row.rows_read, "rows_duplicate": row.rows_read, "known": True})
+        return _Load(warehouse, source_name, file.mapping, report, now_ms, reading, settled).run(chunks)
 
 
 class _Load:
     """The load of one file."""
 
     def __init__(
-        self, warehouse: Warehouse, source_name: str, mapping: ColumnMapping, report: FileReport, now_ms: int | None
+        self,
+        warehouse: Warehouse,
+        source_name: str,
+        mapping: ColumnMapping,
+        report: FileReport,
+        now_ms: int | None,
+        reading: str | None = None,
+        stamp: Stamp | None = None,
     ) -> None:
         self._warehouse = warehouse
         self._source_name = source_name
         self._mapping = mapping
         self._report = report
         self._now_ms = now_ms
-        self._has_context = isinstance(mapping, InteractionColumns) and bool(mapping.context)
+        self._reading = reading
+        self._stamp = stamp
+        events = mapping if isinstance(mapping, InteractionColumns) else None
+        self._has_context = events is not None and bool(events.context)
+        self._has_ids = events is not None and events.event_id is not None
+        self._lists_items = events is not None and events.item_separator is not None
 
     def run(self, chunks: Iterator[Chunk]) -> FileReport:
         """Load every chunk in a transaction of its own, then log the file."""
@@ -183,7 +193,7 @@ class _Load:
             }
         )
         with self._warehouse.begin() as connection:
-            _log(connection, report)
+            write_log(connection, report, self._reading, self._stamp)
         return report
 
     def _put(self, connection: Connection, rows: Any, seen: Occurrences) -> int:
@@ -191,7 +201,17 @@ class _Load:
             return put_rows(connection, ITEMS, "item_id", rows)
         if self._report.table == "users":
             return put_rows(connection, USERS, "user_id", rows)
-        hashes = combine(
+        if self._has_ids:
+            rows, ids = self._by_event_id(rows)
+        else:
+            ids = _identity(self._content(rows), seen)
+        source = pa.repeat(pa.scalar(self._source_name), len(rows))
+        identified = rows.add_column(0, "event_id", pa.array(ids)).append_column("source", source)
+        return add_rows(connection, INTERACTIONS, "event_id", identified)
+
+    def _content(self, rows: Any) -> np.ndarray:
+        """Return uint64 ``[R]`` hashes of events that have no id of their own."""
+        return combine(
             [
                 hash_text(self._source_name),
                 hash_strings(rows["user_id"]),
@@ -204,9 +224,16 @@ class _Load:
             ],
             len(rows),
         )
-        source = pa.repeat(pa.scalar(self._source_name), len(rows))
-        identified = rows.add_column(0, "event_id", pa.array(_identity(hashes, seen))).append_column("source", source)
-        return add_rows(connection, INTERACTIONS, "event_id", identified)
+
+    def _by_event_id(self, rows: Any) -> tuple[Any, np.ndarray]:
+        """Return the events that come first under their own id, and int64 identities made of it."""
+        parts: list[np.ndarray | np.uint64] = [hash_text(self._source_name), hash_text("event_id")]
+        parts.append(hash_strings(rows["event_key"]))
+        if self._lists_items:
+            parts += [hash_strings(rows["item_id"]), hash_strings(rows["signal"])]
+        ids = combine(parts, len(rows)).view(np.int64)
+        first = np.sort(np.unique(ids, return_index=True)[1])
+        return rows.drop_columns(["event_key"]).take(pa.array(first)), ids[first]
 
     def _quarantine(self, rejects: list[Reject], seen: Occurrences) -> Any:
         size = len(rejects)
@@ -230,11 +257,3 @@ def _identity(hashes: np.ndarray, seen: Occurrences) -> np.ndarray:
     """Return int64 ids: the hash of a row and of its number among identical ones."""
     numbers = seen.number(hashes).astype(np.uint64)
     return combine([hashes, numbers], len(hashes)).view(np.int64)
-
-
-def _log(connection: Connection, report: FileReport) -> None:
-    names = ("batch_id", "file", "rows_read", "rows_loaded", "rows_duplicate", "rows_quarantined")
-    values = {name: getattr(report, name) for name in names} | {"table_name": report.table}
-    statement = insert(INGEST_LOG).values(values)
-    changes = {name: statement.excluded[name] for name in values if name != "batch_id"}
-    connection.execute(statement.on_conflict_do_update(index_elements=["batch_id"], set_=changes))

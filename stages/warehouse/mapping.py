@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
 
-FileFormat = Literal["csv", "jsonl", "parquet"]
+FileFormat = Literal["csv", "jsonl", "parquet", "sequences"]
 _SUFFIXES: dict[str, FileFormat] = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -35,6 +35,21 @@ class _Columns(Config):
     """
 
     time_unit: str = "s"
+    column_fields: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """Pairs of a field of the mapping and a file column that it names."""
+        pairs = []
+        for field in self.column_fields:
+            value = getattr(self, field)
+            pairs += [(field, name) for name in ((value,) if isinstance(value, str) else value or ())]
+        return pairs
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every file column that the mapping reads, once."""
+        return tuple(dict.fromkeys(name for _, name in self.named))
 
     @model_validator(mode="after")
     def _check_unit(self) -> Self:
@@ -48,26 +63,52 @@ class InteractionColumns(_Columns):
 
     Attributes:
         user_id, item_id, event_time: column names; all required.
+        event_id: column of an id that no other event of the source has. Where it is given, it alone
+            says whether two rows are the same event, in one file or in two; else the content says
+            it, and identical rows of one file are different events.
         signal_column: column of the kind of event; where None, every row has ``signal``.
         value_column: column of the event's strength; where None, every row has ``value``.
+        non_negative: whether a value below zero (a watch time) is a fault.
+        max_skew_s: clocks differ: an event at most so many seconds after the time of ingestion is
+            taken as it is; a later one is put aside until its time has come.
         context: columns that tell about the moment (device, region); kept with the event by name.
+        context_names: names to keep them by, in their order, where those of the columns do not do.
+        item_separator: where set, the item column holds a list of items joined by it, and each
+            makes an event of its own.
+        outcomes: signals of a listed item by what follows its last ``outcome_separator``, such as
+            ``{"0": ["impression"], "1": ["impression", "click"]}`` for ``N1-0 N2-1``.
+        outcome_separator: see ``outcomes``.
     """
 
     table: Literal["interactions"] = "interactions"
     user_id: str
     item_id: str
     event_time: str
+    event_id: str | None = None
     signal_column: str | None = None
     signal: str = "interaction"
     value_column: str | None = None
     value: float = 1.0
+    non_negative: bool = False
+    max_skew_s: float = Field(default=0.0, ge=0)
     context: tuple[str, ...] = ()
+    context_names: tuple[str, ...] = ()
+    item_separator: str | None = Field(default=None, min_length=1)
+    outcomes: dict[str, tuple[str, ...]] = {}
+    outcome_separator: str = Field(default="-", min_length=1)
+    column_fields = ("user_id", "item_id", "event_time", "event_id", "signal_column", "value_column", "context")
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every file column that the mapping reads."""
-        wanted = (self.user_id, self.item_id, self.event_time, self.signal_column, self.value_column, *self.context)
-        return tuple(dict.fromkeys(name for name in wanted if name is not None))
+    @model_validator(mode="after")
+    def _check_lists(self) -> Self:
+        if self.context_names and len(set(self.context_names)) != len(self.context):
+            raise ValueError(
+                f"context_names = {self.context_names}: as many different names as context = {self.context}"
+            )
+        if self.outcomes and (self.item_separator is None or self.signal_column is not None):
+            raise ValueError("outcomes: item_separator is needed as well, and no signal_column")
+        if not all(self.outcomes.values()):
+            raise ValueError(f"outcomes = {self.outcomes}: each names one signal or more")
+        return self
 
 
 class ItemColumns(_Columns):
@@ -76,7 +117,8 @@ class ItemColumns(_Columns):
     Attributes:
         item_id: column name, required; the other columns may be None.
         title: where None or empty, the id is the title.
-        categories: column of names joined by ``category_separator`` (or a Parquet list).
+        categories: column or columns of names joined by ``category_separator`` (or a Parquet list).
+        ignored_categories: names that say that there is no category.
         category_flags: columns that hold 1 where the item has the category of that name.
         created_at: time of birth or release.
         duration: length in seconds.
@@ -87,20 +129,15 @@ class ItemColumns(_Columns):
     table: Literal["items"] = "items"
     item_id: str
     title: str | None = None
-    categories: str | None = None
+    categories: str | tuple[str, ...] | None = None
     category_separator: str = Field(default="|", min_length=1)
+    ignored_categories: tuple[str, ...] = ()
     category_flags: tuple[str, ...] = ()
     created_at: str | None = None
     duration: str | None = None
     text: str | None = None
     state: str | None = None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every file column that the mapping reads."""
-        plain = (self.item_id, self.title, self.categories, self.created_at, self.duration, self.text, self.state)
-        wanted = (*plain, *self.category_flags)
-        return tuple(dict.fromkeys(name for name in wanted if name is not None))
+    column_fields = ("item_id", "title", "categories", "created_at", "duration", "text", "state", "category_flags")
 
 
 class UserColumns(_Columns):
@@ -116,28 +153,28 @@ class UserColumns(_Columns):
     user_id: str
     attributes: tuple[str, ...] = ()
     attributes_json: str | None = None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every file column that the mapping reads."""
-        wanted = (self.user_id, *self.attributes, self.attributes_json)
-        return tuple(dict.fromkeys(name for name in wanted if name is not None))
+    column_fields = ("user_id", "attributes", "attributes_json")
 
 
 ColumnMapping = Annotated[InteractionColumns | ItemColumns | UserColumns, Field(discriminator="table")]
 
 
 class FileSource(Config):
-    """One file and how to read it.
+    """One file, or several alike, and how to read it.
 
     Attributes:
-        path: CSV, JSON lines or Parquet; text files may be gzipped (``.gz``).
-        mapping: which column means what, and which table it fills.
-        format: by default from the file's suffix.
+        path: CSV, JSON lines or Parquet; text files may be gzipped (``.gz``). A name with ``*``, ``?``
+            or ``[`` stands for every file of its folder that it matches, in the order of their
+            names, numbers by their value.
+        mapping: which column means what, and which table it fills. Of JSON lines, ``actor.id`` names
+            the field ``id`` of the object ``actor``.
+        format: by default from the file's suffix. ``sequences`` is lines of ``user item item …``, see
+            ``stages.warehouse.sequences``.
         delimiter: of CSV, one or more characters.
         quote: of CSV, one character; None takes quotes literally.
         encoding: of text files.
         column_names: of CSV without a header line; None reads the names from the first line.
+        start_ms: of sequences, the time of a line's first item; each later item is a ms later.
     """
 
     path: Path
@@ -147,6 +184,7 @@ class FileSource(Config):
     quote: str | None = Field(default='"', min_length=1, max_length=1)
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     column_names: tuple[str, ...] | None = None
+    start_ms: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check_quoting(self) -> Self:
@@ -179,7 +217,7 @@ class IngestSource(Config):
     Attributes:
         name: kept with every event and part of its identity: the same event from two sources
             counts twice, a longer file of the same source adds only what is new.
-        files: loaded in this order.
+        files: loaded in this order; a pattern stands for what it matches at the time of loading.
     """
 
     name: str = Field(min_length=1)

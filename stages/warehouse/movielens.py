@@ -1,14 +1,14 @@
-"""Directories that load without a declared mapping: MovieLens 100K, MovieLens 1M, and our own layout.
+"""MovieLens, in the three forms in which GroupLens publishes it.
 
 F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015.
-The files are read as GroupLens publishes them: Latin-1, no header, no quoting.
+100K and 1M are Latin-1 without header and quotes; 25M, and 20M and 32M like it, are CSV files in UTF-8
+(https://files.grouplens.org/datasets/movielens/ml-25m-README.html).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from stages.contracts.errors import DataError
 from stages.warehouse.mapping import (
     ColumnMapping,
     FileSource,
@@ -19,6 +19,7 @@ from stages.warehouse.mapping import (
 )
 
 RATING_SIGNAL = "rating"
+TAG_SIGNAL = "tag"
 GENRES = (
     "Action",
     "Adventure",
@@ -44,40 +45,6 @@ _RATINGS = InteractionColumns(
 )
 _RATING_NAMES = ("user_id", "item_id", "rating", "timestamp")
 _ITEM_NAMES = ("item_id", "title", "release_date", "video_release_date", "url", "unknown", *GENRES)
-_LAYOUTS = {
-    "movielens-100k": ("u.data", "u.item", "u.user"),
-    "movielens-1m": ("ratings.dat", "movies.dat", "users.dat"),
-    "sluice": ("events.parquet", "items.parquet", "users.parquet"),
-}
-
-
-def detect(path: Path) -> IngestSource:
-    """Return the source that a directory's file names stand for; each file may be gzipped.
-
-    Args:
-        path: a directory with ``u.data``, ``u.item``, ``u.user`` (MovieLens 100K), with
-            ``ratings.dat``, ``movies.dat``, ``users.dat`` (MovieLens 1M), or with
-            ``events.parquet``, ``items.parquet``, ``users.parquet`` (columns as in the tables).
-
-    Raises:
-        DataError: if it is not a directory, or a file of the layout is missing.
-    """
-    allowed = "; ".join(f"{', '.join(files)} ({name})" for name, files in _LAYOUTS.items())
-    if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
-        raise DataError(f"{path}: found {found}; without a mapping, allowed is a directory with {allowed}")
-    present = {entry.name.removesuffix(".gz"): entry for entry in sorted(path.iterdir(), reverse=True)}
-    for name, files in _LAYOUTS.items():
-        if files[0] not in present:
-            continue
-        missing = [file for file in files if file not in present]
-        if missing:
-            raise DataError(
-                f"{path}: {files[0]} was found but not {', '.join(missing)}; {name} needs {', '.join(files)}"
-            )
-        return _MAKERS[name](*(present[file] for file in files))
-    found = ", ".join(sorted(present)[:8]) or "no file"
-    raise DataError(f"{path}: found {found}; allowed is a directory with {allowed}")
 
 
 def movielens_100k(ratings: Path, items: Path, users: Path) -> IngestSource:
@@ -110,34 +77,34 @@ def movielens_1m(ratings: Path, items: Path, users: Path) -> IngestSource:
     )
 
 
-def table_mappings() -> dict[str, ColumnMapping]:
-    """Return the mappings of data whose columns already have the names of our tables."""
-    return {
-        "interactions": InteractionColumns(
-            user_id="user_id",
-            item_id="item_id",
-            event_time="event_time_ms",
-            time_unit="ms",
-            signal_column="signal",
-            value_column="value",
-        ),
-        "items": ItemColumns(
-            item_id="item_id",
-            title="title",
-            categories="categories",
-            created_at="created_at_ms",
-            time_unit="ms",
-            duration="duration_s",
-        ),
-        "users": UserColumns(user_id="user_id", attributes_json="attributes"),
-    }
+def movielens_25m(ratings: Path, items: Path, tags: Path | None) -> IngestSource:
+    """Return the source of ``ratings.csv``, ``movies.csv`` and, if there, ``tags.csv``.
 
-
-def _sluice(events: Path, items: Path, users: Path) -> IngestSource:
-    paths = {"items": items, "users": users, "interactions": events}
-    mappings = table_mappings()
-    files = tuple(FileSource(path=path, mapping=mappings[table]) for table, path in paths.items())
-    return IngestSource(name="sluice", files=files)
+    A tag is an event of its own kind; what it says is not kept. ``links.csv`` and the genome are not read.
+    """
+    files = [
+        FileSource(
+            path=items,
+            mapping=ItemColumns(
+                item_id="movieId", title="title", categories="genres", ignored_categories=("(no genres listed)",)
+            ),
+        ),
+        FileSource(
+            path=ratings,
+            mapping=InteractionColumns(
+                user_id="userId",
+                item_id="movieId",
+                event_time="timestamp",
+                signal=RATING_SIGNAL,
+                value_column="rating",
+                non_negative=True,
+            ),
+        ),
+    ]
+    if tags is not None:
+        mapping = InteractionColumns(user_id="userId", item_id="movieId", event_time="timestamp", signal=TAG_SIGNAL)
+        files.append(FileSource(path=tags, mapping=mapping))
+    return IngestSource(name="movielens-25m", files=tuple(files))
 
 
 def _file(path: Path, delimiter: str, names: tuple[str, ...], mapping: ColumnMapping) -> FileSource:
@@ -150,6 +117,3 @@ def _file(path: Path, delimiter: str, names: tuple[str, ...], mapping: ColumnMap
         encoding="latin-1",
         column_names=names,
     )
-
-
-_MAKERS = {"movielens-100k": movielens_100k, "movielens-1m": movielens_1m, "sluice": _sluice}

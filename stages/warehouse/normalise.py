@@ -15,8 +15,12 @@ import pyarrow.compute as pc
 from stages.contracts.files import canonical_json
 from stages.warehouse.chunks import Chunk, Reject
 from stages.warehouse.hashing import combine, hash_numbers, hash_strings
+from stages.warehouse.lists import expand_items
 from stages.warehouse.mapping import ColumnMapping, InteractionColumns, ItemColumns, UserColumns
-from stages.warehouse.parse import Faults, each, parse_id, parse_number, parse_text, parse_time
+from stages.warehouse.parse import Faults, each, parse_id, parse_list, parse_number, parse_text, parse_time
+
+IN_FUTURE = "in_future"
+"""The one reason that passes with time: a file with such rows is read again."""
 
 _SEPARATOR = "|"
 _FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
@@ -31,8 +35,9 @@ def normalise(chunk: Chunk, mapping: ColumnMapping, now_ms: int | None) -> tuple
         now_ms: events after it are put aside; None accepts any time.
 
     Returns:
-        For interactions user_id, item_id, signal, value, event_time_ms, context; for items and users the
-        table's columns, with ``row_hash``. Each row of the chunk is in exactly one of the two.
+        For interactions user_id, item_id, signal, value, event_time_ms, context, and event_key where the
+        events have an id; for items and users the table's columns, with ``row_hash``. Each row of the
+        chunk is in exactly one of the two; of a row that lists items, each item is.
     """
     faults = Faults(len(chunk))
     if isinstance(mapping, InteractionColumns):
@@ -43,13 +48,18 @@ def normalise(chunk: Chunk, mapping: ColumnMapping, now_ms: int | None) -> tuple
         table = _users(chunk, mapping, faults)
     rejects = sorted([*chunk.rejects, *faults.rejects(chunk)], key=lambda reject: reject.row_number)
     good = faults.good
-    return (table if good.all() else table.filter(pa.array(good))), rejects
+    rows = table if good.all() else table.filter(pa.array(good))
+    if isinstance(mapping, InteractionColumns) and mapping.item_separator is not None:
+        rows, more = expand_items(rows, chunk.row_numbers[good], mapping)
+        rejects = sorted([*rejects, *more], key=lambda reject: reject.row_number)
+    return rows, rejects
 
 
 def _interactions(chunk: Chunk, mapping: InteractionColumns, now_ms: int | None, faults: Faults) -> Any:
     size = len(chunk)
     user_id = parse_id(chunk.columns[mapping.user_id], "user_id", faults)
-    item_id = parse_id(chunk.columns[mapping.item_id], "item_id", faults)
+    listed = mapping.item_separator is not None
+    item_id = (parse_list if listed else parse_id)(chunk.columns[mapping.item_id], "item_id", faults)
     if mapping.signal_column is None:
         signal = pa.repeat(pa.scalar(mapping.signal, pa.large_string()), size)
     else:
@@ -58,24 +68,38 @@ def _interactions(chunk: Chunk, mapping: InteractionColumns, now_ms: int | None,
         value = pa.repeat(pa.scalar(mapping.value, pa.float64()), size)
     else:
         value = parse_number(chunk.columns[mapping.value_column], "value", faults, required=True)
+        if mapping.non_negative:
+            faults.mark(_true(pc.less(value, 0)), "negative_value")
     times = chunk.columns[mapping.event_time]
     event_time = parse_time(times, mapping.time_unit, "event_time", faults, required=True)
     faults.mark(_true(pc.less(event_time, 0)), "before_1970")
     if now_ms is not None:
-        faults.mark(_true(pc.greater(event_time, now_ms)), "in_future")
+        faults.mark(_true(pc.greater(event_time, now_ms + round(1000 * mapping.max_skew_s))), IN_FUTURE)
     columns = {"user_id": user_id, "item_id": item_id, "signal": signal, "value": value, "event_time_ms": event_time}
-    return pa.table({**columns, "context": _context(chunk, mapping, faults)})
+    columns["context"] = _context(chunk, mapping, faults)
+    if mapping.event_id is not None:
+        columns["event_key"] = parse_id(chunk.columns[mapping.event_id], "event_id", faults)
+    return pa.table(columns)
 
 
 def _context(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:
     """Return large_string ``[R]``: a JSON object of the columns that hold something, or empty."""
     if not mapping.context:
         return pa.repeat(pa.scalar("", pa.large_string()), len(chunk))
-    names = sorted(mapping.context)
-    coded = [parse_text(chunk.columns[name], name, faults).dictionary_encode() for name in names]
-    # One JSON text a distinct combination: there are few of them.
-    codes = np.stack([column.indices.fill_null(-1).to_numpy(zero_copy_only=False) for column in coded], axis=1)
-    distinct, inverse = np.unique(codes, axis=0, return_inverse=True)
+    names, columns = zip(
+        *sorted(zip(mapping.context_names or mapping.context, mapping.context, strict=True)), strict=True
+    )
+    coded = [parse_text(chunk.columns[name], name, faults).dictionary_encode() for name in columns]
+    # One JSON text a distinct combination: there are few of them. A combination is a number whose
+    # digits are the columns' codes, each to the base of its own size.
+    mixed = np.zeros(len(chunk), dtype=np.int64)
+    for column in coded:
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        _, mixed = np.unique(mixed * (len(column.dictionary) + 1) + codes + 1, return_inverse=True)
+    _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
+    distinct = np.stack(
+        [column.indices.fill_null(-1).to_numpy(zero_copy_only=False)[first] for column in coded], axis=1
+    )
     words = [column.dictionary.to_pylist() for column in coded]
     texts = []
     for row in distinct.tolist():
@@ -155,10 +179,16 @@ def _users(chunk: Chunk, mapping: UserColumns, faults: Faults) -> Any:
 
 def _categories(chunk: Chunk, mapping: ItemColumns, faults: Faults) -> Any:
     names = pa.repeat(pa.scalar("", pa.large_string()), len(chunk))
-    if mapping.categories is not None:
-        given = parse_text(chunk.columns[mapping.categories], "categories", faults)
-        split = each(given, lambda text: _join(text.split(mapping.category_separator)), pa.large_string())
-        names = pc.fill_null(split, "")
+    columns = [chunk.columns[column] for name, column in mapping.named if name == "categories"]
+    if columns:
+        texts = [pc.fill_null(parse_text(column, "categories", faults), "") for column in columns]
+        separator, ignored = mapping.category_separator, set(mapping.ignored_categories)
+        listed = pc.binary_join_element_wise(*texts, pa.scalar(separator, pa.large_string()))
+        names = each(
+            listed,
+            lambda text: _join([name for name in text.split(separator) if name.strip() not in ignored]),
+            pa.large_string(),
+        )
     if not mapping.category_flags:
         return names
     flags = np.stack([_flag(chunk.columns[name], name, faults) for name in mapping.category_flags])

@@ -61,11 +61,17 @@ def parse_id(column: Any, field: str, faults: Faults) -> Any:
         # Pandas stores whole numbers as floats where some are missing.
         whole = pc.and_(pc.is_finite(column), pc.equal(column, pc.floor(column)))
         column = pc.if_else(whole, column, None).cast(pa.int64(), safe=False)
+    text = parse_list(column, field, faults)
+    long = pc.greater(pc.fill_null(pc.binary_length(text), 0), LONGEST_ID)
+    faults.mark(long.to_numpy(zero_copy_only=False), f"{field}_too_long")
+    return text
+
+
+def parse_list(column: Any, field: str, faults: Faults) -> Any:
+    """Return large_string ``[R]``, text of any length; missing or blank ones are marked."""
     text = parse_text(column, field, faults)
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True)
     faults.mark(blank.to_numpy(zero_copy_only=False), f"missing_{field}")
-    long = pc.greater(pc.fill_null(pc.binary_length(text), 0), LONGEST_ID)
-    faults.mark(long.to_numpy(zero_copy_only=False), f"{field}_too_long")
     return text
 
 

@@ -78,8 +78,15 @@ INGEST_LOG = Table(
     Column("rows_loaded", BigInteger, nullable=False),
     Column("rows_duplicate", BigInteger, nullable=False),
     Column("rows_quarantined", BigInteger, nullable=False),
+    Column("reasons", Text),
+    Column("reading", Text),
+    Column("size_bytes", BigInteger),
+    Column("modified_ns", BigInteger),
+    Column("changed_ns", BigInteger),
 )
-"""One row a file that was read to its end; a file that was interrupted is not in it."""
+"""One row a file that was read to its end; a file that was interrupted is not in it. ``reasons`` is a
+JSON object of rows put aside by reason, ``reading`` a hash of source, table and mapping; the last
+three tell whether the file was touched since (see ``files``), null where they cannot."""
 
 ITEM_ALIASES = Table(
     "item_aliases",
@@ -90,7 +97,12 @@ ITEM_ALIASES = Table(
 )
 """Which item stands for a duplicate, by the dataset that decided it."""
 
-ADDED_COLUMNS = (INTERACTIONS.c.context, ITEMS.c.text, ITEMS.c.state)
+ADDED_COLUMNS = (
+    INTERACTIONS.c.context,
+    ITEMS.c.text,
+    ITEMS.c.state,
+    *(INGEST_LOG.c[name] for name in ("reasons", "reading", "size_bytes", "modified_ns", "changed_ns")),
+)
 """Columns that earlier versions did not have: added to tables that exist already."""
 
 INDEXES = tuple(

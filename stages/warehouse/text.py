@@ -1,4 +1,4 @@
-"""Readers of text files: delimited (CSV and its kin) and JSON lines.
+"""Reader of delimited text files: CSV and its kin.
 
 Rows without quotes are split by Arrow, whole blocks at a time; only rows with quotes go through
 Python's csv module, one record each, so that a stray quote spoils no other row.
@@ -9,9 +9,7 @@ Shapes: R rows of a block.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,25 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.contracts.errors import DataError
-from stages.warehouse.blocks import Block, Progress, read_blocks
+from stages.warehouse.blocks import Progress
 from stages.warehouse.chunks import Chunk, Reject, check_columns
-from stages.warehouse.mapping import FileSource, ItemColumns
+from stages.warehouse.lines import BYTES_A_ROW, Lines, filled, raw_lines, read_lines
+from stages.warehouse.mapping import FileSource
 
-_BYTES_A_ROW = 32
 _CSV_ROWS = 5_000
-_BOM = b"\xef\xbb\xbf"
-
-
-@dataclass
-class _Lines:
-    """Lines of a block: large_string ``[R]``, their numbers in the file, and the undecodable ones."""
-
-    text: Any
-    numbers: np.ndarray
-    rejects: list[Reject] = field(default_factory=list)
-
-    def take(self, rows: np.ndarray) -> _Lines:
-        return _Lines(self.text.take(pa.array(rows)), self.numbers[rows], self.rejects)
 
 
 def read_csv(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[Chunk]:
@@ -46,89 +31,33 @@ def read_csv(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[
     Raises:
         DataError: if the file is unreadable, empty without declared columns, or lacks a mapped column.
     """
-    names = file.column_names
+    names, header = file.column_names, None
     if names is not None:
         check_columns(str(file.path), file.mapping, names)
-    for lines in _read_lines(file, file.quote, chunk_rows, progress):
+    for lines in read_lines(file, file.quote, chunk_rows * BYTES_A_ROW, progress):
         if names is None:
-            filled = np.flatnonzero(_filled(lines.text))
-            if len(filled) == 0:
+            found = np.flatnonzero(filled(lines.text))
+            _check_readable(file, lines, found)
+            if len(found) == 0:
                 continue
-            names = _header(file, lines.text[int(filled[0])].as_py())
+            header = lines.text[int(found[0])].as_py()
+            names = _header(file, header)
             check_columns(str(file.path), file.mapping, names)
-            lines = lines.take(np.arange(filled[0] + 1, len(lines.numbers)))  # noqa: PLW2901
-        yield _parse_csv(file, names, lines)
+            lines = lines.take(np.arange(found[0] + 1, len(lines.numbers)))  # noqa: PLW2901
+        yield _parse_csv(file, names, lines, header)
     if names is None:
         raise DataError(f"{file.path}: empty, a first line with column names is needed")
 
 
-def read_jsonl(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[Chunk]:
-    """Yield the rows of a file with one JSON object a line, about ``chunk_rows`` a chunk.
-
-    Raises:
-        DataError: if the file is unreadable or no row of its first chunk has a mapped column.
-    """
-    separator = file.mapping.category_separator if isinstance(file.mapping, ItemColumns) else "|"
-    checked = False
-    for every in _read_lines(file, None, chunk_rows, progress):
-        lines = every.take(np.flatnonzero(_filled(every.text)))
-        rejects = lines.rejects
-        rows, kept = [], []
-        for position, text in enumerate(lines.text.to_pylist()):
-            row = _json_object(text)
-            if row is None:
-                rejects.append(Reject(int(lines.numbers[position]), "malformed_json", text))
-            else:
-                rows.append(row)
-                kept.append(position)
-        if rows and not checked:
-            check_columns(str(file.path), file.mapping, list(dict.fromkeys(key for row in rows for key in row)))
-            checked = True
-        good = lines.take(np.array(kept, dtype=np.int64))
-        columns = {
-            name: pa.array([_cell(row.get(name), separator) for row in rows], pa.large_string())
-            for name in file.mapping.columns
-        }
-        yield Chunk(columns, good.numbers, _raw(good.text), rejects)
-
-
-def _read_lines(file: FileSource, quote: str | None, chunk_rows: int, progress: Progress) -> Iterator[_Lines]:
-    first = 1
-    for block in read_blocks(file.path, chunk_rows * _BYTES_A_ROW, quote, progress):
-        data = block.data.removeprefix(_BOM) if first == 1 and file.encoding == "utf-8" else block.data
-        lines = _decode(data, file.encoding, first)
-        first += data.count(b"\n")
-        if block.fault is not None:
-            lines.rejects.append(_broken(block, first, file.encoding))
-        yield lines
-
-
-def _broken(block: Block, number: int, encoding: str) -> Reject:
-    return Reject(number, str(block.fault), block.tail.decode(encoding, errors="backslashreplace"))
-
-
-def _decode(data: bytes, encoding: str, first: int) -> _Lines:
-    rejects: list[Reject] = []
-    try:
-        text = pc.split_pattern(pa.array([data.decode(encoding)], pa.large_string()), "\n").values
-        numbers = np.arange(first, first + len(text), dtype=np.int64)
-    except UnicodeDecodeError:
-        good, kept = [], []
-        for number, line in enumerate(data.split(b"\n"), start=first):
-            try:
-                good.append(line.decode(encoding))
-                kept.append(number)
-            except UnicodeDecodeError:
-                raw = line.rstrip(b"\r").decode(encoding, errors="backslashreplace")
-                rejects.append(Reject(number, "undecodable", raw))
-        text, numbers = pa.array(good, pa.large_string()), np.array(kept, dtype=np.int64)
-    if b"\r" in data:
-        text = pc.utf8_rtrim(text, "\r")
-    return _Lines(text, numbers, rejects)
-
-
-def _filled(text: Any) -> np.ndarray:
-    return np.asarray(pc.binary_length(text).to_numpy() > 0)
+def _check_readable(file: FileSource, lines: Lines, found: np.ndarray) -> None:
+    """Refuse a file whose header cannot be read: the next line would be taken for one."""
+    first = lines.numbers[found[0]] if len(found) else np.inf
+    for reject in lines.rejects:
+        if reject.row_number < first:
+            raise DataError(
+                f"{file.path}: line {reject.row_number}, where the column names should be, is {reject.reason}"
+                f" (encoding = {file.encoding}): {reject.raw[:200]!r}"
+            )
 
 
 def _header(file: FileSource, line: str) -> tuple[str, ...]:
@@ -138,17 +67,29 @@ def _header(file: FileSource, line: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
-def _parse_csv(file: FileSource, names: tuple[str, ...], lines: _Lines) -> Chunk:
-    rejects = list(lines.rejects)
+def _parse_csv(file: FileSource, names: tuple[str, ...], lines: Lines, header: str | None) -> Chunk:
     wanted = [names.index(column) for column in file.mapping.columns]
-    quotes = _count_quotes(lines.text, file.quote)
-    plain = lines.take(np.flatnonzero(_outside(quotes) & (quotes == 0) & _filled(lines.text)))
+    lines, quotes = _without_headers(file, lines, header)
+    rejects = list(lines.rejects)
+    plain = lines.take(np.flatnonzero(_outside(quotes) & (quotes == 0) & filled(lines.text)))
     columns, plain = _split_plain(plain, file.delimiter, len(names), wanted, rejects)
     if quotes.any():
         rows = _split_quoted(lines, quotes, file, len(names), rejects)
         columns, plain = _merge(columns, plain, rows, wanted)
     named = dict(zip(file.mapping.columns, columns, strict=True))
-    return Chunk(named, plain.numbers, _raw(plain.text), rejects)
+    return Chunk(named, plain.numbers, raw_lines(plain.text), rejects)
+
+
+def _without_headers(file: FileSource, lines: Lines, header: str | None) -> tuple[Lines, np.ndarray]:
+    """Put aside the header lines that concatenated files leave; return the rest and its quote counts."""
+    quotes = _count_quotes(lines.text, file.quote)
+    if header is None:
+        return lines, quotes
+    repeated = np.asarray(pc.equal(lines.text, header).to_numpy(zero_copy_only=False)) & _outside(quotes)
+    if not repeated.any():
+        return lines, quotes
+    lines.rejects.extend(Reject(int(number), "repeated_header", header) for number in lines.numbers[repeated])
+    return lines.take(np.flatnonzero(~repeated)), quotes[~repeated]
 
 
 def _count_quotes(text: Any, quote: str | None) -> np.ndarray:
@@ -163,8 +104,8 @@ def _outside(quotes: np.ndarray) -> np.ndarray:
 
 
 def _split_plain(
-    lines: _Lines, delimiter: str, n_fields: int, wanted: list[int], rejects: list[Reject]
-) -> tuple[list[Any], _Lines]:
+    lines: Lines, delimiter: str, n_fields: int, wanted: list[int], rejects: list[Reject]
+) -> tuple[list[Any], Lines]:
     fields = pc.split_pattern(lines.text, delimiter)
     fits = pc.list_value_length(fields).to_numpy(zero_copy_only=False) == n_fields
     for position in np.flatnonzero(~fits):
@@ -177,7 +118,7 @@ def _split_plain(
 
 
 def _split_quoted(
-    lines: _Lines, quotes: np.ndarray, file: FileSource, n_fields: int, rejects: list[Reject]
+    lines: Lines, quotes: np.ndarray, file: FileSource, n_fields: int, rejects: list[Reject]
 ) -> list[tuple[int, str, list[str]]]:
     """Return (row number, raw text, fields) of each record that has a quote."""
     rows: list[tuple[int, str, list[str]]] = []
@@ -228,8 +169,8 @@ def _split(record: str, delimiter: str, quote: str | None) -> list[str] | None:
 
 
 def _merge(
-    columns: list[Any], plain: _Lines, rows: list[tuple[int, str, list[str]]], wanted: list[int]
-) -> tuple[list[Any], _Lines]:
+    columns: list[Any], plain: Lines, rows: list[tuple[int, str, list[str]]], wanted: list[int]
+) -> tuple[list[Any], Lines]:
     numbers = np.concatenate([plain.numbers, np.array([row[0] for row in rows], dtype=np.int64)])
     order = np.argsort(numbers, kind="stable")
 
@@ -237,29 +178,4 @@ def _merge(
         return pa.concat_arrays([array, pa.array(extra, pa.large_string())]).take(pa.array(order))
 
     merged = [joined(array, [row[2][field] for row in rows]) for array, field in zip(columns, wanted, strict=True)]
-    return merged, _Lines(joined(plain.text, [row[1] for row in rows]), numbers[order])
-
-
-def _raw(text: Any) -> Any:
-    return lambda row: text[int(row)].as_py()
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:
-            # A lone surrogate is legal among JSON's escapes, but no encoding can hold it.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _cell(value: Any, separator: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return separator.join(str(part) for part in value)
-    return repr(value) if isinstance(value, (int, float)) else json.dumps(value, sort_keys=True)
+    return merged, Lines(joined(plain.text, [row[1] for row in rows]), numbers[order])

@@ -39,10 +39,14 @@ def test_one_variable_changes_the_warehouse(environ: dict[str, str]) -> None:
 def test_the_recipe_suits_the_data(environ: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "ml"
     folder.mkdir()
+    for name in ("u.data", "u.item", "u.user"):
+        (folder / name).touch()
     assert load_settings(environ, data=str(folder)).recipe["seed"] == 4
     (tmp_path / "x.csv").touch()
-    with pytest.raises(ConfigError, match=r"a recipe is needed for .*x\.csv"):
-        load_settings(environ, data=str(tmp_path / "x.csv"))
+    (tmp_path / "empty").mkdir()
+    for name in ("x.csv", "empty"):
+        with pytest.raises(ConfigError, match=rf"a recipe is needed for .*{name}, which has no known layout"):
+            load_settings(environ, data=str(tmp_path / name))
     with pytest.raises(DataError, match=r"nowhere: no such file or directory"):
         load_settings(environ, data=str(tmp_path / "nowhere"))
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
 import pytest
 
 from stages.warehouse.engine import Warehouse
+from stages.warehouse.mapping import IngestSource
 
 SERVER = {"host": "127.0.0.1", "port": 5432, "user": "postgres", "connect_timeout": 5}
 
@@ -62,3 +66,38 @@ def postgres(postgres_url: str) -> Iterator[Warehouse]:
 @pytest.fixture(params=["duckdb", "postgresql"])
 def warehouse(request: pytest.FixtureRequest) -> Warehouse:
     return request.getfixturevalue("duck" if request.param == "duckdb" else "postgres")
+
+
+KILLED = """
+import os, signal, sys
+import stages.warehouse.ingest as module
+from stages.warehouse.engine import Warehouse
+from stages.warehouse.mapping import IngestSource
+url, source, table, nth, chunk_rows = sys.argv[1:]
+calls, real = [], module.add_rows
+def add_rows(connection, into, key, rows):
+    added = real(connection, into, key, rows)
+    calls.append(into.name)
+    if calls.count(table) == int(nth):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return added
+module.add_rows = add_rows
+module.ingest(Warehouse(url), IngestSource.model_validate_json(source), chunk_rows=int(chunk_rows))
+"""
+
+
+@pytest.fixture(params=["duckdb", "postgresql"])
+def load_and_kill(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., str]:
+    """Load a source in another process that is killed as it adds to a table; return the warehouse's URL."""
+    if request.param == "duckdb":
+        url = f"duckdb:///{tmp_path / 'killed.duckdb'}"
+    else:
+        url = request.getfixturevalue("postgres").url.render_as_string(hide_password=False)
+
+    def run(source: IngestSource, table: str, nth: int, chunk_rows: int) -> str:
+        command = [sys.executable, "-c", KILLED, url, source.model_dump_json(), table, str(nth), str(chunk_rows)]
+        done = subprocess.run(command, env=dict(os.environ), capture_output=True, timeout=120, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        return url
+
+    return run

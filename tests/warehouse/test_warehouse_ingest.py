@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
-import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,8 @@ import pytest
 from stages.contracts.errors import DataError
 from stages.warehouse.engine import Warehouse
 from stages.warehouse.ingest import ingest, ingest_tables
+from stages.warehouse.layouts import detect
 from stages.warehouse.mapping import FileSource, IngestSource, InteractionColumns, ItemColumns, UserColumns
-from stages.warehouse.movielens import detect
 
 NOW = 1_000_000_000_000
 GENRES_OF_TOY_STORY = "0|0|0|1|1|1|0|0|0|0|0|0|0|0|0|0|0|0|0"
@@ -160,36 +157,10 @@ def test_user_attributes(warehouse: Warehouse, tmp_path: Path) -> None:
     assert rows(warehouse, "*", "users")[1][:2] == ("y", '{"age":"31"}')
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import stages.warehouse.ingest as module
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.mapping import IngestSource
-calls, real = [], module.add_rows
-def add_rows(connection, table, key, rows):
-    added = real(connection, table, key, rows)
-    calls.append(table.name)
-    if calls.count("quarantine") == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return added
-module.add_rows = add_rows
-source = IngestSource.model_validate_json(sys.argv[2])
-module.ingest(Warehouse(sys.argv[1]), source, chunk_rows=4)
-"""
-
-
-@pytest.mark.parametrize("kind", ["duckdb", "postgresql"])
-def test_a_killed_load_is_completed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_killed_load_is_completed(load_and_kill: Callable[..., str], tmp_path: Path) -> None:
     lines = ["bad,row,1" if i % 7 == 0 else f"u{i % 5},i{i % 4},{i // 50},1" for i in range(300)]
     source = csv_source(tmp_path / "e.csv", "user,item,time,score\n" + "\n".join(lines))
-    if kind == "duckdb":
-        url = f"duckdb:///{tmp_path / 'killed.duckdb'}"
-    else:
-        url = request.getfixturevalue("postgres").url.render_as_string(hide_password=False)
-    command = [sys.executable, "-c", KILLED, url, source.model_dump_json()]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    url = load_and_kill(source, "quarantine", 3, 4)
     with Warehouse(url) as warehouse, Warehouse(f"duckdb:///{tmp_path / 'fresh.duckdb'}") as fresh:
         kept = warehouse.counts()
         assert 0 < kept["interactions"] < 257
