@@ -1,0 +1,36 @@
+"""A broken data contract under Airflow: the run stops before the dataset, and the alert shows why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stages.pipeline import STEPS
+
+if TYPE_CHECKING:
+    from conftest import Airflow, Slack
+
+WORLD = {"n_users": 30, "n_items": 40, "n_events": 2_000, "days": 20, "n_topics": 4, "n_categories": 2}
+BUSY = {"warn_above": 0.01, "fail_above": 0.01, "warn_below": None, "fail_below": None}
+
+
+@pytest.mark.slow
+def test_the_alert_shows_the_contract_its_numbers_and_the_rows(airflow: Airflow, slack: Slack) -> None:
+    run = airflow.test(
+        "train_funnel",
+        {"config": "configs/demo.yaml", "overrides": {"world": WORLD, "contracts": {"volume": BUSY}}},
+        AIRFLOW_CONN_SLACK_WEBHOOK_DEFAULT=slack.connection,
+    )
+    assert run.code == 1
+    assert run.tasks["ingest"] == ("success", 1)
+    assert run.tasks["check_data"] == ("failed", 1), "broken data are not tried again"
+    assert {run.tasks[step][0] for step in STEPS[2:]} == {"upstream_failed"}
+    assert not (airflow.home / "sluice" / "runs" / "dataset").exists()
+    (text,) = slack.accepted
+    assert "failed in step *check_data*" in text
+    assert "ContractError: 1 of 28 data contracts failed (volume)" in text
+    assert "[fail: warn above 0.01, fail above 0.01]" in text
+    assert "    ms_before_as_of=0 events=" in text
+    (kept,) = (airflow.home / "sluice" / "reports").iterdir()
+    assert str(kept) in text
