@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from stages.contracts.tables import DAY_MS
 from stages.warehouse.engine import Warehouse
+from stages.warehouse.policies import ActivityPolicy
 from stages.warehouse.schema import has_table
-from stages.warehouse.select import ActivityPolicy
+from stages.warehouse.select import chosen_events, count_if, is_active, threshold_unit, window_counts
 from stages.warehouse.tables import INGEST_LOG, INTERACTIONS, ITEMS
 
 FLOAT32_MAX = 3.4028234e38
@@ -263,18 +264,9 @@ def ingested_rows(warehouse: Warehouse) -> tuple[int, int]:
     return int(read), int(aside)
 
 
-def count_if(condition: Any) -> Any:
-    """Count the rows for which a condition holds."""
-    return sa.func.count(sa.case((condition, 1)))
-
-
 def selected_events(scope: Scope) -> list[Any]:
     """Return the conditions of an event that the dataset selects."""
-    return [
-        _E.signal.in_(list(scope.signals)),
-        _E.event_time_ms >= scope.start_ms,
-        _E.event_time_ms < scope.as_of_ms,
-    ]
+    return chosen_events(scope.signals, scope.start_ms, scope.as_of_ms)
 
 
 def window_events(scope: Scope, window_days: float | None) -> list[Any]:
@@ -310,20 +302,12 @@ def lacks(name: str) -> Any:
 
 
 def user_activity(scope: Scope, policy: ActivityPolicy) -> Any:
-    """Return the subquery of each user with a selected event: events in the policy's window, and ``active``."""
-    counted = sa.and_(
-        _E.signal.in_(list(policy.signals or scope.signals)),
-        _E.event_time_ms >= policy.start_ms(scope.as_of_ms),
-        _E.event_time_ms < scope.as_of_ms,
-    )
-    selected = sa.and_(*selected_events(scope))
-    each = (
-        sa.select(_E.user_id, count_if(counted).label("events"), count_if(selected).label("selected"))
-        .where(counted | selected)
-        .group_by(_E.user_id)
-        .subquery("each_user")
-    )
-    enough = each.c.events >= policy.min_events
-    active = enough if policy.max_events is None else enough & (each.c.events <= policy.max_events)
-    chosen = sa.select(each.c.user_id, each.c.events, active.label("active")).where(each.c.selected > 0)
-    return chosen.subquery("users_by_activity")
+    """Return the subquery of each user with a selected event: (weighted) events in the window, and ``active``."""
+    users = sa.select(_E.user_id).where(*selected_events(scope)).group_by(_E.user_id).subquery("selected_users")
+    counts = window_counts(scope.signals, (scope.as_of_ms,), policy).subquery("window_counts")
+    unit = threshold_unit(policy)
+    number = sa.cast(sa.func.coalesce(counts.c.n0, 0), sa.BigInteger)
+    events = number if unit == 1 else sa.cast(number, sa.Double) / unit
+    columns = (users.c.user_id, events.label("events"), is_active(number, policy).label("active"))
+    joined = users.outerjoin(counts, counts.c.user_id == users.c.user_id)
+    return sa.select(*columns).select_from(joined).subquery("users_by_activity")

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from stages.warehouse.engine import Warehouse
+from stages.warehouse.policies import ActivityPolicy
 from stages.warehouse.profile import (
     KEYS,
     Scope,
@@ -19,7 +20,6 @@ from stages.warehouse.profile import (
     user_activity,
     window_events,
 )
-from stages.warehouse.select import ActivityPolicy
 from stages.warehouse.tables import INTERACTIONS, ITEMS, QUARANTINE
 
 Rows = sa.Select[Any]

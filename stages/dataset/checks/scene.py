@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from stages.contracts.tables import DAY_MS
 from stages.dataset.checks.config import CheckStepConfig, Limits
 from stages.dataset.checks.results import ContractResult, level_of, set_limits
+from stages.warehouse.policies import ActivityPolicy
 from stages.warehouse.profile import (
     DayCounts,
     EventProfile,
@@ -20,7 +21,6 @@ from stages.warehouse.profile import (
 )
 from stages.warehouse.samples import Rows, take_sample
 from stages.warehouse.schema import ColumnFault, column_faults
-from stages.warehouse.select import ActivityPolicy
 
 if TYPE_CHECKING:
     from stages.warehouse.engine import Warehouse

@@ -233,3 +233,15 @@ def test_a_healthy_warehouse_passes_every_contract(
     assert levels["label_rates.watch"] == "skipped", "each event is a positive of this task by definition"
     assert report.metrics["contracts_ok"] == len(levels) - 1
     assert report.metrics["volume"] == 1.0
+
+
+def test_activity_follows_the_weights_of_the_policy(
+    world: World, warehouse: Warehouse, loaded: Callable[[World], World]
+) -> None:
+    weighted = {"activity": {"min_events": 20, "window_days": 10, "weights": {"click": 0.5}}}
+    report = loaded(world.__class__(dataset=weighted)).check(warehouse, active_users={"warn_below": 1})
+    found = result_of(report, "active_users")
+    # In ten days u0 and u1 have ten ratings and ten clicks each, u2 and u3 ten ratings.
+    assert (found.value, found.level) == (0.0, "fail")
+    assert [row["events"] for row in found.rows] == [15.0, 15.0, 10.0]
+    assert "weights = {'click': 0.5}" in found.found
