@@ -100,6 +100,9 @@ check: $(STAMP) ## Lint, check types, import rules and the images
 bench-serving: $(STAMP) demo-home ## Measure the latency of the demo's release
 	$(BIN)/python -m benchmarks.serving --release "$$(ls -td $(LATEST)/serving/releases/*/ | head -n 1)"
 
+bench-contracts: $(STAMP) ## Measure the data contracts on made events: make bench-contracts [EVENTS=10000000]
+	$(BIN)/python -m benchmarks.contracts --events $(or $(EVENTS),10000000)
+
 format: $(STAMP) ## Format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

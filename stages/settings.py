@@ -26,7 +26,8 @@ class Settings(Config):
         config_path: where the recipe came from, for messages.
         data: path of the interactions to ingest, or None for the synthetic world.
         mapping_path: YAML file that maps the columns of a generic file, or None.
-        as_of_ms: events from this time on do not exist for the run; None = just after the latest.
+        as_of_ms: events from this time on do not exist for the run; None = just after the
+            latest that is not later than ``now_ms``.
         now_ms: the wall clock at the start, int ms UTC; later events are put aside as bad rows.
         promote: whether a release that passes the gate becomes champion.
     """

@@ -40,7 +40,7 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
         if latest is None:
             raise EmptyDatasetError(f"{source.name}: no event is in the warehouse after ingesting; {_reasons(report)}")
         fingerprint = warehouse.content_fingerprint()
-    as_of_ms = settings.as_of_ms if settings.as_of_ms is not None else latest + 1
+        as_of_ms = settings.as_of_ms if settings.as_of_ms is not None else warehouse.as_of_ms(settings.now_ms)
     return StageResult(
         step="ingest",
         path=settings.home,

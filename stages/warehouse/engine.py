@@ -162,11 +162,22 @@ class Warehouse:
                 content[column.table.name] = [int(rows), str(int(total or 0))]
         return sha256_text(canonical_json(content))
 
-    def latest_event_ms(self) -> int | None:
-        """Return the time of the latest event, int ms UTC, or None if there is no event."""
+    def latest_event_ms(self, until_ms: int | None = None) -> int | None:
+        """Return the time of the latest event (not later than ``until_ms``), int ms UTC, or None without one."""
+        statement = sa.select(sa.func.max(INTERACTIONS.c.event_time_ms))
+        if until_ms is not None:
+            statement = statement.where(INTERACTIONS.c.event_time_ms <= until_ms)
         with self.connect() as connection:
-            latest = connection.execute(sa.select(sa.func.max(INTERACTIONS.c.event_time_ms))).scalar_one()
+            latest = connection.execute(statement).scalar_one()
         return None if latest is None else int(latest)
+
+    def as_of_ms(self, now_ms: int) -> int:
+        """Return the as-of time of a run that names none: just after the latest event that is not of the future.
+
+        An event later than the clock would move every window to where there is nothing.
+        """
+        latest = self.latest_event_ms(until_ms=now_ms)
+        return (now_ms if latest is None else latest) + 1
 
     @contextmanager
     def _translated(self, what: str, opening: bool = False) -> Iterator[None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 
 from cli.main import main
@@ -14,7 +15,9 @@ from stages import pipeline
 from stages.contracts.errors import ConfigError, ContractError
 from stages.contracts.files import read_json
 from stages.release.mlflow_client import open_client
-from stages.settings import Settings
+from stages.settings import Settings, load_settings
+from stages.warehouse.engine import Warehouse
+from stages.warehouse.tables import INTERACTIONS
 
 BUSY = {"volume": {"warn_above": 0.01, "fail_above": 0.01, "warn_below": None, "fail_below": None}}
 
@@ -66,6 +69,20 @@ def test_the_command_line_shows_every_contract_and_ends_with_the_code_of_bad_dat
     refused = CliRunner().invoke(main, ["run", *recipe, "--set", f"contracts={json.dumps(BUSY)}"], env=job.environ)
     assert refused.exit_code == 3
     assert "fail above 0.01" in refused.output
+
+
+def test_an_event_of_the_future_warns_and_does_not_move_the_as_of_time(job, tmp_path: Path) -> None:
+    world = {**job.settings.recipe["world"], "n_users": 60, "n_items": 60, "n_events": 6_000}
+    environ = {**job.environ, "SLUICE_HOME": str(tmp_path)}
+    settings = load_settings(environ, overrides={**job.settings.recipe, "world": world})
+    before = pipeline.run_all(settings, until="ingest")["ingest"].info["as_of_ms"]
+    row = {"event_id": 1, "user_id": "u", "item_id": "i", "signal": "click", "value": 1.0, "source": "", "context": ""}
+    with Warehouse(settings.warehouse_url) as warehouse, warehouse.begin() as connection:
+        connection.execute(sa.insert(INTERACTIONS).values({**row, "event_time_ms": settings.now_ms + 10**12}))
+    results = pipeline.run_all(settings, until="check_data")
+    assert results["ingest"].info["as_of_ms"] == before
+    check = results["check_data"]
+    assert check.info["warnings"]["future.now"].startswith("future.now = ")
 
 
 def test_levels_of_a_task_that_there_is_not_are_refused(job) -> None:

@@ -153,15 +153,17 @@ def check_standing(
         ContractError: after the table was shown.
         EmptyDatasetError: if there is no event to lay the as-of time after, and none was given.
     """
-    rows_read, rows_quarantined = ingested_rows(warehouse)
     broken = {fault.table for fault in column_faults(warehouse)}
     latest = None if "interactions" in broken else warehouse.latest_event_ms()
     if latest is None and as_of_ms is None and not broken:
         raise EmptyDatasetError(f"warehouse {warehouse.name} holds no event; ingest some first, or give --as-of")
+    if as_of_ms is None:
+        as_of_ms = now_ms if latest is None else warehouse.as_of_ms(now_ms)
+    rows_read, rows_quarantined = ingested_rows(warehouse)
     config = step_config(
         contracts,
         dataset,
-        as_of_ms=as_of_ms if as_of_ms is not None else now_ms if latest is None else latest + 1,
+        as_of_ms=as_of_ms,
         latest_ms=latest,
         now_ms=now_ms,
         rows_read=rows_read,
