@@ -27,10 +27,10 @@ pin = $(shell sed -n 's/^$(2)==//p' requirements/$(1).txt)
 LATEST := $(or $(SLUICE_HOME),var)/latest
 
 .DEFAULT_GOAL := help
-.PHONY: bench-serving help install install-cuda demo demo-home serve mlflow airflow test check format lock wheel clean
+.PHONY: bench-contracts bench-serving help install install-cuda demo demo-home serve mlflow airflow test check format lock wheel clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
 install: $(VENV)/.installed-cpu ## Install everything for a CPU into .venv
 
