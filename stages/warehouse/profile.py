@@ -25,6 +25,8 @@ FLOAT32_MAX = 3.4028234e38
 KEYS = ("event_id", "user_id", "item_id", "signal", "value", "event_time_ms")
 """Columns of an event without which it means nothing."""
 
+_NAME = 40  # PostgreSQL cuts names at 63 bytes
+
 ITEM_COLUMNS = ("title", "categories", "created_at_ms", "duration_s", "text")
 
 _E = INTERACTIONS.c
@@ -142,30 +144,32 @@ def daily_counts(warehouse: Warehouse, scope: Scope, days: int) -> dict[int, Day
     with warehouse.connect() as connection:
         rows = connection.execute(daily_statement(scope, days)).all()
     found = {}
-    for day_ms, events, *labels in rows:
+    for from_ms, events, *labels in rows:
         positives = dict(zip(scope.labels, map(int, labels[::2]), strict=True))
-        found[int(day_ms) // DAY_MS] = DayCounts(
+        found[(scope.as_of_ms - int(from_ms)) // DAY_MS - 1] = DayCounts(
             int(events), positives, dict(zip(scope.labels, map(int, labels[1::2]), strict=True))
         )
     return found
 
 
 def daily_statement(scope: Scope, days: int) -> sa.Select[Any]:
-    """Return the SELECT of ``daily_counts``: ms before the as-of time, events, and two counts a task."""
+    """Return the SELECT of ``daily_counts``: start of the day, events, and two counts a task; the last day first."""
     age = sa.literal(scope.as_of_ms - 1) - _E.event_time_ms
+    start = sa.literal(scope.as_of_ms - DAY_MS) - (age - age % DAY_MS)
     recent = (
-        sa.select((age - age % DAY_MS).label("ms_before_as_of"), _E.signal, _E.value)
+        sa.select(start.label("day_from_ms"), _E.signal, _E.value)
         .where(*selected_events(scope), _E.event_time_ms >= scope.as_of_ms - days * DAY_MS)
         .subquery("recent")
     )
     counts = []
-    for position, rule in enumerate(scope.labels.values()):
+    for position, (task, rule) in enumerate(scope.labels.items()):
+        name = task if task.isidentifier() and len(task) <= _NAME else str(position)
         own = recent.c.signal.in_(list(rule.signals))
         positive = own if rule.min_value is None else own & (recent.c.value >= rule.min_value)
-        counts.append(count_if(positive).label(f"positives_{position}"))
-        counts.append((sa.func.count() if rule.min_value is None else count_if(own)).label(f"of_{position}"))
-    day = recent.c.ms_before_as_of
-    return sa.select(day, sa.func.count().label("events"), *counts).group_by(day).order_by(day)
+        counts.append(count_if(positive).label(f"positives_{name}"))
+        counts.append((sa.func.count() if rule.min_value is None else count_if(own)).label(f"of_{name}"))
+    day = recent.c.day_from_ms
+    return sa.select(day, sa.func.count().label("events"), *counts).group_by(day).order_by(day.desc())
 
 
 @dataclass(frozen=True)

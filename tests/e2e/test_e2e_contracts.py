@@ -63,8 +63,8 @@ def test_the_command_line_shows_every_contract_and_ends_with_the_code_of_bad_dat
         main, ["dataset", "check", *recipe, "--set", f"contracts={json.dumps(BUSY)}"], env=job.environ
     )
     assert refused.exit_code == 3
-    assert "volume: rows to look at\n  ms_before_as_of=0 events=" in refused.output
-    assert "more: SELECT recent.ms_before_as_of" in refused.output
+    assert "volume: rows to look at\n  day_from_ms=" in refused.output
+    assert "more: SELECT recent.day_from_ms" in refused.output
     assert "error: 1 of 28 data contracts failed (volume)" in refused.output
     refused = CliRunner().invoke(main, ["run", *recipe, "--set", f"contracts={json.dumps(BUSY)}"], env=job.environ)
     assert refused.exit_code == 3

@@ -63,14 +63,16 @@ def volume(scene: Scene) -> list[ContractResult]:
     limits, daily = scene.limits.volume, scene.daily
     trailing = scene.trailing(limits.days, limits.trailing_days)
     if len(trailing) < limits.min_trailing_days:
-        reason = f"{len(trailing)} days of history before the last {limits.days}; needed: {limits.min_trailing_days}"
+        reason = (
+            f"{len(trailing)} days of history before the last {_days(limits.days)}; needed: {limits.min_trailing_days}"
+        )
         return [scene.skip("volume", reason)]
     usual = median(daily[day].events if day in daily else 0 for day in trailing)
     if usual == 0:
         return [scene.skip("volume", f"the median of the {len(trailing)} days before is 0 events")]
     recent = sum(daily[day].events for day in range(limits.days) if day in daily) / limits.days
     found = (
-        f"{recent:,.6g} events a day in the last {limits.days} days, "
+        f"{recent:,.6g} events a day in the last {_days(limits.days)}, "
         f"median of the {len(trailing)} days before: {usual:,.6g}"
     )
     look = daily_statement(scene.scope, limits.days + limits.trailing_days)
@@ -92,8 +94,8 @@ def _share_of(scene: Scene, task: str) -> ContractResult:
     name, limits = f"label_rates.{task}.share", scene.limits.label_rates
     positives, of = _recent(scene, task)
     if of == 0:
-        return scene.skip(name, f"no event that could be positive in the last {limits.days} days")
-    found = share_in_words(positives, of, f"events of the last {limits.days} days are positives of {task}")
+        return scene.skip(name, f"no event that could be positive in the last {_days(limits.days)}")
+    found = share_in_words(positives, of, f"events of the last {_days(limits.days)} are positives of {task}")
     look = daily_statement(scene.scope, limits.days)
     return scene.judge(name, positives / of, limits.share.get(task, Limits()), found, look)
 
@@ -107,10 +109,12 @@ def _against_median(scene: Scene, task: str) -> ContractResult:
         return scene.skip(name, f"{len(rates)} days with events to compare with; needed: {limits.min_trailing_days}")
     usual = median(rates)
     if of * usual < limits.min_positives or usual == 0:
-        reason = f"{of * usual:.3g} positives expected in the last {limits.days} days; needed: {limits.min_positives:g}"
+        reason = (
+            f"{of * usual:.3g} positives expected in the last {_days(limits.days)}; needed: {limits.min_positives:g}"
+        )
         return scene.skip(name, reason)
     share = positives / of
-    found = f"share {share:.4g} in the last {limits.days} days, median of the {len(rates)} days before: {usual:.4g}"
+    found = f"share {share:.4g} in the last {_days(limits.days)}, median of the {len(rates)} days before: {usual:.4g}"
     look = daily_statement(scene.scope, limits.days + limits.trailing_days)
     return scene.judge(name, share / usual, limits, found, look)
 
@@ -132,3 +136,7 @@ def active_users(scene: Scene) -> list[ContractResult]:
     found = share_in_words(active, users, f"users are active by dataset.activity ({words})")
     look = samples.inactive_users(scene.scope, scene.activity)
     return [scene.judge("active_users", active / users, scene.limits.active_users, found, look)]
+
+
+def _days(number: int) -> str:
+    return "day" if number == 1 else f"{number} days"

@@ -100,7 +100,7 @@ def test_too_little_history_or_too_few_positives_is_said_and_not_judged(
 ) -> None:
     short = loaded(world.__class__(events=world.events[-36:], contracts={"label_rates": {"min_positives": 50}}))
     found = {result.name: result.found for result in short.check(warehouse).of_level("skipped")}
-    assert found["volume"] == "5 days of history before the last 1; needed: 7"
+    assert found["volume"] == "5 days of history before the last day; needed: 7"
     assert found["label_rates.like.against_median"].startswith("0 days with events to compare with")
     long = world.__class__(contracts={"label_rates": {"min_positives": 50, "min_trailing_days": 1, "days": 2}})
     found = {result.name: result.found for result in long.check(warehouse).of_level("skipped")}
