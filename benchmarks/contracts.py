@@ -68,7 +68,7 @@ def main() -> None:
         url = f"duckdb:///{path}?memory_limit={options.memory_limit}&threads={options.threads}"
         command = [sys.executable, "-m", "benchmarks.contracts", "--evaluate", url]
         command += ["--all-duplicates"] if options.all_duplicates else []
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     report = {
         "benchmark": "contracts",
         "events": options.events,
