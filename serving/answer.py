@@ -47,9 +47,10 @@ class Answer:
         path: ``funnel``, or ``popular`` for a user without history.
         time_ms: the moment that the answer is for.
         items: best first, no duplicates, nothing that the user has seen.
-        counts: how many items were cut where: ``catalogue``, ``seen_excluded``, ``unborn_excluded``,
-            ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from the popular list)
-            and ``returned``. A stage that did not run has no count.
+        counts: how many items were cut where: ``catalogue``, ``withheld_excluded`` (by the item
+            policy), ``seen_excluded``, ``unborn_excluded``, ``retrieved``, ``after_light``,
+            ``after_heavy``, ``filled`` (taken from the popular list) and ``returned``. A stage that
+            did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
         explain: whether the explanation was asked for.
     """

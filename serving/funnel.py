@@ -24,7 +24,8 @@ from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
 from serving.release import LoadedRelease
-from stages.contracts.tables import ScoredItems
+from stages.contracts.snapshot import NEVER_AVAILABLE_MS
+from stages.contracts.tables import SERVING, ScoredItems
 from stages.features.history import tower_inputs
 from stages.features.ranking import heavy_features, ranking_features
 from stages.light_ranker.scorer import LightScorer
@@ -76,8 +77,11 @@ class Funnel:
         self._lock = threading.Lock()
         self._new_users: dict[str, int] = {}
         self._signals = {name: code for code, name in enumerate(release.meta.signals)}
-        self._by_birth = np.argsort(release.items.created_at_ms, kind="stable")
-        self._births = release.items.created_at_ms[self._by_birth]
+        self._available_ms = release.items.available_from_ms(SERVING)
+        self._n_withheld = int(release.items.withheld(SERVING).sum())
+        indexed = release.candidate.indexed
+        self._by_birth = indexed[np.argsort(self._available_ms[indexed], kind="stable")]
+        self._births = self._available_ms[self._by_birth]
 
     @property
     def release_id(self) -> str:
@@ -161,13 +165,17 @@ class Funnel:
             (
                 "item_id",
                 event.item_id in self.release.item_index,
-                f"an item id of release {self.release_id} ({n_items} items)",
+                f"an item id of release {self.release_id} ({n_items} items){self._why_blocked(event.item_id)}",
             ),
             ("signal", event.signal in self._signals, "one of " + ", ".join(self._signals)),
             ("value", math.isfinite(event.value) and abs(event.value) < 1e30, "a finite number below 1e30"),
             ("event_time_ms", 0 <= event.event_time_ms <= latest, f"int ms UTC from 0 (1970) to {latest} (now)"),
         )
         return [Fault.of(prefix + name, getattr(event, name), allowed) for name, good, allowed in checks if not good]
+
+    def _why_blocked(self, item_id: str) -> str:
+        reason = self.release.blocked.get(item_id)
+        return "" if reason is None else f"; this one is blocked by the content policy: {reason}"
 
     def contains(self, event: Event) -> bool:
         """Return whether the user has already touched the event's item."""
@@ -212,6 +220,7 @@ class Funnel:
                 if len(history.items):
                     trace.inputs = tower_inputs([history], config, len(self.release.items))
         trace.counts["catalogue"] = len(self.release.items)
+        trace.counts["withheld_excluded"] = self._n_withheld
         trace.counts["seen_excluded"] = len(trace.seen)
         trace.lap("history")
         return trace
@@ -221,11 +230,12 @@ class Funnel:
         release, spec = self.release, self.release.manifest.funnel
         query_BD = release.candidate.embed(*inputs)
         trace.lap("embed")
-        unborn = self._by_birth[np.searchsorted(self._births, trace.time_ms, side="right") :]
+        first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
+        unborn, unborn_ms = self._by_birth[first:], self._births[first:]
         excluded = np.union1d(trace.seen, unborn) if len(unborn) else trace.seen
         retrieved = release.candidate.search(query_BD, spec.candidate_k, [excluded])[0]
         trace.stages.append(("candidate", retrieved))
-        trace.counts["unborn_excluded"] = len(unborn)
+        trace.counts["unborn_excluded"] = int((unborn_ms < NEVER_AVAILABLE_MS).sum())
         trace.counts["retrieved"] = len(retrieved)
         trace.lap("candidate")
         if release.light is None or not len(retrieved):
@@ -284,7 +294,7 @@ class Funnel:
             return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
         excluded = np.concatenate([trace.seen, chosen])
         with self._lock:
-            popular = self.release.state.popular(trace.time_ms, missing, excluded)
+            popular = self.release.state.popular(trace.time_ms, missing, excluded, self._available_ms)
         if not popular.scores.any():
             popular = self._stale_list(popular, trace.time_ms, missing, excluded)
         trace.lap("popular")
@@ -292,7 +302,7 @@ class Funnel:
 
     def _stale_list(self, popular: ScoredItems, time_ms: int, missing: int, excluded: np.ndarray) -> ScoredItems:
         fallback = self.release.fallback
-        born = self.release.items.created_at_ms[fallback.ids] <= time_ms
+        born = self._available_ms[fallback.ids] <= time_ms
         kept = np.flatnonzero(born & ~np.isin(fallback.ids, excluded))[:missing]
         rest = popular.ids[~np.isin(popular.ids, fallback.ids[kept])][: missing - len(kept)]
         scores = np.concatenate([fallback.scores[kept], np.zeros(len(rest), dtype=np.float32)])

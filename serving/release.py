@@ -33,6 +33,7 @@ _REQUIRED = (
     "snapshot.json",
     "items.parquet",
     "users.parquet",
+    "blocked.parquet",
     "aliases.parquet",
     "feature_schema.json",
     "user_tower.onnx",
@@ -59,6 +60,7 @@ class LoadedRelease:
         items: the catalogue.
         item_index: item id, aliases included, to canonical item index.
         user_index: user id to user index.
+        blocked: reason by the id of an item that the content policy keeps out of everything.
         state: histories and counters as of ``manifest.as_of_ms``; posted events advance it.
         candidate: the candidate generator.
         fallback: the popular list as of ``manifest.as_of_ms``, for a state without live popularity.
@@ -74,6 +76,7 @@ class LoadedRelease:
     items: ItemTable
     item_index: dict[str, int]
     user_index: dict[str, int]
+    blocked: dict[str, str]
     state: FunnelState
     candidate: CandidateScorer
     fallback: ScoredItems
@@ -97,10 +100,11 @@ def load_release(directory: Path) -> LoadedRelease:
         config = parse_config(FeatureConfig, features, "config.json, section features")
     schema = feature_schema(config, meta.tasks)
     _check_equal(directory, _claims(directory, manifest, meta, schema))
-    with _reading(directory, "items.parquet, users.parquet, aliases.parquet"):
+    with _reading(directory, "items.parquet, users.parquet, aliases.parquet, blocked.parquet"):
         items = read_items(directory / "items.parquet", len(meta.categories))
         aliases = _pairs(directory / "aliases.parquet", "item_id", "item_index")
         users = _pairs(directory / "users.parquet", "user_id", "user_index")
+        blocked = _pairs(directory / "blocked.parquet", "item_id", "reason")
     with _reading(directory, "the candidate generator"):
         candidate = CandidateScorer.load(directory)
         claims = _tower_claims(manifest, items, config, candidate)
@@ -118,6 +122,7 @@ def load_release(directory: Path) -> LoadedRelease:
         items=items,
         item_index=item_index,
         user_index=users,
+        blocked=blocked,
         state=state,
         candidate=candidate,
         fallback=_fallback(directory, item_index),
@@ -203,9 +208,9 @@ def _fallback(directory: Path, item_index: dict[str, int]) -> ScoredItems:
         return ScoredItems(ids, np.array([row["score"] for row in rows], dtype=np.float32))
 
 
-def _pairs(path: Path, key: str, value: str) -> dict[str, int]:
+def _pairs(path: Path, key: str, value: str) -> dict[str, Any]:
     table = pq.read_table(path, columns=[key, value])  # type: ignore[no-untyped-call]
-    return dict(zip(table[key].to_pylist(), np.asarray(table[value]).tolist(), strict=True))
+    return dict(zip(table[key].to_pylist(), table[value].to_pylist(), strict=True))
 
 
 @contextmanager

@@ -133,7 +133,8 @@ class Catalogue:
         log_duration: float32 ``[N]``, standardised ``log1p`` of the seconds, 0 where unknown.
         frequency: int64 ``[N]``, examples whose target is the item.
         in_histories: bool ``[N]``, items that some example's history holds.
-        eligible: int64 ``[M]``, items created before the end of the candidate part.
+        eligible: int64 ``[M]``, items created before the end of the candidate part that passed the item
+            policy then: what a model of that moment would choose from, and so its negatives.
     """
 
     offsets: np.ndarray
@@ -163,7 +164,7 @@ class Catalogue:
             log_duration=_standardised_log(items.duration_s),
             frequency=frequency,
             in_histories=in_histories,
-            eligible=np.flatnonzero((items.created_at_ms < end_ms) | (frequency > 0)),
+            eligible=np.flatnonzero(((items.created_at_ms < end_ms) & (items.eligible & 1 == 1)) | (frequency > 0)),
         )
 
     def __len__(self) -> int:

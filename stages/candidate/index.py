@@ -1,6 +1,8 @@
 """The step ``build_index``: a Faiss index whose recall was measured before anyone may use it.
 
-Shapes: B queries, D dimensions, L history length, N items.
+Items that the item policy withholds from every request are not in it.
+
+Shapes: B queries, D dimensions, L history length, N indexed items.
 """
 
 from __future__ import annotations
@@ -37,17 +39,25 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
         DataError: if the approximate index does not reach ``wanted_recall``; nothing is published then.
     """
     summary = read_json(inputs["candidate"] / TOWER_JSON)
-    vectors_ND = np.ascontiguousarray(load_vectors(inputs["candidate"], summary))
+    all_vectors_ND = np.ascontiguousarray(load_vectors(inputs["candidate"], summary))
+    snapshot = Snapshot(inputs["snapshot"])
+    ids_N = snapshot.items().recommendable()
+    if len(ids_N) == 0:
+        raise EmptyDatasetError("index: the item policy (dataset.items) withholds every item; nothing can be indexed")
+    vectors_ND = all_vectors_ND[ids_N]
     if len(vectors_ND) < config.exact_below:
         index, recall, n_queries = exact_index(vectors_ND), 1.0, 0
+        if len(ids_N) < len(all_vectors_ND):
+            index = with_ids(vectors_ND, ids_N)
     else:
-        queries_BD = measuring_queries(Snapshot(inputs["snapshot"]), inputs["candidate"], summary, vectors_ND, config)
-        index = approximate_index(vectors_ND, config)
-        recall, n_queries = tune_probes(index, vectors_ND, queries_BD, config), len(queries_BD)
+        queries_BD = measuring_queries(snapshot, inputs["candidate"], summary, all_vectors_ND, config)
+        index = approximate_index(vectors_ND, ids_N, config)
+        recall, n_queries = tune_probes(index, vectors_ND, ids_N, queries_BD, config), len(queries_BD)
     faiss.write_index(index, str(directory / INDEX_FILE))
     described = {
         "type": "exact" if n_queries == 0 else f"IVF{index.nlist},{config.codec.upper()}",
-        "n_items": len(vectors_ND),
+        "n_items": len(all_vectors_ND),
+        "n_indexed": len(vectors_ND),
         "dim": vectors_ND.shape[1],
         "tower_version": summary["tower_version"],
         "index_sha256": sha256_file(directory / INDEX_FILE),
@@ -57,7 +67,7 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
         "n_queries": n_queries,
     }
     write_json(directory / INDEX_JSON, described)
-    names = ("n_items", "nprobe", "recall", "recall_k", "n_queries")
+    names = ("n_items", "n_indexed", "nprobe", "recall", "recall_k", "n_queries")
     return {name: float(described[name]) for name in names}, {
         name: described[name] for name in ("type", "tower_version")
     }
@@ -70,7 +80,14 @@ def exact_index(vectors_ND: np.ndarray) -> Any:
     return index
 
 
-def approximate_index(vectors_ND: np.ndarray, config: IndexConfig) -> Any:
+def with_ids(vectors_ND: np.ndarray, ids_N: np.ndarray) -> Any:
+    """Return an exact index that answers with ``ids_N`` instead of row numbers."""
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors_ND.shape[1]))
+    index.add_with_ids(vectors_ND, ids_N)
+    return index
+
+
+def approximate_index(vectors_ND: np.ndarray, ids_N: np.ndarray, config: IndexConfig) -> Any:
     """Return inverted lists over k-means clusters, searched ``n_probe`` lists at a time."""
     n_items, dim = vectors_ND.shape
     wanted = config.n_lists or round(4 * n_items**0.5)
@@ -84,19 +101,21 @@ def approximate_index(vectors_ND: np.ndarray, config: IndexConfig) -> Any:
         index = faiss.IndexIVFFlat(quantizer, dim, n_lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = config.seed
     index.train(vectors_ND)
-    index.add(vectors_ND)
+    index.add_with_ids(vectors_ND, ids_N)
     index.nprobe = min(config.n_probe, n_lists)
     return index
 
 
-def tune_probes(index: Any, vectors_ND: np.ndarray, queries_BD: np.ndarray, config: IndexConfig) -> float:
+def tune_probes(
+    index: Any, vectors_ND: np.ndarray, ids_N: np.ndarray, queries_BD: np.ndarray, config: IndexConfig
+) -> float:
     """Double ``nprobe`` until the recall is reached and return that recall.
 
     Raises:
         DataError: if searching every list does not reach it either.
     """
     k = min(config.recall_k, len(vectors_ND))
-    exact_BK = exact_index(vectors_ND).search(queries_BD, k)[1]
+    exact_BK = ids_N[exact_index(vectors_ND).search(queries_BD, k)[1]]
     while True:
         recall = recall_at(index.search(queries_BD, k)[1], exact_BK)
         if recall >= config.wanted_recall:

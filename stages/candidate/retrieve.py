@@ -20,7 +20,7 @@ from stages.candidate.config import RetrieveConfig
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
-from stages.contracts.snapshot import ItemTable, Snapshot, Targets
+from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable, ScoredItems
 from stages.features.config import FeatureConfig
@@ -111,19 +111,23 @@ class Retriever:
         self, scorer: CandidateScorer, state: FunnelState, requests: RequestTable, config: RetrieveConfig
     ) -> None:
         self._scorer, self._state, self._requests, self._config = scorer, state, requests, config
-        self._by_birth = Births(state.items)
+        parts = {part: state.items.available_from_ms(part) for part in (PART_RANKER, PART_EVALUATION)}
+        self._available_ms = parts
+        self._births = {part: Births(scorer.indexed, times) for part, times in parts.items()}
 
     def read(self, row: int, block: Block) -> None:
         """Copy a request's history and exclusions into ``block``; answer it if it has no history."""
         user, time_ms = int(self._requests.user_index[row]), int(self._requests.request_time_ms[row])
+        part = int(self._requests.part[row])
         block.rows.append(row)
         history, seen = self._state.history(user), self._state.seen(user)
         if len(history.items) == 0:
-            block.popular[row] = self._state.popular(time_ms, self._config.candidate_k, seen)
+            available = self._available_ms[part]
+            block.popular[row] = self._state.popular(time_ms, self._config.candidate_k, seen, available)
             return
         block.waiting.append(row)
         block.histories.append(history)
-        block.exclude.append(np.concatenate([seen, self._by_birth.after(time_ms)]))
+        block.exclude.append(np.concatenate([seen, self._births[part].after(time_ms)]))
 
     def answer(self, block: Block) -> np.ndarray:
         """Fill ``block.answers``; return float32 ``[len(rows), D]`` queries, zeros without history."""
@@ -139,14 +143,19 @@ class Retriever:
 
 
 class Births:
-    """Items by creation time."""
+    """Items by the time from which they may be recommended.
 
-    def __init__(self, items: ItemTable) -> None:
-        self._order = np.argsort(items.created_at_ms, kind="stable")
-        self._sorted_ms = items.created_at_ms[self._order]
+    Args:
+        items: int64 items to look at.
+        available_ms: int64 ``[N]`` times of all items.
+    """
+
+    def __init__(self, items: np.ndarray, available_ms: np.ndarray) -> None:
+        self._order = items[np.argsort(available_ms[items], kind="stable")]
+        self._sorted_ms = available_ms[self._order]
 
     def after(self, time_ms: int) -> np.ndarray:
-        """Return int64 items created after ``time_ms``."""
+        """Return the int64 items that may not be recommended yet at ``time_ms``."""
         return self._order[np.searchsorted(self._sorted_ms, time_ms, side="right") :]
 
 

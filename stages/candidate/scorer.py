@@ -62,6 +62,7 @@ class CandidateScorer:
         dim: D.
         tower_version: hex sha256 of the user tower.
         item_vectors: float32 ``[N, D]``, memory-mapped.
+        indexed: int64, items that can be found, ascending.
         features: the feature configuration (plain values) that the tower was trained with.
     """
 
@@ -71,6 +72,9 @@ class CandidateScorer:
         self.n_items, self.dim = item_vectors.shape
         self.tower_version: str = summary["tower_version"]
         self.features: dict[str, Any] = summary["config"]["features"]
+        self.indexed = _ids(index, self.n_items)
+        self._is_indexed = np.zeros(self.n_items, dtype=bool)
+        self._is_indexed[self.indexed] = True
         self._n_lists = getattr(index, "nlist", None)
         self._n_probe = getattr(index, "nprobe", None)
 
@@ -87,7 +91,7 @@ class CandidateScorer:
         """
         index_dir = candidate_dir if index_dir is None else index_dir
         summary = _read_summary(candidate_dir / TOWER_JSON, ("tower_version", "item_vectors_sha256", "n_items", "dim"))
-        described = _read_summary(index_dir / INDEX_JSON, ("tower_version", "index_sha256"))
+        described = _read_summary(index_dir / INDEX_JSON, ("tower_version", "index_sha256", "n_indexed"))
         _check_hash(candidate_dir / TOWER_FILE, summary["tower_version"], TOWER_JSON)
         _check_hash(candidate_dir / VECTORS_FILE, summary["item_vectors_sha256"], TOWER_JSON)
         _check_hash(index_dir / INDEX_FILE, described["index_sha256"], INDEX_JSON)
@@ -98,8 +102,12 @@ class CandidateScorer:
             )
         vectors = load_vectors(candidate_dir, summary)
         index = faiss.read_index(str(index_dir / INDEX_FILE))
-        if (index.ntotal, index.d) != vectors.shape:
-            raise ReleaseError(f"{index_dir / INDEX_FILE}: {index.ntotal} x {index.d}, the vectors are {vectors.shape}")
+        wanted = (described["n_indexed"], vectors.shape[1])
+        if (index.ntotal, index.d) != wanted or index.ntotal > len(vectors):
+            raise ReleaseError(
+                f"{index_dir / INDEX_FILE}: {index.ntotal} x {index.d}, {INDEX_JSON} and the vectors {vectors.shape} "
+                f"say {wanted}"
+            )
         return cls(UserTower(candidate_dir / TOWER_FILE), index, vectors, summary)
 
     def embed(self, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -119,10 +127,13 @@ class CandidateScorer:
         """
         faiss.omp_set_num_threads(1)  # the setting belongs to the calling thread, and servers have many
         found: list[ScoredItems | None] = [None] * len(queries)
+        exclude = [items[self._is_indexed[items]] for items in exclude]
         small = [row for row, items in enumerate(exclude) if len(items) <= _OVERFETCH]
         if small:
             margin = max(len(exclude[row]) for row in small)
-            scores_BK, ids_BK = self._index.search(np.ascontiguousarray(queries[small]), min(k + margin, self.n_items))
+            scores_BK, ids_BK = self._index.search(
+                np.ascontiguousarray(queries[small]), min(k + margin, len(self.indexed))
+            )
             for row, scores, ids in zip(small, scores_BK, ids_BK, strict=True):
                 found[row] = self._complete(scores, ids, k, exclude[row])
         return [
@@ -133,12 +144,12 @@ class CandidateScorer:
     def _complete(self, scores: np.ndarray, ids: np.ndarray, k: int, exclude: np.ndarray) -> ScoredItems | None:
         """Drop excluded items; None if the search found too few although more may remain."""
         kept = (ids >= 0) & ~np.isin(ids, exclude)
-        remaining = self.n_items - len(np.unique(exclude))
+        remaining = len(self.indexed) - len(np.unique(exclude))
         return _sorted(ids[kept], scores[kept], k) if kept.sum() >= min(k, remaining) else None
 
     def _search_masked(self, query: np.ndarray, k: int, exclude: np.ndarray) -> ScoredItems:
         """Search one query among the items that remain, in more and more lists until enough are found."""
-        allowed = np.ones(self.n_items, dtype=bool)
+        allowed = self._is_indexed.copy()
         allowed[exclude] = False
         wanted = min(k, int(allowed.sum()))
         if wanted == 0:
@@ -157,6 +168,17 @@ class CandidateScorer:
         if n_probe is None:
             return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         return faiss.SearchParametersIVF(sel=selector, nprobe=n_probe)  # type: ignore[call-arg]
+
+
+def _ids(index: Any, n_items: int) -> np.ndarray:
+    """Return the int64 ids in an index, ascending."""
+    if index.ntotal == n_items:
+        return np.arange(n_items, dtype=np.int64)
+    if hasattr(index, "id_map"):
+        return np.sort(faiss.vector_to_array(index.id_map))
+    lists = index.invlists
+    ids = [faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)) for number in range(index.nlist)]
+    return np.sort(np.concatenate([np.array(each, dtype=np.int64) for each in ids]))
 
 
 def load_vectors(candidate_dir: Path, summary: dict[str, Any]) -> np.ndarray:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts.config import Config
 from stages.contracts.files import read_json
-from stages.contracts.tables import EventTable, RequestTable
+from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable
 
 
 class Task(Config):
@@ -92,6 +92,9 @@ class SnapshotMeta(Config):
     fingerprint: str
 
 
+NEVER_AVAILABLE_MS = (1 << 62) - 1
+"""Later than every request."""
+
 ALL_PARTS = 0b111
 """``ItemTable.eligible`` of an item that passed the item policy at the end of every part."""
 
@@ -145,14 +148,26 @@ class ItemTable:
         return len(self.item_id)
 
     def withheld(self, part: int) -> np.ndarray:
-        """Return int64 items that answers to requests of ``part`` must not hold, ascending.
+        """Return bool ``[N]``: items that answers to requests of ``part`` must not hold.
 
         The item policy is judged at the end of the part before: what a release of that moment knew.
 
         Args:
             part: PART_RANKER, PART_EVALUATION or SERVING.
         """
-        return np.flatnonzero((self.eligible >> (part - 1)) & 1 == 0)
+        mask: np.ndarray = (self.eligible >> (part - 1)) & 1 == 0
+        return mask
+
+    def available_from_ms(self, part: int) -> np.ndarray:
+        """Return int64 ``[N]``: when requests of ``part`` may be answered with each item.
+
+        That is from its creation on, or NEVER_AVAILABLE_MS where the item is withheld.
+        """
+        return np.where(self.withheld(part), NEVER_AVAILABLE_MS, self.created_at_ms)
+
+    def recommendable(self) -> np.ndarray:
+        """Return int64 items that some request may be answered with, ascending; only they are indexed."""
+        return np.flatnonzero(~(self.withheld(PART_RANKER) & self.withheld(PART_EVALUATION) & self.withheld(SERVING)))
 
 
 class Snapshot:

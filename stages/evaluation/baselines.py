@@ -94,7 +94,7 @@ class _Scores:
 def popularity_rankings(
     touches: FirstTouches,
     requests: RequestTable,
-    created_at_ms: np.ndarray,
+    available_from_ms: np.ndarray,
     k: int,
     half_life_ms: float | None = None,
 ) -> Iterator[RankedTable]:
@@ -110,15 +110,15 @@ def popularity_rankings(
     Args:
         touches: first touches of all events.
         requests: sorted by time.
-        created_at_ms: int64 ``[N]``, birth times of the items.
+        available_from_ms: int64 ``[N]``, from when on each item may be recommended: its birth, or never.
         k: answers a request.
         half_life_ms: of a touch's weight; None counts all touches alike.
 
     Yields:
         Tables of whole requests in time order, at most about four million rows each.
     """
-    scores = _Scores(touches, len(created_at_ms), half_life_ms)
-    seen_flag = np.zeros(len(created_at_ms), dtype=bool)
+    scores = _Scores(touches, len(available_from_ms), half_life_ms)
+    seen_flag = np.zeros(len(available_from_ms), dtype=bool)
     parts: list[RankedTable] = []
     for block in _blocks(requests.request_time_ms, half_life_ms):
         rows = requests.take(np.arange(block.start, block.stop))
@@ -126,12 +126,12 @@ def popularity_rankings(
         first_ms, last_ms = int(rows.request_time_ms[0]), int(rows.request_time_ms[-1])
         scores.rebase(first_ms)
         scores.advance(first_ms)
-        pool = _pool(scores, created_at_ms, first_ms, last_ms, k + max(len(items) for items in seen))
+        pool = _pool(scores, available_from_ms, first_ms, last_ms, k + max(len(items) for items in seen))
         for row, items in enumerate(seen):
             time_ms = int(rows.request_time_ms[row])
             scores.advance(time_ms)
             seen_flag[items] = True
-            allowed = pool[~seen_flag[pool] & (created_at_ms[pool] <= time_ms)]
+            allowed = pool[~seen_flag[pool] & (available_from_ms[pool] <= time_ms)]
             seen_flag[items] = False
             best = allowed[np.argsort(-scores.values[allowed], kind="stable")[:k]]
             parts.append(_answer(int(rows.request_id[row]), best, scores.values[best] * scores.decay(time_ms)))
@@ -153,16 +153,16 @@ def _blocks(times: np.ndarray, half_life_ms: float | None) -> Iterator[slice]:
         start = stop
 
 
-def _pool(scores: _Scores, created_at_ms: np.ndarray, first_ms: int, last_ms: int, size: int) -> np.ndarray:
+def _pool(scores: _Scores, available_from_ms: np.ndarray, first_ms: int, last_ms: int, size: int) -> np.ndarray:
     """Return every item that a request of a block may be answered with, sorted by item index."""
-    born = np.flatnonzero(created_at_ms <= first_ms)
+    born = np.flatnonzero(available_from_ms <= first_ms)
     values = scores.values[born]
     if size < len(born):
         border = np.partition(values, len(born) - size)[len(born) - size]
         above = np.flatnonzero(values > border)
         level = np.flatnonzero(values == border)[: size - len(above)]
         born = born[np.concatenate([above, level])]
-    newborn = np.flatnonzero((created_at_ms > first_ms) & (created_at_ms <= last_ms))
+    newborn = np.flatnonzero((available_from_ms > first_ms) & (available_from_ms <= last_ms))
     return np.unique(np.concatenate([born, newborn, scores.pending(last_ms)]))
 
 

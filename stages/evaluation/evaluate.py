@@ -91,7 +91,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
     head = popular_head(touches.counts(snapshot.meta.borders.ranker_end_ms, len(items)))
     rows = {
         name: measure(tables, requests.held, config.ks, config.candidate_k, head)
-        for name, tables in _rankings(config, inputs, touches, requests, items.created_at_ms)
+        for name, tables in _rankings(config, inputs, touches, requests, items.available_from_ms(PART_EVALUATION))
     }
     ledger: dict[str, Any] = {
         "format_version": 1,
@@ -99,6 +99,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
         "config": config.model_dump(mode="json"),
         "counts": _counts(requests, head),
         "target_head_share": float(head[requests.held.item_index].mean()),
+        "target_withheld_share": float(items.withheld(PART_EVALUATION)[requests.held.item_index].mean()),
         "rows": [_ledger_row(name, rows, requests, config) for name in rows],
         "slices": _slices(rows, requests),
         "data_fingerprint": snapshot.meta.fingerprint,
@@ -142,12 +143,12 @@ def _rankings(
     inputs: Mapping[str, Path],
     touches: FirstTouches,
     requests: _Requests,
-    created_at_ms: np.ndarray,
+    available_from_ms: np.ndarray,
 ) -> Iterator[tuple[str, Iterable[RankedTable | CandidateTable]]]:
     depth = max(config.candidate_k, config.ks[-1])
     half_life_ms = config.half_life_days * DAY_MS
-    yield "popularity", popularity_rankings(touches, requests.table, created_at_ms, depth)
-    yield "trending", popularity_rankings(touches, requests.table, created_at_ms, depth, half_life_ms)
+    yield "popularity", popularity_rankings(touches, requests.table, available_from_ms, depth)
+    yield "trending", popularity_rankings(touches, requests.table, available_from_ms, depth, half_life_ms)
     yield "candidates", [_read(CandidateTable, inputs["retrieve"] / "candidates.parquet", requests.held)]
     for name in ("light", "heavy"):
         if name in inputs:

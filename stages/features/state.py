@@ -203,19 +203,22 @@ class FunnelState:
         counts = self.touches if half_life is None else self.item_counts.read(half_life, time_ms)
         return counts.astype(np.float32)
 
-    def popular(self, time_ms: int, k: int, exclude: np.ndarray) -> ScoredItems:
+    def popular(
+        self, time_ms: int, k: int, exclude: np.ndarray, available_from_ms: np.ndarray | None = None
+    ) -> ScoredItems:
         """Return the fallback list: the most popular items at the longest half-life.
 
         Args:
             time_ms: the moment; items created after it are left out.
             k: how many; fewer come back only if fewer items remain.
             exclude: item indices that must not be returned.
+            available_from_ms: int64 ``[N]``, when each item may be recommended; None = when it was created.
 
         Returns:
             Items by decayed popularity, ties by item index.
         """
         scores = self.popularity(time_ms, -1)
-        eligible = self.items.created_at_ms <= time_ms
+        eligible = (self.items.created_at_ms if available_from_ms is None else available_from_ms) <= time_ms
         eligible[exclude] = False
         ids = np.flatnonzero(eligible)
         if 0 < k < len(ids):

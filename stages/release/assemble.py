@@ -18,13 +18,13 @@ from stages.contracts.files import canonical_json, read_json, sha256_text, sha25
 from stages.contracts.manifest import MANIFEST_FILE, FunnelSpec, ReleaseManifest
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
-from stages.contracts.tables import DAY_MS
+from stages.contracts.tables import DAY_MS, SERVING
 from stages.release.parts import check_parts
 
 RELEASE_DIRECTORY = "release"
 
 PARTS = {
-    "snapshot": ("snapshot.json", "items.parquet", "users.parquet", "aliases.parquet"),
+    "snapshot": ("snapshot.json", "items.parquet", "users.parquet", "aliases.parquet", "blocked.parquet"),
     "candidate": ("user_tower.onnx", "item_vectors.npy", "tower.json"),
     "index": ("index.faiss", "index.json"),
     "examples": ("feature_schema.json", "state"),
@@ -108,7 +108,7 @@ def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> li
     """Return the most popular items as of the snapshot's as-of time, ``{item_id, score}``, best first.
 
     The score of an item is the number of users that touched it, each weighted by
-    2 ** (-age of the first touch / half-life). Items not yet born are left out; ties go to the lower
+    2 ** (-age of the first touch / half-life). Items not yet born or withheld are left out; ties go to the lower
     item index.
     """
     events, items, as_of_ms = snapshot.events(), snapshot.items(), snapshot.meta.borders.as_of_ms
@@ -118,7 +118,7 @@ def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> li
     if half_life_days is not None:
         weights = np.exp2((events.event_time_ms[first] - as_of_ms) / (half_life_days * DAY_MS))
     scores = np.bincount(events.item_index[first], weights=weights, minlength=len(items))
-    born = np.flatnonzero(items.created_at_ms <= as_of_ms)
+    born = np.flatnonzero(items.available_from_ms(SERVING) <= as_of_ms)
     best = born[np.argsort(-scores[born], kind="stable")[:k]]
     return [{"item_id": str(items.item_id[item]), "score": float(scores[item])} for item in best]
 

@@ -24,6 +24,7 @@ def clustered(n, dim, seed):
 
 
 VECTORS, QUERIES = clustered(3000, 16, 0), clustered(50, 16, 1)
+IDS = np.arange(3000)
 
 
 def brute_force(k):
@@ -38,9 +39,9 @@ def test_exact_index_finds_what_brute_force_finds():
 @pytest.mark.parametrize("codec", ["sq8", "flat"])
 def test_probes_are_raised_until_the_recall_is_reached(codec):
     config = IndexConfig(n_lists=50, codec=codec, n_probe=1, wanted_recall=0.95, recall_k=20)
-    index = approximate_index(VECTORS, config)
+    index = approximate_index(VECTORS, IDS, config)
     before = recall_at(index.search(QUERIES, 20)[1], brute_force(20))
-    recall = tune_probes(index, VECTORS, QUERIES, config)
+    recall = tune_probes(index, VECTORS, IDS, QUERIES, config)
     assert before < 0.95 <= recall
     assert 1 < index.nprobe < index.nlist
     assert recall == pytest.approx(recall_at(index.search(QUERIES, 20)[1], brute_force(20)))
@@ -48,14 +49,14 @@ def test_probes_are_raised_until_the_recall_is_reached(codec):
 
 def test_an_index_below_the_wanted_recall_is_refused():
     config = IndexConfig(n_lists=4, codec="sq8", wanted_recall=1.0, recall_k=100)
-    index = approximate_index(VECTORS, config)
+    index = approximate_index(VECTORS, IDS, config)
     with pytest.raises(DataError, match=r"with all 4 lists searched, wanted_recall = 1.0; set codec = 'flat'"):
-        tune_probes(index, VECTORS, QUERIES, config)
+        tune_probes(index, VECTORS, IDS, QUERIES, config)
 
 
 def test_lists_follow_the_catalogue():
-    assert approximate_index(VECTORS, IndexConfig()).nlist == 3000 // 39
-    assert approximate_index(VECTORS, IndexConfig(n_lists=10)).nlist == 10
+    assert approximate_index(VECTORS, IDS, IndexConfig()).nlist == 3000 // 39
+    assert approximate_index(VECTORS, IDS, IndexConfig(n_lists=10)).nlist == 10
 
 
 def test_the_step_writes_an_exact_index_of_a_small_catalogue(planted, trained, indexed):

@@ -1,8 +1,12 @@
+import shutil
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.candidate.config import RetrieveConfig
+from stages.candidate.config import IndexConfig, RetrieveConfig
+from stages.candidate.index import build_index
 from stages.candidate.retrieve import retrieve
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
@@ -44,6 +48,32 @@ def test_no_item_is_seen_or_unborn(planted, answered):
         before = events.event_time_ms < requests.request_time_ms[request]
         seen = events.item_index[before & (events.user_index == requests.user_index[request])]
         assert not set(seen.tolist()) & set(table.item_index[table.request_id == request].tolist())
+
+
+def test_a_withheld_item_answers_no_request_of_its_part(planted, trained, answered, tmp_path):
+    _, before, _ = answered
+    best = np.bincount(before.item_index).argsort()[::-1][:3]
+    snapshot = tmp_path / "snapshot"
+    shutil.copytree(planted, snapshot)
+    items = pq.read_table(snapshot / "items.parquet")
+    mask = items["eligible"].to_numpy().copy()
+    mask[best] = (0b001, 0b110, 0b000)  # for the ranker part only; not for it; never
+    place = items.column_names.index("eligible")
+    pq.write_table(items.set_column(place, "eligible", pa.array(mask)), snapshot / "items.parquet")
+    for name in ("index", "retrieved"):
+        (tmp_path / name).mkdir()
+    inputs = {"snapshot": snapshot, "candidate": trained, "index": tmp_path / "index"}
+    metrics, _ = build_index(IndexConfig(), inputs, tmp_path / "index")
+    assert (metrics["n_indexed"], metrics["n_items"]) == (len(mask) - 1, len(mask))
+    retrieve(RetrieveConfig(candidate_k=K, features=FEATURES), inputs, tmp_path / "retrieved")
+    table = CandidateTable.read(tmp_path / "retrieved" / "candidates.parquet")
+    part = Snapshot(planted).requests().part[table.request_id]
+    found = {number: set(table.item_index[part == number].tolist()) for number in (1, 2)}
+    ranker_only, later_only, never = best.tolist()
+    assert ranker_only in found[1] and ranker_only not in found[2]
+    assert later_only in found[2] and later_only not in found[1]
+    assert never not in found[1] | found[2]
+    assert np.bincount(table.request_id).tolist() == [K] * len(Snapshot(planted).requests())
 
 
 def test_requests_without_history_get_the_popular_list(planted, answered):

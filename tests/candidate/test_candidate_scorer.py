@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import stages.candidate.scorer as scorer_module
 from stages.candidate.config import IndexConfig
-from stages.candidate.index import approximate_index, exact_index
+from stages.candidate.index import approximate_index, exact_index, with_ids
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
@@ -54,7 +54,8 @@ def test_exact_search_equals_brute_force_without_the_excluded(exclusions, k, see
 @settings(deadline=None)
 @given(excluded, st.integers(1, N + 5), st.integers(0, 100), st.sampled_from([0, 512]))
 def test_approximate_search_always_finds_k_where_they_remain(exclusions, k, seed, overfetch):
-    index = approximate_index(np.tile(VECTORS, (10, 1)), IndexConfig(n_lists=8, codec="flat", n_probe=1))
+    config = IndexConfig(n_lists=8, codec="flat", n_probe=1)
+    index = approximate_index(np.tile(VECTORS, (10, 1)), np.arange(10 * N), config)
     index.reset()
     index.add(VECTORS)
     with pytest.MonkeyPatch.context() as patch:
@@ -65,6 +66,33 @@ def test_approximate_search_always_finds_k_where_they_remain(exclusions, k, seed
         remaining = N - len(set(items.tolist()))
         assert len(answer) == min(k, remaining)
         assert not set(answer.ids.tolist()) & set(items.tolist())
+
+
+withheld = st.sets(st.integers(0, N - 1), min_size=1, max_size=N - 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(withheld, excluded, st.integers(1, N + 5), st.sampled_from([0, 512]), st.booleans())
+def test_what_is_not_indexed_is_never_found(missing, exclusions, k, overfetch, exact):
+    ids = np.setdiff1d(np.arange(N), sorted(missing))
+    index = with_ids(VECTORS[ids], ids)
+    if not exact:
+        index = approximate_index(np.tile(VECTORS, (10, 1)), np.arange(10 * N), IndexConfig(n_lists=8, codec="flat"))
+        index.reset()
+        index.add_with_ids(VECTORS[ids], ids)
+    searcher = make(index)
+    assert searcher.indexed.tolist() == ids.tolist()
+    queries = unit(len(exclusions), 0)
+    exclude = [np.array(items, np.int64) for items in exclusions]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorer_module, "_OVERFETCH", overfetch)
+        found = searcher.search(queries, k, exclude)
+    for query, items, answer in zip(queries, exclude, found, strict=True):
+        gone = np.union1d(items, sorted(missing))
+        assert len(answer) == min(k, N - len(gone))
+        assert not np.isin(answer.ids, gone).any()
+        if exact:
+            np.testing.assert_array_equal(answer.ids, brute_force(query, k, gone))
 
 
 def test_ties_are_broken_by_item():
@@ -121,7 +149,7 @@ def test_an_index_of_another_size_is_refused(parts):
     faiss.write_index(exact_index(unit(5, 1)), str(parts / "index.faiss"))
     described = read_json(parts / "index.json")
     write_json(parts / "index.json", {**described, "index_sha256": sha256_file(parts / "index.faiss")})
-    with pytest.raises(ReleaseError, match=r"5 x 4, the vectors are \(60, 16\)"):
+    with pytest.raises(ReleaseError, match=r"5 x 4, index.json and the vectors \(60, 16\) say \(60, 16\)"):
         CandidateScorer.load(parts)
 
 

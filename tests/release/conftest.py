@@ -89,6 +89,7 @@ def _write_snapshot(directory: Path) -> None:
     pq.write_table(pa.table(items), directory / "items.parquet")
     pq.write_table(pa.table({"user_index": [0, 1, 2], "user_id": ["a", "b", "c"]}), directory / "users.parquet")
     pq.write_table(pa.table({"item_id": ["item-x"], "item_index": [1]}), directory / "aliases.parquet")
+    pq.write_table(pa.table({"item_id": ["item-y"], "reason": ["illegal"]}), directory / "blocked.parquet")
 
 
 @pytest.fixture

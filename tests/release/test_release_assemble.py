@@ -27,7 +27,15 @@ def test_a_release_holds_every_part_and_verifies(inputs, tmp_path):
     (metrics, info), release = assemble_into(tmp_path / "out", inputs)
     manifest = verify_release(release)
     assert set(manifest.parts) == {
-        *("config.json", "fallback.json", "ledger.json", "snapshot.json", "items.parquet", "users.parquet"),
+        *(
+            "config.json",
+            "fallback.json",
+            "ledger.json",
+            "snapshot.json",
+            "items.parquet",
+            "users.parquet",
+            "blocked.parquet",
+        ),
         *("aliases.parquet", "user_tower.onnx", "item_vectors.npy", "tower.json", "index.faiss", "index.json"),
         *("feature_schema.json", "state/state.json", "state/counts.npy", "light_ranker.txt", "light_ranker.json"),
         *("heavy_ranker.onnx", "heavy_ranker.json"),

@@ -40,6 +40,13 @@ TASKS = (
 FEATURES = FeatureConfig(history_length=6, history_decay=3.0, covisitation_neighbours=20)
 OBJECTIVE = {"click": 0.25, "like": 2.0}
 FUTURE_ITEM = N_ITEMS - 1  # born one day after the as-of time
+WITHHELD = (3, 17, N_ITEMS - 2)  # by the item policy; the last one was never recommendable, so it is not indexed
+
+
+def eligible_mask() -> np.ndarray:
+    mask = np.full(N_ITEMS, 7, dtype=np.int8)
+    mask[list(WITHHELD)] = (0b011, 0b001, 0)
+    return mask
 
 
 def _write_catalogue(directory: Path, tag: str, seed: int) -> None:
@@ -54,11 +61,13 @@ def _write_catalogue(directory: Path, tag: str, seed: int) -> None:
         "categories": pa.array(categories, pa.list_(pa.int32())),
         "created_at_ms": pa.array(born, pa.int64()),
         "duration_s": pa.array(rng.uniform(30, 600, N_ITEMS), pa.float32()),
-        "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
+        "eligible": eligible_mask(),
     }
     pq.write_table(pa.table(items), directory / "items.parquet")
     users = {"user_index": pa.array(range(N_USERS), pa.int64()), "user_id": [f"u{index}" for index in range(N_USERS)]}
     pq.write_table(pa.table(users), directory / "users.parquet")
+    blocked = {"item_id": ["banned"], "reason": ["weapons"]}
+    pq.write_table(pa.table(blocked), directory / "blocked.parquet")
     aliases = {"item_id": ["copy-of-i5"], "item_index": pa.array([5], pa.int64())}
     pq.write_table(pa.table(aliases), directory / "aliases.parquet")
 
@@ -107,8 +116,9 @@ def _write_tower(directory: Path, seed: int) -> None:
     model = _graph(nodes, "tower", inputs, ("query", TensorProto.FLOAT, ["batch", DIM]), constants)
     onnx.save(model, directory / "user_tower.onnx")
     np.save(directory / "item_vectors.npy", vectors)
-    index = faiss.IndexFlatIP(DIM)
-    index.add(vectors)
+    indexed = np.flatnonzero(eligible_mask())
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(DIM))
+    index.add_with_ids(vectors[indexed], indexed)
     faiss.write_index(index, str(directory / "index.faiss"))
     tower = {
         "tower_version": sha256_file(directory / "user_tower.onnx"),
@@ -119,6 +129,7 @@ def _write_tower(directory: Path, seed: int) -> None:
     }
     write_json(directory / "tower.json", tower)
     described = {"tower_version": tower["tower_version"], "index_sha256": sha256_file(directory / "index.faiss")}
+    described["n_indexed"] = len(indexed)
     write_json(directory / "index.json", described)
 
 

@@ -20,6 +20,7 @@ from stages.features.ranking import heavy_features, ranking_features
 AS_OF_MS = 1_700_000_000_000
 NOW_MS = AS_OF_MS + 3_600_000
 N_ITEMS, FUTURE_ITEM = 300, 299
+WITHHELD = (3, 17, 298)
 
 
 def event(user: str, item: str, signal: str = "click", value: float = 1.0, time_ms: int = NOW_MS) -> Event:
@@ -47,7 +48,7 @@ def offline(release, users, time_ms):
     """Answer requests stage by stage with tables, as training and evaluation do."""
     state, spec, scorer = release.state, release.manifest.funnel, release.candidate
     queries = scorer.embed(*tower_inputs([state.history(user) for user in users], release.config, N_ITEMS))
-    excluded = [np.append(state.seen(user), FUTURE_ITEM) for user in users]
+    excluded = [np.concatenate([state.seen(user), [FUTURE_ITEM, *WITHHELD]]) for user in users]
     found = scorer.search(queries, spec.candidate_k, excluded)
     sizes = [len(items) for items in found]
     rows = CandidateTable(
@@ -126,7 +127,8 @@ def test_features_see_posted_events(funnel, releases):
 
 def test_an_unknown_user_gets_the_popular_list(funnel):
     answer = funnel.recommend("nobody", 10, explain=True)
-    popular = funnel.release.state.popular(NOW_MS, 10, np.empty(0, dtype=np.int64))
+    popular = funnel.release.state.popular(NOW_MS, 10, np.array(WITHHELD))
+    assert 3 in funnel.release.state.popular(NOW_MS, 10, np.empty(0, dtype=np.int64)).ids
     assert answer.path == "popular"
     assert indices_of(answer) == popular.ids.tolist()
     assert {item.source for item in answer.items} == {"popular"}
@@ -162,10 +164,11 @@ def test_an_exposure_is_no_history(funnel):
 def test_an_item_is_returned_only_after_its_birth(make_release, tmp_path):
     spec = FunnelSpec(candidate_k=N_ITEMS, light_k=N_ITEMS, max_k=N_ITEMS)
     funnel = make_funnel(make_release(tmp_path / "release", "all", 0, funnel=spec))
-    seen = len(funnel.release.state.seen(1))
     early, late = (funnel.recommend("u1", N_ITEMS, moment, explain=True) for moment in (NOW_MS, AS_OF_MS + 2 * DAY_MS))
-    assert (len(early.items), early.counts["unborn_excluded"]) == (N_ITEMS - seen - 1, 1)
-    assert (len(late.items), late.counts["unborn_excluded"]) == (N_ITEMS - seen, 0)
+    gone = len(set(funnel.release.state.seen(1).tolist()) | set(WITHHELD))
+    assert (len(early.items), early.counts["unborn_excluded"]) == (N_ITEMS - gone - 1, 1)
+    assert (len(late.items), late.counts["unborn_excluded"]) == (N_ITEMS - gone, 0)
+    assert not {*indices_of(early), *indices_of(late)} & set(WITHHELD)
     assert FUTURE_ITEM not in indices_of(early)
     assert FUTURE_ITEM in indices_of(late)
 
@@ -176,6 +179,7 @@ def test_the_explanation_is_consistent(funnel):
     counts = answer.counts
     assert counts == {
         "catalogue": N_ITEMS,
+        "withheld_excluded": len(WITHHELD),
         "seen_excluded": seen,
         "unborn_excluded": 1,
         "retrieved": 60,
@@ -231,7 +235,8 @@ def test_a_stage_left_out_is_bypassed(make_release, tmp_path, stages):
 
 def test_where_all_counts_have_decayed_the_releases_list_answers(funnel):
     answer = funnel.recommend("nobody", 50, time_ms=AS_OF_MS + 36_500 * DAY_MS)
-    assert ids_of(answer) == [f"i{index}" for index in range(50)]
+    kept = [index for index in range(50) if index not in WITHHELD]
+    assert ids_of(answer)[: len(kept)] == [f"i{index}" for index in kept]
     assert [item.score for item in answer.items[:2]] == [50.0, 49.0]
 
 
@@ -293,7 +298,28 @@ def test_never_a_seen_item_never_a_duplicate(releases, posted, k):
         found = indices_of(funnel.recommend(user, k))
         assert len(found) == len(set(found)) == k
         assert not seen & set(found)
-        assert FUTURE_ITEM not in found
+        assert not {FUTURE_ITEM, *WITHHELD} & set(found)
+
+
+def test_rather_fewer_items_than_a_withheld_one(make_release, tmp_path):
+    spec = FunnelSpec(candidate_k=N_ITEMS, light_k=N_ITEMS, max_k=N_ITEMS)
+    funnel = make_funnel(make_release(tmp_path / "release", "all", 0, funnel=spec))
+    left = {5, 40, *WITHHELD, FUTURE_ITEM}
+    for user in ("u1", "somebody"):
+        for item in sorted(set(range(N_ITEMS)) - left):
+            funnel.apply_event(event(user, f"i{item}"))
+        funnel.apply_event(event(user, "i3"))  # a withheld item exists: what happens to it is taken
+        gone = set(funnel.release.state.seen(1).tolist()) if user == "u1" else set()
+        assert set(indices_of(funnel.recommend(user, 10))) == {5, 40} - gone
+    assert set(indices_of(funnel.recommend("nobody", N_ITEMS))) == set(range(N_ITEMS)) - {*WITHHELD, FUTURE_ITEM}
+
+
+def test_an_event_on_a_blocked_item_says_why_it_is_unknown(funnel):
+    with pytest.raises(FieldError, match=r"item_id.*blocked by the content policy: weapons"):
+        funnel.apply_event(event("u1", "banned"))
+    with pytest.raises(FieldError) as caught:
+        funnel.apply_event(event("u1", "never-heard-of"))
+    assert "blocked" not in str(caught.value)
 
 
 def test_without_a_clock_old_data_runs_on_from_its_as_of_time(releases):
