@@ -9,11 +9,13 @@ tests. Memory grows with users, items and the later parts, not with all events.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import canonical_json, sha256_text
@@ -59,6 +61,65 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         EmptyDatasetError: if a threshold removed every event or every user; it names the threshold.
         DataError: if a part has no events or no requests, or there are too few items.
     """
+    selected = select_events(config, source, directory / EVENTS_FILE)
+    counts, catalogue = dict(selected.counts), selected.catalogue
+    events = read_for_requests(directory / EVENTS_FILE, len(catalogue))
+    requests, targets, made = build_requests(
+        events, len(catalogue), config.requests, config.tasks, config.signals, config.seed
+    )
+    counts |= made
+    _check_requests(config, counts)
+    contents = Contents(
+        signals=config.signals,
+        tasks=config.tasks,
+        borders=selected.borders,
+        events=directory / EVENTS_FILE,
+        requests=requests,
+        targets=targets,
+        items=catalogue,
+        user_ids=selected.user_ids,
+        aliases=selected.aliases,
+    )
+    meta = write_snapshot(contents, counts, directory)
+    info = {"fingerprint": meta.fingerprint, "borders": selected.borders.model_dump(), "aliases_key": selected.key}
+    return {name: float(value) for name, value in counts.items()}, info
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What ``select_events`` leaves in memory.
+
+    Attributes:
+        catalogue: the items.
+        user_ids: Arrow strings ``[U]``.
+        aliases: item index by the id of a duplicate.
+        borders: of the parts.
+        tally: what was written.
+        counts: rows by kind, what was removed and why.
+        key: names the decision about duplicates in the warehouse.
+    """
+
+    catalogue: Catalogue
+    user_ids: pa.Array
+    aliases: dict[str, int]
+    borders: TimeBorders
+    tally: Tally
+    counts: dict[str, int]
+    key: str
+
+
+def select_events(config: DatasetStepConfig, source: EventSource, path: Path) -> Selected:
+    """Select, de-duplicate and write the events.
+
+    Args:
+        config: what to select.
+        source: the warehouse.
+        path: where ``events.parquet`` goes.
+
+    Raises:
+        EmptyDatasetError: if a threshold removed every event or every user; it names the threshold.
+        DataError: if a part has no events, or there are too few items.
+    """
     items = source.items(config)
     aliases = _duplicates(items) if config.deduplicate_items else {}
     key = sha256_text(canonical_json(config.model_dump(mode="json")))[:16]
@@ -74,31 +135,19 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         user_ids = index_users(selection.users())
         selection.code(user_ids, _no_contexts())
         borders = lay_borders(config, selection, start_ms)
-        tally = write_selection(config, selection, borders, len(user_ids), catalogue, directory / EVENTS_FILE)
-    counts |= {"users": len(user_ids), **tally.counts()}
+        tally = write_selection(config, selection, borders, len(user_ids), catalogue, path)
     _check_parts(tally, borders)
     _check_active(config, tally, source, borders)
-    events = read_for_requests(directory / EVENTS_FILE, len(catalogue))
-    requests, targets, made = build_requests(
-        events, len(catalogue), config.requests, config.tasks, config.signals, config.seed
-    )
-    counts |= made
-    _check_requests(config, counts)
-    index_of = dict(zip(*(item_map[name].to_pylist() for name in ("item_id", "item_index")), strict=True))
-    contents = Contents(
-        signals=config.signals,
-        tasks=config.tasks,
-        borders=borders,
-        events=directory / EVENTS_FILE,
-        requests=requests,
-        targets=targets,
-        items=catalogue,
+    standing = item_map.filter(pc.invert(item_map["canonical"]))
+    return Selected(
+        catalogue=catalogue,
         user_ids=user_ids["user_id"].combine_chunks(),
-        aliases={alias: index_of[alias] for alias in aliases if alias in index_of},
+        aliases=dict(zip(*(standing[name].to_pylist() for name in ("item_id", "item_index")), strict=True)),
+        borders=borders,
+        tally=tally,
+        counts=counts | {"users": len(user_ids), **tally.counts()},
+        key=key,
     )
-    meta = write_snapshot(contents, counts, directory)
-    info = {"fingerprint": meta.fingerprint, "borders": borders.model_dump(), "aliases_key": key}
-    return {name: float(value) for name, value in counts.items()}, info
 
 
 def write_selection(

@@ -1,0 +1,218 @@
+"""Selection, de-duplication and export of 1, 10 and 100 million events, and the same job in pandas.
+
+    python -m benchmarks.dataset [--sizes 1e6 1e7 1e8] [--pandas 1e7] [--memory 2500MB] [--home DIR]
+
+A world of skewed users and items is written into a DuckDB warehouse in SQL (not measured). Measured
+is, in a process of its own for every size: who is active and which items are eligible at the end of
+each part, the removal of duplicates and repeats, and ``events.parquet``, as the dataset step makes
+it. The pandas job reads the same events from Parquet and writes the same rows; both are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from benchmarks.environment import describe
+
+DAY_MS = 86_400_000
+START_MS, DAYS = 1_735_689_600_000, 30
+SIGNALS = ("click", "like", "purchase")
+MIN_EVENTS, WINDOW_DAYS, MIN_SUPPORT = 5, 14, 50
+ENDS = tuple(START_MS + days * DAY_MS for days in (28, 29, 30))
+
+
+def write_world(path: Path, n: int) -> None:
+    """Write n events of n / 50 users and n / 500 items; one in 50 items is a copy, one event in 20 a repeat."""
+    users, items = max(n // 50, 100), max(n // 500, 100)
+    connection = duckdb.connect(str(path), config={"memory_limit": "2GB", "threads": 2})
+    connection.execute("SET preserve_insertion_order = false")
+    from stages.warehouse.engine import Warehouse
+
+    connection.close()
+    with Warehouse(f"duckdb:///{path}") as warehouse:
+        warehouse.create_tables()
+    connection = duckdb.connect(str(path), config={"memory_limit": "2GB", "threads": 2})
+    for start in range(0, n, 10_000_000):
+        stop = min(n, start + 10_000_000)
+        connection.execute(
+            f"""
+            INSERT INTO interactions
+            WITH numbered AS (
+              SELECT i, CASE WHEN i % 20 = 0 THEN i // 2 ELSE i END AS k FROM range({start}, {stop}) t(i)
+            )
+            SELECT hash(i)::HUGEINT - 9223372036854775808,
+                   'u' || lpad(((hash(k * 7 + 1) % 1000003 / 1000003.0) ** 1.5 * {users})::BIGINT::TEXT, 8, '0'),
+                   'i' || lpad(((hash(k * 11 + 2) % 1000003 / 1000003.0) ** 3 * {items})::BIGINT::TEXT, 8, '0'),
+                   CASE WHEN hash(k * 13 + 3) % 10 < 7 THEN 'click' WHEN hash(k * 13 + 3) % 10 < 9 THEN 'like'
+                        ELSE 'purchase' END,
+                   1.0, {START_MS} + (i * ({DAYS} * {DAY_MS}.0 / {n}))::BIGINT, 'synthetic', ''
+            FROM numbered
+            """
+        )
+    connection.execute(
+        f"""
+        INSERT INTO items
+        SELECT 'i' || lpad(i::TEXT, 8, '0'), 'Title ' || CASE WHEN i % 50 = 49 THEN i - 1 ELSE i END, '',
+               {START_MS} - 1000 + i % 1000, NULL, hash(i)::HUGEINT - 9223372036854775808, NULL, NULL
+        FROM range(0, {items} + 1) t(i)
+        """
+    )
+    connection.execute("CHECKPOINT")
+    connection.close()
+
+
+def run_sluice(path: Path, out: Path, memory: str) -> dict[str, Any]:
+    """Run the dataset step's selection on a warehouse and write its events."""
+    from stages.dataset.build import select_events
+    from stages.dataset.config import DatasetStepConfig
+    from stages.dataset.source import WarehouseSource
+    from stages.warehouse.engine import Warehouse
+
+    config = DatasetStepConfig.model_validate(
+        {
+            "signals": SIGNALS,
+            "tasks": [{"name": "click", "signals": ["click"], "relevance": 1}],
+            "activity": {"min_events": MIN_EVENTS, "window_days": WINDOW_DAYS},
+            "items": {"min_support": MIN_SUPPORT},
+            "split": {"ranker_days": 1, "evaluation_days": 1},
+            "history_days": DAYS,
+            "as_of_ms": ENDS[-1],
+            "warehouse_fingerprint": "benchmark",
+        }
+    )
+    with Warehouse(f"duckdb:///{path}?memory_limit={memory}&threads=2") as warehouse:
+        started = time.perf_counter()
+        selected = select_events(config, WarehouseSource(warehouse), out)
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "rows": int(selected.tally.events.sum()), "users": len(selected.user_ids)}
+
+
+def run_pandas(path: Path, out: Path) -> dict[str, Any]:
+    """Do the same with pandas, from Parquet to Parquet."""
+    import pandas as pd
+
+    started = time.perf_counter()
+    events = pd.read_parquet(path / "interactions.parquet")
+    items = pd.read_parquet(path / "items.parquet")
+    events = events[events.signal.isin(SIGNALS) & events.event_time_ms.between(START_MS, ENDS[-1] - 1)]
+    active = [
+        events[events.event_time_ms.between(end - WINDOW_DAYS * DAY_MS, end - 1)].groupby("user_id").size()
+        >= MIN_EVENTS
+        for end in ENDS
+    ]
+    items = items.sort_values(["created_at_ms", "item_id"], kind="stable")
+    canonical = items.groupby("title").item_id.transform("first")
+    events["item_id"] = events.item_id.map(dict(zip(items.item_id, canonical, strict=True)))
+    supported = [events[events.event_time_ms < end].groupby("item_id").size() >= MIN_SUPPORT for end in ENDS]
+    events = events.sort_values(["event_time_ms", "event_id"], kind="stable")
+    events = events.drop_duplicates(["user_id", "item_id", "signal"])
+    part = np.searchsorted(ENDS[:-1], events.event_time_ms, side="right")
+    trained = np.zeros(len(events), dtype=bool)
+    for number, (users, enough) in enumerate(zip(active, supported, strict=True)):
+        rows = events.user_id.map(users).eq(True) & events.item_id.map(enough).eq(True)
+        trained |= rows.to_numpy() & (part == number)
+    first_user = events.groupby("user_id").event_time_ms.min().reset_index()
+    order = first_user.sort_values(["event_time_ms", "user_id"]).user_id
+    users_index = dict(zip(order, range(len(order)), strict=True))
+    result = pd.DataFrame(
+        {
+            "user_index": events.user_id.map(users_index).to_numpy(),
+            "item_id": events.item_id.to_numpy(),
+            "event_time_ms": events.event_time_ms.to_numpy(),
+            "signal": events.signal.map({name: code for code, name in enumerate(SIGNALS)}).to_numpy().astype("int16"),
+            "value": events.value.to_numpy().astype("float32"),
+            "part": part.astype("int8"),
+            "active": trained,
+        }
+    )
+    result.to_parquet(out, compression="zstd")
+    return {"seconds": time.perf_counter() - started, "rows": len(result), "users": len(order)}
+
+
+def compare(ours: Path, theirs: Path) -> None:
+    """Raise unless both jobs wrote the same rows (items by their number of rows, since only we index them)."""
+    query = """SELECT count(*), sum(hash(user_index, event_time_ms, signal, part, active)::HUGEINT) FROM '{}'"""
+    found = [duckdb.sql(query.format(path)).fetchall() for path in (ours, theirs)]
+    sizes = [
+        duckdb.sql(
+            f"SELECT n, count(*) FROM (SELECT count(*) n FROM '{path}' GROUP BY {key}) GROUP BY n ORDER BY n"
+        ).fetchall()
+        for path, key in ((ours, "item_index"), (theirs, "item_id"))
+    ]
+    if found[0] != found[1] or sizes[0] != sizes[1]:
+        raise SystemExit(f"the two jobs differ: {found}")
+
+
+def child(arguments: list[str]) -> dict[str, Any]:
+    """Run one job in a process of its own and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.dataset", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure(home: Path, n: int, memory: str, with_pandas: bool) -> dict[str, Any]:
+    """Write a world of n events and run the jobs on it."""
+    path = home / f"{n}.duckdb"
+    write_world(path, n)
+    result = {"events": n, **child(["--job", "sluice", str(path), str(home / "ours.parquet"), "--memory", memory])}
+    if with_pandas:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            for table in ("interactions", "items"):
+                connection.execute(f"COPY {table} TO '{home / table}.parquet' (FORMAT PARQUET)")
+        result["pandas"] = child(["--job", "pandas", str(home), str(home / "theirs.parquet")])
+        compare(home / "ours.parquet", home / "theirs.parquet")
+        result["times_faster_than_pandas"] = round(result["pandas"]["seconds"] / result["seconds"], 2)
+    path.unlink()
+    return result
+
+
+def main() -> None:
+    """Measure and print one JSON object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7, 1e8])
+    parser.add_argument("--pandas", type=float, default=1e7)
+    parser.add_argument("--memory", default="2500MB", help="DuckDB's limit; the process needs some beside it")
+    parser.add_argument("--home", type=Path, default=None, help="where the worlds go; 15 GB for 1e8")
+    parser.add_argument("--job", nargs=3, metavar=("NAME", "IN", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        name, source, target = options.job
+        jobs = {"sluice": lambda: run_sluice(Path(source), Path(target), options.memory)}
+        result = jobs.get(name, lambda: run_pandas(Path(source), Path(target)))()
+        result["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)
+        print(json.dumps({**result, "seconds": round(result["seconds"], 2)}))
+        return
+    results = []
+    with tempfile.TemporaryDirectory(dir=options.home) as home:
+        for size in options.sizes:
+            results.append(measure(Path(home), int(size), options.memory, int(size) == int(options.pandas)))
+            print(json.dumps(results[-1]), flush=True)
+    print(
+        json.dumps(
+            {
+                "benchmark": "dataset",
+                **describe("duckdb", "sqlalchemy", "pyarrow", "pandas"),
+                "memory_limit": options.memory,
+                "results": results,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
