@@ -188,26 +188,22 @@ class Duplicates:
 
 
 def count_duplicates(warehouse: Warehouse, scope: Scope, window_days: float | None) -> Duplicates:
-    """Count duplicates among the selected events of so many days before the as-of time (None: all)."""
-    moments = (
-        sa.select(_E.user_id, _E.item_id, _E.signal, sa.func.count().label("n"))
-        .where(*window_events(scope, window_days))
-        .group_by(_E.user_id, _E.item_id, _E.signal, _E.event_time_ms)
-        .subquery("moments")
-    )
-    keys = (moments.c.user_id, moments.c.item_id, moments.c.signal)
-    triples = (
-        sa.select(sa.func.sum(moments.c.n).label("n"), sa.func.count().label("moments"))
-        .group_by(*keys)
-        .subquery("triples")
-    )
-    statement = sa.select(
-        sa.func.coalesce(sa.func.sum(triples.c.n), 0),
-        sa.func.coalesce(sa.func.sum(triples.c.n - triples.c.moments), 0),
-        sa.func.coalesce(sa.func.sum(triples.c.n - 1), 0),
-    )
+    """Count duplicates among the selected events of so many days before the as-of time (None: all).
+
+    Two groupings one after the other: within one another they would need the memory of both at once.
+    """
+    triple = (_E.user_id, _E.item_id, _E.signal)
     with warehouse.connect() as connection:
-        return Duplicates(*(int(number) for number in connection.execute(statement).one()))
+        rows, moments = connection.execute(_groups(scope, window_days, (*triple, _E.event_time_ms))).one()
+        _, triples = connection.execute(_groups(scope, window_days, triple)).one()
+    return Duplicates(int(rows), int(rows) - int(moments), int(rows) - int(triples))
+
+
+def _groups(scope: Scope, window_days: float | None, key: tuple[Any, ...]) -> sa.Select[Any]:
+    """Return the SELECT of (events, distinct keys among them)."""
+    each = sa.select(sa.func.count().label("n")).where(*window_events(scope, window_days)).group_by(*key)
+    groups = each.subquery("groups")
+    return sa.select(sa.func.coalesce(sa.func.sum(groups.c.n), 0), sa.func.count()).select_from(groups)
 
 
 @dataclass(frozen=True)
