@@ -111,10 +111,10 @@ UV_COMPILE := uv pip compile --quiet --python-version 3.11 --python-platform x86
   --no-annotate --no-header --no-emit-index-url --no-emit-find-links
 
 lock: ## Resolve requirements/*.txt anew (needs uv); make lock UPGRADE=--upgrade moves the pins
-	cd requirements && $(UV_COMPILE) $(UPGRADE) --override overrides-cpu.txt cpu.in -o cpu.txt
+	cd requirements && $(UV_COMPILE) $(UPGRADE) --override overrides-cpu.txt --override overrides-dialects.txt cpu.in -o cpu.txt
 	cd requirements && $(UV_COMPILE) --override overrides-cpu.txt --constraint cpu.txt train.in -o train.txt
 	cd requirements && $(UV_COMPILE) --constraint cpu.txt serve.in -o serve.txt
-	cd requirements && $(UV_COMPILE) --constraint cpu.txt cuda.in -o cuda.txt
+	cd requirements && $(UV_COMPILE) --override overrides-dialects.txt --constraint cpu.txt cuda.in -o cuda.txt
 
 wheel: $(STAMP) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

@@ -35,14 +35,12 @@ ENDS = tuple(START_MS + days * DAY_MS for days in (28, 29, 30))
 def write_world(path: Path, n: int) -> None:
     """Write n events of n / 50 users and n / 500 items; one in 50 items is a copy, one event in 20 a repeat."""
     users, items = max(n // 50, 100), max(n // 500, 100)
-    connection = duckdb.connect(str(path), config={"memory_limit": "2GB", "threads": 2})
-    connection.execute("SET preserve_insertion_order = false")
     from stages.warehouse.engine import Warehouse
 
-    connection.close()
     with Warehouse(f"duckdb:///{path}") as warehouse:
         warehouse.create_tables()
     connection = duckdb.connect(str(path), config={"memory_limit": "2GB", "threads": 2})
+    connection.execute("SET preserve_insertion_order = false; SET enable_progress_bar = false")
     for start in range(0, n, 10_000_000):
         stop = min(n, start + 10_000_000)
         connection.execute(

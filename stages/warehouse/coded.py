@@ -70,8 +70,8 @@ CONTEXT_MAP = sa.Table(
 )
 CODED = sa.table(
     "coded_events",
-    sa.column("user_index", sa.BigInteger),
-    sa.column("item_index", sa.BigInteger),
+    sa.column("user_index", sa.Integer),
+    sa.column("item_index", sa.Integer),
     sa.column("signal", sa.SmallInteger),
     sa.column("value", sa.Double),
     sa.column("event_time_ms", sa.BigInteger),
@@ -199,8 +199,7 @@ class CodedSelection:
                 f"borders = {list(borders)} after start_ms = {self._start_ms}: each must be later than the last"
             )
         policies = {code: repeats.get(signal, "first") for code, signal in enumerate(self._signals)}
-        self._make("kept_events", kept_rows(policies, borders))
-        kept = sa.table("kept_events", *(sa.column(column.name, column.type) for column in CODED.c))
+        kept = kept_rows(policies, borders).subquery("kept_events")
         columns = [kept.c[name] for name in EVENTS_SCHEMA.names]
         statement = sa.select(*columns).order_by(kept.c.event_time_ms, kept.c.event_id)
         yield from arrow_batches(self._connection, statement, EVENTS_SCHEMA, self._batch_rows)
@@ -245,8 +244,8 @@ def coded_statement(signals: Sequence[str], start_ms: int, end_ms: int, with_con
         source = source.outerjoin(CONTEXT_MAP, CONTEXT_MAP.c.context == _E.context)
     return (
         sa.select(
-            USER_MAP.c.user_index,
-            ITEM_MAP.c.item_index,
+            sa.cast(USER_MAP.c.user_index, sa.Integer).label("user_index"),
+            sa.cast(ITEM_MAP.c.item_index, sa.Integer).label("item_index"),
             sa.cast(code, sa.SmallInteger).label("signal"),
             _E.value,
             _E.event_time_ms,

@@ -1,0 +1,71 @@
+"""Every statement of a selection compiles for the warehouses that have a SQLAlchemy dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.schema import CreateTableAs
+
+from stages.warehouse import coded, select
+from stages.warehouse.policies import ActivityPolicy, ItemPolicy
+from stages.warehouse.tables import INTERACTIONS
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIGNALS, BORDERS = ("click", "it's"), (10, 20, 30)
+ACTIVITY = ActivityPolicy(min_events=3, max_events=90, window_days=7, signals=("click",), weights={"click": 0.5})
+ITEMS = ItemPolicy(min_support=50, active_within_days=3, max_age_days=30, states=("published",))
+
+
+def bigquery() -> Any:
+    from sqlalchemy_bigquery import BigQueryDialect
+
+    return BigQueryDialect()
+
+
+def snowflake() -> Any:
+    from snowflake.sqlalchemy.snowdialect import SnowflakeDialect
+
+    return SnowflakeDialect()
+
+
+def trino() -> Any:
+    from trino.sqlalchemy.dialect import TrinoDialect
+
+    return TrinoDialect()
+
+
+def databricks() -> Any:
+    from databricks.sqlalchemy import DatabricksDialect
+
+    return DatabricksDialect()
+
+
+def _statements() -> Iterator[tuple[str, sa.Select[Any]]]:
+    column = INTERACTIONS.c.item_id
+    yield "survey", select.survey_statement(SIGNALS, 30, 1)
+    yield "first times", coded.first_times(column, SIGNALS, 1, 30)
+    yield "coded", coded.coded_statement(SIGNALS, 1, 30, with_context=True)
+    yield "activity", coded.activity_statement(SIGNALS, BORDERS, ACTIVITY)
+    yield "eligibility", coded.eligibility_statement(BORDERS, ITEMS)
+    yield "first", coded.kept_rows({0: "first", 1: "first"}, ())
+    yield "repeats", coded.kept_rows({0: "first", 1: "sum", 2: "max", 3: "last"}, BORDERS)
+    yield "positions", coded.at_positions(coded.kept_rows({0: "first"}, ()).subquery("first_events"), (0, 5))
+
+
+STATEMENTS = list(_statements())
+
+
+@pytest.mark.parametrize("dialect", [bigquery, snowflake, trino, databricks])
+@pytest.mark.parametrize(("name", "statement"), STATEMENTS, ids=[name for name, _ in STATEMENTS])
+def test_a_statement_compiles(dialect: Callable[[], Any], name: str, statement: sa.Select[Any]) -> None:
+    text = str(statement.compile(dialect=dialect(), compile_kwargs={"literal_binds": True}))
+    assert (text.startswith("SELECT") and "interactions" in text) or "coded_events" in text or "selected" in text
+    assert ":" not in text.replace("it''s", "").replace("it\\'s", ""), "no parameter is left open"
+    if name in {"first", "repeats"}:
+        assert text.count("row_number() OVER (PARTITION BY") >= 1
+    made = str(CreateTableAs(statement, "made").compile(dialect=dialect()))
+    assert "CREATE TABLE" in made
