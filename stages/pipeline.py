@@ -224,12 +224,16 @@ def dataset(settings: Settings, results: Upstream) -> StageResult:
     """Select active users, remove duplicates and split by time."""
     from stages.dataset.build import snapshot_body
     from stages.dataset.config import DatasetStepConfig
+    from stages.dataset.side_files import resolve_files
     from stages.warehouse.engine import Warehouse
 
     recipe = load_recipe(settings)
     source = results["ingest"]
     config = DatasetStepConfig(
-        **{**recipe.dataset.model_dump(), "min_items": max(recipe.dataset.min_items, recipe.funnel.max_k)},
+        **{
+            **resolve_files(recipe.dataset).model_dump(),
+            "min_items": max(recipe.dataset.min_items, recipe.funnel.max_k),
+        },
         as_of_ms=source.info["as_of_ms"],
         warehouse_fingerprint=source.fingerprint,
         seed=recipe.seed,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pv
 
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import canonical_json, sha256_text
@@ -23,10 +24,10 @@ from stages.contracts.snapshot import ALL_PARTS, TimeBorders
 from stages.contracts.steps import Outcome, Step
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
 from stages.dataset.borders import lay_borders, selection_start
+from stages.dataset.catalogue_policy import decide_catalogue
 from stages.dataset.config import DatasetStepConfig
-from stages.dataset.duplicates import find_duplicates
 from stages.dataset.events import PART_NAMES, Tally, label_events, read_for_requests, write_events
-from stages.dataset.ids import Catalogue, index_items, index_users, split_categories
+from stages.dataset.ids import Catalogue, index_items, index_users
 from stages.dataset.requests import build_requests
 from stages.dataset.source import EventSource, Selection, WarehouseSource, activity_policy
 from stages.dataset.write import Contents, write_snapshot
@@ -34,7 +35,7 @@ from stages.dataset.write import Contents, write_snapshot
 if TYPE_CHECKING:
     from stages.warehouse.engine import Warehouse
 
-EVENTS_FILE = "events.parquet"
+EVENTS_FILE, REVIEW_FILE = "events.parquet", "review_pairs.csv"
 
 
 def snapshot_body(warehouse: Warehouse) -> Step[DatasetStepConfig]:
@@ -79,7 +80,9 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         items=catalogue,
         user_ids=selected.user_ids,
         aliases=selected.aliases,
+        blocked=selected.blocked,
     )
+    pv.write_csv(selected.review, directory / REVIEW_FILE)
     meta = write_snapshot(contents, counts, directory)
     info = {"fingerprint": meta.fingerprint, "borders": selected.borders.model_dump(), "aliases_key": selected.key}
     return {name: float(value) for name, value in counts.items()}, info
@@ -97,6 +100,8 @@ class Selected:
         tally: what was written.
         counts: rows by kind, what was removed and why.
         key: names the decision about duplicates in the warehouse.
+        blocked: reason by the id of an item that is kept out of everything.
+        review: pairs of items for people to look at.
     """
 
     catalogue: Catalogue
@@ -106,6 +111,8 @@ class Selected:
     tally: Tally
     counts: dict[str, int]
     key: str
+    blocked: dict[str, str]
+    review: pa.Table
 
 
 def select_events(config: DatasetStepConfig, source: EventSource, path: Path) -> Selected:
@@ -120,13 +127,20 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
         EmptyDatasetError: if a threshold removed every event or every user; it names the threshold.
         DataError: if a part has no events, or there are too few items.
     """
-    items = source.items(config)
-    aliases = _duplicates(items) if config.deduplicate_items else {}
+    every_item = source.items(config)
+    matched = {reason: source.matching(reason, sql) for reason, sql in config.content.predicates.items()}
+    decision = decide_catalogue(every_item, config, matched)
+    aliases = decision.aliases
+    kept = pc.invert(pc.is_in(every_item["item_id"], pa.array(list(decision.blocked), pa.string())))
+    items = every_item.filter(kept)
     key = sha256_text(canonical_json(config.model_dump(mode="json")))[:16]
     source.write_aliases(key, aliases)
     start_ms, counts = selection_start(config, source)
     with source.selection(config, start_ms) as selection:
-        item_map, catalogue = index_items(selection.items(), items, aliases, config.as_of_ms, counts)
+        touched = selection.items()
+        allowed = pc.invert(pc.is_in(touched["id"], pa.array(list(decision.blocked), pa.string())))
+        item_map, catalogue = index_items(touched.filter(allowed), items, aliases, config.as_of_ms, counts)
+        counts |= {"items_in_warehouse": len(every_item), **decision.counts}
         if len(catalogue) < config.min_items:
             raise DataError(
                 f"min_items = {config.min_items}: found {len(catalogue)} items; allowed is a smaller min_items"
@@ -147,6 +161,8 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
         tally=tally,
         counts=counts | {"users": len(user_ids), **tally.counts()},
         key=key,
+        blocked=decision.blocked,
+        review=decision.review,
     )
 
 
@@ -185,15 +201,6 @@ def write_selection(
 
 def _no_contexts() -> pa.Table:
     return pa.table({"context": pa.array([], pa.string()), "context_index": pa.array([], pa.int32())})
-
-
-def _duplicates(items: pa.Table) -> dict[str, str]:
-    return find_duplicates(
-        items["item_id"].to_pylist(),
-        [title or "" for title in items["title"].to_pylist()],
-        [split_categories(text) for text in items["categories"].to_pylist()],
-        items["created_at_ms"].to_pylist(),
-    )
 
 
 def _check_parts(tally: Tally, borders: TimeBorders) -> None:

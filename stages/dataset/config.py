@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.contracts.snapshot import Task
+from stages.dataset.duplicates_config import ContentConfig, DuplicatesConfig
 from stages.warehouse.policies import ItemPolicy, RepeatPolicy
 
 
@@ -89,7 +90,8 @@ class DatasetConfig(Config):
         items: which items are eligible.
         repeats: what becomes of a user's repeated events of a kind on one item: ``first``, ``last``,
             ``sum`` or ``max`` by signal, ``first`` where it is not given (see ``warehouse.coded``).
-        deduplicate_items: whether items with the same normalised title become one.
+        duplicates: which items are the same under several ids.
+        content: which items are blocked.
         min_items: fewest items that a snapshot may have; set it to the largest ``k`` served.
     """
 
@@ -101,7 +103,8 @@ class DatasetConfig(Config):
     history_days: float | None = Field(default=None, gt=0)
     split: SplitConfig = SplitConfig()
     requests: RequestConfig = RequestConfig()
-    deduplicate_items: bool = True
+    duplicates: DuplicatesConfig = DuplicatesConfig()
+    content: ContentConfig = ContentConfig()
     min_items: int = Field(default=2, ge=2)
 
     @model_validator(mode="after")

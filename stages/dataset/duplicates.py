@@ -1,10 +1,17 @@
-"""Items that are the same thing under another id: equal titles after normalisation."""
+"""Items that are the same thing under another id: by title, by text, by vectors, and by verdict."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stages.dataset.clusters import Clusters
+from stages.dataset.duplicates_config import DuplicatesConfig
+from stages.dataset.near import jaccard, numbers, shingles, similar_pairs
 
 _ASCII_SEPARATORS = {
     code: " " for code in range(128) if unicodedata.category(chr(code))[0] in "PZC"
@@ -33,51 +40,150 @@ def normalise_title(title: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", "".join(kept)).split())
 
 
-def find_duplicates(
-    item_ids: Sequence[str],
-    titles: Sequence[str],
-    categories: Sequence[frozenset[str]],
-    created_at_ms: Sequence[int | None],
-) -> dict[str, str]:
-    """Map the id of each exact duplicate to the item that stands for it.
+@dataclass(frozen=True)
+class Items:
+    """What is compared, row by row.
 
-    Two items are duplicates if their normalised titles are equal and not empty and their categories
-    do not contradict: they share one, or one of the two has none. The one created first stands for
-    the others, then the lowest id; an unknown creation time counts as late. The answer depends on
-    the catalogue only, never on events.
-
-    Args:
-        item_ids: of the N items, any order.
+    Attributes:
+        item_ids: N, any order.
         titles: N titles, possibly empty.
         categories: N sets of category names.
         created_at_ms: N times, int ms UTC or None.
-
-    Returns:
-        ``{duplicate id: canonical id}``; a canonical id is never a key.
+        texts: N texts, or none at all.
     """
+
+    item_ids: Sequence[str]
+    titles: Sequence[str]
+    categories: Sequence[frozenset[str]]
+    created_at_ms: Sequence[int | None]
+    texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """Groups of the same items.
+
+    Attributes:
+        aliases: canonical id by duplicate id; a canonical id is never a key.
+        exact: how many of them were found by equal titles.
+        near_pairs: (row, row, similarity) of the pairs that were compared, best first.
+        head: canonical row of each row.
+    """
+
+    aliases: dict[str, str]
+    exact: int
+    near_pairs: list[tuple[int, int, float]] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was decided elsewhere, by row: pairs of the same, pairs of different, similarities by vectors."""
+
+    same: Sequence[tuple[int, int]] = ()
+    different: Sequence[tuple[int, int]] = ()
+    similarity: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+def find_duplicates(items: Items, config: DuplicatesConfig, known: Known | None = None) -> Found:
+    """Group the items that are the same.
+
+    Equal titles (normalised, not empty) join first, then similar pairs, the most similar first. Titles
+    whose numbers differ (Part 2, Part 3) and categories that contradict keep items apart, verdicts
+    above all. The item created first stands for its group, then the lowest id; an unknown creation
+    time counts as late. The answer depends on the catalogue only, never on events.
+
+    Raises:
+        ConfigError: if verdicts contradict.
+    """
+    known = known or Known()
+    titles = [normalise_title(title) for title in items.titles]
+    rank = [
+        (_NO_DATE if at is None else at, item_id)
+        for at, item_id in zip(items.created_at_ms, items.item_ids, strict=True)
+    ]
+    texts = _Texts(items, titles, config, known)
+    clusters = Clusters(rank, items.categories, texts.alike, known.same, known.different, items.item_ids)
+    if config.method != "none":
+        _join_equal(clusters, titles, rank)
+    exact = sum(head != row and titles[head] == titles[row] for row, head in enumerate(clusters.head))
+    pairs = texts.pairs()
+    for a, b, similarity in pairs:
+        if similarity >= config.threshold:
+            clusters.join(a, b)
+    aliases = {items.item_ids[row]: items.item_ids[head] for row, head in enumerate(clusters.head) if head != row}
+    return Found(aliases, exact, pairs, clusters.head)
+
+
+def _join_equal(clusters: Clusters, titles: Sequence[str], rank: Sequence[tuple]) -> None:
+    """Let each row join the first earlier group of its title that it may join."""
     same_title: dict[str, list[int]] = defaultdict(list)
     for row, title in enumerate(titles):
-        if title and (key := normalise_title(title)):
-            same_title[key].append(row)
-    aliases: dict[str, str] = {}
+        if title:
+            same_title[title].append(row)
     for rows in same_title.values():
         if len(rows) > 1:
-            rows.sort(key=lambda row: (_NO_DATE if (at := created_at_ms[row]) is None else at, item_ids[row]))
-            aliases.update(_group(rows, item_ids, categories))
-    return aliases
+            heads: list[int] = []
+            for row in sorted(rows, key=rank.__getitem__):
+                if not any(clusters.join(head, row) for head in heads):
+                    heads.append(row)
 
 
-def _group(rows: list[int], item_ids: Sequence[str], categories: Sequence[frozenset[str]]) -> dict[str, str]:
-    """Let each row join the first earlier group that its categories do not contradict."""
-    aliases: dict[str, str] = {}
-    groups: list[tuple[str, set[str]]] = []
-    for row in rows:
-        own = categories[row]
-        for canonical, known in groups:
-            if not own or not known or own & known:
-                aliases[item_ids[row]] = canonical
-                known.update(own)
-                break
-        else:
-            groups.append((item_ids[row], set(own)))
-    return aliases
+class _Texts:
+    """Compares rows by title, text and given similarities."""
+
+    def __init__(self, items: Items, titles: list[str], config: DuplicatesConfig, known: Known) -> None:
+        self._titles, self._config, self._known = titles, config, known
+        self._documents = titles
+        if config.method == "near" and "text" in config.fields and any(items.texts):
+            texts = [normalise_title(text) for text in items.texts]
+            parts = {"title": titles, "text": texts}
+            columns = [parts[name] for name in config.fields]
+            self._documents = [" ".join(words).strip() for words in zip(*columns, strict=True)]
+
+    def alike(self, a: int, b: int) -> bool:
+        """Return whether two rows are the same by themselves."""
+        if self._titles[a] and self._titles[a] == self._titles[b]:
+            return True
+        if numbers(self._titles[a]) != numbers(self._titles[b]):
+            return False
+        threshold, kind = self._config.threshold, self._config.shingles
+        if self._known.similarity.get((min(a, b), max(a, b)), 0.0) >= threshold:
+            return True
+        if self._config.method != "near":
+            return False
+        return jaccard(shingles(self._documents[a], kind), shingles(self._documents[b], kind)) >= threshold
+
+    def pairs(self) -> list[tuple[int, int, float]]:
+        """Return the pairs down to the review band, each once, best first, then by row."""
+        best = {
+            pair: value
+            for pair, value in self._known.similarity.items()
+            if numbers(self._titles[pair[0]]) == numbers(self._titles[pair[1]])
+        }
+        if self._config.method == "near":
+            for a, b, value in self._near():
+                best[a, b] = max(value, best.get((a, b), 0.0))
+        return sorted(((a, b, value) for (a, b), value in best.items()), key=lambda pair: (-pair[2], pair[:2]))
+
+    def _near(self) -> list[tuple[int, int, float]]:
+        """Compare every different document once, and give its result to all rows that have it."""
+        rows: dict[tuple[str, tuple[str, ...]], list[int]] = defaultdict(list)
+        for row, (document, title) in enumerate(zip(self._documents, self._titles, strict=True)):
+            if document:
+                rows[document, numbers(title)].append(row)
+        floor = max(0.0, self._config.threshold - self._config.review_band)
+        distinct, groups = list(rows), list(rows.values())
+        first, second, similarity = similar_pairs(
+            [document for document, _ in distinct], [key for _, key in distinct],
+            self._config.threshold, floor, self._config.shingles,
+        )  # fmt: skip
+        order = np.lexsort((second, first))
+        return [
+            (min(a, b), max(a, b), value)
+            for one, other, value in zip(
+                first[order].tolist(), second[order].tolist(), similarity[order].tolist(), strict=True
+            )
+            for a in groups[one]
+            for b in groups[other]
+        ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow.compute as pc
 
 from stages.dataset.config import DatasetStepConfig
-from stages.warehouse.catalogue import export_items, write_aliases
+from stages.warehouse.catalogue import export_items, matching_items, write_aliases
 from stages.warehouse.coded import open_selection
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
 from stages.warehouse.select import EventSurvey, survey_events, window_activity
@@ -61,6 +61,9 @@ class EventSource(Protocol):
     def items(self, config: DatasetStepConfig) -> pa.Table:
         """Return the catalogue: item_id, title, categories ('|'-joined), created_at_ms, duration_s, text, state."""
 
+    def matching(self, reason: str, predicate: str) -> list[str]:
+        """Return the ids of the items that a SQL predicate of the content policy matches."""
+
     def write_aliases(self, key: str, aliases: Mapping[str, str]) -> None:
         """Keep which item stands for a duplicate; ``key`` names the decision."""
 
@@ -91,6 +94,10 @@ class WarehouseSource:
         for name in ("created_at_ms", "duration_s", "text", "state"):
             blank = pc.and_(blank, pc.is_null(table[name]))
         return table.filter(pc.invert(pc.and_(blank, pc.is_valid(table["first_event_ms"]))))
+
+    def matching(self, reason: str, predicate: str) -> list[str]:
+        """Return the ids of the items that a predicate matches."""
+        return matching_items(self._warehouse, reason, predicate)
 
     def write_aliases(self, key: str, aliases: Mapping[str, str]) -> None:
         """Replace the aliases of ``key`` in the warehouse."""

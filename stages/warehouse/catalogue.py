@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from stages.contracts.errors import DataError
+from stages.contracts.errors import ConfigError, DataError
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.load import staged
 from stages.warehouse.tables import INTERACTIONS, ITEM_ALIASES, ITEMS, USERS
@@ -78,6 +78,31 @@ def export_users(warehouse: Warehouse, as_of_ms: int | None = None, signals: Seq
         first.c.first_event_ms,
     ).select_from(joined)
     return _sorted(warehouse, statement, USERS_SCHEMA)
+
+
+def matching_items(warehouse: Warehouse, reason: str, predicate: str) -> list[str]:
+    """Return the ids of the catalogue's items that a SQL predicate matches, sorted bytewise.
+
+    Args:
+        warehouse: executes it as it is written.
+        reason: names the predicate in errors.
+        predicate: over the columns of ``items``.
+
+    Raises:
+        ConfigError: if the warehouse refuses the predicate.
+    """
+    # A colon would begin a parameter.
+    condition = sa.text(f"({predicate})".replace(":", "\\:"))
+    statement = sa.select(ITEMS.c.item_id).where(condition)
+    try:
+        with warehouse.connect() as connection:
+            return sorted((row[0] for row in connection.execute(statement)), key=str.encode)
+    except sa.exc.DBAPIError as error:
+        fault = str(error.orig).strip().splitlines()[0]
+        raise ConfigError(
+            f"dataset.content.predicates.{reason} = {predicate!r}: {fault}; allowed is SQL over the columns "
+            f"{ITEMS.c.keys()} of items"
+        ) from None
 
 
 def write_aliases(warehouse: Warehouse, snapshot_key: str, aliases: Mapping[str, str]) -> None:

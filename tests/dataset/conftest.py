@@ -150,6 +150,10 @@ class ListSource:
         states = pa.array([self.states.get(row[0]) for row in self.catalogue], pa.string())
         return table.append_column("text", pa.nulls(len(table), pa.string())).append_column("state", states)
 
+    def matching(self, reason: str, predicate: str) -> list[str]:
+        """A predicate of these tests is the beginning of an id."""
+        return [row[0] for row in self.catalogue if row[0].startswith(predicate)]
+
     def write_aliases(self, key: str, aliases: Mapping[str, str]) -> None:
         self.aliases[key] = dict(aliases)
 

@@ -114,7 +114,7 @@ def test_no_target_was_seen_before_its_request_and_borders_hold(build: Callable[
 def test_pairs_are_unique_after_duplicates_were_merged(build: Callable[..., Snapshot]) -> None:
     items = [("i01", "Café!", "", 3, None), ("i00", "cafe", "", 2, None), ("i02", "Other", "", 1, None)]
     rows = [*rows_of(200, seed=3), ("u0", "i01", "click", 1.0, 5), ("u0", "i00", "click", 1.0, 6)]
-    merged, apart = build(rows, items), build(rows, items, deduplicate_items=False)
+    merged, apart = build(rows, items), build(rows, items, duplicates={"method": "none"})
     events = merged.events()
     keys = np.stack([events.user_index, events.item_index, events.signal], axis=1)
     assert len(np.unique(keys, axis=0)) == len(events)

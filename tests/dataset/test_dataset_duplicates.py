@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.dataset.duplicates import find_duplicates, normalise_title
+from stages.contracts.errors import ConfigError
+from stages.dataset.duplicates import Items, Known, normalise_title
+from stages.dataset.duplicates import find_duplicates as find
+from stages.dataset.duplicates_config import DuplicatesConfig
 from stages.simulator import World, WorldConfig
 
 NONE: frozenset[str] = frozenset()
+
+
+def find_duplicates(ids: Any, titles: Any, categories: Any, times: Any, **changes: Any) -> dict[str, str]:
+    known, texts = changes.pop("known", None), changes.pop("texts", ())
+    return find(Items(ids, titles, categories, times, texts), DuplicatesConfig(**changes), known).aliases
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,7 @@ def test_the_order_of_the_catalogue_does_not_matter(order: list[int]) -> None:
     categories = [frozenset("x"), NONE, frozenset("y"), NONE, NONE, NONE]
     times = [3, None, 1, 2, 2, 0]
     shuffled = ([column[row] for row in order] for column in (ids, titles, categories, times))
-    assert find_duplicates(*shuffled) == find_duplicates(ids, titles, categories, times)  # type: ignore[arg-type]
+    assert find_duplicates(*shuffled) == find_duplicates(ids, titles, categories, times)
 
 
 def test_planted_exact_copies_are_found_and_near_ones_left() -> None:
@@ -86,3 +95,64 @@ def test_a_canonical_item_is_never_a_duplicate() -> None:
     categories = [frozenset(c) for c in itertools.product("xy ", repeat=3)]
     found = find_duplicates(ids, ["T"] * 27, [c - {" "} for c in categories], [None] * 27)
     assert found and not set(found) & set(found.values())
+
+
+def test_planted_near_copies_are_found() -> None:
+    world = World(WorldConfig(n_items=3_000, n_users=10, n_events=1_000, duplicate_share=0.2))
+    items = world.items().to_pydict()
+    categories = [frozenset(text.split("|")) for text in items["categories"]]
+    found = find_duplicates(items["item_id"], items["title"], categories, items["created_at_ms"], method="near")
+    planted = world.duplicates()
+    assert len(found.keys() & planted.keys()) / len(planted) > 0.95
+    assert sum(planted.get(copy) == original for copy, original in found.items()) / len(found) > 0.95
+
+
+NEAR: dict[str, Any] = {"method": "near", "threshold": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("The Quiet Island Journey", "The Quiet Island Journey Remastered", True),
+        ("Quiet Island Journey Home", "Island Quiet Journey Home", True),
+        ("The Quiet Island, Part 2", "The Quiet Island, Part 3", False),
+        ("Rocky II the Movie", "Rocky III the Movie", False),
+        ("Election Night 1984 Live", "Election Night 1985 Live", False),
+        ("Quiet Island Journey", "Loud City Weekend", False),
+    ],
+)
+def test_near_titles(one: str, other: str, same: bool) -> None:
+    found = find_duplicates(["a", "b"], [one, other], [NONE] * 2, [1, 2], **NEAR)
+    assert found == ({"b": "a"} if same else {})
+
+
+def test_groups_do_not_chain_away_from_their_canonical_item() -> None:
+    titles = ["a b c d", "b c d e", "c d e f"]
+    found = find_duplicates(["1", "2", "3"], titles, [NONE] * 3, [1, 2, 3], **NEAR)
+    assert found == {"2": "1"}, "the third is like the second, but not like the first"
+
+
+def test_texts_are_compared_with_titles() -> None:
+    texts = ["one two three four five six", "one two three four five six", "other words entirely in this one"]
+    found = find_duplicates(list("abc"), ["Alpha", "Beta", "Gamma"], [NONE] * 3, [1, 2, 3], texts=texts, **NEAR)
+    assert found == {"b": "a"}
+    titles_only = find_duplicates(
+        list("abc"), ["Alpha", "Beta", "Gamma"], [NONE] * 3, [1, 2, 3], texts=texts, fields=("title",), **NEAR
+    )
+    assert titles_only == {}
+
+
+def test_verdicts_stand_above_similarity_and_contradictions_are_refused() -> None:
+    ids, titles, times = list("abc"), ["Same Title Here", "same title here", "Nothing Alike"], [1, 2, 3]
+    apart = Known(different=[(0, 1)])
+    assert find_duplicates(ids, titles, [NONE] * 3, times, known=apart) == {}
+    joined = Known(same=[(1, 2)])
+    assert find_duplicates(ids, titles, [NONE] * 3, times, known=joined) == {"b": "a", "c": "a"}
+    with pytest.raises(ConfigError, match="verdicts contradict: 'a' and 'c' are different, but 'a' = 'b' = 'c'"):
+        find_duplicates(ids, titles, [NONE] * 3, times, known=Known(same=[(0, 1), (1, 2)], different=[(0, 2)]))
+
+
+def test_similarities_from_elsewhere_count() -> None:
+    known = Known(similarity={(0, 1): 0.9, (1, 2): 0.5})
+    found = find_duplicates(list("abc"), ["One", "Two", "Three"], [NONE] * 3, [1, 2, 3], known=known, threshold=0.8)
+    assert found == {"b": "a"}

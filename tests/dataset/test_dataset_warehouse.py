@@ -161,8 +161,8 @@ def test_postgresql_gives_the_same_fingerprint(
     first = snapshot_of(duckdb_warehouse, tmp_path / "first")
     second = snapshot_of(postgres_warehouse, tmp_path / "second")
     assert first.meta == second.meta
-    third = snapshot_of(duckdb_warehouse, tmp_path / "third", **POLICIES, deduplicate_items=False)
-    snapshot_of(postgres_warehouse, tmp_path / "fourth", **POLICIES, deduplicate_items=False)
+    third = snapshot_of(duckdb_warehouse, tmp_path / "third", **POLICIES, duplicates={"method": "none"})
+    snapshot_of(postgres_warehouse, tmp_path / "fourth", **POLICIES, duplicates={"method": "none"})
     assert sha256_tree(tmp_path / "third") == sha256_tree(tmp_path / "fourth")
     assert third.meta.fingerprint != first.meta.fingerprint
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.tables import DAY_MS
-from stages.warehouse.catalogue import export_items, export_users, write_aliases
+from stages.warehouse.catalogue import export_items, export_users, matching_items, write_aliases
 from stages.warehouse.coded import EVENTS_SCHEMA, open_selection
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.ingest import ingest_tables
@@ -220,3 +220,22 @@ def test_an_abandoned_or_refused_copy_leaves_no_thread_and_no_lock(postgres: War
     with postgres.connect() as connection:
         assert connection.execute(sa.text("SELECT 1")).scalar_one() == 1
     assert [thread.name for thread in threading.enumerate() if thread.name == "copy"] == []
+
+
+def test_a_predicate_runs_in_the_warehouse(warehouse: Warehouse) -> None:
+    items = pa.table(
+        {
+            "item_id": ["a", "b", "Z"],
+            "title": ["Gun shop", "Garden: 10%", "gunmetal"],
+            "categories": ["Arms", "Home", "Home"],
+            "created_at_ms": [1, 2, 3],
+            "duration_s": [1.0, 2.0, 3.0],
+        }
+    )
+    events = pa.table({"user_id": ["u"], "item_id": ["a"], "signal": ["c"], "value": [1.0], "event_time_ms": [5]})
+    users = pa.table({"user_id": ["u"], "attributes": ["{}"]})
+    ingest_tables(warehouse, events, items, users, "world")
+    assert matching_items(warehouse, "arms", "categories LIKE '%Arms%' OR title LIKE 'gun%'") == ["Z", "a"]
+    assert matching_items(warehouse, "odd", "title = 'Garden: 10%'") == ["b"]
+    with pytest.raises(ConfigError, match=r"content.predicates.bad = 'nonsense = 1': .*nonsense"):
+        matching_items(warehouse, "bad", "nonsense = 1")
