@@ -13,6 +13,7 @@ Files below one directory:
     users.parquet      user_index int64, user_id str
     aliases.parquet    item_id str, item_index int64: ids of duplicates and their canonical item
     blocked.parquet    item_id str, reason str: ids that the content policy keeps out of everything
+    review_pairs.csv   pairs of items near the duplicate threshold, for people to judge
     contexts.parquet   context_index int64, one int32 column a context column: 0 where it is unknown,
                        c for ``values[c - 1]`` of ``SnapshotMeta.context``; row 0 knows nothing
 """
