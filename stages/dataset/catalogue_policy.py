@@ -66,7 +66,7 @@ def decide_catalogue(
         known, verdicts = _known(config, row_of)
         found = find_duplicates(_comparable(items), own, known)
     blocked = _blocked(items, config, sql_blocked)
-    members = _spread(blocked, ids, found.head)
+    _spread(blocked, ids, found.head)
     aliases = {item: head for item, head in found.aliases.items() if item not in blocked}
     counts = {f"items_blocked_{reason}": 0 for reason in sorted({*_reasons(config), *blocked.values()})}
     for reason in blocked.values():
@@ -79,8 +79,6 @@ def decide_catalogue(
         "pairs_to_review": len(review),
         "verdicts_used": verdicts,
     }
-    if DUPLICATE_OF_BLOCKED in blocked.values():
-        counts[f"items_blocked_{DUPLICATE_OF_BLOCKED}"] = members
     return CatalogueDecision(aliases, blocked, review, counts)
 
 
@@ -149,12 +147,11 @@ def _classify(items: pa.Table, reason: str, name: str) -> list[str]:
     return chosen
 
 
-def _spread(blocked: dict[str, str], ids: Sequence[str], head: Sequence[int]) -> int:
-    """Block what is the same as a blocked item; return how many that adds."""
+def _spread(blocked: dict[str, str], ids: Sequence[str], head: Sequence[int]) -> None:
+    """Block what is the same as a blocked item."""
     touched = {head[row] for row, item_id in enumerate(ids) if item_id in blocked}
     added = [ids[row] for row, own in enumerate(head) if own in touched and ids[row] not in blocked]
     blocked.update(dict.fromkeys(added, DUPLICATE_OF_BLOCKED))
-    return len(added)
 
 
 def _review(items: pa.Table, found: Found, config: DatasetStepConfig) -> pa.Table:
