@@ -134,6 +134,7 @@ def serve(**options: Any) -> None:
 @click.argument("user_id")
 @click.option("-k", type=int, default=10, show_default=True, help="How many items.")
 @click.option("--explain", is_flag=True, help="Show the score and rank of each item at every stage.")
+@click.option("--context", multiple=True, metavar="NAME:VALUE", help="What is known about the moment.")
 @click.option("--alias", default="champion", show_default=True, help="MLflow alias of the release.")
 @reports_errors
 def recommend(**options: Any) -> None:

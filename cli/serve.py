@@ -11,6 +11,7 @@ import click
 from serving.config import ServeConfig
 from serving.funnel import Funnel
 from serving.release import load_release
+from serving.schema import parse_context
 from serving.server import open_service
 from serving.server import serve as serve_http
 from serving.source import DirectorySource, RegistrySource, ReleaseSource
@@ -33,10 +34,10 @@ def serve(host: str, port: int, alias: str, directory: str | None, poll_seconds:
         service.stop()
 
 
-def recommend(user_id: str, k: int, explain: bool, alias: str) -> None:
+def recommend(user_id: str, k: int, explain: bool, context: tuple[str, ...], alias: str) -> None:
     """Print one answer."""
     release = load_release(_source(alias, None).fetch())
-    answer = Funnel(release).recommend(user_id, k, explain=explain)
+    answer = Funnel(release).recommend(user_id, k, explain=explain, context=parse_context(context))
     if explain:
         click.echo(json.dumps(answer.as_dict(), indent=2, ensure_ascii=False))
         return

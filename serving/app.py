@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import Fault, FieldError, error_body, model_faults
 from serving.metrics import Metrics
-from serving.schema import EVENTS_SCHEMA, MAX_BODY_BYTES, RecommendQuery, parse_events
+from serving.schema import EVENTS_SCHEMA, MAX_BODY_BYTES, RecommendQuery, parse_context, parse_events
 from serving.service import Service
 from stages import __version__
 from stages.contracts.errors import RequestError, TransientError
@@ -54,11 +54,12 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
     def recommendations(query: Annotated[RecommendQuery, Query()], request: Request) -> Response:
         """Recommend k items to a user; ``explain=true`` adds score and rank at every stage."""
         names = [name for name, _ in request.query_params.multi_items()]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted({name for name in names if names.count(name) > 1} - {"context"})
         if repeated:
             values = request.query_params.getlist
             raise FieldError([Fault.of(name, ", ".join(values(name)), "one value") for name in repeated])
-        return _json(service.recommend(query.user_id, query.k, query.explain).as_dict())
+        context = parse_context(query.context)
+        return _json(service.recommend(query.user_id, query.k, query.explain, context).as_dict())
 
 
 def _add_events(app: FastAPI, service: Service) -> None:

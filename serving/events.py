@@ -11,8 +11,8 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Event:
         signal: one of the release's signals.
         value: strength of the signal, finite.
         event_time_ms: when it happened, int ms UTC.
+        context: what is known about that moment, by the names of the release's context columns.
     """
 
     event_id: str
@@ -40,6 +41,7 @@ class Event:
     signal: str
     value: float
     event_time_ms: int
+    context: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -43,6 +43,7 @@ class _Trace:
     time_ms: int
     seen: np.ndarray
     inputs: tuple[np.ndarray, np.ndarray] | None
+    context: tuple[int, ...] = ()
     stages: list[tuple[str, ScoredItems]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -93,7 +94,14 @@ class Funnel:
         """The largest ``k`` that may be asked for."""
         return self.release.manifest.funnel.max_k
 
-    def recommend(self, user_id: str, k: int, time_ms: int | None = None, explain: bool = False) -> Answer:
+    def recommend(
+        self,
+        user_id: str,
+        k: int,
+        time_ms: int | None = None,
+        explain: bool = False,
+        context: Mapping[str, str] | None = None,
+    ) -> Answer:
         """Answer one request.
 
         Args:
@@ -102,12 +110,15 @@ class Funnel:
                 everything.
             time_ms: the moment to answer for; None = now.
             explain: whether the items carry their score and rank at every stage.
+            context: what is known about the moment, by the names of the release's context columns;
+                a value that the release does not know is taken as unknown.
 
         Raises:
-            FieldError: if ``user_id`` or ``k`` is out of range.
+            FieldError: if ``user_id`` or ``k`` is out of range, or the release has no such column.
         """
-        self._check_request(user_id, k)
+        self._check_request(user_id, k, context or {})
         trace = self._begin(user_id, self.clock() if time_ms is None else time_ms)
+        trace.context = self.release.state.context_codes(context or {})
         path: AnswerPath = "popular" if trace.inputs is None else "funnel"
         if trace.inputs is not None:
             self._rank(trace, trace.inputs)
@@ -153,7 +164,9 @@ class Funnel:
             if user is None:
                 user = len(self.release.user_index) + len(self._new_users)
                 self._new_users[event.user_id] = user
-            self.release.state.apply(user, item, signal, event.value, event.event_time_ms)
+            state = self.release.state
+            moment = state.context_values(state.context_codes(event.context))
+            state.apply(user, item, signal, event.value, event.event_time_ms, moment)
 
     def event_faults(self, event: Event, now_ms: int, prefix: str = "") -> list[Fault]:
         """Return everything that is wrong with an event, an empty list if nothing is."""
@@ -171,7 +184,15 @@ class Funnel:
             ("value", math.isfinite(event.value) and abs(event.value) < 1e30, "a finite number below 1e30"),
             ("event_time_ms", 0 <= event.event_time_ms <= latest, f"int ms UTC from 0 (1970) to {latest} (now)"),
         )
-        return [Fault.of(prefix + name, getattr(event, name), allowed) for name, good, allowed in checks if not good]
+        faults = [Fault.of(prefix + name, getattr(event, name), allowed) for name, good, allowed in checks if not good]
+        return faults + self._context_faults(event.context, prefix)
+
+    def _context_faults(self, context: Mapping[str, str], prefix: str = "") -> list[Fault]:
+        names = [column.name for column in self.release.meta.context]
+        allowed = f"one of the release's context columns: {', '.join(names) or 'it has none'}"
+        return [
+            Fault.of(f"{prefix}context.{name}", value, allowed) for name, value in context.items() if name not in names
+        ]
 
     def _why_blocked(self, item_id: str) -> str:
         reason = self.release.blocked.get(item_id)
@@ -199,8 +220,8 @@ class Funnel:
         index = self.release.user_index.get(user_id)
         return self._new_users.get(user_id) if index is None else index
 
-    def _check_request(self, user_id: str, k: int) -> None:
-        faults = []
+    def _check_request(self, user_id: str, k: int, context: Mapping[str, str]) -> None:
+        faults = self._context_faults(context)
         if not 1 <= len(user_id) <= MAX_ID_LENGTH:
             faults.append(Fault.of("user_id", user_id, f"a string of 1 to {MAX_ID_LENGTH} characters"))
         if not 1 <= k <= self.max_k:
@@ -278,6 +299,7 @@ class Funnel:
                 retrieved.scores,
                 ranks,
                 release.candidate.item_vectors,
+                trace.context,
             )
         trace.lap("features")
         scores = light.score(features)

@@ -98,7 +98,7 @@ def load_release(directory: Path) -> LoadedRelease:
     with _reading(directory, "config.json"):
         features = read_json(directory / "config.json")["features"]
         config = parse_config(FeatureConfig, features, "config.json, section features")
-    schema = feature_schema(config, meta.tasks)
+    schema = feature_schema(config, meta.tasks, meta.context)
     _check_equal(directory, _claims(directory, manifest, meta, schema))
     with _reading(directory, "items.parquet, users.parquet, aliases.parquet, blocked.parquet"):
         items = read_items(directory / "items.parquet", len(meta.categories))
@@ -110,7 +110,7 @@ def load_release(directory: Path) -> LoadedRelease:
         claims = _tower_claims(manifest, items, config, candidate)
     _check_equal(directory, claims)
     with _reading(directory, "state/"):
-        state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks)
+        state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks, meta.context)
     light, heavy = _rankers(directory, manifest, schema)
     item_index = _item_index(directory, items, aliases)
     return LoadedRelease(

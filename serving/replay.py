@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from serving.events import Event, Post
 from serving.funnel import Funnel
@@ -29,7 +30,8 @@ def replay(funnel: Funnel, posts: Iterable[Post]) -> Counter[str]:
 
 def _replay_one(funnel: Funnel, event: Event, same_release: bool) -> str:
     # The log holds what was accepted once: its times are not judged by the present clock again.
-    if funnel.event_faults(event, event.event_time_ms):
+    # What it says of the moment is kept for a release that reads it.
+    if funnel.event_faults(replace(event, context={}), event.event_time_ms):
         return "unknown"
     fresh = same_release or event.event_time_ms >= funnel.release.manifest.as_of_ms
     exposure = event.signal in funnel.release.config.exposure_signals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -25,6 +26,7 @@ class RecommendQuery(BaseModel):
     )
     k: int = Field(default=10, description="an integer from 1 to the release's max_k")
     explain: bool = Field(default=False, description="true or false")
+    context: list[str] = Field(default=[], description="name:value of a context column, such as device:mobile")
 
 
 class EventBody(BaseModel):
@@ -39,9 +41,28 @@ class EventBody(BaseModel):
     signal: str = Field(description="one of the release's signals, a string")
     value: float = Field(default=1.0, allow_inf_nan=False, description="a finite number")
     event_time_ms: int | None = Field(default=None, ge=0, description="an integer, ms UTC since 1970, or null for now")
+    context: dict[str, str] = Field(default={}, description="an object of strings by the release's context columns")
     event_id: str | None = Field(
         default=None, min_length=1, max_length=128, description="a string of 1 to 128 characters, or null"
     )
+
+
+def parse_context(pairs: Sequence[str]) -> dict[str, str]:
+    """Parse ``name:value`` pairs of a query.
+
+    Raises:
+        FieldError: naming every pair that is none, or whose name repeats.
+    """
+    context: dict[str, str] = {}
+    faults = []
+    for pair in pairs:
+        name, colon, value = pair.partition(":")
+        if not (name and colon and value) or name in context:
+            faults.append(Fault.of("context", pair, "name:value, each name once"))
+        context[name] = value
+    if faults:
+        raise FieldError(faults)
+    return context
 
 
 EVENTS_SCHEMA: dict[str, Any] = {

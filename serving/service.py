@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from serving.answer import Answer
 from serving.clock import Clock, choose_clock, wall_clock_ms
@@ -40,6 +40,7 @@ class NewEvent:
     value: float = 1.0
     event_time_ms: int | None = None
     event_id: str | None = None
+    context: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,11 @@ class Service:
             self._refresh_error, self._failures = None, 0
             return changed
 
-    def recommend(self, user_id: str, k: int, explain: bool = False) -> Answer:
+    def recommend(
+        self, user_id: str, k: int, explain: bool = False, context: Mapping[str, str] | None = None
+    ) -> Answer:
         """Answer from the current release, see ``Funnel.recommend``."""
-        answer = self.funnel.recommend(user_id, k, explain=explain)
+        answer = self.funnel.recommend(user_id, k, explain=explain, context=context)
         self.metrics.answers.labels(answer.path).inc()
         for stage, milliseconds in answer.timings_ms.items():
             self.metrics.stage_seconds.labels(stage).observe(milliseconds / 1000)
@@ -276,6 +279,7 @@ def _complete(event: NewEvent, now: int) -> Event:
         signal=event.signal,
         value=event.value,
         event_time_ms=now if event.event_time_ms is None else event.event_time_ms,
+        context=dict(event.context),
     )
 
 

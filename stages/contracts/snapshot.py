@@ -217,9 +217,11 @@ class Snapshot:
 
     def contexts(self) -> np.ndarray:
         """Return int32 ``[X, C]`` codes of the contexts, one column a context column; row 0 is zeros."""
+        if not self.meta.context:
+            return np.zeros((1, 0), dtype=np.int32)
         table = pq.read_table(self.directory / "contexts.parquet")  # type: ignore[no-untyped-call]
         columns = [table[column.name].to_numpy() for column in self.meta.context]
-        return np.stack(columns, axis=1).astype(np.int32) if columns else np.zeros((len(table), 0), dtype=np.int32)
+        return np.stack(columns, axis=1).astype(np.int32)
 
 
 def read_items(path: Path, n_categories: int) -> ItemTable:

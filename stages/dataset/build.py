@@ -26,6 +26,7 @@ from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
 from stages.dataset.borders import lay_borders, selection_start
 from stages.dataset.catalogue_policy import decide_catalogue
 from stages.dataset.config import DatasetStepConfig
+from stages.dataset.contexts import Contexts, index_contexts, no_contexts
 from stages.dataset.events import PART_NAMES, Tally, label_events, read_for_requests, write_events
 from stages.dataset.ids import Catalogue, index_items, index_users
 from stages.dataset.requests import build_requests
@@ -81,6 +82,8 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         user_ids=selected.user_ids,
         aliases=selected.aliases,
         blocked=selected.blocked,
+        context=selected.contexts.columns,
+        contexts=selected.contexts.codes,
     )
     pv.write_csv(selected.review, directory / REVIEW_FILE)
     meta = write_snapshot(contents, counts, directory)
@@ -102,6 +105,7 @@ class Selected:
         key: names the decision about duplicates in the warehouse.
         blocked: reason by the id of an item that is kept out of everything.
         review: pairs of items for people to look at.
+        contexts: what is known about moments.
     """
 
     catalogue: Catalogue
@@ -113,6 +117,7 @@ class Selected:
     key: str
     blocked: dict[str, str]
     review: pa.Table
+    contexts: Contexts
 
 
 def select_events(config: DatasetStepConfig, source: EventSource, path: Path) -> Selected:
@@ -147,11 +152,13 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
             )
         selection.map_items(item_map)
         user_ids = index_users(selection.users())
-        selection.code(user_ids, _no_contexts())
+        contexts = index_contexts(config.context, selection.contexts()) if config.context.columns else no_contexts()
+        selection.code(user_ids, contexts.rows)
         borders = lay_borders(config, selection, start_ms)
         tally = write_selection(config, selection, borders, len(user_ids), catalogue, path)
     _check_parts(tally, borders)
     _check_active(config, tally, source, borders)
+    counts |= {"context_values_beyond_the_limit": contexts.n_other} if config.context.columns else {}
     standing = item_map.filter(pc.invert(item_map["canonical"]))
     return Selected(
         catalogue=catalogue,
@@ -163,6 +170,7 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
         key=key,
         blocked=decision.blocked,
         review=decision.review,
+        contexts=contexts,
     )
 
 
@@ -197,10 +205,6 @@ def write_selection(
     batches = selection.events(ends, config.repeats)
     write_events(label_events(batches, ends, user_bits, item_bits), path, tally)
     return tally
-
-
-def _no_contexts() -> pa.Table:
-    return pa.table({"context": pa.array([], pa.string()), "context_index": pa.array([], pa.int32())})
 
 
 def _check_parts(tally: Tally, borders: TimeBorders) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.contracts.snapshot import Task
+from stages.dataset.contexts import ContextConfig
 from stages.dataset.duplicates_config import ContentConfig, DuplicatesConfig
 from stages.warehouse.policies import ItemPolicy, RepeatPolicy
 
@@ -92,6 +93,7 @@ class DatasetConfig(Config):
             ``sum`` or ``max`` by signal, ``first`` where it is not given (see ``warehouse.coded``).
         duplicates: which items are the same under several ids.
         content: which items are blocked.
+        context: what features read of the moment of a request.
         min_items: fewest items that a snapshot may have; set it to the largest ``k`` served.
     """
 
@@ -105,6 +107,7 @@ class DatasetConfig(Config):
     requests: RequestConfig = RequestConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
     content: ContentConfig = ContentConfig()
+    context: ContextConfig = ContextConfig()
     min_items: int = Field(default=2, ge=2)
 
     @model_validator(mode="after")

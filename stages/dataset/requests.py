@@ -22,15 +22,16 @@ from stages.dataset.config import RequestConfig
 
 @dataclass(frozen=True)
 class Touches:
-    """First touches ``[F]``, sorted by (user, time)."""
+    """First touches ``[F]``, sorted by (user, time), with the context of their moment."""
 
     user: np.ndarray
     item: np.ndarray
     time_ms: np.ndarray
+    context: np.ndarray
 
     def take(self, rows: np.ndarray) -> Touches:
         """Return the selected rows."""
-        return Touches(self.user[rows], self.item[rows], self.time_ms[rows])
+        return Touches(self.user[rows], self.item[rows], self.time_ms[rows], self.context[rows])
 
     def __len__(self) -> int:
         return len(self.user)
@@ -97,10 +98,12 @@ def build_requests(
         _part_requests(events, part, n_items, config, TaskLabels(events, part, n_items, tasks, signals), seed, counts)
         for part in (PART_RANKER, PART_EVALUATION)
     ]
-    request_time, request_user, request_part = (np.concatenate([piece[k] for piece in pieces]) for k in range(3))
+    request_time, request_user, request_part, request_context = (
+        np.concatenate([piece[k] for piece in pieces]) for k in range(4)
+    )
     offsets = np.cumsum([0, *(len(piece[0]) for piece in pieces)])
-    target_request = np.concatenate([piece[3] + offset for piece, offset in zip(pieces, offsets[:-1], strict=True)])
-    target_item, labels = (np.concatenate([piece[k] for piece in pieces]) for k in (4, 5))
+    target_request = np.concatenate([piece[4] + offset for piece, offset in zip(pieces, offsets[:-1], strict=True)])
+    target_item, labels = (np.concatenate([piece[k] for piece in pieces]) for k in (5, 6))
     order = np.lexsort((request_user, request_time))  # stable: the chunks of one user at one time stay in order
     new_id = np.empty(len(order), dtype=np.int64)
     new_id[order] = np.arange(len(order))
@@ -109,6 +112,7 @@ def build_requests(
         user_index=request_user[order],
         request_time_ms=request_time[order],
         part=request_part[order],
+        context=request_context[order],
     )
     request_id = new_id[target_request]
     rows = np.lexsort((target_item, request_id))
@@ -131,7 +135,7 @@ def _part_requests(
     seed: int,
     counts: dict[str, int],
 ) -> tuple[np.ndarray, ...]:
-    """Return (request time, user, part; target's request, item, labels) of one part."""
+    """Return (request time, user, part, context; target's request, item, labels) of one part."""
     name = "ranker" if part == PART_RANKER else "evaluation"
     window_ms = round(config.window_days * DAY_MS)
     touches = first_touches(events, part, n_items)
@@ -158,6 +162,7 @@ def _part_requests(
         touches.time_ms[request_rows],
         touches.user[request_rows],
         np.full(len(request_rows), part, dtype=np.int8),
+        touches.context[request_rows],
         number[chunk[rows]],
         touches.item[rows],
         found[rows],
@@ -176,7 +181,7 @@ def first_touches(events: EventTable, part: int, n_items: int) -> Touches:
         chosen &= events.active[first]
     rows = np.sort(first[chosen])  # back to time order
     rows = rows[np.argsort(events.user_index[rows], kind="stable")]
-    return Touches(events.user_index[rows], events.item_index[rows], events.event_time_ms[rows])
+    return Touches(events.user_index[rows], events.item_index[rows], events.event_time_ms[rows], events.context[rows])
 
 
 def chunk_starts(touches: Touches, size: int, window_ms: int) -> np.ndarray:

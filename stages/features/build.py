@@ -52,13 +52,15 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     rows = CandidateTable.read(path)
     _check_inputs(rows, path, requests, vectors, len(items))
 
-    schema = feature_schema(config.features, tasks)
+    meta, contexts = snapshot.meta, snapshot.contexts()
+    schema = feature_schema(config.features, tasks, meta.context)
     relevance, labels = join_labels(rows, snapshot.targets(), len(items))
-    state = FunnelState.empty(items, config.features, snapshot.meta.signals, tasks, len(snapshot.user_ids()))
+    state = FunnelState.empty(items, config.features, meta.signals, tasks, len(snapshot.user_ids()), meta.context)
     features = np.lib.format.open_memmap(
         directory / "features.npy", mode="w+", dtype=np.float32, shape=(len(rows), len(schema.names))
     )
-    answered = _fill_features(features, rows, requests, replay(snapshot.events(), requests, state), state, vectors)
+    moments = replay(snapshot.events(), requests, state, contexts)
+    answered = _fill_features(features, rows, requests, moments, state, vectors, contexts)
     features.flush()
 
     rows.write(directory / "rows.parquet")
@@ -82,6 +84,7 @@ def _fill_features(
     moments: Iterator[int],
     state: FunnelState,
     vectors: np.ndarray,
+    contexts: np.ndarray,
 ) -> int:
     """Compute each request's features as ``moments`` reaches it; return how many had candidates."""
     starts = np.searchsorted(rows.request_id, np.arange(len(requests) + 1)).tolist()
@@ -99,6 +102,7 @@ def _fill_features(
             rows.score[of_request],
             rows.rank[of_request],
             vectors,
+            contexts[requests.context[request]].tolist(),
         )
     return answered
 

@@ -38,6 +38,11 @@ class FeatureConfig(Config):
     smoothing: float = Field(default=10.0, gt=0)
     exposure_signals: tuple[str, ...] = ("impression",)
 
+    @property
+    def middle_half_life(self) -> int:
+        """Position of the middle half-life, at which windowed rates are kept."""
+        return len(self.half_lives_days) // 2
+
     @field_validator("half_lives_days")
     @classmethod
     def _ascending(cls, half_lives: tuple[float, ...]) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ dimensions, F features, H newest items of the user, C categories.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,34 +15,59 @@ from itertools import pairwise
 import numpy as np
 
 from stages.contracts.files import canonical_json, sha256_text
-from stages.contracts.snapshot import ItemTable, Task
+from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import DAY_MS
 from stages.features.config import FeatureConfig
+from stages.features.parts import (
+    HOUR_MS,
+    Categories,
+    Columns,
+    User,
+    context_columns,
+    log_hours,
+    ratio,
+    smooth,
+    user_category_columns,
+    user_rate,
+)
 from stages.features.state import FunnelState
 
-_HOUR_MS = 3_600_000
-
 FEATURES: tuple[tuple[str, str, str], ...] = (
-    # name ({h}, {g}: half-life and the next longer one in days; {task}: task name), meaning, unit
+    # name ({h}, {g}: half-life and the next longer one in days; {task}: task name; {context}: name of
+    # a context column), meaning, unit
     ("retrieval_score", "score of the retrieval source", "as given"),
     ("retrieval_log_rank", "position in the retrieved list", "log(1 + rank)"),
     ("item_popularity_{h}d", "first touches of the item, decayed", "log(1 + count)"),
     ("item_trend_{h}d_{g}d", "rate of touches at half-life h over that at g, +1 smoothed", "log ratio"),
     ("item_popularity_all", "first touches of the item, all time", "log(1 + count)"),
     ("item_age", "time since the item was made, 0 if it was made later", "log(1 + days)"),
+    ("item_recency", "time since the item's last first touch, -1 without one", "log(1 + hours)"),
     ("item_choice_rate", "first touches per exposure, smoothed; 1 in a world without exposures", "share"),
+    ("item_recent_choice_rate", "the same, both decayed at the middle half-life", "share"),
     ("item_rate_{task}", "users positive for the task per user who touched the item, smoothed", "share"),
+    ("item_recent_rate_{task}", "the same, both decayed at the middle half-life", "share"),
     ("item_value_mean", "value of the item's events, smoothed", "value"),
     ("item_duration", "duration, 0 where unknown", "log(1 + seconds)"),
     ("duration_distance", "|item_duration - its mean over the user's items|, 0 where unknown", "log ratio"),
     ("user_history_length", "distinct items that the user touched", "log(1 + count)"),
+    ("user_touches_{h}d", "the user's first touches, decayed", "log(1 + count)"),
+    ("user_age", "time since the user's first touch, -1 without one", "log(1 + days)"),
     ("user_recency", "time since the user's last event, -1 without one", "log(1 + hours)"),
+    ("user_gap", "mean time between the user's first touches, 0 with less than two", "log(1 + hours)"),
+    ("user_categories", "distinct categories of the user's items", "log(1 + count)"),
+    ("user_rate_{task}", "share of the user's items that were positive for the task, smoothed", "share"),
     ("user_value_mean", "best value of each item of the user, 0 without any", "value"),
+    ("user_value_spread", "standard deviation of the same", "value"),
     ("category_affinity_mean", "share of the user's items in a category, mean over the item's", "share"),
     ("category_affinity_max", "the same, maximum over the item's categories", "share"),
     ("category_affinity_recent_mean", "the same as the mean, items decayed at the middle half-life", "share"),
     ("category_affinity_recent_max", "the same as the maximum, items decayed likewise", "share"),
+    ("user_category_touches_{h}d", "the user's touches, decayed, mean over the item's categories", "log(1 + count)"),
+    ("user_category_rate_{task}", "user_rate_{task} within the item's categories, smoothed by it, mean", "share"),
+    ("user_category_recency", "time since the user touched one of the item's categories, -1: never", "log(1 + hours)"),
     ("category_popularity", "touches at the middle half-life, mean over the item's categories", "log(1 + count)"),
+    ("category_trend", "as item_trend of shortest over longest, mean over the item's categories", "log ratio"),
+    ("category_rate_{task}", "positives per first touch of a category, smoothed, mean over the item's", "share"),
     ("covisitation_sum", "normalised links with the user's newest items, summed", "1"),
     ("covisitation_max", "the strongest of these links", "1"),
     ("similarity_max", "cosine of item vectors with the user's newest items, maximum", "cosine"),
@@ -52,10 +78,13 @@ FEATURES: tuple[tuple[str, str, str], ...] = (
     ("same_category_share", "share of the newest items whose main category is the item's", "share"),
     ("hour_sin", "time of day (UTC), sine", "1"),
     ("hour_cos", "time of day (UTC), cosine", "1"),
+    ("weekday_sin", "time of week (UTC), sine", "1"),
+    ("weekday_cos", "time of week (UTC), cosine", "1"),
+    ("context_{context}", "share of first touches that had the request's value, 0 where unknown", "share"),
+    ("item_context_{context}", "share of that value among the item's touches over its share in all", "log ratio"),
+    ("category_context_{context}", "the same of the item's categories, mean", "log ratio"),
 )
 """Name, meaning and unit. Every value is finite; what a user or item lacks is 0 unless stated."""
-
-Columns = dict[str, np.ndarray | float]
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,9 @@ class FeatureSchema:
 
 
 @lru_cache(maxsize=64)
-def feature_schema(config: FeatureConfig, tasks: tuple[Task, ...]) -> FeatureSchema:
+def feature_schema(
+    config: FeatureConfig, tasks: tuple[Task, ...], context: tuple[ContextColumn, ...] = ()
+) -> FeatureSchema:
     """Return names and hash of the ranking features.
 
     The hash also covers what each task counts as positive: a rate of something else is another
@@ -87,10 +118,17 @@ def feature_schema(config: FeatureConfig, tasks: tuple[Task, ...]) -> FeatureSch
             names += [template.format(h=days) for days in half_lives]
         elif "{task}" in template:
             names += [template.format(task=task.name) for task in tasks]
+        elif "{context}" in template:
+            names += [template.format(context=column.name) for column in context]
         else:
             names.append(template)
     positives = [task.model_dump(mode="json", include={"name", "signals", "min_value"}) for task in tasks]
-    payload = {"names": names, "config": config.model_dump(mode="json"), "tasks": positives}
+    payload = {
+        "names": names,
+        "config": config.model_dump(mode="json"),
+        "tasks": positives,
+        "context": [column.model_dump(mode="json") for column in context],
+    }
     return FeatureSchema(names=tuple(names), hash=sha256_text(canonical_json(payload)))
 
 
@@ -102,6 +140,7 @@ def ranking_features(
     scores: np.ndarray,
     ranks: np.ndarray,
     item_vectors: np.ndarray,
+    context: Sequence[int] = (),
 ) -> np.ndarray:
     """Return the features of one request's candidates, from the state as it stands.
 
@@ -115,22 +154,28 @@ def ranking_features(
         scores: float32 ``[n]`` retrieval scores, finite.
         ranks: int32 ``[n]`` retrieval ranks, 0-based.
         item_vectors: float32 ``[N, D]``, row = item index.
+        context: code of each of the state's context columns at the request, 0 where nothing is
+            known; empty = nothing is.
 
     Returns:
         float32 ``[n, F]``, finite, columns in the order of ``feature_schema``.
     """
-    user = _User.read(state, user_index)
+    user = User.read(state, user_index)
     columns: Columns = {"retrieval_score": scores, "retrieval_log_rank": np.log1p(ranks)}
     columns |= _item_columns(state, time_ms, items)
     columns |= _duration_columns(state.items, user, items)
-    columns |= _user_columns(user, time_ms)
-    columns |= _category_columns(state, user, time_ms, items)
+    columns |= _user_columns(state, user, time_ms)
+    candidates = Categories(state.items, items)
+    columns |= _category_columns(state, user, time_ms, candidates)
+    columns |= user_category_columns(state, user, time_ms, candidates)
+    columns |= context_columns(state, items, candidates, context)
     total, best = state.covisitation.scores(user.newest, items, state.touches)
     columns |= {"covisitation_sum": total, "covisitation_max": best}
     columns |= _similarity_columns(user.newest, items, item_vectors, state.config.history_decay)
-    angle = 2 * math.pi * (time_ms % DAY_MS) / DAY_MS
-    columns |= {"hour_sin": math.sin(angle), "hour_cos": math.cos(angle)}
-    names = feature_schema(state.config, state.tasks).names
+    for name, period in (("hour", DAY_MS), ("weekday", 7 * DAY_MS)):
+        angle = 2 * math.pi * (time_ms % period) / period
+        columns |= {f"{name}_sin": math.sin(angle), f"{name}_cos": math.cos(angle)}
+    names = feature_schema(state.config, state.tasks, state.context).names
     features = np.empty((len(items), len(names)), dtype=np.float32)
     for position, name in enumerate(names):
         features[:, position] = columns[name]
@@ -165,31 +210,6 @@ def heavy_features(
     return out
 
 
-@dataclass(frozen=True)
-class _User:
-    """What the features read of one user, in first-touch order.
-
-    ``newest`` holds the newest ``similarity_history`` items, newest first.
-    """
-
-    items: np.ndarray
-    times_ms: np.ndarray
-    values: np.ndarray
-    last_ms: int | None
-    newest: np.ndarray
-
-    @classmethod
-    def read(cls, state: FunnelState, index: int) -> _User:
-        items = state.seen(index)
-        return cls(
-            items=items,
-            times_ms=state.touch_times(index),
-            values=state.touch_values(index),
-            last_ms=state.last_event_ms(index),
-            newest=items[: -state.config.similarity_history - 1 : -1],
-        )
-
-
 def _item_columns(state: FunnelState, time_ms: int, items: np.ndarray) -> Columns:
     half_lives, smoothing = state.config.half_lives_days, state.config.smoothing
     counts = [state.item_counts.read(position, time_ms, items) for position in range(len(half_lives))]
@@ -199,33 +219,30 @@ def _item_columns(state: FunnelState, time_ms: int, items: np.ndarray) -> Column
         columns[f"item_popularity_{days:g}d"] = np.log1p(count)
     for position, (short, long) in enumerate(pairwise(half_lives)):
         # A steady item's decayed counts are proportional to the half-lives, so its ratio is near 1.
-        ratio = (counts[position] * (long / short) + 1.0) / (counts[position + 1] + 1.0)
-        columns[f"item_trend_{short:g}d_{long:g}d"] = np.log(ratio)
+        trend = (counts[position] * (long / short) + 1.0) / (counts[position + 1] + 1.0)
+        columns[f"item_trend_{short:g}d_{long:g}d"] = np.log(trend)
     age_days = (time_ms - state.items.created_at_ms[items]) / DAY_MS
     columns["item_age"] = np.log1p(np.maximum(age_days, 0.0))
+    columns["item_recency"] = log_hours(time_ms, state.item_counts.last_ms[items])
 
     all_touches = state.total("touches")
     trials = np.maximum(state.exposures[items], touches)
-    prior = _ratio(all_touches, max(state.total("exposures"), all_touches))
-    columns["item_choice_rate"] = _smooth(touches, trials, prior, smoothing)
+    prior = ratio(all_touches, max(state.total("exposures"), all_touches))
+    columns["item_choice_rate"] = smooth(touches, trials, prior, smoothing)
+    recent = counts[state.config.middle_half_life]
+    recent_trials = np.maximum(state.exposure_counts.read(0, time_ms, items), recent)
+    columns["item_recent_choice_rate"] = smooth(recent, recent_trials, prior, smoothing)
     for number, task in enumerate(state.tasks):
-        prior = _ratio(state.task_total(number), all_touches)
-        columns[f"item_rate_{task.name}"] = _smooth(state.positives[number][items], touches, prior, smoothing)
-    prior = _ratio(state.total("item_value_sum"), state.total("item_events"))
-    columns["item_value_mean"] = _smooth(state.item_value_sum[items], state.item_events[items], prior, smoothing)
+        prior = ratio(state.task_total(number), all_touches)
+        columns[f"item_rate_{task.name}"] = smooth(state.positives[number][items], touches, prior, smoothing)
+        positives = state.task_counts.read(0, time_ms, items + number * len(state.items))
+        columns[f"item_recent_rate_{task.name}"] = smooth(positives, recent, prior, smoothing)
+    prior = ratio(state.total("item_value_sum"), state.total("item_events"))
+    columns["item_value_mean"] = smooth(state.item_value_sum[items], state.item_events[items], prior, smoothing)
     return columns
 
 
-def _smooth(successes: np.ndarray, trials: np.ndarray, prior: float, weight: float) -> np.ndarray:
-    smoothed: np.ndarray = (successes + weight * prior) / (trials + weight)
-    return smoothed
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _duration_columns(table: ItemTable, user: _User, items: np.ndarray) -> Columns:
+def _duration_columns(table: ItemTable, user: User, items: np.ndarray) -> Columns:
     duration, watched = (np.log1p(table.duration_s[rows], dtype=np.float64) for rows in (items, user.items))
     watched = watched[~np.isnan(watched)]
     mean = float(watched.mean()) if len(watched) else math.nan
@@ -235,73 +252,57 @@ def _duration_columns(table: ItemTable, user: _User, items: np.ndarray) -> Colum
     }
 
 
-def _user_columns(user: _User, time_ms: int) -> Columns:
-    hours = -1.0 if user.last_ms is None else max(0, time_ms - user.last_ms) / _HOUR_MS
-    return {
-        "user_history_length": math.log1p(len(user.items)),
+def _user_columns(state: FunnelState, user: User, time_ms: int) -> Columns:
+    hours = -1.0 if user.last_ms is None else max(0, time_ms - user.last_ms) / HOUR_MS
+    n = len(user.items)
+    first_ms, newest_ms = (int(user.times_ms.min()), int(user.times_ms.max())) if n else (time_ms, time_ms)
+    values = user.values.astype(np.float64)
+    columns: Columns = {
+        "user_history_length": math.log1p(n),
+        "user_age": math.log1p(max(0, time_ms - first_ms) / DAY_MS) if n else -1.0,
         "user_recency": -1.0 if user.last_ms is None else math.log1p(hours),
-        "user_value_mean": float(user.values.mean(dtype=np.float64)) if len(user.values) else 0.0,
+        "user_gap": math.log1p((newest_ms - first_ms) / (n - 1) / HOUR_MS) if n > 1 else 0.0,
+        "user_categories": math.log1p(len(np.unique(user.categories.codes))),
+        "user_value_mean": float(values.mean()) if n else 0.0,
+        "user_value_spread": float(values.std()) if n else 0.0,
     }
+    for days in state.config.half_lives_days:
+        columns[f"user_touches_{days:g}d"] = math.log1p(float(user.weights(time_ms, days).sum()))
+    for number, task in enumerate(state.tasks):
+        columns[f"user_rate_{task.name}"] = user_rate(state, user, number)
+    return columns
 
 
-class _Categories:
-    """The categories of a list of n items: flat codes and the position of the item that owns each."""
-
-    def __init__(self, table: ItemTable, items: np.ndarray) -> None:
-        starts, stops = table.category_offsets[items], table.category_offsets[items + 1]
-        self.lengths = stops - starts
-        self.owners = np.repeat(np.arange(len(items)), self.lengths)
-        ends = np.cumsum(self.lengths)
-        flat = np.arange(len(self.owners)) + np.repeat(starts - ends + self.lengths, self.lengths)
-        self.codes = table.category_codes[flat]
-        # The first category is the main one; -1 for an item without any.
-        self.main = np.full(len(items), -1, dtype=np.int64)
-        has = self.lengths > 0
-        self.main[has] = table.category_codes[starts[has]]
-
-    def histogram(self, weights: np.ndarray, n_categories: int) -> np.ndarray:
-        """Return float64 ``[C]``: the items' weights, summed by category."""
-        sums: np.ndarray = np.bincount(self.codes, weights[self.owners], minlength=n_categories)
-        return sums
-
-    def mean(self, of_category: np.ndarray) -> np.ndarray:
-        """Return float64 ``[n]``: mean of ``of_category`` ``[C]`` over each item's categories."""
-        total = np.bincount(self.owners, of_category[self.codes], minlength=len(self.lengths))
-        mean: np.ndarray = total / np.maximum(self.lengths, 1)
-        return mean
-
-    def max(self, of_category: np.ndarray) -> np.ndarray:
-        """Return float64 ``[n]``: maximum over each item's categories, at least 0."""
-        best = np.zeros(len(self.lengths))
-        np.maximum.at(best, self.owners, of_category[self.codes])
-        return best
-
-
-def _category_columns(state: FunnelState, user: _User, time_ms: int, items: np.ndarray) -> Columns:
-    table, n = state.items, state.items.n_categories
-    candidates, history = _Categories(table, items), _Categories(table, user.items)
-    middle = len(state.config.half_lives_days) // 2
+def _category_columns(state: FunnelState, user: User, time_ms: int, candidates: Categories) -> Columns:
+    n, history, half_lives = state.items.n_categories, user.categories, state.config.half_lives_days
+    middle = state.config.middle_half_life
     share = recent = main_share = last = np.zeros(n)
     if len(user.items):
         share = history.histogram(np.ones(len(user.items)), n) / len(user.items)
         # Relative to the newest touch, so that the weights of a user long away do not all vanish.
-        age_days = (user.times_ms.max() - user.times_ms) / DAY_MS
-        weights = np.exp2(age_days / -state.config.half_lives_days[middle])
+        weights = user.weights(int(user.times_ms.max()), half_lives[middle])
         recent = history.histogram(weights, n) / weights.sum()
         main = history.main[-len(user.newest) :]
         main_share = np.bincount(main[main >= 0], minlength=n) / len(user.newest)
         last = np.zeros(n)
         last[history.codes[history.owners == len(user.items) - 1]] = 1.0
-    popularity = state.category_counts.read(middle, time_ms)
-    return {
+    counts = [state.category_counts.read(position, time_ms) for position in (0, middle, -1)]
+    trend = np.log((counts[0] * (half_lives[-1] / half_lives[0]) + 1.0) / (counts[2] + 1.0))
+    columns: Columns = {
         "category_affinity_mean": candidates.mean(share),
         "category_affinity_max": candidates.max(share),
         "category_affinity_recent_mean": candidates.mean(recent),
         "category_affinity_recent_max": candidates.max(recent),
-        "category_popularity": np.log1p(candidates.mean(popularity)),
+        "category_popularity": np.log1p(candidates.mean(counts[1])),
+        "category_trend": candidates.mean(trend),
         "same_category_last": candidates.max(last),
         "same_category_share": np.where(candidates.main >= 0, np.append(main_share, 0.0)[candidates.main], 0.0),
     }
+    for number, task in enumerate(state.tasks):
+        prior = ratio(state.task_total(number), state.total("touches"))
+        rates = smooth(state.category_positives[number], state.category_touches, prior, state.config.smoothing)
+        columns[f"category_rate_{task.name}"] = candidates.mean(rates)
+    return columns
 
 
 def _similarity_columns(newest: np.ndarray, items: np.ndarray, item_vectors: np.ndarray, decay: float) -> Columns:

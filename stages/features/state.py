@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from stages.contracts.errors import DataError, ReleaseError
-from stages.contracts.files import read_json, write_json
-from stages.contracts.snapshot import ItemTable, Task
+from stages.contracts.errors import DataError
+from stages.contracts.files import write_json
+from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import ScoredItems
 from stages.features.config import FeatureConfig
 from stages.features.counters import NEVER_MS, DecayedCounts, memory_cells
-from stages.features.covisitation import COLUMNS as LINK_COLUMNS
 from stages.features.covisitation import Covisitation
 from stages.features.keyed_rows import KeyedRows, Row
+from stages.features.state_files import (
+    DECAYED,
+    PLAIN,
+    STATE_FILE,
+    SUMMED,
+    USER_COLUMNS,
+    array_shapes,
+    check_identity,
+    load_arrays,
+    state_identity,
+)
 
-STATE_FILE = "state.json"
 _LARGEST = float(np.finfo(np.float32).max)
-USER_COLUMNS: dict[str, np.dtype] = {
-    "items": np.dtype(np.int64),
-    "times_ms": np.dtype(np.int64),
-    "signals": np.dtype(np.int16),
-    "values": np.dtype(np.float32),
-    "positives": np.dtype(np.int64),
-    "latest_ms": np.dtype(np.int64),
-}
-"""One entry a user-item pair: first touch, best event, tasks reached as a bit mask, newest touch."""
 _ITEMS, _TIMES, _SIGNALS, _VALUES, _POSITIVES, _LATEST = range(6)
 
 
@@ -68,13 +69,19 @@ class FunnelState:
     Attributes:
         items, config, signals, tasks: what the state was made for.
         n_users: users known so far.
+        context: what is known about moments; V values of all columns together.
         item_counts, category_counts: decayed first touches by item and by category; an item with
             several categories counts once in each.
+        task_counts: positives as in ``positives``, decayed at the middle half-life; row t * N + i.
+        exposure_counts: exposures by item, decayed at the middle half-life.
         touches: int64 ``[N]`` first touches of all time.
         exposures: int64 ``[N]`` exposure events of all time.
         positives: int64 ``[T, N]`` user-item pairs that were positive for a task.
         item_events: int64 ``[N]`` touches, repeated ones too; item_value_sum: float64 ``[N]``.
         totals: float64 ``[4 + T]``, sums over items, read through ``total`` and ``task_total``.
+        category_touches: int64 ``[C]`` first touches; category_positives: int64 ``[T, C]``.
+        context_counts: int32 ``[V, N]`` first touches of an item while a context value held;
+            context_categories: int64 ``[V, C]`` the same by category; context_totals: int64 ``[V]``.
         covisitation: links between items.
     """
 
@@ -84,22 +91,30 @@ class FunnelState:
         config: FeatureConfig,
         signals: tuple[str, ...],
         tasks: tuple[Task, ...],
+        context: tuple[ContextColumn, ...],
         arrays: dict[str, np.ndarray],
     ) -> None:
         """Build from the arrays that ``save`` writes; use ``empty`` or ``load``."""
-        self.items, self.config, self.signals, self.tasks = items, config, signals, tasks
+        self.items, self.config, self.signals, self.tasks, self.context = items, config, signals, tasks, context
         self.n_users = len(arrays["users_offsets"]) - 1
-        half_lives = config.half_lives_days
+        half_lives, middle = config.half_lives_days, (config.half_lives_days[config.middle_half_life],)
         self.item_counts = DecayedCounts(arrays["item_counts"], arrays["item_last_ms"], half_lives)
         self.category_counts = DecayedCounts(arrays["category_counts"], arrays["category_last_ms"], half_lives)
+        self.task_counts = DecayedCounts(arrays["task_counts"], arrays["task_last_ms"], middle)
+        self.exposure_counts = DecayedCounts(arrays["exposure_counts"], arrays["exposure_last_ms"], middle)
         self.touches, self.exposures = arrays["touches"], arrays["exposures"]
         self.positives, self.totals = arrays["positives"], arrays["totals"]
         self.item_events, self.item_value_sum = arrays["item_events"], arrays["item_value_sum"]
+        self.category_touches, self.category_positives = arrays["category_touches"], arrays["category_positives"]
+        self.context_counts, self.context_categories = arrays["context_counts"], arrays["context_categories"]
+        self.context_totals = arrays["context_totals"]
         self._users = KeyedRows("users", USER_COLUMNS, arrays)
         self.covisitation = Covisitation(arrays, len(items), config.covisitation_neighbours)
         # Single elements of a memory view are read and written several times faster than numpy's.
-        self._cells = {name: memory_cells(getattr(self, name)) for name in _PLAIN if name != "positives"}
+        self._cells = {name: memory_cells(getattr(self, name)) for name in (*SUMMED, "totals", "category_touches")}
         self._positives = [memory_cells(row) for row in self.positives]
+        self._codes = [{value: code for code, value in enumerate(column.values, start=1)} for column in context]
+        self._context_starts = tuple(accumulate((len(column.values) for column in context), initial=0))[:-1]
         self._is_exposure = [name in config.exposure_signals for name in signals]
         self._rules = [_positive_rules(name, tasks) for name in signals]
 
@@ -111,6 +126,7 @@ class FunnelState:
         signals: tuple[str, ...],
         tasks: tuple[Task, ...],
         n_users: int = 0,
+        context: tuple[ContextColumn, ...] = (),
     ) -> FunnelState:
         """Return the state before any event.
 
@@ -120,15 +136,25 @@ class FunnelState:
             signals: event kinds; ``apply`` takes positions in it.
             tasks: whose positives are counted, T of them.
             n_users: users known beforehand; others join with their first event.
+            context: columns of what is known about moments.
         """
-        arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in _shapes(items, config, tasks).items()}
-        for name in ("item_last_ms", "category_last_ms"):
-            arrays[name].fill(NEVER_MS)
-        state = cls(items, config, signals, tasks, arrays)
+        shapes = array_shapes(items, config, tasks, context)
+        arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        for prefix in DECAYED:
+            arrays[f"{prefix}_last_ms"].fill(NEVER_MS)
+        state = cls(items, config, signals, tasks, context, arrays)
         state.n_users = n_users
         return state
 
-    def apply(self, user_index: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
+    def apply(
+        self,
+        user_index: int,
+        item_index: int,
+        signal: int,
+        value: float,
+        time_ms: int,
+        context: Sequence[int] = (),
+    ) -> None:
         """Advance by one event.
 
         Args:
@@ -137,6 +163,7 @@ class FunnelState:
             signal: position in ``signals``.
             value: strength, finite; rounded to float32 first, as in ``EventTable``.
             time_ms: when it happened, within ±2^61.
+            context: what held at that moment, from ``context_values``.
 
         Raises:
             DataError: naming the argument that is out of range; nothing is changed then.
@@ -146,14 +173,15 @@ class FunnelState:
         self.n_users = max(self.n_users, user_index + 1)
         if self._is_exposure[signal]:
             self._count("exposures", item_index, 1)
+            self.exposure_counts.add(item_index, time_ms)
             return
         mask, _ = self._judge(signal, value)
         row = self._users.open(user_index)
         slot = row.slots.get(item_index)
         if slot is None:
-            self._first_touch(item_index, row.columns[_ITEMS], time_ms)
+            self._first_touch(item_index, row.columns[_ITEMS], time_ms, context)
             row.append(item_index, time_ms, signal, value, mask, time_ms)
-            self._add_positives(mask, item_index)
+            self._add_positives(mask, item_index, time_ms)
         else:
             self._repeat(row, slot, item_index, signal, value, time_ms)
         self._count("item_events", item_index, 1)
@@ -179,6 +207,24 @@ class FunnelState:
         """Return float32 values of each item's best event, parallel to ``seen``."""
         return self._users.read(user_index, _VALUES)
 
+    def touch_positives(self, user_index: int) -> np.ndarray:
+        """Return int64 masks, bit t where the pair was positive for task t, parallel to ``seen``."""
+        return self._users.read(user_index, _POSITIVES)
+
+    def context_values(self, codes: Sequence[int]) -> tuple[int, ...]:
+        """Return the positions of context values among all V.
+
+        Args:
+            codes: one a context column, as in ``contexts.parquet``: 0 where nothing is known.
+        """
+        return tuple(start + code - 1 for start, code in zip(self._context_starts, codes, strict=True) if code > 0)
+
+    def context_codes(self, moment: Mapping[str, str]) -> tuple[int, ...]:
+        """Return one code a context column from values by name; an unknown value is code 0."""
+        return tuple(
+            codes.get(moment.get(column.name, ""), 0) for column, codes in zip(self.context, self._codes, strict=True)
+        )
+
     def last_event_ms(self, user_index: int) -> int | None:
         """Return the time of the user's newest touch, repeated ones too; None without any."""
         latest = self._users.read(user_index, _LATEST)
@@ -186,11 +232,11 @@ class FunnelState:
 
     def total(self, name: str) -> float:
         """Return the sum over all items of ``touches``, ``exposures``, ``item_events`` or ``item_value_sum``."""
-        return float(self.totals[_SUMMED.index(name)])
+        return float(self.totals[SUMMED.index(name)])
 
     def task_total(self, task: int) -> float:
         """Return the number of user-item pairs that were positive for the task at position ``task``."""
-        return float(self.totals[len(_SUMMED) + task])
+        return float(self.totals[len(SUMMED) + task])
 
     def popularity(self, time_ms: int, half_life: int | None) -> np.ndarray:
         """Return float32 ``[N]`` first touches, decayed to ``time_ms``.
@@ -228,13 +274,14 @@ class FunnelState:
 
     def save(self, directory: Path) -> None:
         """Write the state as ``.npy`` arrays and ``state.json`` below ``directory``, which must exist."""
-        self.item_counts.save(directory, "item")
-        self.category_counts.save(directory, "category")
-        for name in _PLAIN:
+        for prefix, name in DECAYED.items():
+            getattr(self, name).save(directory, prefix)
+        for name in PLAIN:
             np.save(directory / f"{name}.npy", getattr(self, name))
         self._users.save(directory, self.n_users)
         self.covisitation.save(directory)
-        write_json(directory / STATE_FILE, _identity(self.items, self.config, self.signals, self.tasks))
+        identity = state_identity(self.items, self.config, self.signals, self.tasks, self.context)
+        write_json(directory / STATE_FILE, identity)
 
     @classmethod
     def load(
@@ -244,22 +291,17 @@ class FunnelState:
         config: FeatureConfig,
         signals: tuple[str, ...],
         tasks: tuple[Task, ...],
+        context: tuple[ContextColumn, ...] = (),
     ) -> FunnelState:
         """Load what ``save`` wrote; arrays are memory-mapped copy-on-write, files never change.
 
         Raises:
             ReleaseError: if a file is missing, malformed or was saved for other items, signals,
-                tasks or configuration.
+                tasks, context or configuration.
         """
-        _check_identity(directory / STATE_FILE, _identity(items, config, signals, tasks))
-        arrays = {}
-        for name, (shape, dtype) in _shapes(items, config, tasks).items():
-            arrays[name] = _load_array(directory / f"{name}.npy", dtype)
-            if name not in _RAGGED and arrays[name].shape != shape:
-                raise ReleaseError(f"{directory / name}.npy has shape {arrays[name].shape}, expected {shape}")
-        for name in ("users", "neighbours"):
-            _check_rows(directory, name, arrays)
-        return cls(items, config, signals, tasks, arrays)
+        check_identity(directory / STATE_FILE, state_identity(items, config, signals, tasks, context))
+        arrays = load_arrays(directory, array_shapes(items, config, tasks, context))
+        return cls(items, config, signals, tasks, context, arrays)
 
     def _check(self, user_index: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
         if user_index < 0:
@@ -284,14 +326,19 @@ class FunnelState:
 
     def _count(self, name: str, item_index: int, amount: float) -> None:
         self._cells[name][item_index] += amount
-        self._cells["totals"][_SUMMED.index(name)] += amount
+        self._cells["totals"][SUMMED.index(name)] += amount
 
-    def _first_touch(self, item_index: int, history: array, time_ms: int) -> None:
+    def _first_touch(self, item_index: int, history: array, time_ms: int, context: Sequence[int]) -> None:
         self._count("touches", item_index, 1)
         self.item_counts.add(item_index, time_ms)
-        first, last = self.items.category_offsets[item_index : item_index + 2]
-        for category in self.items.category_codes[first:last].tolist():
+        categories = self._categories(item_index)
+        for category in categories:
             self.category_counts.add(category, time_ms)
+            self._cells["category_touches"][category] += 1
+        for value in context:
+            self.context_counts[value, item_index] += 1
+            self.context_totals[value] += 1
+            self.context_categories[value, categories] += 1
         previous = history[: -self.config.covisitation_window - 1 : -1]
         self.covisitation.link(item_index, previous)
 
@@ -301,45 +348,22 @@ class FunnelState:
         kept_value = values[slot]
         if (relevance, value) > (self._judge(signals[slot], kept_value)[1], kept_value):
             signals[slot], values[slot] = signal, value
-        self._add_positives(mask & ~positives[slot], item_index)
+        self._add_positives(mask & ~positives[slot], item_index, time_ms)
         positives[slot] |= mask
         latest[slot] = max(latest[slot], time_ms)
 
-    def _add_positives(self, mask: int, item_index: int) -> None:
+    def _add_positives(self, mask: int, item_index: int, time_ms: int) -> None:
         for task in range(len(self.tasks)):
             if mask >> task & 1:
                 self._positives[task][item_index] += 1
-                self._cells["totals"][len(_SUMMED) + task] += 1
+                self._cells["totals"][len(SUMMED) + task] += 1
+                self.task_counts.add(task * len(self.touches) + item_index, time_ms)
+                self.category_positives[task, self._categories(item_index)] += 1
 
-
-_SUMMED = ("touches", "exposures", "item_events", "item_value_sum")
-_PLAIN = (*_SUMMED, "positives", "totals")
-_RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
-    f"neighbours_{name}" for name in ("offsets", *LINK_COLUMNS)
-)
-
-
-def _shapes(
-    items: ItemTable, config: FeatureConfig, tasks: tuple[Task, ...]
-) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Return shape (when empty, for the ragged ones) and dtype of every array of a state."""
-    n, k, count, real = len(items), len(config.half_lives_days), np.dtype(np.int64), np.dtype(np.float64)
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
-        "item_counts": ((k, n), real),
-        "item_last_ms": ((n,), count),
-        "category_counts": ((k, items.n_categories), real),
-        "category_last_ms": ((items.n_categories,), count),
-        "touches": ((n,), count),
-        "exposures": ((n,), count),
-        "positives": ((len(tasks), n), count),
-        "totals": ((len(_SUMMED) + len(tasks),), real),
-        "item_events": ((n,), count),
-        "item_value_sum": ((n,), real),
-    }
-    for prefix, columns in (("users", USER_COLUMNS), ("neighbours", LINK_COLUMNS)):
-        shapes[f"{prefix}_offsets"] = ((1,), count)
-        shapes |= {f"{prefix}_{name}": ((0,), dtype) for name, dtype in columns.items()}
-    return shapes
+    def _categories(self, item_index: int) -> list[int]:
+        first, last = self.items.category_offsets[item_index : item_index + 2]
+        codes: list[int] = self.items.category_codes[first:last].tolist()
+        return codes
 
 
 def _positive_rules(signal: str, tasks: tuple[Task, ...]) -> list[tuple[int, float, float]]:
@@ -349,49 +373,3 @@ def _positive_rules(signal: str, tasks: tuple[Task, ...]) -> list[tuple[int, flo
         for number, task in enumerate(tasks)
         if signal in task.signals
     ]
-
-
-def _identity(
-    items: ItemTable, config: FeatureConfig, signals: tuple[str, ...], tasks: tuple[Task, ...]
-) -> dict[str, Any]:
-    return {
-        "format_version": 1,
-        "n_items": len(items),
-        "n_categories": items.n_categories,
-        "config": config.model_dump(mode="json"),
-        "signals": list(signals),
-        "tasks": [task.model_dump(mode="json") for task in tasks],
-    }
-
-
-def _check_identity(path: Path, wanted: dict[str, Any]) -> None:
-    try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"{path} is not a readable state description: {error}") from None
-    faults = [
-        f"{key} = {found.get(key)!r}, expected {value!r}" for key, value in wanted.items() if found.get(key) != value
-    ]
-    if faults:
-        raise ReleaseError(f"{path}: the state was saved for something else: " + "; ".join(faults))
-
-
-def _load_array(path: Path, dtype: np.dtype) -> np.ndarray:
-    try:
-        # A plain view of the mapping: indexing np.memmap itself is several times slower.
-        loaded = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"{path} is not a readable array: {error}") from None
-    if loaded.dtype != dtype:
-        raise ReleaseError(f"{path} holds {loaded.dtype}, expected {dtype}")
-    return loaded
-
-
-def _check_rows(directory: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse flat columns whose length is not what their offsets say."""
-    end = int(arrays[f"{name}_offsets"][-1])
-    columns = USER_COLUMNS if name == "users" else LINK_COLUMNS
-    for column in columns:
-        found = len(arrays[f"{name}_{column}"])
-        if found != end:
-            raise ReleaseError(f"{directory / name}_{column}.npy has {found} entries, its offsets end at {end}")

@@ -14,11 +14,10 @@ class LightRankerConfig(Config):
         seed: of fold assignment, negative sampling and LightGBM.
         threads: LightGBM threads for training; the scorer always uses one. More than one only pays on
             idle cores: its threads wait for each other by spinning.
-        folds: user folds for out-of-fold scores of the ranker part.
-        validation_share: latest share of the training requests, used to choose the number of rounds.
+        folds: user folds that choose the number of rounds and give out-of-fold scores.
         negatives_per_request: negatives kept a training request, or None for all; sampled at random.
         max_rounds: largest number of boosting rounds.
-        patience: rounds without a better validation NDCG@10 before training stops.
+        patience: rounds without a better mean NDCG@10 of the folds before they stop growing.
         learning_rate: shrinkage of each round.
         num_leaves: leaves of a tree.
         min_data_in_leaf: rows that a leaf needs.
@@ -30,7 +29,6 @@ class LightRankerConfig(Config):
     seed: int = 0
     threads: int = Field(default=1, ge=1)
     folds: int = Field(default=4, ge=2)
-    validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     negatives_per_request: int | None = Field(default=100, ge=1)
     max_rounds: int = Field(default=500, ge=1)
     patience: int = Field(default=40, ge=1)

@@ -22,6 +22,8 @@ _SUFFIXES: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+KNOWN_LATER = "later:"
+"""Before the name of a context column that is known only after its event."""
 _UNITS = ("s", "ms", "us", "iso")
 
 
@@ -72,6 +74,9 @@ class InteractionColumns(_Columns):
         max_skew_s: clocks differ: an event at most so many seconds after the time of ingestion is
             taken as it is; a later one is put aside until its time has come.
         context: columns that tell about the moment (device, region); kept with the event by name.
+        known_later: of these, by the names that they are kept by, those that are known only after the
+            event, such as the final length of its session. They stay with the event and can never
+            become a feature.
         context_names: names to keep them by, in their order, where those of the columns do not do.
         item_separator: where set, the item column holds a list of items joined by it, and each
             makes an event of its own.
@@ -93,16 +98,28 @@ class InteractionColumns(_Columns):
     max_skew_s: float = Field(default=0.0, ge=0)
     context: tuple[str, ...] = ()
     context_names: tuple[str, ...] = ()
+    known_later: tuple[str, ...] = ()
     item_separator: str | None = Field(default=None, min_length=1)
     outcomes: dict[str, tuple[str, ...]] = {}
     outcome_separator: str = Field(default="-", min_length=1)
     column_fields = ("user_id", "item_id", "event_time", "event_id", "signal_column", "value_column", "context")
+
+    def kept_context(self) -> list[str]:
+        """Return the names by which the columns of ``context`` stay with the event, in their order."""
+        names = self.context_names or self.context
+        return [KNOWN_LATER + name if name in self.known_later else name for name in names]
 
     @model_validator(mode="after")
     def _check_lists(self) -> Self:
         if self.context_names and len(set(self.context_names)) != len(self.context):
             raise ValueError(
                 f"context_names = {self.context_names}: as many different names as context = {self.context}"
+            )
+        kept = self.context_names or self.context
+        if not set(self.known_later) <= set(kept) or any(name.startswith(KNOWN_LATER) for name in kept):
+            raise ValueError(
+                f"known_later = {self.known_later}: allowed are names of context columns, {kept}, none of which "
+                f"starts with {KNOWN_LATER!r}"
             )
         if self.outcomes and (self.item_separator is None or self.signal_column is not None):
             raise ValueError("outcomes: item_separator is needed as well, and no signal_column")

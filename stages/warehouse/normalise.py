@@ -86,9 +86,7 @@ def _context(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:
     """Return large_string ``[R]``: a JSON object of the columns that hold something, or empty."""
     if not mapping.context:
         return pa.repeat(pa.scalar("", pa.large_string()), len(chunk))
-    names, columns = zip(
-        *sorted(zip(mapping.context_names or mapping.context, mapping.context, strict=True)), strict=True
-    )
+    names, columns = zip(*sorted(zip(mapping.kept_context(), mapping.context, strict=True)), strict=True)
     coded = [parse_text(chunk.columns[name], name, faults).dictionary_encode() for name in columns]
     # One JSON text a distinct combination: there are few of them. A combination is a number whose
     # digits are the columns' codes, each to the base of its own size.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from stages.contracts.snapshot import ItemTable, Task
+from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import DAY_MS, EventTable, RequestTable
 from stages.features.config import FeatureConfig
 from stages.features.state import FunnelState
@@ -17,8 +17,10 @@ TASKS = (
     Task(name="click", signals=("click", "rating"), relevance=1.0),
     Task(name="like", signals=("rating",), min_value=0.7, relevance=2.0),
 )
+CONTEXT = (ContextColumn(name="device", values=("phone", "tv", "web")), ContextColumn(name="region", values=("n", "s")))
+CONTEXTS = np.array([[0, 0], [1, 0], [2, 1], [3, 2], [0, 2]], dtype=np.int32)
 T0 = 10_000 * DAY_MS
-Event = tuple[int, int, int, float, int]
+Event = tuple[int, int, int, float, int] | tuple[int, int, int, float, int, int]
 
 
 def build_items(n: int = 8) -> ItemTable:
@@ -36,9 +38,9 @@ def build_items(n: int = 8) -> ItemTable:
 
 
 def build_events(events: Sequence[Event]) -> EventTable:
-    """Rows (user, item, signal, value, time in ms), sorted by time here, stably."""
-    rows = sorted(events, key=lambda event: event[4])
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
+    """Rows (user, item, signal, value, time in ms, row of CONTEXTS), sorted by time here, stably."""
+    rows = sorted(((*event, 0)[:6] for event in events), key=lambda event: event[4])
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
     return EventTable(
         user_index=np.array(columns[0], dtype=np.int64),
         item_index=np.array(columns[1], dtype=np.int64),
@@ -47,24 +49,30 @@ def build_events(events: Sequence[Event]) -> EventTable:
         value=np.array(columns[3], dtype=np.float32),
         part=np.zeros(len(rows), dtype=np.int8),
         active=np.ones(len(rows), dtype=np.bool_),
+        context=np.array(columns[5], dtype=np.int32),
     )
 
 
-def build_requests(requests: Sequence[tuple[int, int]]) -> RequestTable:
-    """Rows (user, time in ms), in the order given."""
+def build_requests(requests: Sequence[tuple[int, ...]]) -> RequestTable:
+    """Rows (user, time in ms, row of CONTEXTS), in the order given."""
     return RequestTable(
         request_id=np.arange(len(requests), dtype=np.int64),
-        user_index=np.array([user for user, _ in requests], dtype=np.int64),
-        request_time_ms=np.array([time for _, time in requests], dtype=np.int64),
+        user_index=np.array([request[0] for request in requests], dtype=np.int64),
+        request_time_ms=np.array([request[1] for request in requests], dtype=np.int64),
         part=np.ones(len(requests), dtype=np.int8),
+        context=np.array([(*request, 0)[2] for request in requests], dtype=np.int32),
     )
 
 
-def build_state(events: Sequence[Event] = (), n_items: int = 8, **config: object) -> FunnelState:
+def build_state(
+    events: Sequence[Event] = (), n_items: int = 8, context: tuple[ContextColumn, ...] = (), **config: object
+) -> FunnelState:
     """A state after ``events``, applied in the order given."""
-    state = FunnelState.empty(build_items(n_items), FeatureConfig.model_validate(config), SIGNALS, TASKS)
+    parsed = FeatureConfig.model_validate(config)
+    state = FunnelState.empty(build_items(n_items), parsed, SIGNALS, TASKS, context=context)
     for event in events:
-        state.apply(*event)
+        moment = CONTEXTS[(*event, 0)[5]].tolist()
+        state.apply(*event[:5], state.context_values(moment) if context else ())
     return state
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from stages.contracts.snapshot import ContextColumn
 from stages.contracts.tables import DAY_MS
 from stages.features.config import FeatureConfig
 from stages.features.ranking import FEATURES, feature_schema, heavy_features, ranking_features
@@ -20,10 +21,13 @@ NOW = T0 + 6 * HOUR
 N = 8
 VECTORS = np.eye(N, 4, dtype=np.float32)
 VECTORS[4] = [3.0, 4.0, 0.0, 0.0]
+CONTEXT = (ContextColumn(name="device", values=("phone", "tv", "web")), ContextColumn(name="region", values=("n", "s")))
 MakeState = Callable[..., FunnelState]
 
 
-def columns(state: FunnelState, user: int, candidates: list[int], time_ms: int = NOW) -> dict[str, list[float]]:
+def columns(
+    state: FunnelState, user: int, candidates: list[int], time_ms: int = NOW, context: tuple[int, ...] = ()
+) -> dict[str, list[float]]:
     n = len(candidates)
     values = ranking_features(
         state,
@@ -33,8 +37,9 @@ def columns(state: FunnelState, user: int, candidates: list[int], time_ms: int =
         np.linspace(1, 0.5, n, dtype=np.float32),
         np.arange(n, dtype=np.int32),
         VECTORS,
+        context,
     )
-    names = feature_schema(state.config, state.tasks).names
+    names = feature_schema(state.config, state.tasks, state.context).names
     assert values.dtype == np.float32
     assert values.shape == (n, len(names))
     assert np.isfinite(values).all()
@@ -109,6 +114,67 @@ def test_user_columns(state: FunnelState) -> None:
     assert got["user_history_length"] == approx(math.log(4), math.log(4))
     assert got["user_recency"] == approx(math.log(7), math.log(7))
     assert got["user_value_mean"] == approx(2.75 / 3, 2.75 / 3)
+    assert got["user_value_spread"] == approx(*[np.std([1, 0.75, 1])] * 2)
+    assert got["user_categories"] == approx(math.log(4), math.log(4)), "0, 1 and 3"
+    assert got["user_touches_1d"] == approx(*[math.log1p(3 * 2**-0.25)] * 2)
+    assert got["user_age"] == approx(*[math.log1p(0.25)] * 2)
+    assert got["user_gap"] == [0, 0], "all three at the same time"
+    # Three of three pairs are clicks, one reached 0.7; of everybody's five, five and two; two more at that rate.
+    assert got["user_rate_click"] == approx(1, 1)
+    assert got["user_rate_like"] == approx(*[(1 + 2 * 2 / 5) / 5] * 2)
+
+
+def test_a_gap_is_the_mean_time_between_touches(make_state: MakeState) -> None:
+    state = make_state([(0, item, CLICK, 1.0, T0 + hours * HOUR) for item, hours in ((0, 0), (1, 1), (2, 4))])
+    assert columns(state, 0, [5])["user_gap"] == approx(math.log1p(2))
+    assert columns(state, 0, [5])["user_age"] == approx(math.log1p(0.25))
+
+
+def test_counts_rates_and_recency_of_a_user_within_categories(state: FunnelState) -> None:
+    """User 0 has items 0 [0], 1 [1, 3] liked at 0.75, 4 [1]; candidates 5, 6, 7 have [2, 3], [0] and none."""
+    got = columns(state, 0, [5, 6, 7, 1])
+    decayed = 2**-0.25
+    assert got["user_category_touches_1d"] == approx(
+        math.log1p(decayed / 2), math.log1p(decayed), 0, math.log1p(1.5 * decayed)
+    )
+    own = (1 + 2 * 2 / 5) / 5
+    rates = {0: 2 * own / 3, 1: (1 + 2 * own) / 4, 2: own, 3: (1 + 2 * own) / 3}
+    assert got["user_category_rate_like"] == approx((rates[2] + rates[3]) / 2, rates[0], 0, (rates[1] + rates[3]) / 2)
+    assert got["user_category_recency"] == approx(math.log(7), math.log(7), -1, math.log(7))
+
+
+def test_windowed_rates_of_items_and_categories(state: FunnelState) -> None:
+    """Item 1 was touched by user 1 at 0.5 (30 hours ago) and by user 0 at 0.75 (6 hours ago, a like)."""
+    got = columns(state, 0, [1, 3, 6])
+    touched, liked, shown = 2 ** (-6 / 96) + 2 ** (-30 / 96), 2 ** (-6 / 96), 2 * 2 ** (-6 / 96)
+    assert got["item_recent_rate_like"] == approx((liked + 2 * 2 / 5) / (touched + 2), 2 / 5, 2 / 5)
+    assert got["item_recent_choice_rate"] == approx(1, 2 / (shown + 2), 1)
+    assert got["item_recency"] == approx(math.log(7), -1, -1)
+    # Category 1 holds touches of items 1, 1 and 4, one liked; category 3 those of item 1; category 0 that of 0.
+    rate = {0: (0 + 0.8) / (1 + 2), 1: (1 + 0.8) / (3 + 2), 3: (1 + 0.8) / (2 + 2)}
+    assert got["category_rate_like"] == approx((rate[1] + rate[3]) / 2, (rate[0] + rate[3]) / 2, rate[0])
+    recent = {0: 2**-0.25, 1: 2 * 2**-0.25 + 2**-1.25, 3: 2**-0.25 + 2**-1.25}
+    slow = {0: 2**-0.0625, 1: 2 * 2**-0.0625 + 2**-0.3125, 3: 2**-0.0625 + 2**-0.3125}
+    trend = {code: math.log((4 * recent[code] + 1) / (slow[code] + 1)) for code in recent}
+    assert got["category_trend"] == approx((trend[1] + trend[3]) / 2, (trend[0] + trend[3]) / 2, trend[0])
+
+
+def test_what_the_moment_says_about_items_and_categories(make_state: MakeState) -> None:
+    """Three touches on the phone (items 0 and 1), one on tv (item 0), one on an unknown device."""
+    rows = [(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 0, 2), (4, 2, 0)]
+    events = [(user, item, CLICK, 1.0, T0, row) for user, item, row in rows]
+    state = make_state(events, context=CONTEXT, smoothing=2.0)
+    got = columns(state, 9, [0, 1, 2, 7], context=(1, 0))
+    assert got["context_device"] == approx(*[3 / 5] * 4)
+    share = 3 / 5
+    lift = {0: (2 + 2 * share) / (3 + 2), 1: (1 + 2 * share) / (1 + 2), 2: 2 * share / (1 + 2)}
+    assert got["item_context_device"] == approx(*[math.log(lift[item] / share) for item in (0, 1, 2)], 0)
+    # Item 1 has categories 1 and 3, both touched once, on the phone.
+    assert got["category_context_device"] == approx(*[math.log(lift[item] / share) for item in (0, 1, 2)], 0)
+    assert got["context_region"] == got["item_context_region"] == [0, 0, 0, 0], "unknown"
+    assert columns(state, 9, [0])["item_context_device"] == [0], "nothing is said"
+    assert columns(state, 9, [0], context=(3, 0))["item_context_device"] == [0], "never seen before"
+    assert state.context_codes({"device": "tv", "region": "east", "age": "9"}) == (2, 0)
 
 
 def test_category_affinity(state: FunnelState) -> None:
@@ -186,7 +252,9 @@ def test_schema_hash_follows_what_the_features_mean(state: FunnelState) -> None:
         feature_schema(config, tasks[:1]),
         feature_schema(config, stricter),
     ]
-    assert len({schema.hash, *(other.hash for other in others)}) == 5
+    others += [feature_schema(config, tasks, CONTEXT), feature_schema(config, tasks, CONTEXT[:1])]
+    assert len({schema.hash, *(other.hash for other in others)}) == 7
+    assert "item_context_region" in others[-2].names
     assert {"item_popularity_7d", "item_trend_7d_30d", "item_rate_like"} <= set(schema.names)
 
 

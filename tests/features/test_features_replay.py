@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
+from stages.contracts.snapshot import ContextColumn
 from stages.contracts.tables import DAY_MS, EventTable, RequestTable
 from stages.features.config import FeatureConfig
 from stages.features.history import tower_inputs
@@ -24,9 +25,11 @@ HOUR = 3_600_000
 N = 8
 VECTORS = np.random.default_rng(3).normal(size=(N, 4)).astype(np.float32)
 CANDIDATES = np.arange(N, dtype=np.int64)
-CONFIG = {"covisitation_neighbours": 2, "covisitation_window": 2, "similarity_history": 3}
+CONTEXT = (ContextColumn(name="device", values=("phone", "tv", "web")), ContextColumn(name="region", values=("n", "s")))
+CONTEXTS = np.array([[0, 0], [1, 0], [2, 1], [3, 2], [0, 2]], dtype=np.int32)
+CONFIG = {"covisitation_neighbours": 2, "covisitation_window": 2, "similarity_history": 3, "context": CONTEXT}
 
-Event = tuple[int, int, int, float, int]
+Event = tuple[int, int, int, float, int, int]
 MakeState = Callable[..., FunnelState]
 MakeEvents = Callable[..., EventTable]
 MakeRequests = Callable[..., RequestTable]
@@ -38,22 +41,26 @@ EVENTS = st.lists(
         st.integers(0, 2),
         st.floats(0, 1, width=32),
         st.integers(0, 300).map(lambda hours: T0 + hours * HOUR),
+        st.integers(0, 4),
     ),
     max_size=40,
 )
 
 
-def features(state: FunnelState, user: int, time_ms: int) -> np.ndarray:
-    scores = np.linspace(1, 0, N, dtype=np.float32)
-    return ranking_features(state, user, time_ms, CANDIDATES, scores, np.arange(N, dtype=np.int32), VECTORS)
+def features(state: FunnelState, user: int, time_ms: int, moment: int = 2) -> np.ndarray:
+    scores, ranks = np.linspace(1, 0, N, dtype=np.float32), np.arange(N, dtype=np.int32)
+    return ranking_features(state, user, time_ms, CANDIDATES, scores, ranks, VECTORS, CONTEXTS[moment].tolist())
 
 
 def replayed(state: FunnelState, events: EventTable, requests: RequestTable) -> dict[int, np.ndarray]:
-    users, times = requests.user_index.tolist(), requests.request_time_ms.tolist()
-    return {row: features(state, users[row], times[row]) for row in replay(events, requests, state)}
+    users, times, moments = (
+        column.tolist() for column in (requests.user_index, requests.request_time_ms, requests.context)
+    )
+    rows = replay(events, requests, state, CONTEXTS)
+    return {row: features(state, users[row], times[row], moments[row]) for row in rows}
 
 
-@given(EVENTS, EVENTS, st.integers(0, 4), st.integers(0, 300))
+@given(EVENTS, EVENTS, st.integers(0, 4), st.integers(0, 300), st.integers(0, 4))
 def test_events_at_or_after_a_request_change_none_of_its_features(
     make_state: MakeState,
     make_events: MakeEvents,
@@ -62,10 +69,11 @@ def test_events_at_or_after_a_request_change_none_of_its_features(
     extra: list[Event],
     user: int,
     hours: int,
+    context: int,
 ) -> None:
     moment = T0 + hours * HOUR
-    later = [(u, i, signal, value, max(time, moment)) for u, i, signal, value, time in extra]
-    requests = make_requests([(user, moment)])
+    later = [(*event[:4], max(event[4], moment), event[5]) for event in extra]
+    requests = make_requests([(user, moment, context)])
     alone = replayed(make_state(**CONFIG), make_events([e for e in events if e[4] < moment]), requests)[0]
     among = replayed(make_state(**CONFIG), make_events([*events, *later]), requests)[0]
     assert np.isfinite(alone).all()
@@ -79,14 +87,14 @@ def test_features_online_equal_features_offline(
     """A state that is saved, loaded and advanced by events equals, bit for bit, one rebuilt by replay."""
     ordered = sorted(events, key=lambda event: event[4])
     end = T0 + 301 * HOUR
-    requests = make_requests([(user, end) for user in range(5)])
+    requests = make_requests([(user, end, 2) for user in range(5)])
     offline = replayed(make_state(**CONFIG), make_events(ordered), requests)
     before = make_state(ordered[:cut], **CONFIG)
     with tempfile.TemporaryDirectory() as directory:
         before.save(Path(directory))
-        online = FunnelState.load(Path(directory), before.items, before.config, before.signals, before.tasks)
-        for event in ordered[cut:]:
-            online.apply(*event)
+        online = FunnelState.load(Path(directory), before.items, before.config, before.signals, before.tasks, CONTEXT)
+        for *event, moment in ordered[cut:]:
+            online.apply(*event, online.context_values(CONTEXTS[moment].tolist()))
         for user in range(5):
             np.testing.assert_array_equal(features(online, user, end), offline[user])
             for name, column in vars(before.history(user)).items():

@@ -122,7 +122,7 @@ def test_one_request_with_a_positive_is_too_few(fresh_inputs: Inputs, tmp_path: 
     relevance = np.load(fresh_inputs["examples"] / "relevance.npy")
     relevance[20:] = 0.0
     np.save(fresh_inputs["examples"] / "relevance.npy", relevance)
-    with pytest.raises(DataError, match="only 1 ranker request"):
+    with pytest.raises(DataError, match="at least 2 users with a positive candidate, found 1"):
         train_light(SMALL, fresh_inputs, tmp_path)
 
 

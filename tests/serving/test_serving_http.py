@@ -100,7 +100,7 @@ def error_of(response):
         ("user_id=u&k=ten", "k", "ten", "an integer from 1 to the release's max_k"),
         ("user_id=u&k=" + "9" * 5000, "k", "9" * 120 + "…", "an integer from 1 to the release's max_k"),
         ("user_id=u&explain=perhaps", "explain", "perhaps", "true or false"),
-        ("user_id=u&limit=3", "limit", "3", "one of the fields user_id, k, explain"),
+        ("user_id=u&limit=3", "limit", "3", "one of the fields user_id, k, explain, context"),
         ("user_id=u&k=3&k=4", "k", "3, 4", "one value"),
     ],
 )
@@ -212,7 +212,8 @@ def test_probes_and_metrics(client):
 def test_the_openapi_description(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/v1/recommendations", "/v1/events", "/healthz", "/readyz", "/metrics"}
-    assert {entry["name"] for entry in paths["/v1/recommendations"]["get"]["parameters"]} == {"user_id", "k", "explain"}
+    names = {entry["name"] for entry in paths["/v1/recommendations"]["get"]["parameters"]}
+    assert names == {"user_id", "k", "explain", "context"}
 
 
 def test_without_a_release_the_server_is_alive_but_not_ready(over_http):

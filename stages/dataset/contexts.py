@@ -1,0 +1,121 @@
+"""What is known about the moment of an event: columns of its context, coded for features.
+
+Shapes: X distinct contexts, C context columns.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, field_validator
+
+from stages.contracts.config import Config
+from stages.contracts.errors import ConfigError
+from stages.contracts.snapshot import ContextColumn
+from stages.warehouse.mapping import KNOWN_LATER
+
+
+class ContextConfig(Config):
+    """Which columns of the events' context become features.
+
+    Attributes:
+        columns: names by which the source keeps them, such as ``device``. A column that its source
+            declares as known later only is refused.
+        max_values: of a column; values that appear after so many others count as unknown, so that a
+            new value never stops a run.
+    """
+
+    columns: tuple[str, ...] = ()
+    max_values: int = Field(default=64, ge=1, le=10_000)
+
+    @field_validator("columns")
+    @classmethod
+    def _distinct(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(columns)) < len(columns) or any(not name.isidentifier() for name in columns):
+            raise ValueError(f"{list(columns)}: allowed are different names of letters, digits and underscores")
+        return columns
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The contexts of a selection.
+
+    Attributes:
+        columns: C columns with their values.
+        codes: int32 ``[X, C]`` as ``Snapshot.contexts``; row 0 knows nothing.
+        rows: ``context``, ``context_index``: the row of each text that the warehouse holds.
+        n_other: values beyond ``max_values``, over all columns.
+    """
+
+    columns: tuple[ContextColumn, ...]
+    codes: np.ndarray
+    rows: pa.Table
+    n_other: int
+
+
+def index_contexts(config: ContextConfig, found: pa.Table) -> Contexts:
+    """Code the contexts; values get their codes in the order of their first appearance.
+
+    Args:
+        config: which columns.
+        found: distinct ``id``, a JSON object of strings each, with ``first_ms``.
+
+    Raises:
+        ConfigError: if a column is known later only, or no event has it.
+    """
+    order = pc.sort_indices(found, sort_keys=[("first_ms", "ascending"), ("id", "ascending")])
+    texts = found["id"].take(order).to_pylist()
+    moments = [json.loads(text) for text in texts]
+    _check_columns(config.columns, {name for moment in moments for name in moment})
+    values: list[dict[str, int]] = [{} for _ in config.columns]
+    other: list[set[str]] = [set() for _ in config.columns]
+    rows: dict[tuple[int, ...], int] = {(0,) * len(config.columns): 0}
+    place = []
+    for moment in moments:
+        key = tuple(
+            _code(moment.get(name, ""), codes, beyond, config.max_values)
+            for name, codes, beyond in zip(config.columns, values, other, strict=True)
+        )
+        place.append(rows.setdefault(key, len(rows)))
+    return Contexts(
+        columns=tuple(
+            ContextColumn(name=name, values=tuple(codes)) for name, codes in zip(config.columns, values, strict=True)
+        ),
+        codes=np.array(list(rows), dtype=np.int32).reshape(len(rows), len(config.columns)),
+        rows=pa.table({"context": pa.array(texts, pa.string()), "context_index": pa.array(place, pa.int32())}),
+        n_other=sum(len(beyond) for beyond in other),
+    )
+
+
+def no_contexts() -> Contexts:
+    """Return what a selection knows that asks for no column."""
+    rows = pa.table({"context": pa.array([], pa.string()), "context_index": pa.array([], pa.int32())})
+    return Contexts(columns=(), codes=np.zeros((1, 0), dtype=np.int32), rows=rows, n_other=0)
+
+
+def _code(value: str, codes: dict[str, int], beyond: set[str], limit: int) -> int:
+    if value == "":
+        return 0
+    if value not in codes and len(codes) == limit:
+        beyond.add(value)
+        return 0
+    return codes.setdefault(value, len(codes) + 1)
+
+
+def _check_columns(columns: tuple[str, ...], names: set[str]) -> None:
+    later = {name.removeprefix(KNOWN_LATER) for name in names if name.startswith(KNOWN_LATER)}
+    known = sorted(name for name in names if not name.startswith(KNOWN_LATER))
+    for column in columns:
+        if column in later:
+            raise ConfigError(
+                f"dataset.context.columns names {column!r}, which its source declares as known only after the event "
+                f"(known_later): as a feature it would tell the future; allowed are {known}"
+            )
+        if column not in names:
+            raise ConfigError(
+                f"dataset.context.columns names {column!r}, which no selected event has; allowed are {known}"
+            )

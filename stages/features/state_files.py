@@ -1,0 +1,157 @@
+"""The files of a ``FunnelState``: which arrays there are, and what a state was saved for.
+
+Shapes: N items, C categories, T tasks, K half-lives, V context values (of all columns together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.contracts.errors import ReleaseError
+from stages.contracts.files import read_json
+from stages.contracts.snapshot import ContextColumn, ItemTable, Task
+from stages.features.config import FeatureConfig
+from stages.features.covisitation import COLUMNS as LINK_COLUMNS
+
+STATE_FILE = "state.json"
+FORMAT_VERSION = 2
+USER_COLUMNS: dict[str, np.dtype] = {
+    "items": np.dtype(np.int64),
+    "times_ms": np.dtype(np.int64),
+    "signals": np.dtype(np.int16),
+    "values": np.dtype(np.float32),
+    "positives": np.dtype(np.int64),
+    "latest_ms": np.dtype(np.int64),
+}
+"""One entry a user-item pair: first touch, best event, tasks reached as a bit mask, newest touch."""
+SUMMED = ("touches", "exposures", "item_events", "item_value_sum")
+"""Counters by item whose sums over all items are the first of ``totals``."""
+PLAIN = (
+    *SUMMED,
+    "positives",
+    "totals",
+    "category_touches",
+    "category_positives",
+    "context_counts",
+    "context_categories",
+    "context_totals",
+)
+"""Arrays that are saved as they are."""
+DECAYED = {"item": "item_counts", "category": "category_counts", "task": "task_counts", "exposure": "exposure_counts"}
+"""Attribute of each decayed count by the prefix of its files."""
+RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
+    f"neighbours_{name}" for name in ("offsets", *LINK_COLUMNS)
+)
+
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
+
+
+def array_shapes(
+    items: ItemTable, config: FeatureConfig, tasks: Sequence[Task], context: Sequence[ContextColumn]
+) -> Shapes:
+    """Return shape (when empty, for the ragged ones) and dtype of every array of a state."""
+    n, c, t, k = len(items), items.n_categories, len(tasks), len(config.half_lives_days)
+    v = sum(len(column.values) for column in context)
+    count, real = np.dtype(np.int64), np.dtype(np.float64)
+    shapes: Shapes = {
+        "item_counts": ((k, n), real),
+        "item_last_ms": ((n,), count),
+        "category_counts": ((k, c), real),
+        "category_last_ms": ((c,), count),
+        "task_counts": ((1, t * n), real),
+        "task_last_ms": ((t * n,), count),
+        "exposure_counts": ((1, n), real),
+        "exposure_last_ms": ((n,), count),
+        "touches": ((n,), count),
+        "exposures": ((n,), count),
+        "positives": ((t, n), count),
+        "totals": ((len(SUMMED) + t,), real),
+        "item_events": ((n,), count),
+        "item_value_sum": ((n,), real),
+        "category_touches": ((c,), count),
+        "category_positives": ((t, c), count),
+        "context_counts": ((v, n), np.dtype(np.int32)),
+        "context_categories": ((v, c), count),
+        "context_totals": ((v,), count),
+    }
+    for prefix, columns in (("users", USER_COLUMNS), ("neighbours", LINK_COLUMNS)):
+        shapes[f"{prefix}_offsets"] = ((1,), count)
+        shapes |= {f"{prefix}_{name}": ((0,), dtype) for name, dtype in columns.items()}
+    return shapes
+
+
+def state_identity(
+    items: ItemTable,
+    config: FeatureConfig,
+    signals: Sequence[str],
+    tasks: Sequence[Task],
+    context: Sequence[ContextColumn],
+) -> dict[str, Any]:
+    """Return what a saved state belongs to, as ``state.json`` holds it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "n_items": len(items),
+        "n_categories": items.n_categories,
+        "config": config.model_dump(mode="json"),
+        "signals": list(signals),
+        "tasks": [task.model_dump(mode="json") for task in tasks],
+        "context": [column.model_dump(mode="json") for column in context],
+    }
+
+
+def check_identity(path: Path, wanted: dict[str, Any]) -> None:
+    """Refuse a state that was saved for something else.
+
+    Raises:
+        ReleaseError: naming every key that differs, or that the file cannot be read.
+    """
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path} is not a readable state description: {error}") from None
+    faults = [
+        f"{key} = {found.get(key)!r}, expected {value!r}" for key, value in wanted.items() if found.get(key) != value
+    ]
+    if faults:
+        raise ReleaseError(f"{path}: the state was saved for something else: " + "; ".join(faults))
+
+
+def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
+    """Map every array copy-on-write; the files never change.
+
+    Raises:
+        ReleaseError: if one is missing, malformed or of another shape or type.
+    """
+    arrays = {}
+    for name, (shape, dtype) in shapes.items():
+        arrays[name] = _load_array(directory / f"{name}.npy", dtype)
+        if name not in RAGGED and arrays[name].shape != shape:
+            raise ReleaseError(f"{directory / name}.npy has shape {arrays[name].shape}, expected {shape}")
+    for name in ("users", "neighbours"):
+        _check_rows(directory, name, arrays)
+    return arrays
+
+
+def _load_array(path: Path, dtype: np.dtype) -> np.ndarray:
+    try:
+        # A plain view of the mapping: indexing np.memmap itself is several times slower.
+        loaded = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path} is not a readable array: {error}") from None
+    if loaded.dtype != dtype:
+        raise ReleaseError(f"{path} holds {loaded.dtype}, expected {dtype}")
+    return loaded
+
+
+def _check_rows(directory: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse flat columns whose length is not what their offsets say."""
+    end = int(arrays[f"{name}_offsets"][-1])
+    columns = USER_COLUMNS if name == "users" else LINK_COLUMNS
+    for column in columns:
+        found = len(arrays[f"{name}_{column}"])
+        if found != end:
+            raise ReleaseError(f"{directory / name}_{column}.npy has {found} entries, its offsets end at {end}")
