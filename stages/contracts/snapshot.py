@@ -80,6 +80,8 @@ class SnapshotMeta(Config):
         tasks: the tasks whose labels ``targets.parquet`` holds, the first is the main one.
         borders: time borders of the parts.
         context: columns of ``contexts.parquet``.
+        split: ``time``, or how user-item pairs were dealt to the parts; then both inner borders lie at
+            the as-of time, and parts follow no order in time.
         counts: rows by kind, what was removed and why.
         fingerprint: hex sha256 over the content, independent of the warehouse and of file encoding.
     """
@@ -89,6 +91,7 @@ class SnapshotMeta(Config):
     tasks: tuple[Task, ...]
     borders: TimeBorders
     context: tuple[ContextColumn, ...] = ()
+    split: str = "time"
     counts: dict[str, int]
     fingerprint: str
 

@@ -38,13 +38,16 @@ def lay_borders(config: DatasetStepConfig, selection: Selection, start_ms: int) 
         start_ms: where it starts, int ms UTC.
 
     Returns:
-        Borders, the same for all users.
+        Borders, the same for all users; where parts are no stretches of time, all at the as-of time.
 
     Raises:
         EmptyDatasetError: if the selection holds no event.
         DataError: if two borders coincide, so that a part would be empty.
     """
     split = config.split
+    if split.method != "time":
+        end_ms = config.as_of_ms
+        return TimeBorders(start_ms=start_ms, candidate_end_ms=end_ms, ranker_end_ms=end_ms, as_of_ms=end_ms)
     if split.ranker_days is None or split.evaluation_days is None:
         shares = (split.candidate_share, split.candidate_share + split.ranker_share)
         times = selection.time_quantiles(shares)

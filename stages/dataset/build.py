@@ -8,7 +8,7 @@ tests. Memory grows with users, items and the later parts, not with all events.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from stages.dataset.events import PART_NAMES, Tally, label_events, read_for_requ
 from stages.dataset.ids import Catalogue, index_items, index_users
 from stages.dataset.requests import build_requests
 from stages.dataset.source import EventSource, Selection, WarehouseSource, activity_policy
+from stages.dataset.splits import check_disjoint, deal_users, pair_split
 from stages.dataset.write import Contents, write_snapshot
 
 if TYPE_CHECKING:
@@ -83,8 +84,10 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         aliases=selected.aliases,
         blocked=selected.blocked,
         context=selected.contexts.columns,
+        split=config.split.method,
         contexts=selected.contexts.codes,
     )
+    check_disjoint(events, contents)
     pv.write_csv(selected.review, directory / REVIEW_FILE)
     meta = write_snapshot(contents, counts, directory)
     info = {"fingerprint": meta.fingerprint, "borders": selected.borders.model_dump(), "aliases_key": selected.key}
@@ -155,8 +158,11 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
         contexts = index_contexts(config.context, selection.contexts()) if config.context.columns else no_contexts()
         selection.code(user_ids, contexts.rows)
         borders = lay_borders(config, selection, start_ms)
-        tally = write_selection(config, selection, borders, len(user_ids), catalogue, path)
-    _check_parts(tally, borders)
+        if config.split.method == "time":
+            tally = write_selection(config, selection, borders, len(user_ids), catalogue, path)
+        else:
+            tally = write_split(config, selection, user_ids["user_id"].to_pylist(), catalogue, path, counts)
+    _check_parts(config, tally, borders)
     _check_active(config, tally, source, borders)
     counts |= {"context_values_beyond_the_limit": contexts.n_other} if config.context.columns else {}
     standing = item_map.filter(pc.invert(item_map["canonical"]))
@@ -207,7 +213,52 @@ def write_selection(
     return tally
 
 
-def _check_parts(tally: Tally, borders: TimeBorders) -> None:
+def write_split(
+    config: DatasetStepConfig,
+    selection: Selection,
+    user_ids: Sequence[str],
+    catalogue: Catalogue,
+    path: Path,
+    counts: dict[str, int],
+) -> Tally:
+    """Deal pairs to parts, judge users and items once, at the as-of time, and write the events.
+
+    Args:
+        config: policies and split, whose method is not ``time``.
+        selection: coded.
+        user_ids: U ids by user index.
+        catalogue: gets its ``eligible`` column.
+        path: ``events.parquet``.
+        counts: numbers of what was left alone are added to it.
+
+    Returns:
+        What was written.
+    """
+    split, n_users = pair_split(config), len(user_ids)
+    assert split is not None  # noqa: S101 - the caller asked for the method
+    ends, every_part = (config.as_of_ms,), (config.as_of_ms,) * len(PART_NAMES)
+    user_bits = selection.user_activity(ends, activity_policy(config), n_users) * ALL_PARTS
+    if config.items.restricts:
+        catalogue.eligible[:] = selection.item_eligibility(ends, config.items, len(catalogue)) * ALL_PARTS
+    user_parts = np.zeros(n_users, dtype=np.int8)
+    if split.method == "users":
+        user_parts = deal_users(user_ids, config.split.user_shares, config.seed)
+        user_bits = np.where(user_parts > 0, user_bits & ~np.int8(1), user_bits).astype(np.int8)  # history only
+    if split.method == "given":
+        counts["pairs_in_both_given_parts"] = selection.marked_twice(split)
+    tally = Tally.empty(n_users, len(catalogue))
+    batches = selection.split_events(split, config.repeats, user_parts)
+    write_events(label_events(batches, every_part, user_bits, catalogue.eligible), path, tally)
+    return tally
+
+
+def _check_parts(config: DatasetStepConfig, tally: Tally, borders: TimeBorders) -> None:
+    if config.split.method != "time":
+        for part, name in PART_NAMES.items():
+            if not tally.events[part]:
+                found = ", ".join(f"{tally.events[other]} {PART_NAMES[other]}" for other in PART_NAMES)
+                raise DataError(f"dataset.split ({config.split}) leaves the {name} part without events; found {found}")
+        return
     limits = [borders.start_ms, borders.candidate_end_ms, borders.ranker_end_ms, borders.as_of_ms]
     for part, name in PART_NAMES.items():
         if not tally.events[part]:

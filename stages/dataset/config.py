@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,20 +38,37 @@ class ActivityConfig(Config):
 
 
 class SplitConfig(Config):
-    """Where the time borders lie: at shares of the events, or at days before the as-of time.
+    """What belongs to which part.
 
     Attributes:
-        candidate_share: share of events, the oldest, that trains the candidate generator.
-        ranker_share: share of events after those that trains the rankers; the rest is held out.
-        ranker_days: length of the ranker part in days; given together with ``evaluation_days``, it
-            replaces the shares, and the borders no longer depend on the events.
-        evaluation_days: length of the held-out part in days.
+        method: ``time`` (the default): parts are stretches of time, the same for everybody. The
+            others deal whole user-item pairs, as published protocols do, and let training know of
+            events that are later than a request (see ``docs/splits.md``): ``leave_last_out``,
+            ``user_ratio``, ``users`` and ``given``.
+        candidate_share: ``time``: share of events, the oldest, that trains the candidate generator;
+            ``user_ratio``: share of each user's pairs.
+        ranker_share: share of events (pairs) after those that trains the rankers; the rest is held out.
+        ranker_days: ``time``: length of the ranker part in days; given together with
+            ``evaluation_days``, it replaces the shares, and the borders no longer depend on the events.
+        evaluation_days: ``time``: length of the held-out part in days.
+        last: ``leave_last_out``: how many of a user's last pairs are held out.
+        before_last: ``leave_last_out``, ``given``: how many pairs before those are the rankers'.
+        user_shares: ``users``: shares of the users that are dealt to the three parts.
+        fold_in_share: ``users``: of the pairs of a user of a later part, the oldest, that are history
+            only: nothing trains on them.
+        evaluation_signals: ``given``: the signals whose pairs are held out, such as ``test``.
     """
 
+    method: Literal["time", "leave_last_out", "user_ratio", "users", "given"] = "time"
     candidate_share: float = Field(default=0.6, gt=0, lt=1)
     ranker_share: float = Field(default=0.2, gt=0, lt=1)
     ranker_days: float | None = Field(default=None, gt=0)
     evaluation_days: float | None = Field(default=None, gt=0)
+    last: int = Field(default=1, ge=1)
+    before_last: int = Field(default=1, ge=1)
+    user_shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    fold_in_share: float = Field(default=0.8, gt=0, lt=1)
+    evaluation_signals: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _shares_or_days(self) -> SplitConfig:
@@ -60,7 +77,26 @@ class SplitConfig(Config):
             raise ValueError(f"candidate_share + ranker_share = {total:g} must be below 1: the rest is held out")
         if (self.ranker_days is None) != (self.evaluation_days is None):
             raise ValueError("ranker_days and evaluation_days must be given together")
+        if min(self.user_shares) <= 0 or abs(sum(self.user_shares) - 1) > 1e-9:
+            raise ValueError(f"user_shares = {self.user_shares} must be above 0 and add up to 1")
+        if (self.method == "given") != bool(self.evaluation_signals):
+            raise ValueError(
+                f"method = {self.method!r} with evaluation_signals = {list(self.evaluation_signals)}: the method "
+                "'given' needs them, and no other takes them"
+            )
+        other = sorted(self.model_fields_set - {"method"} - set(_SPLIT_FIELDS[self.method]))
+        if other:
+            raise ValueError(f"method = {self.method!r} takes {list(_SPLIT_FIELDS[self.method])}, found {other}")
         return self
+
+
+_SPLIT_FIELDS = {
+    "time": ("candidate_share", "ranker_share", "ranker_days", "evaluation_days"),
+    "leave_last_out": ("last", "before_last"),
+    "user_ratio": ("candidate_share", "ranker_share"),
+    "users": ("user_shares", "fold_in_share"),
+    "given": ("evaluation_signals", "before_last"),
+}
 
 
 class RequestConfig(Config):
@@ -121,6 +157,9 @@ class DatasetConfig(Config):
                 raise ValueError(f"task {task.name!r} has signals {list(task.signals)}, allowed: {list(self.signals)}")
             if task.relevance < 0:
                 raise ValueError(f"task {task.name!r} has relevance = {task.relevance:g}, allowed: 0 or more")
+        unknown = sorted(set(self.split.evaluation_signals) - set(self.signals))
+        if unknown:
+            raise ValueError(f"split.evaluation_signals names {unknown}, allowed: {list(self.signals)}")
         unknown = sorted(set(self.repeats) - set(self.signals))
         if unknown:
             raise ValueError(f"repeats names signals {unknown}, allowed: {list(self.signals)}")

@@ -75,7 +75,7 @@ def label_events(
 
     Args:
         batches: with the columns of ``stages.warehouse.coded.EVENTS_SCHEMA``, in time order.
-        ends: ends of the parts, int ms UTC.
+        ends: ends of the parts, int ms UTC; not needed where the batches have a column ``part``.
         user_bits: int8 ``[U]``, bit p where the user is active at the end of part p.
         item_bits: int8 ``[N]``, bit p where the item is eligible at the end of part p.
 
@@ -90,7 +90,10 @@ def label_events(
         times = rows["event_time_ms"].to_numpy()
         check_time_order(times if latest is None else np.concatenate([[latest], times]))
         latest = times[-1]
-        part = np.searchsorted(np.asarray(ends[:-1]), times, side="right").astype(np.int8)
+        if "part" in rows.column_names:
+            part = rows["part"].to_numpy()
+        else:
+            part = np.searchsorted(np.asarray(ends[:-1]), times, side="right").astype(np.int8)
         user, item = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
         yield EventTable(
             user_index=user,
@@ -113,13 +116,13 @@ def write_events(tables: Iterable[EventTable], path: Path, tally: Tally) -> None
 
 
 def read_for_requests(path: Path, n_items: int) -> EventTable:
-    """Read what requests depend on: the later parts, and earlier rows of the pairs in them.
+    """Read what requests depend on: the later parts, and rows of the candidate part of their pairs.
 
     A request needs to know whether its user touched an item before, and nothing else of the
     candidate part, which is most of the file.
 
     Args:
-        path: ``events.parquet``, in time order, whose parts follow one another.
+        path: ``events.parquet``, in time order.
         n_items: N.
     """
     later = _take(path, lambda rows: rows["part"] != PART_CANDIDATE)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from stages.dataset.config import DatasetStepConfig
 from stages.warehouse.catalogue import export_items, matching_items, write_aliases
 from stages.warehouse.coded import open_selection
+from stages.warehouse.pair_splits import PairSplit
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
 from stages.warehouse.select import EventSurvey, survey_events, window_activity
 
@@ -47,6 +48,14 @@ class Selection(Protocol):
 
     def item_eligibility(self, borders: Sequence[int], policy: ItemPolicy, n_items: int) -> np.ndarray:
         """Return int8 ``[N]``: bit p is set where the item is eligible at the end of part p."""
+
+    def split_events(
+        self, split: PairSplit, repeats: Mapping[str, RepeatPolicy], user_parts: np.ndarray
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the events and their ``part`` in time order."""
+
+    def marked_twice(self, split: PairSplit) -> int:
+        """Return the number of pairs with a held-out signal and another one."""
 
     def events(self, borders: Sequence[int], repeats: Mapping[str, RepeatPolicy]) -> Iterator[pa.RecordBatch]:
         """Yield the events without repeats, by (event_time_ms, event_id).

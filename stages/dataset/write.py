@@ -35,6 +35,7 @@ class Contents:
     aliases: Mapping[str, int]
     blocked: Mapping[str, str] = field(default_factory=dict)
     context: tuple[ContextColumn, ...] = ()
+    split: str = "time"
     contexts: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), dtype=np.int32))
 
 
@@ -156,6 +157,7 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
         tasks=contents.tasks,
         borders=contents.borders,
         context=contents.context,
+        split=contents.split,
         counts=counts,
         fingerprint=fingerprint(contents),
     )

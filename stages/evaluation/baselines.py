@@ -48,11 +48,6 @@ class FirstTouches:
         pairs = zip(requests.user_index.tolist(), requests.request_time_ms.tolist(), strict=True)
         return np.array([len(self.seen(user, time)) for user, time in pairs], dtype=np.int64)
 
-    def counts(self, before_ms: int, n_items: int) -> np.ndarray:
-        """First touches of each item strictly before a time, int64 ``[N]``."""
-        rows = slice(0, int(np.searchsorted(self.time_ms, before_ms, side="left")))
-        return np.bincount(self.item_index[rows], minlength=n_items)
-
 
 class _Scores:
     """Decayed counts that advance by first touches."""

@@ -85,10 +85,13 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
         DataError: if a stage's ranking is malformed.
     """
     snapshot = Snapshot(inputs["snapshot"])
-    touches = FirstTouches(snapshot.events())
+    events = snapshot.events()
+    touches = FirstTouches(events)
+    # What training knew: by part and not by time, for some splits let the parts overlap in time.
+    known = FirstTouches(events.take(events.part != PART_EVALUATION))
     items = snapshot.items()
-    requests = _held_out(snapshot, touches, len(items))
-    head = popular_head(touches.counts(snapshot.meta.borders.ranker_end_ms, len(items)))
+    requests = _held_out(snapshot, touches, known, len(items))
+    head = popular_head(np.bincount(known.item_index, minlength=len(items)))
     rows = {
         name: measure(tables, requests.held, config.ks, config.candidate_k, head)
         for name, tables in _rankings(config, inputs, touches, requests, items.available_from_ms(PART_EVALUATION))
@@ -114,7 +117,7 @@ def ledger_metrics(ledger: Mapping[str, Any]) -> dict[str, float]:
     return {f"{row['name']}/{name}": value for row in ledger["rows"] for name, value in row["metrics"].items()}
 
 
-def _held_out(snapshot: Snapshot, touches: FirstTouches, n_items: int) -> _Requests:
+def _held_out(snapshot: Snapshot, touches: FirstTouches, known: FirstTouches, n_items: int) -> _Requests:
     targets = snapshot.targets()
     requests = snapshot.requests()
     requests = requests.take(requests.part == PART_EVALUATION)
@@ -129,13 +132,9 @@ def _held_out(snapshot: Snapshot, touches: FirstTouches, n_items: int) -> _Reque
         table=table,
         held=HeldOut.make(table.request_id, targets, n_items),
         history_length=touches.history_lengths(table),
-        warm=np.isin(table.user_index, _known_users(touches, snapshot.meta.borders.ranker_end_ms)),
+        warm=np.isin(table.user_index, known.user_index),
         without_targets=int((~answerable).sum()),
     )
-
-
-def _known_users(touches: FirstTouches, before_ms: int) -> np.ndarray:
-    return np.unique(touches.user_index[: np.searchsorted(touches.time_ms, before_ms, side="left")])
 
 
 def _rankings(

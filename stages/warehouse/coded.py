@@ -32,6 +32,7 @@ from stages.contracts.errors import ConfigError
 from stages.contracts.tables import DAY_MS
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.load import staged
+from stages.warehouse.pair_splits import USER_GROUPS, PairSplit, pairs_marked_twice, split_rows
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
 from stages.warehouse.select import chosen_events, count_if, is_active, window_counts
 from stages.warehouse.tables import INTERACTIONS, ITEMS
@@ -48,6 +49,7 @@ EVENTS_SCHEMA = pa.schema(
         ("context", pa.int32()),
     ]
 )
+SPLIT_SCHEMA = EVENTS_SCHEMA.append(pa.field("part", pa.int8()))
 _BITS_SCHEMA = pa.schema([("index", pa.int64()), ("bits", pa.int32())])
 _MICRO = 1_000_000.0
 
@@ -198,11 +200,38 @@ class CodedSelection:
             raise ConfigError(
                 f"borders = {list(borders)} after start_ms = {self._start_ms}: each must be later than the last"
             )
-        policies = {code: repeats.get(signal, "first") for code, signal in enumerate(self._signals)}
-        kept = kept_rows(policies, borders).subquery("kept_events")
+        kept = self._kept(repeats, borders)
         columns = [kept.c[name] for name in EVENTS_SCHEMA.names]
         statement = sa.select(*columns).order_by(kept.c.event_time_ms, kept.c.event_id)
         yield from arrow_batches(self._connection, statement, EVENTS_SCHEMA, self._batch_rows)
+
+    def split_events(
+        self, split: PairSplit, repeats: Mapping[str, RepeatPolicy], user_parts: np.ndarray
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the events without repeats and their parts by (event_time_ms, event_id).
+
+        Args:
+            split: how user-item pairs are dealt.
+            repeats: as for ``events``; of ``last``, ``sum`` and ``max`` one row remains.
+            user_parts: int8 ``[U]``, the part that each user was dealt to, for the method ``users``.
+
+        Yields:
+            Batches with ``SPLIT_SCHEMA``.
+        """
+        index = np.arange(len(user_parts), dtype=np.int64)
+        self._stage(USER_GROUPS, pa.table({"user_index": index, "part": user_parts.astype(np.int32)}))
+        rows = split_rows(self._kept(repeats, (self._end_ms,)), split).subquery("split_events")
+        columns = [rows.c[name] for name in SPLIT_SCHEMA.names]
+        statement = sa.select(*columns).order_by(rows.c.event_time_ms, rows.c.event_id)
+        yield from arrow_batches(self._connection, statement, SPLIT_SCHEMA, self._batch_rows)
+
+    def marked_twice(self, split: PairSplit) -> int:
+        """Return how many pairs have a held-out signal and another one."""
+        return int(self._connection.execute(pairs_marked_twice(CODED, split)).scalar_one())
+
+    def _kept(self, repeats: Mapping[str, RepeatPolicy], borders: Sequence[int]) -> Any:
+        policies = {code: repeats.get(signal, "first") for code, signal in enumerate(self._signals)}
+        return kept_rows(policies, borders).subquery("kept_events")
 
     def _chosen(self) -> list[Any]:
         return chosen_events(self._signals, self._start_ms, self._end_ms)

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psycopg2
 import pyarrow as pa
 import pytest
 
 from stages.contracts.tables import DAY_MS
 from stages.dataset.config import DatasetStepConfig
+from stages.warehouse.engine import Warehouse
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy
 from stages.warehouse.select import EventSurvey
 
+SERVER = "postgresql+psycopg2://postgres@127.0.0.1:5432"
 Event = tuple[str, str, str, float, int]
 Item = tuple[str, str, str, int | None, float | None]
 
@@ -192,3 +197,24 @@ class ListSource:
 @pytest.fixture(scope="session")
 def list_source() -> Callable[..., ListSource]:
     return ListSource
+
+
+@pytest.fixture
+def postgres_warehouse() -> Iterator[Warehouse]:
+    name = f"sluice_dataset_{uuid.uuid4().hex[:8]}"
+    try:
+        connection = psycopg2.connect(host="127.0.0.1", port=5432, user="postgres", connect_timeout=3)
+    except psycopg2.OperationalError as error:
+        if os.environ.get("SLUICE_REQUIRE_SERVICES") == "1":
+            raise
+        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 is not reachable: {error}")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f'CREATE DATABASE "{name}"')
+    try:
+        with Warehouse(f"{SERVER}/{name}") as warehouse:
+            yield warehouse
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        connection.close()

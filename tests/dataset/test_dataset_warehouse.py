@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg2
 import pyarrow as pa
 import pytest
 
@@ -23,8 +20,6 @@ from stages.warehouse.engine import Warehouse
 from stages.warehouse.ingest import ingest_tables
 
 WORLD = World(WorldConfig(n_users=60, n_items=120, n_events=6_000, days=20, duplicate_share=0.1))
-SERVER = "postgresql+psycopg2://postgres@127.0.0.1:5432"
-
 
 STATES = ("draft", "published", None)
 
@@ -62,27 +57,6 @@ def duckdb_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wareh
     with Warehouse(f"duckdb:///{tmp_path_factory.mktemp('dataset') / 'w.duckdb'}") as warehouse:
         load(warehouse)
         yield warehouse
-
-
-@pytest.fixture
-def postgres_warehouse() -> Iterator[Warehouse]:
-    name = f"sluice_dataset_{uuid.uuid4().hex[:8]}"
-    try:
-        connection = psycopg2.connect(host="127.0.0.1", port=5432, user="postgres", connect_timeout=3)
-    except psycopg2.OperationalError as error:
-        if os.environ.get("SLUICE_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 is not reachable: {error}")
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f'CREATE DATABASE "{name}"')
-    try:
-        with Warehouse(f"{SERVER}/{name}") as warehouse:
-            yield warehouse
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-        connection.close()
 
 
 def snapshot_of(warehouse: Warehouse, directory: Path, **changes: Any) -> Snapshot:
