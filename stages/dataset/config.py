@@ -84,7 +84,9 @@ class SplitConfig(Config):
                 f"method = {self.method!r} with evaluation_signals = {list(self.evaluation_signals)}: the method "
                 "'given' needs them, and no other takes them"
             )
-        other = sorted(self.model_fields_set - {"method"} - set(_SPLIT_FIELDS[self.method]))
+        # A resolved recipe names every field, so what counts is whether one says something.
+        others = set(SplitConfig.model_fields) - {"method", *_SPLIT_FIELDS[self.method]}
+        other = sorted(name for name in others if getattr(self, name) != SplitConfig.model_fields[name].default)
         if other:
             raise ValueError(f"method = {self.method!r} takes {list(_SPLIT_FIELDS[self.method])}, found {other}")
         return self

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.contracts.errors import DataError
-from stages.warehouse.logs import gharchive, globo_hours, globo_parquet, item_lists, mind
+from stages.warehouse.logs import gharchive, given_lists, globo_hours, globo_parquet, item_lists, mind
 from stages.warehouse.mapping import (
     ColumnMapping,
     FileSource,
@@ -157,8 +157,7 @@ LAYOUTS = (
     Layout("gharchive", "hours such as 2015-01-01-15.json.gz", "gharchive.yaml", gharchive),
     Layout("globo", "clicks_hour_*.csv", "globo.yaml", globo_hours),
     Layout("globo", "Parquet files of its clicks", "globo.yaml", globo_parquet),
-    Layout(
-        "item-lists", "train.txt, test.txt, or one file, with lines of: user item item …", "item-lists.yaml", item_lists
-    ),
+    Layout("item-lists", "train.txt, test.txt with lines of: user item item …", "given-split.yaml", given_lists),
+    Layout("item-lists", "one file with lines of: user item item …", "item-lists.yaml", item_lists),
 )
 """In the order in which they are tried."""

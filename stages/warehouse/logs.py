@@ -121,16 +121,24 @@ def mind(behaviours: Path, news: Path) -> IngestSource:
     return IngestSource(name="mind", files=files)
 
 
-def item_lists(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
-    """Return lines of ``user item item …``: a training and a held-out file, or one in time order.
+def given_lists(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
+    """Return a training and a held-out file with lines of ``user item item …``.
 
-    Signals are ``train`` and ``test``, or ``interaction``. Times are made up, see ``sequences``.
+    Signals are ``train`` and ``test``. Times are made up, see ``sequences``.
     """
-    if path.is_dir() and "train.txt" in files and _is_list(files["train.txt"]):
-        if "test.txt" not in files:
-            raise DataError(f"{path}: train.txt was found but not test.txt; item-lists needs both, or one file alone")
-        parts = (("train", 0), ("test", TEST_START_MS))
-        return _source("item-lists", tuple(_list(files[f"{name}.txt"], name, start) for name, start in parts))
+    if not path.is_dir() or "train.txt" not in files or not _is_list(files["train.txt"]):
+        return None
+    if "test.txt" not in files:
+        raise DataError(f"{path}: train.txt was found but not test.txt; item-lists needs both, or one file alone")
+    parts = (("train", 0), ("test", TEST_START_MS))
+    return _source("item-lists", tuple(_list(files[f"{name}.txt"], name, start) for name, start in parts))
+
+
+def item_lists(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
+    """Return one file with lines of ``user item item …`` in time order.
+
+    The signal is ``interaction``. Times are made up, see ``sequences``.
+    """
     texts = [file for name, file in files.items() if name.endswith(".txt")]
     if len(texts) != 1 or not _is_list(texts[0]):
         return None

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateTableAs
 
-from stages.warehouse import coded, select
+from stages.warehouse import coded, pair_splits, select
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy
 from stages.warehouse.tables import INTERACTIONS
 
@@ -53,6 +53,10 @@ def _statements() -> Iterator[tuple[str, sa.Select[Any]]]:
     yield "eligibility", coded.eligibility_statement(BORDERS, ITEMS)
     yield "first", coded.kept_rows({0: "first", 1: "first"}, ())
     yield "repeats", coded.kept_rows({0: "first", 1: "sum", 2: "max", 3: "last"}, BORDERS)
+    kept = coded.kept_rows({0: "first"}, ()).subquery("kept_events")
+    for method in ("leave_last_out", "user_ratio", "users", "given"):
+        yield method, pair_splits.split_rows(kept, pair_splits.PairSplit(method=method, held_out=(0,)))
+    yield "marked twice", pair_splits.pairs_marked_twice(coded.CODED, pair_splits.PairSplit(method="given"))
     yield "positions", coded.at_positions(coded.kept_rows({0: "first"}, ()).subquery("first_events"), (0, 5))
 
 

@@ -243,7 +243,7 @@ class ContractsConfig(Config):
     """The contracts section of a recipe: what must hold of the warehouse before anything trains.
 
     Attributes:
-        off: contracts that are not evaluated.
+        skip: contracts that are not evaluated.
         sample_rows: rows to look at that a broken contract shows.
         columns: schema and types.
         keys: nulls in the columns that make an event.
@@ -263,7 +263,7 @@ class ContractsConfig(Config):
         quarantine: rows put aside by the last ingestion.
     """
 
-    off: tuple[ContractName, ...] = ()
+    skip: tuple[ContractName, ...] = ()
     sample_rows: int = Field(default=3, ge=0, le=100)
     columns: ColumnFaults = ColumnFaults()
     keys: KeyNulls = KeyNulls()

@@ -175,7 +175,7 @@ def check_standing(
 
 
 def _evaluate(contract: Contract, scene: Scene) -> list[ContractResult]:
-    if contract.name in scene.limits.off:
+    if contract.name in scene.limits.skip:
         return [scene.skip(contract.name, "switched off")]
     broken = sorted({fault.table for fault in scene.faults} & set(contract.reads))
     if broken:

@@ -211,7 +211,7 @@ def test_a_contract_breaks_just_beyond_its_limit(
     def measured(limit: float) -> ContractResult:
         limits = {"warn_below": None, "fail_below": None, "warn_above": None, "fail_above": None}
         limits |= {f"{level}_{case.side}": limit for level in ("warn", "fail")}
-        return result_of(spoilt.check(warehouse, **nested(case.path, limits), off=others), name)
+        return result_of(spoilt.check(warehouse, **nested(case.path, limits), skip=others), name)
 
     held, broken = measured(case.value), measured(math.nextafter(case.value, outward))
     assert (held.level, held.value, held.rows, held.sql) == ("ok", pytest.approx(case.value, rel=1e-12), (), None)

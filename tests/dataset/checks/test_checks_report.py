@@ -116,7 +116,7 @@ def test_both_databases_measure_the_same_and_their_sql_runs(world: World, duck: 
         ({"freshness": {"warn_above": 30}}, "warn_above = 30 must be at most fail_above = 14"),
         ({"quarantine": {"warn_below": 0.5}}, "below 0.5 and above 0.01 leave no number"),
         ({"volum": {"warn_below": 0.01}}, "volum: unknown key"),
-        ({"off": ["volum"]}, "off.0 = 'volum': Input should be 'columns', 'keys'"),
+        ({"skip": ["volum"]}, "skip.0 = 'volum': Input should be 'columns', 'keys'"),
         ({"nulls": {"author": {"warn_above": 0.1}}}, "nulls.author: unknown key"),
         ({"values": {"ranges": {"rate": [5, 1]}}}, r"ranges.rate = \[5, 1\]"),
         ({"volume": {"min_trailing_days": 60}}, "min_trailing_days = 60 must not exceed trailing_days = 28"),
