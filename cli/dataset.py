@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,3 +14,13 @@ from stages import pipeline
 def check(**options: Any) -> None:
     """Evaluate the data contracts and print a line for each."""
     pipeline.check_warehouse(settings_from(**options), click.echo)
+
+
+def report(output: str | None, **options: Any) -> None:
+    """Write the dataset report and print what it says."""
+    path, sentences = pipeline.report_dataset(
+        settings_from(**options), None if output is None else Path(output), lambda step: click.echo(f"{step} …")
+    )
+    for sentence in sentences:
+        click.echo(sentence)
+    click.echo(f"report: {path}")

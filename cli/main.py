@@ -116,6 +116,21 @@ def dataset_check(**options: Any) -> None:
     check(**options)
 
 
+@dataset.command("report")
+@recipe_options
+@click.option("--output", type=click.Path(dir_okay=False), help="Where the page goes; default: its step's directory.")
+@reports_errors
+def dataset_report(**options: Any) -> None:
+    """Report how much data is enough, as HTML with plots.
+
+    Runs the steps up to the report: what share of the next days' users and traffic each threshold
+    would have covered, and quality against window length.
+    """
+    from cli.dataset import report
+
+    report(**options)
+
+
 @main.command()
 @click.option("--host", envvar="SLUICE_HOST", default="127.0.0.1", show_default=True)
 @click.option("--port", envvar="SLUICE_PORT", type=int, default=8080, show_default=True)

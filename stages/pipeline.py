@@ -22,6 +22,7 @@ from stages.settings import Settings
 
 if TYPE_CHECKING:
     from stages.contracts.config import Config
+    from stages.dataset.config import DatasetStepConfig
     from stages.recipe import Recipe
 
 log = logging.getLogger("sluice")
@@ -30,6 +31,7 @@ STEPS: tuple[str, ...] = (
     "ingest",
     "check_data",
     "dataset",
+    "dataset_report",
     "train_candidate",
     "build_index",
     "retrieve",
@@ -47,6 +49,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "ingest": (),
     "check_data": ("ingest",),
     "dataset": ("ingest", "check_data"),
+    "dataset_report": ("ingest", "dataset"),
     "train_candidate": ("dataset",),
     "build_index": ("dataset", "train_candidate"),
     "retrieve": ("dataset", "train_candidate", "build_index"),
@@ -67,6 +70,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
         "assemble",
         "check_data",
         "dataset",
+        "dataset_report",
         "train_candidate",
         "build_index",
         "train_light",
@@ -223,13 +227,19 @@ def check_warehouse(settings: Settings, show: Callable[[str], None]) -> None:
 def dataset(settings: Settings, results: Upstream) -> StageResult:
     """Select active users, remove duplicates and split by time."""
     from stages.dataset.build import snapshot_body
-    from stages.dataset.config import DatasetStepConfig
-    from stages.dataset.side_files import resolve_files
     from stages.warehouse.engine import Warehouse
 
-    recipe = load_recipe(settings)
-    source = results["ingest"]
-    config = DatasetStepConfig(
+    config = _selection(load_recipe(settings), results["ingest"])
+    with Warehouse(settings.warehouse_url) as warehouse:
+        return run_step("dataset", __version__, snapshot_body(warehouse), config, {}, settings.runs)
+
+
+def _selection(recipe: Recipe, source: StageResult) -> DatasetStepConfig:
+    """Return what identifies the snapshot of a recipe and of what was ingested."""
+    from stages.dataset.config import DatasetStepConfig
+    from stages.dataset.side_files import resolve_files
+
+    return DatasetStepConfig(
         **{
             **resolve_files(recipe.dataset).model_dump(),
             "min_items": max(recipe.dataset.min_items, recipe.funnel.max_k),
@@ -238,8 +248,38 @@ def dataset(settings: Settings, results: Upstream) -> StageResult:
         warehouse_fingerprint=source.fingerprint,
         seed=recipe.seed,
     )
+
+
+def dataset_report(settings: Settings, results: Upstream) -> StageResult:
+    """Report what the selection would have covered of the next days, and how much data is enough."""
+    from stages.sufficiency.report import ReportStepConfig, report_body
+    from stages.warehouse.engine import Warehouse
+
+    recipe, source = load_recipe(settings), results["ingest"]
+    config = ReportStepConfig(**recipe.report.model_dump(), dataset=_selection(recipe, source))
+    inputs = {"snapshot": results["dataset"]}
     with Warehouse(settings.warehouse_url) as warehouse:
-        return run_step("dataset", __version__, snapshot_body(warehouse), config, {}, settings.runs)
+        return run_step("dataset_report", __version__, report_body(warehouse), config, inputs, settings.runs)
+
+
+def report_dataset(settings: Settings, output: Path | None, progress: Callable[[str], None]) -> tuple[Path, list[str]]:
+    """Run the steps up to the dataset report and return its page.
+
+    Args:
+        settings: as for ``run_pipeline_step``.
+        output: where the page is copied to, or None.
+        progress: called with each step's name before it starts.
+
+    Returns:
+        The HTML file, and the report's sentences.
+    """
+    result = run_all(settings, until="dataset_report", progress=progress)["dataset_report"]
+    page = result.directory / "dataset_report.html"
+    if output is not None:
+        part = output.with_name(output.name + ".part")
+        part.write_bytes(page.read_bytes())
+        part.replace(output)
+    return output or page, [str(result.info["coverage"]), str(result.info["quality"])]
 
 
 def train_candidate(settings: Settings, results: Upstream) -> StageResult:
@@ -322,7 +362,10 @@ def register(settings: Settings, results: Upstream) -> StageResult:
     stage_metrics = {name: dict(result.metrics) for name, result in results.items() if result.metrics}
     release = results["assemble"].directory / "release"
     registered = ReleaseRegistry(settings.registry).register(
-        release, params=recipe.model_dump(mode="json"), stage_metrics=stage_metrics
+        release,
+        params=recipe.model_dump(mode="json"),
+        stage_metrics=stage_metrics,
+        reports=sorted(results["dataset_report"].directory.glob("dataset_report.*")),
     )
     info = {"version": registered.version, "run_id": registered.run_id, "release_id": registered.release_id}
     return _outcome("register", release, results, info)
@@ -352,6 +395,7 @@ _FUNCTIONS: dict[str, Callable[[Settings, Upstream], StageResult]] = {
         ingest,
         check_data,
         dataset,
+        dataset_report,
         train_candidate,
         build_index,
         retrieve,

@@ -19,6 +19,7 @@ from stages.heavy_ranker.config import HeavyRankerConfig
 from stages.light_ranker.config import LightRankerConfig
 from stages.release.gate import GateConfig
 from stages.simulator.config import WorldConfig
+from stages.sufficiency.config import ReportConfig
 
 
 class Recipe(Config):
@@ -28,6 +29,7 @@ class Recipe(Config):
         seed: of every random choice that has no seed of its own.
         world: the synthetic world, used where a run is given no data.
         contracts: what must hold of the warehouse before anything trains.
+        report: what the dataset report looks at.
         dataset: selection, de-duplication, tasks, splits and requests.
         features: histories, counters and ranking features.
         candidate: the two-tower model and its training.
@@ -43,6 +45,7 @@ class Recipe(Config):
     world: WorldConfig = WorldConfig()
     contracts: ContractsConfig = ContractsConfig()
     dataset: DatasetConfig
+    report: ReportConfig = ReportConfig()
     features: FeatureConfig = FeatureConfig()
     candidate: CandidateConfig = CandidateConfig()
     index: IndexConfig = IndexConfig()

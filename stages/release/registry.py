@@ -13,7 +13,7 @@ import fcntl
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,7 @@ class ReleaseRegistry:
         metrics: Mapping[str, float] | None = None,
         params: Mapping[str, Any] | None = None,
         stage_metrics: Mapping[str, Mapping[str, float]] | None = None,
+        reports: Sequence[Path] = (),
     ) -> RegisteredRelease:
         """Log a release to MLflow and make it the challenger.
 
@@ -94,6 +95,7 @@ class ReleaseRegistry:
             metrics: of the run, beside those of the manifest.
             params: nested; logged flat.
             stage_metrics: metrics by step, logged as ``<step>/<metric>``.
+            reports: files to keep beside the release, below ``reports``.
 
         Raises:
             ReleaseError: if the release is incomplete or corrupt.
@@ -108,7 +110,9 @@ class ReleaseRegistry:
         with mlflow_errors(f"register release {manifest.release_id}"):
             found = self._version_of(self.config.model_name, manifest.release_id)
             if found is None:
-                run = log_release(self._client, self._experiment_id(), manifest, release_dir, all_metrics, params or {})
+                run = log_release(
+                    self._client, self._experiment_id(), manifest, release_dir, all_metrics, params or {}, reports
+                )
                 found = self._add_versions(manifest, run)
             self._point(CHALLENGER, int(found.version))
         return self.resolve(int(found.version))

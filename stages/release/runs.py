@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def log_release(
     release_dir: Path,
     metrics: Mapping[str, float],
     params: Mapping[str, Any],
+    reports: Sequence[Path] = (),
 ) -> Any:
     """Log a release and return its finished run, with all of the artifacts in it.
 
@@ -33,6 +34,7 @@ def log_release(
         release_dir: the verified release.
         metrics: by name; characters that MLflow refuses are replaced.
         params: nested parameters.
+        reports: files that go below ``reports``.
     """
     run = _unfinished_run(client, experiment_id, manifest.release_id) or client.create_run(
         experiment_id,
@@ -45,6 +47,8 @@ def log_release(
     )
     _log_missing(client, run, metrics, flatten(params))
     client.log_artifacts(run.info.run_id, str(release_dir), "release")
+    for path in reports:
+        client.log_artifact(run.info.run_id, str(path), "reports")
     client.set_terminated(run.info.run_id)
     return client.get_run(run.info.run_id)
 

@@ -69,13 +69,16 @@ def window_activity(
     return int(users), int(most or 0) / threshold_unit(policy)
 
 
-def window_counts(signals: Sequence[str], borders: Sequence[int], policy: ActivityPolicy) -> sa.Select[Any]:
+def window_counts(
+    signals: Sequence[str], borders: Sequence[int], policy: ActivityPolicy, key: Any = _E.user_id
+) -> sa.Select[Any]:
     """Return the SELECT of each user's (weighted) events ``n<part>`` in the window before each border.
 
     Args:
         signals: kinds that count where the policy names none.
         borders: ends of the parts, int ms UTC.
         policy: window, kinds and weights.
+        key: whose events are counted, users' by default.
     """
     starts = [policy.start_ms(end) for end in borders]
     weight = _weight(policy)
@@ -85,7 +88,7 @@ def window_counts(signals: Sequence[str], borders: Sequence[int], policy: Activi
     ]
     kinds = list(policy.signals or signals)
     window = (_E.event_time_ms >= min(starts)) & (_E.event_time_ms < borders[-1])
-    return sa.select(_E.user_id, *counts).where(_E.signal.in_(kinds), window).group_by(_E.user_id)
+    return sa.select(key, *counts).where(_E.signal.in_(kinds), window).group_by(key)
 
 
 def is_active(count: Any, policy: ActivityPolicy) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateTableAs
 
-from stages.warehouse import coded, pair_splits, select
+from stages.warehouse import coded, coverage, pair_splits, select
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy
 from stages.warehouse.tables import INTERACTIONS
 
@@ -57,6 +57,8 @@ def _statements() -> Iterator[tuple[str, sa.Select[Any]]]:
     for method in ("leave_last_out", "user_ratio", "users", "given"):
         yield method, pair_splits.split_rows(kept, pair_splits.PairSplit(method=method, held_out=(0,)))
     yield "marked twice", pair_splits.pairs_marked_twice(coded.CODED, pair_splits.PairSplit(method="given"))
+    for who in ("users", "items"):
+        yield f"coverage of {who}", coverage.coverage_statement(who, SIGNALS, (1, 2), ACTIVITY, (1, 5))
     yield "positions", coded.at_positions(coded.kept_rows({0: "first"}, ()).subquery("first_events"), (0, 5))
 
 
