@@ -8,17 +8,17 @@ from typing import Any
 import click
 
 from cli.run import settings_from
-from stages import pipeline
+from stages import dataset_verbs
 
 
 def check(**options: Any) -> None:
     """Evaluate the data contracts and print a line for each."""
-    pipeline.check_warehouse(settings_from(**options), click.echo)
+    dataset_verbs.check_warehouse(settings_from(**options), click.echo)
 
 
 def report(output: str | None, **options: Any) -> None:
     """Write the dataset report and print what it says."""
-    path, sentences = pipeline.report_dataset(
+    path, sentences = dataset_verbs.report_dataset(
         settings_from(**options), None if output is None else Path(output), lambda step: click.echo(f"{step} …")
     )
     for sentence in sentences:

@@ -206,24 +206,6 @@ def check_data(settings: Settings, results: Upstream) -> StageResult:
         return run_step("check_data", __version__, check_body(warehouse, kept), config, {}, settings.runs)
 
 
-def check_warehouse(settings: Settings, show: Callable[[str], None]) -> None:
-    """Evaluate the data contracts on the warehouse as it stands: nothing is ingested, nothing written.
-
-    Args:
-        settings: as for ``run_pipeline_step``; the as-of time is just after the latest event unless given.
-        show: called with the table of results.
-
-    Raises:
-        ContractError: naming every failed contract, after the table was shown.
-    """
-    from stages.dataset.checks.run import check_standing
-    from stages.warehouse.engine import Warehouse
-
-    recipe = load_recipe(settings)
-    with Warehouse(settings.warehouse_url) as warehouse:
-        check_standing(recipe.contracts, recipe.dataset, warehouse, settings.as_of_ms, settings.now_ms, show)
-
-
 def dataset(settings: Settings, results: Upstream) -> StageResult:
     """Select active users, remove duplicates and split by time."""
     from stages.dataset.build import snapshot_body
@@ -260,26 +242,6 @@ def dataset_report(settings: Settings, results: Upstream) -> StageResult:
     inputs = {"snapshot": results["dataset"]}
     with Warehouse(settings.warehouse_url) as warehouse:
         return run_step("dataset_report", __version__, report_body(warehouse), config, inputs, settings.runs)
-
-
-def report_dataset(settings: Settings, output: Path | None, progress: Callable[[str], None]) -> tuple[Path, list[str]]:
-    """Run the steps up to the dataset report and return its page.
-
-    Args:
-        settings: as for ``run_pipeline_step``.
-        output: where the page is copied to, or None.
-        progress: called with each step's name before it starts.
-
-    Returns:
-        The HTML file, and the report's sentences.
-    """
-    result = run_all(settings, until="dataset_report", progress=progress)["dataset_report"]
-    page = result.directory / "dataset_report.html"
-    if output is not None:
-        part = output.with_name(output.name + ".part")
-        part.write_bytes(page.read_bytes())
-        part.replace(output)
-    return output or page, [str(result.info["coverage"]), str(result.info["quality"])]
 
 
 def train_candidate(settings: Settings, results: Upstream) -> StageResult:

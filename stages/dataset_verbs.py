@@ -1,0 +1,47 @@
+"""What ``sluice dataset`` calls: look at the data before and after a selection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stages.pipeline import load_recipe, run_all
+from stages.settings import Settings
+
+
+def check_warehouse(settings: Settings, show: Callable[[str], None]) -> None:
+    """Evaluate the data contracts on the warehouse as it stands: nothing is ingested, nothing written.
+
+    Args:
+        settings: as for ``run_pipeline_step``; the as-of time is just after the latest event unless given.
+        show: called with the table of results.
+
+    Raises:
+        ContractError: naming every failed contract, after the table was shown.
+    """
+    from stages.dataset.checks.run import check_standing
+    from stages.warehouse.engine import Warehouse
+
+    recipe = load_recipe(settings)
+    with Warehouse(settings.warehouse_url) as warehouse:
+        check_standing(recipe.contracts, recipe.dataset, warehouse, settings.as_of_ms, settings.now_ms, show)
+
+
+def report_dataset(settings: Settings, output: Path | None, progress: Callable[[str], None]) -> tuple[Path, list[str]]:
+    """Run the steps up to the dataset report and return its page.
+
+    Args:
+        settings: as for ``run_pipeline_step``.
+        output: where the page is copied to, or None.
+        progress: called with each step's name before it starts.
+
+    Returns:
+        The HTML file, and the report's sentences.
+    """
+    result = run_all(settings, until="dataset_report", progress=progress)["dataset_report"]
+    page = result.directory / "dataset_report.html"
+    if output is not None:
+        part = output.with_name(output.name + ".part")
+        part.write_bytes(page.read_bytes())
+        part.replace(output)
+    return output or page, [str(result.info["coverage"]), str(result.info["quality"])]
