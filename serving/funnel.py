@@ -26,6 +26,7 @@ from serving.events import Event
 from serving.release import LoadedRelease
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
 from stages.contracts.tables import SERVING, ScoredItems
+from stages.contracts.value_rules import apply_value_rules
 from stages.features.history import tower_inputs
 from stages.features.ranking import heavy_features, ranking_features
 from stages.light_ranker.scorer import LightScorer
@@ -166,7 +167,12 @@ class Funnel:
                 self._new_users[event.user_id] = user
             state = self.release.state
             moment = state.context_values(state.context_codes(event.context))
-            state.apply(user, item, signal, event.value, event.event_time_ms, moment)
+            duration_s = float(self.release.items.duration_s[item])
+            value = float(np.float32(event.value))  # as the events of a snapshot are
+            value = apply_value_rules(
+                self.release.meta.values, event.signal, value, duration_s, item, event.event_time_ms
+            )
+            state.apply(user, item, signal, value, event.event_time_ms, moment)
 
     def event_faults(self, event: Event, now_ms: int, prefix: str = "") -> list[Fault]:
         """Return everything that is wrong with an event, an empty list if nothing is."""

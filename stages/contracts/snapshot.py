@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from stages.contracts.config import Config
 from stages.contracts.files import read_json
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable
+from stages.contracts.value_rules import FittedValueRule
 
 
 class Task(Config):
@@ -38,7 +39,7 @@ class Task(Config):
     Attributes:
         name: such as ``click`` or ``like``.
         signals: event kinds that count as a positive of this task.
-        min_value: smallest ``value`` that counts, or None for any.
+        min_value: smallest ``value`` that counts, after the signal's value rule; None for any.
         relevance: what a positive adds to the graded relevance of a target.
         weight: default weight in the combined objective of a release.
     """
@@ -82,6 +83,8 @@ class SnapshotMeta(Config):
         context: columns of ``contexts.parquet``.
         split: ``time``, or how user-item pairs were dealt to the parts; then both inner borders lie at
             the as-of time, and parts follow no order in time.
+        values: rules that have been applied to the values of ``events.parquet``, and that serving
+            applies to posted events.
         counts: rows by kind, what was removed and why.
         fingerprint: hex sha256 over the content, independent of the warehouse and of file encoding.
     """
@@ -92,6 +95,7 @@ class SnapshotMeta(Config):
     borders: TimeBorders
     context: tuple[ContextColumn, ...] = ()
     split: str = "time"
+    values: tuple[FittedValueRule, ...] = ()
     counts: dict[str, int]
     fingerprint: str
 

@@ -23,6 +23,7 @@ from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.snapshot import ALL_PARTS, TimeBorders
 from stages.contracts.steps import Outcome, Step
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
+from stages.contracts.value_rules import FittedValueRule
 from stages.dataset.borders import lay_borders, selection_start
 from stages.dataset.catalogue_policy import decide_catalogue
 from stages.dataset.config import DatasetStepConfig
@@ -32,6 +33,7 @@ from stages.dataset.ids import Catalogue, index_items, index_users
 from stages.dataset.requests import build_requests
 from stages.dataset.source import EventSource, Selection, WarehouseSource, activity_policy
 from stages.dataset.splits import check_disjoint, deal_users, pair_split
+from stages.dataset.values import correct_values
 from stages.dataset.write import Contents, write_snapshot
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         blocked=selected.blocked,
         context=selected.contexts.columns,
         split=config.split.method,
+        values=selected.values,
         contexts=selected.contexts.codes,
     )
     check_disjoint(events, contents)
@@ -109,6 +112,7 @@ class Selected:
         blocked: reason by the id of an item that is kept out of everything.
         review: pairs of items for people to look at.
         contexts: what is known about moments.
+        values: rules that were fitted and applied.
     """
 
     catalogue: Catalogue
@@ -121,6 +125,7 @@ class Selected:
     blocked: dict[str, str]
     review: pa.Table
     contexts: Contexts
+    values: tuple[FittedValueRule, ...]
 
 
 def select_events(config: DatasetStepConfig, source: EventSource, path: Path) -> Selected:
@@ -164,6 +169,7 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
             tally = write_split(config, selection, user_ids["user_id"].to_pylist(), catalogue, path, counts)
     _check_parts(config, tally, borders)
     _check_active(config, tally, source, borders)
+    values = correct_values(config, path, catalogue.duration_s)
     counts |= {"context_values_beyond_the_limit": contexts.n_other} if config.context.columns else {}
     standing = item_map.filter(pc.invert(item_map["canonical"]))
     return Selected(
@@ -177,6 +183,7 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
         blocked=decision.blocked,
         review=decision.review,
         contexts=contexts,
+        values=values,
     )
 
 

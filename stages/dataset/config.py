@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.contracts.snapshot import Task
+from stages.contracts.value_rules import ValueRule
 from stages.dataset.contexts import ContextConfig
 from stages.dataset.duplicates_config import ContentConfig, DuplicatesConfig
 from stages.warehouse.policies import ItemPolicy, RepeatPolicy
@@ -129,6 +130,8 @@ class DatasetConfig(Config):
         items: which items are eligible.
         repeats: what becomes of a user's repeated events of a kind on one item: ``first``, ``last``,
             ``sum`` or ``max`` by signal, ``first`` where it is not given (see ``warehouse.coded``).
+        values: how the values of a signal are made comparable, such as watch time between short and
+            long items (``stages.contracts.value_rules``); tasks, features and serving see the result.
         duplicates: which items are the same under several ids.
         content: which items are blocked.
         context: what features read of the moment of a request.
@@ -140,6 +143,7 @@ class DatasetConfig(Config):
     activity: ActivityConfig = ActivityConfig()
     items: ItemPolicy = ItemPolicy()
     repeats: dict[str, RepeatPolicy] = {}
+    values: dict[str, ValueRule] = {}
     history_days: float | None = Field(default=None, gt=0)
     split: SplitConfig = SplitConfig()
     requests: RequestConfig = RequestConfig()
@@ -162,6 +166,9 @@ class DatasetConfig(Config):
         unknown = sorted(set(self.split.evaluation_signals) - set(self.signals))
         if unknown:
             raise ValueError(f"split.evaluation_signals names {unknown}, allowed: {list(self.signals)}")
+        unknown = sorted(set(self.values) - set(self.signals))
+        if unknown:
+            raise ValueError(f"values names signals {unknown}, allowed: {list(self.signals)}")
         unknown = sorted(set(self.repeats) - set(self.signals))
         if unknown:
             raise ValueError(f"repeats names signals {unknown}, allowed: {list(self.signals)}")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from stages.contracts.files import canonical_json, write_json
 from stages.contracts.snapshot import ContextColumn, SnapshotMeta, Targets, Task, TimeBorders
 from stages.contracts.tables import EventTable, RequestTable
+from stages.contracts.value_rules import FittedValueRule
 from stages.dataset.events import stream_column
 from stages.dataset.ids import Catalogue
 
@@ -36,6 +37,7 @@ class Contents:
     blocked: Mapping[str, str] = field(default_factory=dict)
     context: tuple[ContextColumn, ...] = ()
     split: str = "time"
+    values: tuple[FittedValueRule, ...] = ()
     contexts: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), dtype=np.int32))
 
 
@@ -158,6 +160,7 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
         borders=contents.borders,
         context=contents.context,
         split=contents.split,
+        values=contents.values,
         counts=counts,
         fingerprint=fingerprint(contents),
     )

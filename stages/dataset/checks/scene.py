@@ -23,6 +23,8 @@ from stages.warehouse.samples import Rows, take_sample
 from stages.warehouse.schema import ColumnFault, column_faults
 
 if TYPE_CHECKING:
+    from stages.contracts.snapshot import Task
+    from stages.dataset.config import DatasetConfig
     from stages.warehouse.engine import Warehouse
 
 
@@ -45,7 +47,7 @@ class Scene:
             start_ms=0 if days is None else as_of_ms - round(days * DAY_MS),
             as_of_ms=as_of_ms,
             now_ms=config.now_ms,
-            labels={task.name: LabelRule(task.signals, task.min_value) for task in dataset.tasks},
+            labels={task.name: LabelRule(task.signals, _raw_minimum(task, dataset)) for task in dataset.tasks},
             ranges=self.limits.values.ranges,
         )
         self.activity = ActivityPolicy(**dataset.activity.model_dump())
@@ -94,3 +96,11 @@ class Scene:
     def skip(self, name: str, reason: str) -> ContractResult:
         """Return a result that says why nothing was judged."""
         return ContractResult(name=name, level="skipped", found=reason)
+
+
+def _raw_minimum(task: Task, dataset: DatasetConfig) -> float | None:
+    """Return the smallest value that counts, None where the values are corrected before they are compared.
+
+    The contracts look at what the warehouse holds; a rule is fitted only after they hold.
+    """
+    return None if set(task.signals) & set(dataset.values) else task.min_value
