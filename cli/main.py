@@ -62,6 +62,7 @@ def recipe_options(verb: Callable[..., None]) -> Callable[..., None]:
         click.option("--data", type=click.Path(), help="MovieLens directory or a CSV, JSON lines or Parquet file."),
         click.option("--mapping", type=click.Path(), help="YAML that maps the columns of a generic file."),
         click.option("--config", type=click.Path(), help="Recipe in YAML; default: the one that suits the data."),
+        click.option("--base", type=click.Path(), help="Snapshot or release whose rows of users and items stay."),
         click.option("--as-of", help="ISO 8601 time; events from then on are left out. Default: after the latest."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe value."),
     ]

@@ -40,10 +40,14 @@ def settings_from(
     config: str | None,
     as_of: str | None,
     overrides: tuple[str, ...],
+    base: str | None = None,
     processes: int | None = None,
     promote: bool = True,
 ) -> Settings:
     """Build settings from command-line options and the environment."""
+    values = parse_overrides(overrides)
+    if base is not None:
+        values.setdefault("dataset", {})["base"] = str(Path(base).resolve())
     return load_settings(
         os.environ,
         data=data,
@@ -51,7 +55,7 @@ def settings_from(
         mapping=mapping,
         as_of=as_of,
         n_processes=processes,
-        overrides=parse_overrides(overrides),
+        overrides=values,
         promote=promote,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +112,7 @@ def load_release(directory: Path) -> LoadedRelease:
     with _reading(directory, "state/"):
         state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks, meta.context)
     light, heavy = _rankers(directory, manifest, schema)
-    item_index = _item_index(directory, items, aliases)
+    item_index = _item_index(directory, items, aliases, blocked)
     return LoadedRelease(
         directory=directory,
         manifest=manifest,
@@ -194,11 +194,15 @@ def _rankers(
     return light, heavy
 
 
-def _item_index(directory: Path, items: ItemTable, aliases: dict[str, int]) -> dict[str, int]:
+def _item_index(
+    directory: Path, items: ItemTable, aliases: dict[str, int], blocked: Mapping[str, str]
+) -> dict[str, int]:
+    """Return the row by the id of every item and duplicate; of a retired row, that of what replaced it."""
     wrong = [f"{name} -> {index}" for name, index in aliases.items() if not 0 <= index < len(items)]
     if wrong:
         raise ReleaseError(f"release {directory}: aliases.parquet has {wrong[:5]}, allowed are 0 to {len(items) - 1}")
-    return {**aliases, **{str(name): index for index, name in enumerate(items.item_id)}}
+    own = {name: index for index, name in enumerate(items.item_id.tolist()) if name not in blocked}
+    return {**own, **aliases}
 
 
 def _fallback(directory: Path, item_index: dict[str, int]) -> ScoredItems:

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts.config import Config
 from stages.contracts.files import read_json
+from stages.contracts.id_map import IdMapVersion
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable
 from stages.contracts.value_rules import FittedValueRule
 
@@ -83,6 +84,7 @@ class SnapshotMeta(Config):
         context: columns of ``contexts.parquet``.
         split: ``time``, or how user-item pairs were dealt to the parts; then both inner borders lie at
             the as-of time, and parts follow no order in time.
+        ids: versions of the id maps ``users`` and ``items``, whose rows are those of the files.
         values: rules that have been applied to the values of ``events.parquet``, and that serving
             applies to posted events.
         counts: rows by kind, what was removed and why.
@@ -95,6 +97,7 @@ class SnapshotMeta(Config):
     borders: TimeBorders
     context: tuple[ContextColumn, ...] = ()
     split: str = "time"
+    ids: dict[str, tuple[IdMapVersion, ...]] = {}
     values: tuple[FittedValueRule, ...] = ()
     counts: dict[str, int]
     fingerprint: str

@@ -20,10 +20,12 @@ import pyarrow.csv as pv
 
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import canonical_json, sha256_text
+from stages.contracts.id_map import IdMap, IdMapVersion
 from stages.contracts.snapshot import ALL_PARTS, TimeBorders
 from stages.contracts.steps import Outcome, Step
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
 from stages.contracts.value_rules import FittedValueRule
+from stages.dataset.base import Base, read_base
 from stages.dataset.borders import lay_borders, selection_start
 from stages.dataset.catalogue_policy import decide_catalogue
 from stages.dataset.config import DatasetStepConfig
@@ -88,6 +90,7 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         context=selected.contexts.columns,
         split=config.split.method,
         values=selected.values,
+        ids=selected.ids,
         contexts=selected.contexts.codes,
     )
     check_disjoint(events, contents)
@@ -113,6 +116,7 @@ class Selected:
         review: pairs of items for people to look at.
         contexts: what is known about moments.
         values: rules that were fitted and applied.
+        ids: versions of the id maps.
     """
 
     catalogue: Catalogue
@@ -126,6 +130,7 @@ class Selected:
     review: pa.Table
     contexts: Contexts
     values: tuple[FittedValueRule, ...]
+    ids: dict[str, tuple[IdMapVersion, ...]]
 
 
 def select_events(config: DatasetStepConfig, source: EventSource, path: Path) -> Selected:
@@ -140,6 +145,7 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
         EmptyDatasetError: if a threshold removed every event or every user; it names the threshold.
         DataError: if a part has no events, or there are too few items.
     """
+    base = Base.nothing() if config.base is None else _read_same_base(config)
     every_item = source.items(config)
     matched = {reason: source.matching(reason, sql) for reason, sql in config.content.predicates.items()}
     decision = decide_catalogue(every_item, config, matched)
@@ -152,21 +158,24 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
     with source.selection(config, start_ms) as selection:
         touched = selection.items()
         allowed = pc.invert(pc.is_in(touched["id"], pa.array(list(decision.blocked), pa.string())))
-        item_map, catalogue = index_items(touched.filter(allowed), items, aliases, config.as_of_ms, counts)
+        item_map, catalogue = index_items(touched.filter(allowed), items, aliases, config.as_of_ms, counts, base)
         counts |= {"items_in_warehouse": len(every_item), **decision.counts}
         if len(catalogue) < config.min_items:
             raise DataError(
                 f"min_items = {config.min_items}: found {len(catalogue)} items; allowed is a smaller min_items"
             )
         selection.map_items(item_map)
-        user_ids = index_users(selection.users())
-        contexts = index_contexts(config.context, selection.contexts()) if config.context.columns else no_contexts()
-        selection.code(user_ids, contexts.rows)
+        users, items_map = index_users(selection.users(), base.users), _extended(base.items, catalogue)
+        contexts = no_contexts()
+        if config.context.columns:
+            contexts = index_contexts(config.context, selection.contexts(), base.context)
+        n_users = len(users.ids)
+        selection.code(pa.table({"user_id": users.ids, "user_index": np.arange(n_users)}), contexts.rows)
         borders = lay_borders(config, selection, start_ms)
         if config.split.method == "time":
-            tally = write_selection(config, selection, borders, len(user_ids), catalogue, path)
+            tally = write_selection(config, selection, borders, n_users, catalogue, path)
         else:
-            tally = write_split(config, selection, user_ids["user_id"].to_pylist(), catalogue, path, counts)
+            tally = write_split(config, selection, users.ids.to_pylist(), catalogue, path, counts)
     _check_parts(config, tally, borders)
     _check_active(config, tally, source, borders)
     values = correct_values(config, path, catalogue.duration_s)
@@ -174,17 +183,30 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
     standing = item_map.filter(pc.invert(item_map["canonical"]))
     return Selected(
         catalogue=catalogue,
-        user_ids=user_ids["user_id"].combine_chunks(),
+        user_ids=users.ids,
+        ids={"users": users.versions, "items": items_map.versions},
         aliases=dict(zip(*(standing[name].to_pylist() for name in ("item_id", "item_index")), strict=True)),
         borders=borders,
         tally=tally,
-        counts=counts | {"users": len(user_ids), **tally.counts()},
+        counts=counts | {"users": n_users, **tally.counts()},
         key=key,
         blocked=decision.blocked,
         review=decision.review,
         contexts=contexts,
         values=values,
     )
+
+
+def _read_same_base(config: DatasetStepConfig) -> Base:
+    """Read the base, which must still be the one that identifies the step."""
+    base = read_base(str(config.base))
+    if config.base_sha256 and base.sha256 != config.base_sha256:
+        raise DataError(f"dataset.base = {config.base!r}: changed since the run began; run again")
+    return base
+
+
+def _extended(base: IdMap, catalogue: Catalogue) -> IdMap:
+    return base.extend(catalogue.item_id.slice(len(base.ids)))
 
 
 def write_selection(
@@ -213,7 +235,7 @@ def write_selection(
     item_bits = np.full(len(catalogue), ALL_PARTS, dtype=np.int8)
     if config.items.restricts:
         item_bits = selection.item_eligibility(ends, config.items, len(catalogue))
-    catalogue.eligible[:] = item_bits
+    catalogue.eligible[:] = np.where(catalogue.retired, 0, item_bits)
     tally = Tally.empty(n_users, len(catalogue))
     batches = selection.events(ends, config.repeats)
     write_events(label_events(batches, ends, user_bits, item_bits), path, tally)
@@ -246,7 +268,8 @@ def write_split(
     ends, every_part = (config.as_of_ms,), (config.as_of_ms,) * len(PART_NAMES)
     user_bits = selection.user_activity(ends, activity_policy(config), n_users) * ALL_PARTS
     if config.items.restricts:
-        catalogue.eligible[:] = selection.item_eligibility(ends, config.items, len(catalogue)) * ALL_PARTS
+        eligible = selection.item_eligibility(ends, config.items, len(catalogue)) * ALL_PARTS
+        catalogue.eligible[:] = np.where(catalogue.retired, 0, eligible)
     user_parts = np.zeros(n_users, dtype=np.int8)
     if split.method == "users":
         user_parts = deal_users(user_ids, config.split.user_shares, config.seed)

@@ -134,6 +134,9 @@ class DatasetConfig(Config):
             long items (``stages.contracts.value_rules``); tasks, features and serving see the result.
         duplicates: which items are the same under several ids.
         content: which items are blocked.
+        base: directory of a snapshot or release whose rows of users, items, categories and context
+            values stay where they are; what is new comes after them. None starts anew.
+        base_sha256: filled in: what identifies the base.
         context: what features read of the moment of a request.
         min_items: fewest items that a snapshot may have; set it to the largest ``k`` served.
     """
@@ -149,6 +152,8 @@ class DatasetConfig(Config):
     requests: RequestConfig = RequestConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
     content: ContentConfig = ContentConfig()
+    base: str | None = None
+    base_sha256: str = ""
     context: ContextConfig = ContextConfig()
     min_items: int = Field(default=2, ge=2)
 

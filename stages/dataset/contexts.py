@@ -57,12 +57,13 @@ class Contexts:
     n_other: int
 
 
-def index_contexts(config: ContextConfig, found: pa.Table) -> Contexts:
-    """Code the contexts; values get their codes in the order of their first appearance.
+def index_contexts(config: ContextConfig, found: pa.Table, base: tuple[ContextColumn, ...] = ()) -> Contexts:
+    """Code the contexts; values of the base keep their codes, others follow as they first appear.
 
     Args:
         config: which columns.
         found: distinct ``id``, a JSON object of strings each, with ``first_ms``.
+        base: columns of the snapshot that is extended.
 
     Raises:
         ConfigError: if a column is known later only, or no event has it.
@@ -71,7 +72,8 @@ def index_contexts(config: ContextConfig, found: pa.Table) -> Contexts:
     texts = found["id"].take(order).to_pylist()
     moments = [json.loads(text) for text in texts]
     _check_columns(config.columns, {name for moment in moments for name in moment})
-    values: list[dict[str, int]] = [{} for _ in config.columns]
+    known = {column.name: column.values for column in base}
+    values = [{value: code for code, value in enumerate(known.get(name, ()), start=1)} for name in config.columns]
     other: list[set[str]] = [set() for _ in config.columns]
     rows: dict[tuple[int, ...], int] = {(0,) * len(config.columns): 0}
     place = []

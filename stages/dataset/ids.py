@@ -1,14 +1,15 @@
-"""Dense indices for users and items, append-only in time.
+"""Dense indices for users and items, append-only.
 
-Users are ordered by (first event, id), items by (birth, id). Events that are added later in time
-therefore never move the index of an earlier user or item, and no index tells about the future.
+Rows of a base stay where they are. What is new follows: users by (first event, id), items by (birth,
+id). Events that are added later in time therefore never move the index of an earlier user or item,
+with a base or without, and no index tells about the future.
 
 Shapes: R events, N items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.contracts.errors import DataError
+from stages.contracts.id_map import IdMap
 from stages.contracts.snapshot import ALL_PARTS
+from stages.dataset.base import Base
 
 _UNKNOWN = np.iinfo(np.int64).max
 
@@ -29,9 +32,11 @@ class Catalogue:
         item_id, title: Arrow strings ``[N]``.
         categories: N lists of positions in ``category_names``.
         category_names: in the order in which items bring them up.
-        created_at_ms: int64 ``[N]``, non-decreasing.
+        created_at_ms: int64 ``[N]``.
         duration_s: float32 ``[N]``, NaN where unknown.
         eligible: int8 ``[N]`` as ``ItemTable.eligible``.
+        retired: bool ``[N]``: rows of a base that stand for nothing any more (a duplicate now, or
+            blocked): kept, never trained on, indexed or recommended.
     """
 
     item_id: pa.Array
@@ -41,24 +46,32 @@ class Catalogue:
     created_at_ms: np.ndarray
     duration_s: np.ndarray
     eligible: np.ndarray
+    retired: np.ndarray
 
     def __len__(self) -> int:
         return len(self.item_id)
 
 
-def index_users(first: pa.Table) -> pa.Table:
-    """Return ``user_id``, ``user_index`` by index.
+def index_users(first: pa.Table, base: IdMap) -> IdMap:
+    """Return the map of users: those of the base, then the others in time order.
 
     Args:
         first: distinct ``id`` with ``first_ms``, the time of its first event.
+        base: what to extend.
     """
     ids = _flat(first["id"])
     order = _time_order(first["first_ms"].to_numpy(), ids)
-    return pa.table({"user_id": ids.take(pa.array(order)), "user_index": np.arange(len(order), dtype=np.int64)})
+    ordered = ids.take(pa.array(order))
+    return base.extend(ordered.filter(pc.invert(pc.is_in(ordered, base.ids))))
 
 
 def index_items(
-    first: pa.Table, items: pa.Table, aliases: Mapping[str, str], as_of_ms: int, counts: dict[str, int]
+    first: pa.Table,
+    items: pa.Table,
+    aliases: Mapping[str, str],
+    as_of_ms: int,
+    counts: dict[str, int],
+    base: Base | None = None,
 ) -> tuple[pa.Table, Catalogue]:
     """Lay out the catalogue.
 
@@ -71,6 +84,7 @@ def index_items(
         aliases: ids of duplicates, which get no index, by canonical id.
         as_of_ms: items born from then on do not exist yet.
         counts: numbers of items by what happened to them are added to it.
+        base: what to extend.
 
     Returns:
         ``item_id``, ``item_index``, ``canonical`` of every id that stands for an item; the catalogue.
@@ -91,19 +105,26 @@ def index_items(
     born = np.minimum(np.minimum(created, first_ms), as_of_ms)
     order = _time_order(born, ids)
     order = order[~future[order]]
+    base = base or Base.nothing()
+    # Rows of the base first, -1 where nothing stands for the id any more.
+    place_of_base = _place_or_none(base.items.ids, ids)
+    place_of_base[(place_of_base >= 0) & future[place_of_base]] = -1
+    order = np.concatenate([place_of_base, order[~np.isin(order, place_of_base)]])
     counts |= {
         "items_in_warehouse": len(items),
         "items_duplicate": len(items) - n_listed,
         "items_created_after_as_of": int(future.sum()),
         "items_missing_from_catalogue": n_unlisted,
-        "items_without_events": int((first_ms[order] == _UNKNOWN).sum()),
+        "items_without_events": int((first_ms[order[order >= 0]] == _UNKNOWN).sum()),
+        "items_retired": int((order < 0).sum()),
         "items": len(order),
     }
-    listed = order[order < n_listed]
-    known = canonical.take(pa.array(listed))
-    place = np.flatnonzero(order < n_listed)
-    item_map = _item_map(ids.take(pa.array(order)), duplicates, aliases)
-    return item_map, _catalogue(ids, order, born, known, place)
+    place = np.flatnonzero((order >= 0) & (order < n_listed))
+    known = canonical.take(pa.array(order[place]))
+    item_id = pa.concat_arrays([base.items.ids, ids.take(pa.array(order[len(base.items.ids) :]))])
+    item_map = _item_map(item_id, order >= 0, duplicates, aliases)
+    times = np.where(order >= 0, born[order], as_of_ms)
+    return item_map, _catalogue(item_id, order < 0, times, known, place, base.categories)
 
 
 def _canonical(ids: pa.Array, duplicates: pa.Array, aliases: Mapping[str, str]) -> pa.Array:
@@ -112,16 +133,18 @@ def _canonical(ids: pa.Array, duplicates: pa.Array, aliases: Mapping[str, str]) 
     return pc.coalesce(targets.take(pc.index_in(ids, duplicates)), ids)
 
 
-def _item_map(ids: pa.Array, duplicates: pa.Array, aliases: Mapping[str, str]) -> pa.Table:
-    """Return the rows of the items, and of the duplicates that one of them stands for."""
-    row = pc.index_in(pa.array(list(aliases.values()), pa.string()), ids)
-    standing = pc.is_valid(row)
-    index = np.concatenate([np.arange(len(ids), dtype=np.int64), row.filter(standing).to_numpy().astype(np.int64)])
+def _item_map(ids: pa.Array, stands: np.ndarray, duplicates: pa.Array, aliases: Mapping[str, str]) -> pa.Table:
+    """Return the rows of the items that stand, and of the duplicates that one of them stands for."""
+    rows = np.flatnonzero(stands)
+    own = ids.take(pa.array(rows))
+    place = pc.index_in(pa.array(list(aliases.values()), pa.string()), own)
+    standing = pc.is_valid(place)
+    of_duplicates = rows[place.filter(standing).to_numpy().astype(np.int64)]
     return pa.table(
         {
-            "item_id": pa.concat_arrays([ids, duplicates.filter(standing)]),
-            "item_index": index,
-            "canonical": np.arange(len(index)) < len(ids),
+            "item_id": pa.concat_arrays([own, duplicates.filter(standing)]),
+            "item_index": np.concatenate([rows, of_duplicates]).astype(np.int64),
+            "canonical": np.arange(len(rows) + len(of_duplicates)) < len(rows),
         }
     )
 
@@ -130,26 +153,37 @@ def _place(values: pa.Array, among: pa.Array) -> np.ndarray:
     return np.asarray(pc.index_in(values, among).to_numpy(zero_copy_only=False).astype(np.int64))
 
 
-def _catalogue(ids: pa.Array, order: np.ndarray, born: np.ndarray, known: pa.Table, place: np.ndarray) -> Catalogue:
+def _place_or_none(values: pa.Array, among: pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(pc.index_in(values, among), -1).to_numpy(zero_copy_only=False).astype(np.int64))
+
+
+def _catalogue(
+    item_id: pa.Array,
+    retired: np.ndarray,
+    born: np.ndarray,
+    known: pa.Table,
+    place: np.ndarray,
+    category_names: Sequence[str],
+) -> Catalogue:
     """Put the columns of the ``known`` items at their ``place``; the others have their id as title."""
-    item_id = ids.take(pa.array(order))
-    titles, joined = item_id.to_pylist(), [""] * len(order)
+    titles, joined = item_id.to_pylist(), [""] * len(item_id)
     for row, title, names in zip(
         place.tolist(), known["title"].to_pylist(), known["categories"].to_pylist(), strict=True
     ):
         titles[row], joined[row] = title or "", names or ""
-    duration = np.full(len(order), np.nan, dtype=np.float32)
+    duration = np.full(len(item_id), np.nan, dtype=np.float32)
     duration[place] = known["duration_s"].cast(pa.float64()).fill_null(np.nan).to_numpy()
-    codes: dict[str, int] = {}
+    codes = {name: code for code, name in enumerate(category_names)}
     categories = [[codes.setdefault(name, len(codes)) for name in sorted(split_categories(text))] for text in joined]
     return Catalogue(
         item_id=item_id,
         title=pa.array(titles, pa.string()),
         categories=categories,
         category_names=list(codes),
-        created_at_ms=born[order],
+        created_at_ms=born,
         duration_s=duration,
-        eligible=np.full(len(order), ALL_PARTS, dtype=np.int8),
+        eligible=np.where(retired, 0, ALL_PARTS).astype(np.int8),
+        retired=retired,
     )
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import sha256_file
+from stages.dataset.base import read_base
 from stages.dataset.config import DatasetConfig
 
 
@@ -19,6 +20,7 @@ def resolve_files(config: DatasetConfig) -> DatasetConfig:
 
     Raises:
         ConfigError: if a file is missing.
+        DataError: if the base is damaged.
     """
     own, content = config.duplicates, config.content
     named = {name: path for name in ("pairs", "verdicts") if (path := getattr(own, name))}
@@ -26,6 +28,7 @@ def resolve_files(config: DatasetConfig) -> DatasetConfig:
     lists = {reason: _hash(f"content.lists.{reason}", path) for reason, path in content.lists.items()}
     return config.model_copy(
         update={
+            "base_sha256": "" if config.base is None else read_base(config.base).sha256,
             "duplicates": own.model_copy(update={"files_sha256": hashes}),
             "content": content.model_copy(update={"files_sha256": lists}),
         }

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.contracts.files import canonical_json, write_json
+from stages.contracts.id_map import IdMapVersion
 from stages.contracts.snapshot import ContextColumn, SnapshotMeta, Targets, Task, TimeBorders
 from stages.contracts.tables import EventTable, RequestTable
 from stages.contracts.value_rules import FittedValueRule
@@ -37,6 +38,7 @@ class Contents:
     blocked: Mapping[str, str] = field(default_factory=dict)
     context: tuple[ContextColumn, ...] = ()
     split: str = "time"
+    ids: Mapping[str, tuple[IdMapVersion, ...]] = field(default_factory=dict)
     values: tuple[FittedValueRule, ...] = ()
     contexts: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), dtype=np.int32))
 
@@ -160,6 +162,7 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
         borders=contents.borders,
         context=contents.context,
         split=contents.split,
+        ids=dict(contents.ids),
         values=contents.values,
         counts=counts,
         fingerprint=fingerprint(contents),

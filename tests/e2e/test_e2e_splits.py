@@ -41,3 +41,14 @@ def test_a_funnel_on_dealt_pairs(job, tiny: dict[str, Any], split: dict[str, Any
     trained = np.unique(events.user_index[events.active & (events.part == PART_CANDIDATE)])
     held_out = np.unique(requests.user_index[requests.part == PART_EVALUATION])
     assert bool(set(trained) & set(held_out)) == (split["method"] != "users")
+
+
+def test_a_run_extends_the_rows_of_a_release(job, tiny: dict[str, Any]) -> None:
+    """The released maps come first, also where less of the past is looked at."""
+    settings = load_settings(job.environ, overrides={**tiny, "dataset": {"base": str(job.release), "history_days": 15}})
+    results = pipeline.run_all(settings, until="dataset")
+    old, new = Snapshot(job.results["dataset"].directory), Snapshot(results["dataset"].directory)
+    assert new.user_ids()[: len(old.user_ids())].tolist() == old.user_ids().tolist()
+    assert new.items().item_id[: len(old.items())].tolist() == old.items().item_id.tolist()
+    assert new.meta.ids["users"][: len(old.meta.ids["users"])] == old.meta.ids["users"]
+    assert new.meta.counts["events"] < old.meta.counts["events"]

@@ -1,0 +1,75 @@
+"""The snapshot or release that a snapshot extends: whose rows must not move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from stages.contracts.errors import ConfigError, DataError
+from stages.contracts.files import canonical_json, read_json, sha256_text
+from stages.contracts.id_map import IdMap
+from stages.contracts.snapshot import ContextColumn, SnapshotMeta
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a snapshot takes over.
+
+    Attributes:
+        users, items: id maps.
+        categories: names by code.
+        context: columns with their values.
+    """
+
+    users: IdMap
+    items: IdMap
+    categories: tuple[str, ...]
+    context: tuple[ContextColumn, ...]
+
+    @classmethod
+    def nothing(cls) -> Base:
+        """Return what a snapshot without a base starts from."""
+        return cls(IdMap.empty("users"), IdMap.empty("items"), (), ())
+
+    @property
+    def sha256(self) -> str:
+        """What identifies all of it."""
+        hashes = [map_.versions[-1].hash if map_.versions else "" for map_ in (self.users, self.items)]
+        context = [column.model_dump(mode="json") for column in self.context]
+        return sha256_text(canonical_json([*hashes, list(self.categories), context]))
+
+
+def read_base(path: str) -> Base:
+    """Read a finished snapshot's or a release's directory.
+
+    Raises:
+        ConfigError: if it is neither.
+        DataError: if its ids are not those of its versions.
+    """
+    directory = Path(path)
+    try:
+        meta = SnapshotMeta.model_validate(read_json(directory / "snapshot.json"))
+        users, items = (
+            _column(directory / f"{kind}s.parquet", f"{kind}_id", f"{kind}_index") for kind in ("user", "item")
+        )
+    except (OSError, ValueError, KeyError, ValidationError) as error:
+        raise ConfigError(
+            f"dataset.base = {path!r}: allowed is the directory of a snapshot or a release ({error})"
+        ) from None
+    return Base(
+        users=IdMap.read("users", users, meta.ids.get("users", ())),
+        items=IdMap.read("items", items, meta.ids.get("items", ())),
+        categories=meta.categories,
+        context=meta.context,
+    )
+
+
+def _column(path: Path, name: str, index: str) -> pa.Array:
+    table = pq.read_table(path, columns=[name, index])  # type: ignore[no-untyped-call]
+    if table[index].to_pylist() != list(range(len(table))):
+        raise DataError(f"{path}: {index} must be the row number")
+    return table[name].combine_chunks().cast(pa.string())
