@@ -24,3 +24,16 @@ def report(output: str | None, **options: Any) -> None:
     for sentence in sentences:
         click.echo(sentence)
     click.echo(f"report: {path}")
+
+
+def pairs(output: str, vectors: str | None, threshold: float, neighbours: int, **options: Any) -> None:
+    """Write pairs of items with nearly equal vectors."""
+    found = dataset_verbs.similar_items(
+        settings_from(**options),
+        Path(output),
+        None if vectors is None else Path(vectors),
+        threshold,
+        neighbours,
+        lambda step: click.echo(f"{step} …"),
+    )
+    click.echo(f"{found} pairs: {output}")

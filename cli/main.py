@@ -132,6 +132,23 @@ def dataset_report(**options: Any) -> None:
     report(**options)
 
 
+@dataset.command("pairs")
+@recipe_options
+@click.option("--output", type=click.Path(dir_okay=False), default="pairs.csv", show_default=True, help="CSV to write.")
+@click.option("--vectors", type=click.Path(), help="Parquet of item_id and vector; default: the tower's own vectors.")
+@click.option("--threshold", type=float, default=0.95, show_default=True, help="Smallest cosine.")
+@click.option("--neighbours", type=int, default=10, show_default=True, help="Neighbours of an item to look at.")
+@reports_errors
+def dataset_pairs(**options: Any) -> None:
+    """Find pairs of items with nearly equal vectors, through Faiss.
+
+    The CSV is what dataset.duplicates.pairs reads: the next run decides each pair by its threshold.
+    """
+    from cli.dataset import pairs
+
+    pairs(**options)
+
+
 @main.command()
 @click.option("--host", envvar="SLUICE_HOST", default="127.0.0.1", show_default=True)
 @click.option("--port", envvar="SLUICE_PORT", type=int, default=8080, show_default=True)

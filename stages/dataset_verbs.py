@@ -45,3 +45,36 @@ def report_dataset(settings: Settings, output: Path | None, progress: Callable[[
         part.write_bytes(page.read_bytes())
         part.replace(output)
     return output or page, [str(result.info["coverage"]), str(result.info["quality"])]
+
+
+def similar_items(
+    settings: Settings,
+    output: Path,
+    vectors: Path | None,
+    threshold: float,
+    neighbours: int,
+    progress: Callable[[str], None],
+) -> int:
+    """Write the pairs of items with nearly equal vectors, for ``dataset.duplicates.pairs``.
+
+    Args:
+        settings: as for ``run_pipeline_step``.
+        output: CSV of item_a, item_b, similarity.
+        vectors: Parquet of item_id and vector; None = the tower's own, for which the steps up to
+            ``train_candidate`` run.
+        threshold: smallest cosine.
+        neighbours: of an item that are looked at.
+        progress: called with each step's name before it starts.
+
+    Returns:
+        How many pairs there are.
+    """
+    from stages.candidate.neighbours import read_vectors, similar_pairs, tower_vectors, write_pairs
+
+    if vectors is None:
+        results = run_all(settings, until="train_candidate", progress=progress)
+        names, values = tower_vectors(results["dataset"].directory, results["train_candidate"].directory)
+    else:
+        names, values = read_vectors(vectors)
+    found = similar_pairs(values, threshold, neighbours, load_recipe(settings).index)
+    return write_pairs(names, found, output)

@@ -27,6 +27,7 @@ def _commands(group: click.Group, prefix: str = "") -> list[tuple[str, click.Com
 def test_surface_of_the_command_line_is_frozen() -> None:
     assert sorted(name for name, _ in _commands(main)) == [
         "dataset check",
+        "dataset pairs",
         "dataset report",
         "demo",
         "ingest",
