@@ -49,7 +49,8 @@ class QualityCurve:
     Attributes:
         windows: W of them; empty where there is too little to measure.
         requests: Q.
-        enough_days: the shortest window that does not differ from the best one, or None.
+        enough_days: the shortest window of those from the best one downwards that do not clearly
+            differ from it, or None.
         why_not: what is missing where there are no windows.
     """
 
@@ -97,8 +98,16 @@ def quality_by_window(config: ReportConfig, snapshot: Snapshot) -> QualityCurve:
         if place != best:
             loss = paired_bootstrap(values, measured[best][2], users, config.bootstrap_samples, _SEED)
         windows.append(WindowQuality(days, size, float(values.mean()), loss))
-    as_good = [window.days for window in windows if window.loss is None or window.loss.verdict != "gains"]
-    return QualityCurve(tuple(windows), len(asked), as_good[0])
+    # From the best one down to the first that is clearly worse: beyond it a shorter one that is not
+    # would owe that to its few requests.
+    enough = best
+    while enough > 0 and not _is_worse(windows[enough - 1]):
+        enough -= 1
+    return QualityCurve(tuple(windows), len(asked), windows[enough].days)
+
+
+def _is_worse(window: WindowQuality) -> bool:
+    return window.loss is not None and window.loss.verdict == "gains"
 
 
 def _sampled(user_index: np.ndarray, always: np.ndarray, limit: int) -> np.ndarray:
