@@ -120,10 +120,25 @@ def log_hours(time_ms: int, since_ms: np.ndarray) -> np.ndarray:
     return np.where(since_ms == NEVER_MS, -1.0, np.log1p(hours))
 
 
-def user_rate(state: FunnelState, user: User, task: int) -> float:
-    """Return the share of the user's items that were positive for a task, smoothed by everybody's."""
+def user_rate(state: FunnelState, user: User, task: int, time_ms: int | None = None) -> float:
+    """Return the share of the user's items that were positive for a task, smoothed by everybody's.
+
+    Args:
+        state: for everybody's.
+        user: whose items.
+        task: position of the task.
+        time_ms: where given, touches are decayed to it at the middle half-life.
+    """
     prior, weight = ratio(state.task_total(task), state.total("touches")), state.config.smoothing
-    return (float(user.positive(task).sum()) + weight * prior) / (len(user.items) + weight)
+    weights = user_weights(state, user, time_ms)
+    return (float(weights @ user.positive(task)) + weight * prior) / (float(weights.sum()) + weight)
+
+
+def user_weights(state: FunnelState, user: User, time_ms: int | None) -> np.ndarray:
+    """Return float64 ``[H]``: 1 for each touch, or decayed to a time at the middle half-life."""
+    if time_ms is None:
+        return np.ones(len(user.items))
+    return user.weights(time_ms, state.config.half_lives_days[state.config.middle_half_life])
 
 
 def user_category_columns(state: FunnelState, user: User, time_ms: int, candidates: Categories) -> Columns:
@@ -133,11 +148,13 @@ def user_category_columns(state: FunnelState, user: User, time_ms: int, candidat
     for days in state.config.half_lives_days:
         counts = history.histogram(user.weights(time_ms, days), n)
         columns[f"user_category_touches_{days:g}d"] = np.log1p(candidates.mean(counts))
-    touches = history.histogram(np.ones(len(user.items)), n)
-    for number, task in enumerate(state.tasks):
-        positives = history.histogram(user.positive(number), n)
-        rates = smooth(positives, touches, user_rate(state, user, number), weight)
-        columns[f"user_category_rate_{task.name}"] = candidates.mean(rates)
+    for name, moment in (("rate", None), ("recent_rate", time_ms)):
+        weights = user_weights(state, user, moment)
+        touches = history.histogram(weights, n)
+        for number, task in enumerate(state.tasks):
+            positives = history.histogram(weights * user.positive(number), n)
+            rates = smooth(positives, touches, user_rate(state, user, number, moment), weight)
+            columns[f"user_category_{name}_{task.name}"] = candidates.mean(rates)
     newest = candidates.max(history.latest(user.times_ms, n), NEVER_MS)
     columns["user_category_recency"] = log_hours(time_ms, newest)
     return columns

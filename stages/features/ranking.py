@@ -56,6 +56,7 @@ FEATURES: tuple[tuple[str, str, str], ...] = (
     ("user_gap", "mean time between the user's first touches, 0 with less than two", "log(1 + hours)"),
     ("user_categories", "distinct categories of the user's items", "log(1 + count)"),
     ("user_rate_{task}", "share of the user's items that were positive for the task, smoothed", "share"),
+    ("user_recent_rate_{task}", "the same, items decayed at the middle half-life", "share"),
     ("user_value_mean", "best value of each item of the user, 0 without any", "value"),
     ("user_value_spread", "standard deviation of the same", "value"),
     ("category_affinity_mean", "share of the user's items in a category, mean over the item's", "share"),
@@ -64,10 +65,12 @@ FEATURES: tuple[tuple[str, str, str], ...] = (
     ("category_affinity_recent_max", "the same as the maximum, items decayed likewise", "share"),
     ("user_category_touches_{h}d", "the user's touches, decayed, mean over the item's categories", "log(1 + count)"),
     ("user_category_rate_{task}", "user_rate_{task} within the item's categories, smoothed by it, mean", "share"),
+    ("user_category_recent_rate_{task}", "the same, items decayed, smoothed by user_recent_rate_{task}", "share"),
     ("user_category_recency", "time since the user touched one of the item's categories, -1: never", "log(1 + hours)"),
     ("category_popularity", "touches at the middle half-life, mean over the item's categories", "log(1 + count)"),
     ("category_trend", "as item_trend of shortest over longest, mean over the item's categories", "log ratio"),
     ("category_rate_{task}", "positives per first touch of a category, smoothed, mean over the item's", "share"),
+    ("category_recent_rate_{task}", "the same, both decayed at the middle half-life", "share"),
     ("covisitation_sum", "normalised links with the user's newest items, summed", "1"),
     ("covisitation_max", "the strongest of these links", "1"),
     ("similarity_max", "cosine of item vectors with the user's newest items, maximum", "cosine"),
@@ -270,6 +273,7 @@ def _user_columns(state: FunnelState, user: User, time_ms: int) -> Columns:
         columns[f"user_touches_{days:g}d"] = math.log1p(float(user.weights(time_ms, days).sum()))
     for number, task in enumerate(state.tasks):
         columns[f"user_rate_{task.name}"] = user_rate(state, user, number)
+        columns[f"user_recent_rate_{task.name}"] = user_rate(state, user, number, time_ms)
     return columns
 
 
@@ -302,6 +306,9 @@ def _category_columns(state: FunnelState, user: User, time_ms: int, candidates: 
         prior = ratio(state.task_total(number), state.total("touches"))
         rates = smooth(state.category_positives[number], state.category_touches, prior, state.config.smoothing)
         columns[f"category_rate_{task.name}"] = candidates.mean(rates)
+        positives = state.category_task_counts.read(0, time_ms, np.arange(n) + number * n)
+        recent_rates = smooth(positives, counts[1], prior, state.config.smoothing)
+        columns[f"category_recent_rate_{task.name}"] = candidates.mean(recent_rates)
     return columns
 
 

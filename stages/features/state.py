@@ -73,6 +73,7 @@ class FunnelState:
         item_counts, category_counts: decayed first touches by item and by category; an item with
             several categories counts once in each.
         task_counts: positives as in ``positives``, decayed at the middle half-life; row t * N + i.
+        category_task_counts: the same by category; row t * C + c.
         exposure_counts: exposures by item, decayed at the middle half-life.
         touches: int64 ``[N]`` first touches of all time.
         exposures: int64 ``[N]`` exposure events of all time.
@@ -101,6 +102,9 @@ class FunnelState:
         self.item_counts = DecayedCounts(arrays["item_counts"], arrays["item_last_ms"], half_lives)
         self.category_counts = DecayedCounts(arrays["category_counts"], arrays["category_last_ms"], half_lives)
         self.task_counts = DecayedCounts(arrays["task_counts"], arrays["task_last_ms"], middle)
+        self.category_task_counts = DecayedCounts(
+            arrays["category_task_counts"], arrays["category_task_last_ms"], middle
+        )
         self.exposure_counts = DecayedCounts(arrays["exposure_counts"], arrays["exposure_last_ms"], middle)
         self.touches, self.exposures = arrays["touches"], arrays["exposures"]
         self.positives, self.totals = arrays["positives"], arrays["totals"]
@@ -358,7 +362,9 @@ class FunnelState:
                 self._positives[task][item_index] += 1
                 self._cells["totals"][len(SUMMED) + task] += 1
                 self.task_counts.add(task * len(self.touches) + item_index, time_ms)
-                self.category_positives[task, self._categories(item_index)] += 1
+                for category in self._categories(item_index):
+                    self.category_positives[task, category] += 1
+                    self.category_task_counts.add(task * len(self.category_touches) + category, time_ms)
 
     def _categories(self, item_index: int) -> list[int]:
         first, last = self.items.category_offsets[item_index : item_index + 2]

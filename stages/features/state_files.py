@@ -41,7 +41,13 @@ PLAIN = (
     "context_totals",
 )
 """Arrays that are saved as they are."""
-DECAYED = {"item": "item_counts", "category": "category_counts", "task": "task_counts", "exposure": "exposure_counts"}
+DECAYED = {
+    "item": "item_counts",
+    "category": "category_counts",
+    "task": "task_counts",
+    "category_task": "category_task_counts",
+    "exposure": "exposure_counts",
+}
 """Attribute of each decayed count by the prefix of its files."""
 RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
     f"neighbours_{name}" for name in ("offsets", *LINK_COLUMNS)
@@ -64,6 +70,8 @@ def array_shapes(
         "category_last_ms": ((c,), count),
         "task_counts": ((1, t * n), real),
         "task_last_ms": ((t * n,), count),
+        "category_task_counts": ((1, t * c), real),
+        "category_task_last_ms": ((t * c,), count),
         "exposure_counts": ((1, n), real),
         "exposure_last_ms": ((n,), count),
         "touches": ((n,), count),

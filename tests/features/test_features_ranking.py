@@ -122,6 +122,8 @@ def test_user_columns(state: FunnelState) -> None:
     # Three of three pairs are clicks, one reached 0.7; of everybody's five, five and two; two more at that rate.
     assert got["user_rate_click"] == approx(1, 1)
     assert got["user_rate_like"] == approx(*[(1 + 2 * 2 / 5) / 5] * 2)
+    recent = 2 ** (-6 / 96)
+    assert got["user_recent_rate_like"] == approx(*[(recent + 2 * 2 / 5) / (3 * recent + 2)] * 2)
 
 
 def test_a_gap_is_the_mean_time_between_touches(make_state: MakeState) -> None:
@@ -140,6 +142,13 @@ def test_counts_rates_and_recency_of_a_user_within_categories(state: FunnelState
     own = (1 + 2 * 2 / 5) / 5
     rates = {0: 2 * own / 3, 1: (1 + 2 * own) / 4, 2: own, 3: (1 + 2 * own) / 3}
     assert got["user_category_rate_like"] == approx((rates[2] + rates[3]) / 2, rates[0], 0, (rates[1] + rates[3]) / 2)
+    recent = 2 ** (-6 / 96)
+    own = (recent + 2 * 2 / 5) / (3 * recent + 2)
+    rates = {0: 2 * own / (recent + 2), 1: (recent + 2 * own) / (2 * recent + 2), 2: own}
+    rates[3] = (recent + 2 * own) / (recent + 2)
+    assert got["user_category_recent_rate_like"] == approx(
+        (rates[2] + rates[3]) / 2, rates[0], 0, (rates[1] + rates[3]) / 2
+    )
     assert got["user_category_recency"] == approx(math.log(7), math.log(7), -1, math.log(7))
 
 
@@ -155,6 +164,10 @@ def test_windowed_rates_of_items_and_categories(state: FunnelState) -> None:
     assert got["category_rate_like"] == approx((rate[1] + rate[3]) / 2, (rate[0] + rate[3]) / 2, rate[0])
     recent = {0: 2**-0.25, 1: 2 * 2**-0.25 + 2**-1.25, 3: 2**-0.25 + 2**-1.25}
     slow = {0: 2**-0.0625, 1: 2 * 2**-0.0625 + 2**-0.3125, 3: 2**-0.0625 + 2**-0.3125}
+    windowed = {code: (slow_likes + 0.8) / (slow[code] + 2) for code, slow_likes in ((0, 0), (1, liked), (3, liked))}
+    assert got["category_recent_rate_like"] == approx(
+        (windowed[1] + windowed[3]) / 2, (windowed[0] + windowed[3]) / 2, windowed[0]
+    )
     trend = {code: math.log((4 * recent[code] + 1) / (slow[code] + 1)) for code in recent}
     assert got["category_trend"] == approx((trend[1] + trend[3]) / 2, (trend[0] + trend[3]) / 2, trend[0])
 
