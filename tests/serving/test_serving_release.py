@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from serving.release import load_release
+from serving.release import _item_index, load_release
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.manifest import FunnelSpec
+from stages.contracts.snapshot import ItemTable
 
 ID = "2023-11-14-alpha"
 
@@ -146,3 +147,12 @@ def test_bypassed_rankers_are_not_needed(copy, reseal):
     reseal(copy, ID, funnel=FunnelSpec(stages=()))
     release = load_release(copy)
     assert release.light is None and release.heavy is None
+
+
+def test_ids_of_retired_rows_lead_to_what_replaced_them(tmp_path):
+    """A row of an extended map may belong to an item that is a duplicate or blocked by now."""
+    names = np.array(["a", "b", "c"], dtype=object)
+    numbers = np.zeros(3, dtype=np.int64)
+    codes = numbers.astype(np.int32)
+    items = ItemTable(names, names, numbers, numbers.astype(np.float32), np.zeros(4, np.int64), codes, 1)
+    assert _item_index(tmp_path, items, {"b": 0, "copy of c": 2}, {"a": "rules"}) == {"b": 0, "c": 2, "copy of c": 2}
