@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-import pyarrow.compute as pc
-
 from stages.dataset.config import DatasetStepConfig
-from stages.warehouse.catalogue import export_items, matching_items, write_aliases
+from stages.warehouse.catalogue import export_catalogue, matching_items, write_aliases
 from stages.warehouse.coded import open_selection
 from stages.warehouse.pair_splits import PairSplit
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
@@ -97,12 +95,7 @@ class WarehouseSource:
 
     def items(self, config: DatasetStepConfig) -> pa.Table:
         """Return the catalogue's items; ids that only events mention are left to the events."""
-        table = export_items(self._warehouse, config.as_of_ms, config.signals)
-        # Such an id comes without any attribute and with itself as title.
-        blank = pc.and_(pc.equal(table["title"], table["item_id"]), pc.equal(table["categories"], ""))
-        for name in ("created_at_ms", "duration_s", "text", "state"):
-            blank = pc.and_(blank, pc.is_null(table[name]))
-        return table.filter(pc.invert(pc.and_(blank, pc.is_valid(table["first_event_ms"]))))
+        return export_catalogue(self._warehouse)
 
     def matching(self, reason: str, predicate: str) -> list[str]:
         """Return the ids of the items that a predicate matches."""

@@ -32,6 +32,12 @@ ITEMS_SCHEMA = pa.schema(
 USERS_SCHEMA = pa.schema([("user_id", pa.string()), ("attributes", pa.string()), ("first_event_ms", pa.int64())])
 
 
+def export_catalogue(warehouse: Warehouse) -> pa.Table:
+    """Return the catalogue's items, sorted by id bytewise: ``ITEMS_SCHEMA`` without ``first_event_ms``."""
+    schema = pa.schema([field for field in ITEMS_SCHEMA if field.name != "first_event_ms"])
+    return _sorted(warehouse, sa.select(*(ITEMS.c[name] for name in schema.names)), schema)
+
+
 def export_items(warehouse: Warehouse, as_of_ms: int | None = None, signals: Sequence[str] | None = None) -> pa.Table:
     """Return every item of the catalogue or of the events, sorted by id bytewise.
 

@@ -3,16 +3,10 @@
 Ids become integers first: the distinct ids with their first times come out, get their indices
 outside the database (where they are sorted bytewise, whatever a database's collation is), and go
 back in as small tables. From then on the warehouse joins, counts, removes repeats and sorts
-integers in temporary tables of one connection, which it spills to disk as it needs to. DuckDB and
-PostgreSQL give the same rows in the same order: by (event_time_ms, event_id).
+integers in tables of one connection (see ``scratch``), which it spills to disk as it needs to. DuckDB
+and PostgreSQL give the same rows in the same order: by (event_time_ms, event_id).
 
-Every part is [start, end). A row is judged by what came before the end of its own part.
-
-**Repeats.** ``first`` keeps a user's first event of a kind on an item, over all parts. Of ``last``,
-``sum`` and ``max`` the first part, of which no request is asked, keeps one row: the one with which
-the value was final, at its own time (``max``: the earliest that attains it). The later parts keep
-every row that changed the value, with the value as of that row, so that what becomes known later
-never shows earlier. Sums are made of millionths.
+Every part is [start, end). A row is judged by what came before the end of its own part. Repeats: see ``repeats``.
 """
 
 from __future__ import annotations
@@ -24,20 +18,42 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.schema import CreateTableAs
 
 from stages.contracts.errors import ConfigError
-from stages.contracts.tables import DAY_MS
+from stages.warehouse.coding import (
+    CONTEXT_MAP,
+    ITEM_MAP,
+    USER_MAP,
+    activity_statement,
+    coded_statement,
+    eligibility_statement,
+    first_times,
+    is_mapped,
+)
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.load import staged
 from stages.warehouse.pair_splits import USER_GROUPS, PairSplit, pairs_marked_twice, split_rows
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
-from stages.warehouse.select import chosen_events, count_if, is_active, window_counts
-from stages.warehouse.tables import INTERACTIONS, ITEMS
+from stages.warehouse.repeats import (
+    CODED,
+    REPEATED,
+    all_first,
+    first_rows,
+    kept_rows,
+    repeated_rows,
+    time_at,
+    time_histogram,
+)
+from stages.warehouse.scratch import Scratch, open_scratch
+from stages.warehouse.tables import INTERACTIONS
 
 BATCH_ROWS = 1 << 17
+RANGE_ROWS = 1 << 24
+"""Events whose repeats are looked for, or that are sorted, at a time on DuckDB: they fit into 2 GB."""
+_BINS = 4096
 FIRST_TIMES_SCHEMA = pa.schema([("id", pa.string()), ("first_ms", pa.int64())])
 EVENTS_SCHEMA = pa.schema(
     [
@@ -51,41 +67,18 @@ EVENTS_SCHEMA = pa.schema(
 )
 SPLIT_SCHEMA = EVENTS_SCHEMA.append(pa.field("part", pa.int8()))
 _BITS_SCHEMA = pa.schema([("index", pa.int64()), ("bits", pa.int32())])
-_MICRO = 1_000_000.0
 
 _E = INTERACTIONS.c
-_MAPS = sa.MetaData()
-USER_MAP = sa.Table("selected_users", _MAPS, sa.Column("user_id", sa.Text), sa.Column("user_index", sa.BigInteger))
-ITEM_MAP = sa.Table(
-    "selected_items",
-    _MAPS,
-    sa.Column("item_id", sa.Text),
-    sa.Column("item_index", sa.BigInteger),
-    sa.Column("canonical", sa.Boolean),
-)
-"""Every id that may occur in an event; several ids of one index are duplicates, one is canonical."""
-CONTEXT_MAP = sa.Table(
-    "selected_contexts",
-    _MAPS,
-    sa.Column("context", sa.Text),
-    sa.Column("context_index", sa.Integer),
-)
-CODED = sa.table(
-    "coded_events",
-    sa.column("user_index", sa.Integer),
-    sa.column("item_index", sa.Integer),
-    sa.column("signal", sa.SmallInteger),
-    sa.column("value", sa.Double),
-    sa.column("event_time_ms", sa.BigInteger),
-    sa.column("event_id", sa.BigInteger),
-    sa.column("context", sa.Integer),
-)
-"""The selected events before repeats are removed."""
 
 
 @contextmanager
 def open_selection(
-    warehouse: Warehouse, signals: Sequence[str], start_ms: int, end_ms: int, batch_rows: int = BATCH_ROWS
+    warehouse: Warehouse,
+    signals: Sequence[str],
+    start_ms: int,
+    end_ms: int,
+    batch_rows: int = BATCH_ROWS,
+    range_rows: int = RANGE_ROWS,
 ) -> Iterator[CodedSelection]:
     """Yield a selection on a connection of its own; its temporary tables are rolled back with it.
 
@@ -95,6 +88,7 @@ def open_selection(
         start_ms: int ms UTC; older events are left out, also from de-duplication.
         end_ms: the as-of time; events from then on are left out.
         batch_rows: largest number of rows of a batch.
+        range_rows: events that DuckDB handles at a time, see ``RANGE_ROWS``.
 
     Raises:
         ConfigError: if there is no signal or no time between start and end.
@@ -108,7 +102,8 @@ def open_selection(
             # Sorted at the end anyway; without it rows of a chunk need not wait for one another.
             connection.execute(sa.text("SET preserve_insertion_order = false"))
         try:
-            yield CodedSelection(connection, tuple(signals), start_ms, end_ms, batch_rows)
+            with open_scratch(warehouse, connection) as scratch:
+                yield CodedSelection(connection, scratch, tuple(signals), start_ms, end_ms, batch_rows, range_rows)
         finally:
             if warehouse.is_duckdb:
                 connection.execute(sa.text("RESET preserve_insertion_order"))
@@ -118,14 +113,27 @@ class CodedSelection:
     """One selection; call ``code`` before anything that reads coded events."""
 
     def __init__(
-        self, connection: Connection, signals: tuple[str, ...], start_ms: int, end_ms: int, batch_rows: int
+        self,
+        connection: Connection,
+        scratch: Scratch,
+        signals: tuple[str, ...],
+        start_ms: int,
+        end_ms: int,
+        batch_rows: int,
+        range_rows: int,
     ) -> None:
-        self._connection, self._signals, self._batch_rows = connection, signals, batch_rows
+        self._connection, self._scratch, self._signals = connection, scratch, signals
         self._start_ms, self._end_ms = start_ms, end_ms
+        self._batch_rows, self._range_rows = batch_rows, range_rows
+        self._touched: pa.ChunkedArray | None = None
+        self._every_item_is_mapped = False
+        self._repeats_are_listed = False
 
     def items(self) -> pa.Table:
         """Return the ids of the selected events' items with their first times, ``FIRST_TIMES_SCHEMA``."""
-        return self._table(first_times(_E.item_id, self._signals, self._start_ms, self._end_ms), FIRST_TIMES_SCHEMA)
+        found = self._table(first_times(_E.item_id, self._signals, self._start_ms, self._end_ms), FIRST_TIMES_SCHEMA)
+        self._touched = found["id"]
+        return found
 
     def contexts(self) -> pa.Table:
         """Return the contexts of the selected events with their first times, ``FIRST_TIMES_SCHEMA``."""
@@ -135,13 +143,14 @@ class CodedSelection:
     def users(self) -> pa.Table:
         """Return the ids of the users of mapped items with their first times, ``FIRST_TIMES_SCHEMA``."""
         statement = first_times(_E.user_id, self._signals, self._start_ms, self._end_ms)
-        unmapped = sa.select(_E.item_id).where(*self._chosen(), ~_is_mapped()).limit(1)
-        if self._connection.execute(unmapped).all():
-            statement = statement.where(_is_mapped())
+        if not self._every_item_is_mapped:
+            statement = statement.where(is_mapped())
         return self._table(statement, FIRST_TIMES_SCHEMA)
 
     def map_items(self, item_map: pa.Table) -> None:
         """Stage ``item_id``, ``item_index``, ``canonical``; events of other items are left out from now on."""
+        touched = self.items()["id"] if self._touched is None else self._touched
+        self._every_item_is_mapped = bool(pc.all(pc.is_in(touched, item_map["item_id"].combine_chunks())).as_py())
         self._stage(ITEM_MAP, item_map)
 
     def code(self, user_map: pa.Table, context_map: pa.Table) -> None:
@@ -154,7 +163,8 @@ class CodedSelection:
         self._stage(USER_MAP, user_map)
         self._stage(CONTEXT_MAP, context_map)
         statement = coded_statement(self._signals, self._start_ms, self._end_ms, len(context_map) > 0)
-        self._make("coded_events", statement)
+        self._scratch.make("coded_events", statement, large=True)
+        self._repeats_are_listed = False
 
     def time_quantiles(self, shares: Sequence[float]) -> tuple[int, ...]:
         """Return the time of the event at position floor(share * n) of the n first events.
@@ -165,18 +175,31 @@ class CodedSelection:
         Returns:
             One time a share; none if there is no event.
         """
-        first = kept_rows(dict.fromkeys(range(len(self._signals)), "first"), ()).subquery("first_events")
-        size = int(self._connection.execute(sa.select(sa.func.count()).select_from(first)).scalar_one())
-        if size == 0:
+        self._list_repeats()
+        first = first_rows().subquery("first_events")
+        bins, ends = self._histogram(first)
+        if len(ends) == 0:
             return ()
-        positions = [min(int(share * size), size - 1) for share in shares]
-        rows = self._connection.execute(at_positions(first, positions))
-        times: dict[int, int] = {row[0]: row[1] for row in rows}
-        return tuple(times[position] for position in positions)
+        positions = [min(int(share * ends[-1]), int(ends[-1]) - 1) for share in shares]
+        width, found = self._bin_ms(), []
+        for position in positions:
+            place = int(np.searchsorted(ends, position, side="right"))
+            within = position - (int(ends[place - 1]) if place else 0)
+            start_ms = int(bins[place])
+            in_bin = first_rows(start_ms, start_ms + width).subquery("first_events")
+            statement = time_at(in_bin, within, start_ms, start_ms + width)
+            found.append(int(self._connection.execute(statement).scalar_one()))
+        return tuple(found)
 
     def user_activity(self, borders: Sequence[int], policy: ActivityPolicy, n_users: int) -> np.ndarray:
         """Return int8 ``[U]``: bit p is set where the user is active at the end of part p."""
-        return self._bits(activity_statement(self._signals, borders, policy), n_users)
+        codes = {signal: code for code, signal in enumerate(self._signals)}
+        within = borders[-1] <= self._end_ms and all(policy.start_ms(end) >= self._start_ms for end in borders)
+        known = set(policy.signals or self._signals) <= set(codes)
+        # Then the coded events are all that count, and they are quicker to read.
+        is_coded = self._every_item_is_mapped and within and known
+        statement = activity_statement(self._signals, borders, policy, codes if is_coded else None)
+        return self._bits(statement, n_users)
 
     def item_eligibility(self, borders: Sequence[int], policy: ItemPolicy, n_items: int) -> np.ndarray:
         """Return int8 ``[N]``: bit p is set where the item is eligible at the end of part p."""
@@ -201,9 +224,11 @@ class CodedSelection:
                 f"borders = {list(borders)} after start_ms = {self._start_ms}: each must be later than the last"
             )
         kept = self._kept(repeats, borders)
-        columns = [kept.c[name] for name in EVENTS_SCHEMA.names]
-        statement = sa.select(*columns).order_by(kept.c.event_time_ms, kept.c.event_id)
-        yield from arrow_batches(self._connection, statement, EVENTS_SCHEMA, self._batch_rows)
+        if not all_first(self._policies(repeats)):
+            yield from self._in_order(kept.subquery("kept_events"), EVENTS_SCHEMA)
+            return
+        for start_ms, end_ms in self._stretches():
+            yield from self._in_order(first_rows(start_ms, end_ms).subquery("kept_events"), EVENTS_SCHEMA)
 
     def split_events(
         self, split: PairSplit, repeats: Mapping[str, RepeatPolicy], user_parts: np.ndarray
@@ -220,21 +245,58 @@ class CodedSelection:
         """
         index = np.arange(len(user_parts), dtype=np.int64)
         self._stage(USER_GROUPS, pa.table({"user_index": index, "part": user_parts.astype(np.int32)}))
-        rows = split_rows(self._kept(repeats, (self._end_ms,)), split).subquery("split_events")
-        columns = [rows.c[name] for name in SPLIT_SCHEMA.names]
-        statement = sa.select(*columns).order_by(rows.c.event_time_ms, rows.c.event_id)
-        yield from arrow_batches(self._connection, statement, SPLIT_SCHEMA, self._batch_rows)
+        kept = self._kept(repeats, (self._end_ms,)).subquery("kept_events")
+        yield from self._in_order(split_rows(kept, split).subquery("split_events"), SPLIT_SCHEMA)
 
     def marked_twice(self, split: PairSplit) -> int:
         """Return how many pairs have a held-out signal and another one."""
         return int(self._connection.execute(pairs_marked_twice(CODED, split)).scalar_one())
 
-    def _kept(self, repeats: Mapping[str, RepeatPolicy], borders: Sequence[int]) -> Any:
-        policies = {code: repeats.get(signal, "first") for code, signal in enumerate(self._signals)}
-        return kept_rows(policies, borders).subquery("kept_events")
+    def _policies(self, repeats: Mapping[str, RepeatPolicy]) -> dict[int, RepeatPolicy]:
+        return {code: repeats.get(signal, "first") for code, signal in enumerate(self._signals)}
 
-    def _chosen(self) -> list[Any]:
-        return chosen_events(self._signals, self._start_ms, self._end_ms)
+    def _kept(self, repeats: Mapping[str, RepeatPolicy], borders: Sequence[int]) -> sa.Select[Any]:
+        policies = self._policies(repeats)
+        if all_first(policies):
+            self._list_repeats()
+        return kept_rows(policies, borders)
+
+    def _list_repeats(self) -> None:
+        """Make the table of the events that are not the first of their kind, once."""
+        if self._repeats_are_listed:
+            return
+        n_groups = 1
+        if self._connection.dialect.name == "duckdb":
+            size = self._connection.execute(sa.select(sa.func.count()).select_from(CODED)).scalar_one()
+            n_groups = max(1, -(-int(size) // self._range_rows))
+        self._scratch.make("repeated_events", repeated_rows(0, n_groups))
+        for group in range(1, n_groups):
+            rows = repeated_rows(group, n_groups)
+            self._connection.execute(sa.insert(REPEATED).from_select(REPEATED.c.keys(), rows))
+        self._repeats_are_listed = True
+
+    def _bin_ms(self) -> int:
+        return max(1, -(-(self._end_ms - self._start_ms) // _BINS))
+
+    def _histogram(self, events: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the starts of the bins that hold events, int64, and how many events end with each."""
+        rows = self._connection.execute(time_histogram(events, self._start_ms, self._bin_ms())).all()
+        bins, counts = np.array([(int(start), int(count)) for start, count in rows], dtype=np.int64).reshape(-1, 2).T
+        return bins, np.cumsum(counts)
+
+    def _stretches(self) -> list[tuple[int, int]]:
+        """Return [start, end) ms of stretches of time with about ``range_rows`` events each; one on PostgreSQL."""
+        if self._connection.dialect.name != "duckdb":
+            return [(self._start_ms, self._end_ms)]
+        bins, ends = self._histogram(CODED)
+        group = (ends - 1) // self._range_rows if len(ends) else ends
+        starts = [int(start) for start in bins[1:][np.diff(group) > 0]]
+        return list(pairwise([self._start_ms, *starts, self._end_ms]))
+
+    def _in_order(self, rows: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        columns = [rows.c[name] for name in schema.names]
+        statement = sa.select(*columns).order_by(rows.c.event_time_ms, rows.c.event_id)
+        yield from arrow_batches(self._connection, statement, schema, self._batch_rows)
 
     def _table(self, statement: sa.Select[Any], schema: pa.Schema) -> pa.Table:
         return pa.Table.from_batches(
@@ -249,142 +311,4 @@ class CodedSelection:
 
     def _stage(self, table: sa.Table, rows: pa.Table) -> None:
         with staged(self._connection, table, rows.select(table.c.keys())) as stage:
-            self._make(table.name, sa.select(*stage.c))
-
-    def _make(self, name: str, statement: sa.Select[Any]) -> None:
-        self._connection.execute(CreateTableAs(statement, name, temporary=True))
-        if self._connection.dialect.name == "postgresql":
-            self._connection.execute(sa.text(f"ANALYZE {name}"))
-
-
-def first_times(key: Any, signals: Sequence[str], start_ms: int, end_ms: int) -> sa.Select[Any]:
-    """Return the SELECT of each distinct value of a column with the time of its first selected event."""
-    chosen = chosen_events(signals, start_ms, end_ms)
-    return sa.select(key.label("id"), sa.func.min(_E.event_time_ms).label("first_ms")).where(*chosen).group_by(key)
-
-
-def coded_statement(signals: Sequence[str], start_ms: int, end_ms: int, with_context: bool) -> sa.Select[Any]:
-    """Return the SELECT of the selected events with indices and codes in place of text."""
-    code = sa.case({signal: number for number, signal in enumerate(signals)}, value=_E.signal, else_=-1)
-    context = sa.func.coalesce(CONTEXT_MAP.c.context_index, 0) if with_context else sa.literal(0, sa.Integer)
-    source = INTERACTIONS.join(USER_MAP, USER_MAP.c.user_id == _E.user_id)
-    source = source.join(ITEM_MAP, ITEM_MAP.c.item_id == _E.item_id)
-    if with_context:
-        source = source.outerjoin(CONTEXT_MAP, CONTEXT_MAP.c.context == _E.context)
-    return (
-        sa.select(
-            sa.cast(USER_MAP.c.user_index, sa.Integer).label("user_index"),
-            sa.cast(ITEM_MAP.c.item_index, sa.Integer).label("item_index"),
-            sa.cast(code, sa.SmallInteger).label("signal"),
-            _E.value,
-            _E.event_time_ms,
-            _E.event_id,
-            sa.cast(context, sa.Integer).label("context"),
-        )
-        .select_from(source)
-        .where(*chosen_events(signals, start_ms, end_ms))
-    )
-
-
-def at_positions(events: Any, positions: Sequence[int]) -> sa.Select[Any]:
-    """Return the SELECT of (position, event_time_ms) of some rows of events in time order."""
-    rank = sa.func.row_number().over(order_by=(events.c.event_time_ms, events.c.event_id)) - 1
-    ranked = sa.select(events.c.event_time_ms, rank.label("position")).subquery("ranked")
-    return sa.select(ranked.c.position, ranked.c.event_time_ms).where(ranked.c.position.in_(sorted(set(positions))))
-
-
-def activity_statement(signals: Sequence[str], borders: Sequence[int], policy: ActivityPolicy) -> sa.Select[Any]:
-    """Return the SELECT of each mapped user's activity bits."""
-    counts = window_counts(signals, borders, policy).subquery("window_counts")
-    bits = _bits([is_active(sa.func.coalesce(counts.c[f"n{part}"], 0), policy) for part in range(len(borders))])
-    joined = USER_MAP.outerjoin(counts, counts.c.user_id == USER_MAP.c.user_id)
-    return sa.select(USER_MAP.c.user_index, bits.label("bits")).select_from(joined)
-
-
-def eligibility_statement(borders: Sequence[int], policy: ItemPolicy) -> sa.Select[Any]:
-    """Return the SELECT of each mapped item's eligibility bits."""
-    before = [CODED.c.event_time_ms < border for border in borders]
-    support = (
-        sa.select(
-            CODED.c.item_index,
-            sa.func.min(CODED.c.event_time_ms).label("first_ms"),
-            *(count_if(condition).label(f"n{part}") for part, condition in enumerate(before)),
-            *(
-                sa.func.max(sa.case((condition, CODED.c.event_time_ms))).label(f"last{part}")
-                for part, condition in enumerate(before)
-            ),
-        )
-        .group_by(CODED.c.item_index)
-        .subquery("support")
-    )
-    joined = ITEM_MAP.outerjoin(support, support.c.item_index == ITEM_MAP.c.item_index)
-    joined = joined.outerjoin(ITEMS, ITEMS.c.item_id == ITEM_MAP.c.item_id)
-    passed = [_passes(support, part, border, policy) for part, border in enumerate(borders)]
-    return sa.select(ITEM_MAP.c.item_index, _bits(passed).label("bits")).select_from(joined).where(ITEM_MAP.c.canonical)
-
-
-def _passes(support: Any, part: int, border: int, policy: ItemPolicy) -> Any:
-    conditions = [sa.func.coalesce(support.c[f"n{part}"], 0) >= policy.min_support]
-    if policy.active_within_days is not None:
-        since = border - round(policy.active_within_days * DAY_MS)
-        conditions.append(sa.func.coalesce(support.c[f"last{part}"], since - 1) >= since)
-    if policy.max_age_days is not None:
-        since = border - round(policy.max_age_days * DAY_MS)
-        first, created = (sa.func.coalesce(column, border) for column in (support.c.first_ms, ITEMS.c.created_at_ms))
-        conditions.append(sa.case((first < created, first), else_=created) >= since)
-    if policy.states is not None:
-        conditions.append(sa.func.coalesce(ITEMS.c.state, "").in_(list(policy.states)))
-    return sa.and_(*conditions)
-
-
-def _is_mapped() -> Any:
-    return sa.exists().where(ITEM_MAP.c.item_id == _E.item_id)
-
-
-def _bits(conditions: Sequence[Any]) -> Any:
-    total: Any = sa.literal(0, sa.Integer)
-    for part, condition in enumerate(conditions):
-        total = total + sa.case((condition, 1 << part), else_=0)
-    return total
-
-
-def kept_rows(policies: Mapping[int, RepeatPolicy], borders: Sequence[int]) -> sa.Select[Any]:
-    """Return the SELECT of the coded events without repeats, with the columns of ``CODED``.
-
-    Args:
-        policies: by signal code.
-        borders: ends of the parts; not needed where every policy is ``first``.
-    """
-    pair = (CODED.c.user_index, CODED.c.item_index, CODED.c.signal)
-    order = (CODED.c.event_time_ms, CODED.c.event_id)
-    turn = sa.func.row_number().over(partition_by=pair, order_by=order).label("turn")
-    if set(policies.values()) == {"first"}:
-        numbered = sa.select(*CODED.c, turn).subquery("numbered")
-        return sa.select(*(numbered.c[column.name] for column in CODED.c)).where(numbered.c.turn == 1)
-    codes = {name: [code for code, policy in policies.items() if policy == name] for name in ("first", "sum", "max")}
-    numbered = _with_running_values(turn, pair, order, codes["sum"], borders)
-    signal = numbered.c.signal
-    changes = sa.case(
-        (signal.in_(codes["first"]), numbered.c.turn == 1),
-        (signal.in_(codes["max"]), (numbered.c.turn == 1) | (numbered.c.value > numbered.c.highest)),
-        else_=sa.true(),
-    )
-    changed = sa.select(*numbered.c).where(changes).subquery("changed")
-    key = [changed.c[name] for name in ("user_index", "item_index", "signal", "part")]
-    latest = sa.func.row_number().over(
-        partition_by=key, order_by=(changed.c.event_time_ms.desc(), changed.c.event_id.desc())
-    )
-    ranked = sa.select(*changed.c, latest.label("latest")).subquery("latest_first")
-    columns = [ranked.c.running.label("value") if c.name == "value" else ranked.c[c.name] for c in CODED.c]
-    return sa.select(*columns).where((ranked.c.part > 0) | (ranked.c.latest == 1))
-
-
-def _with_running_values(turn: Any, pair: Any, order: Any, summed: Sequence[int], borders: Sequence[int]) -> Any:
-    """Return the coded events with turn, part, the highest value before and the value as of the row."""
-    part = sa.case(*((CODED.c.event_time_ms < border, part) for part, border in enumerate(borders)), else_=len(borders))
-    micro = sa.cast(sa.func.floor(CODED.c.value * _MICRO + 0.5), sa.BigInteger)
-    total = sa.func.sum(micro).over(partition_by=pair, order_by=order, rows=(None, 0))
-    highest = sa.func.max(CODED.c.value).over(partition_by=pair, order_by=order, rows=(None, -1))
-    running = sa.case((CODED.c.signal.in_(list(summed)), sa.cast(total, sa.Double) / _MICRO), else_=CODED.c.value)
-    columns = (turn, part.label("part"), highest.label("highest"), running.label("running"))
-    return sa.select(*CODED.c, *columns).subquery("numbered")
+            self._scratch.make(table.name, sa.select(*stage.c))

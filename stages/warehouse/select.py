@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,12 @@ def window_activity(
 
 
 def window_counts(
-    signals: Sequence[str], borders: Sequence[int], policy: ActivityPolicy, key: Any = _E.user_id
+    signals: Sequence[str],
+    borders: Sequence[int],
+    policy: ActivityPolicy,
+    key: Any = _E.user_id,
+    events: Any = INTERACTIONS,
+    codes: Mapping[str, int] | None = None,
 ) -> sa.Select[Any]:
     """Return the SELECT of each user's (weighted) events ``n<part>`` in the window before each border.
 
@@ -79,16 +84,19 @@ def window_counts(
         borders: ends of the parts, int ms UTC.
         policy: window, kinds and weights.
         key: whose events are counted, users' by default.
+        events: a table with the key, ``signal`` and ``event_time_ms``.
+        codes: what stands for each signal there; None = itself.
     """
+    kinds: dict[str, Any] = {signal: codes[signal] if codes else signal for signal in policy.signals or signals}
+    time = events.c.event_time_ms
     starts = [policy.start_ms(end) for end in borders]
-    weight = _weight(policy)
+    weight = _weight(policy, events.c.signal, kinds)
     counts = [
-        sa.func.coalesce(sa.func.sum(sa.case((_between(start, end), weight))), 0).label(f"n{part}")
+        sa.func.coalesce(sa.func.sum(sa.case(((time >= start) & (time < end), weight))), 0).label(f"n{part}")
         for part, (start, end) in enumerate(zip(starts, borders, strict=True))
     ]
-    kinds = list(policy.signals or signals)
-    window = (_E.event_time_ms >= min(starts)) & (_E.event_time_ms < borders[-1])
-    return sa.select(key, *counts).where(_E.signal.in_(kinds), window).group_by(key)
+    window = (time >= min(starts)) & (time < borders[-1])
+    return sa.select(key, *counts).where(events.c.signal.in_(list(kinds.values())), window).group_by(key)
 
 
 def is_active(count: Any, policy: ActivityPolicy) -> Any:
@@ -113,12 +121,10 @@ def count_if(condition: Any) -> Any:
     return sa.func.count(sa.case((condition, 1)))
 
 
-def _between(start_ms: int, end_ms: int) -> Any:
-    return (_E.event_time_ms >= start_ms) & (_E.event_time_ms < end_ms)
-
-
-def _weight(policy: ActivityPolicy) -> Any:
+def _weight(policy: ActivityPolicy, signal: Any, kinds: Mapping[str, Any]) -> Any:
+    weights = {
+        kinds[name]: round(weight * WEIGHT_UNIT) for name, weight in sorted(policy.weights.items()) if name in kinds
+    }
     if not policy.weights:
         return sa.literal(1, sa.BigInteger)
-    weights = {signal: round(weight * WEIGHT_UNIT) for signal, weight in sorted(policy.weights.items())}
-    return sa.case(weights, value=_E.signal, else_=WEIGHT_UNIT)
+    return sa.case(weights, value=signal, else_=WEIGHT_UNIT) if weights else sa.literal(WEIGHT_UNIT, sa.BigInteger)

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateTableAs
 
-from stages.warehouse import coded, coverage, pair_splits, select
+from stages.warehouse import coding, coverage, pair_splits, repeats, select
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy
 from stages.warehouse.tables import INTERACTIONS
 
@@ -47,19 +47,22 @@ def databricks() -> Any:
 def _statements() -> Iterator[tuple[str, sa.Select[Any]]]:
     column = INTERACTIONS.c.item_id
     yield "survey", select.survey_statement(SIGNALS, 30, 1)
-    yield "first times", coded.first_times(column, SIGNALS, 1, 30)
-    yield "coded", coded.coded_statement(SIGNALS, 1, 30, with_context=True)
-    yield "activity", coded.activity_statement(SIGNALS, BORDERS, ACTIVITY)
-    yield "eligibility", coded.eligibility_statement(BORDERS, ITEMS)
-    yield "first", coded.kept_rows({0: "first", 1: "first"}, ())
-    yield "repeats", coded.kept_rows({0: "first", 1: "sum", 2: "max", 3: "last"}, BORDERS)
-    kept = coded.kept_rows({0: "first"}, ()).subquery("kept_events")
+    yield "first times", coding.first_times(column, SIGNALS, 1, 30)
+    yield "coded", coding.coded_statement(SIGNALS, 1, 30, with_context=True)
+    yield "activity", coding.activity_statement(SIGNALS, BORDERS, ACTIVITY)
+    yield "eligibility", coding.eligibility_statement(BORDERS, ITEMS)
+    yield "activity of coded", coding.activity_statement(SIGNALS, BORDERS, ACTIVITY, {"click": 0, "it's": 1})
+    yield "first", repeats.repeated_rows(1, 3)
+    yield "first of a stretch", repeats.first_rows(10, 20)
+    yield "repeats", repeats.kept_rows({0: "first", 1: "sum", 2: "max", 3: "last"}, BORDERS)
+    kept = repeats.kept_rows({0: "first"}, ()).subquery("kept_events")
     for method in ("leave_last_out", "user_ratio", "users", "given"):
         yield method, pair_splits.split_rows(kept, pair_splits.PairSplit(method=method, held_out=(0,)))
-    yield "marked twice", pair_splits.pairs_marked_twice(coded.CODED, pair_splits.PairSplit(method="given"))
+    yield "marked twice", pair_splits.pairs_marked_twice(repeats.CODED, pair_splits.PairSplit(method="given"))
     for who in ("users", "items"):
         yield f"coverage of {who}", coverage.coverage_statement(who, SIGNALS, (1, 2), ACTIVITY, (1, 5))
-    yield "positions", coded.at_positions(coded.kept_rows({0: "first"}, ()).subquery("first_events"), (0, 5))
+    yield "histogram", repeats.time_histogram(repeats.CODED, 1, 10)
+    yield "time at", repeats.time_at(repeats.CODED, 5, 10, 20)
 
 
 STATEMENTS = list(_statements())

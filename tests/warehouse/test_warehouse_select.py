@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +17,7 @@ import sqlalchemy as sa
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.tables import DAY_MS
 from stages.warehouse.catalogue import export_items, export_users, matching_items, write_aliases
-from stages.warehouse.coded import EVENTS_SCHEMA, open_selection
+from stages.warehouse.coded import EVENTS_SCHEMA, CodedSelection, open_selection
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.ingest import ingest_tables
 from stages.warehouse.policies import ActivityPolicy
@@ -61,18 +64,28 @@ def stored(warehouse: Warehouse) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in {"source", "context"}} for row in rows]
 
 
-def coded(warehouse: Warehouse, batch_rows: int = 37, **repeats: Any) -> tuple[pa.Table, list[str], list[str]]:
-    """Events as integers, with the user and item ids by index."""
-    with open_selection(warehouse, SIGNALS, START, BORDERS[-1], batch_rows) as selection:
-        items, users = selection.items(), None
-        names = sorted({ALIASES.get(name, name) for name in items["id"].to_pylist()} - {"a"})
-        pairs = [(name, names.index(ALIASES.get(name, name))) for name in items["id"].to_pylist() if name != "a"]
-        ids, index = zip(*pairs, strict=True)
-        selection.map_items(pa.table({"item_id": ids, "item_index": index, "canonical": [i in names for i in ids]}))
+@contextmanager
+def selected(
+    warehouse: Warehouse, batch_rows: int = 37, range_rows: int = 1 << 24, blocked: frozenset[str] = frozenset("a")
+) -> Iterator[tuple[CodedSelection, list[str], list[str]]]:
+    """A coded selection, with the user and item ids by index."""
+    with open_selection(warehouse, SIGNALS, START, BORDERS[-1], batch_rows, range_rows) as selection:
+        items = [name for name in selection.items()["id"].to_pylist() if name not in blocked]
+        names = sorted({ALIASES.get(name, name) for name in items})
+        index = [names.index(ALIASES.get(name, name)) for name in items]
+        selection.map_items(pa.table({"item_id": items, "item_index": index, "canonical": [i in names for i in items]}))
         users = sorted(selection.users()["id"].to_pylist())
         user_map = pa.table({"user_id": users, "user_index": list(range(len(users)))})
         contexts = pa.table({"context": pa.array([], pa.string()), "context_index": pa.array([], pa.int32())})
         selection.code(user_map, contexts)
+        yield selection, users, names
+
+
+def coded(
+    warehouse: Warehouse, batch_rows: int = 37, range_rows: int = 1 << 24, **repeats: Any
+) -> tuple[pa.Table, list[str], list[str]]:
+    """Events as integers, with the user and item ids by index."""
+    with selected(warehouse, batch_rows, range_rows) as (selection, users, names):
         batches = list(selection.events(BORDERS, repeats))
         assert max(len(batch) for batch in batches) <= batch_rows
         return pa.Table.from_batches(batches), users, names
@@ -122,6 +135,61 @@ def test_repeats_show_only_what_was_known(warehouse: Warehouse) -> None:
     assert values("last") == [(early + 2, 0.2), (late, 0.25), (late + 1, 0.5), (late + 2, 0.5), (late + 3, 0.4)]
     assert values("max") == [(early + 1, 0.3), (late + 1, 0.5)]
     assert values("sum") == [(early + 2, 0.6), (late, 0.85), (late + 1, 1.35), (late + 2, 1.85), (late + 3, 2.25)]
+
+
+@pytest.mark.parametrize("range_rows", [1, 7, 50, 100_000])
+def test_groups_of_users_and_stretches_of_time_change_no_row(duck: Warehouse, range_rows: int) -> None:
+    load(duck, world(5))
+    assert coded(duck, range_rows=range_rows) == coded(duck)
+
+
+def test_quantiles_are_times_of_the_sorted_first_events(warehouse: Warehouse) -> None:
+    load(warehouse, world(6))
+    with selected(warehouse) as (selection, _, _):
+        shares = [0.0, 0.1, 0.5, 0.77, 0.999, 1.0]
+        found = selection.time_quantiles(shares)
+        times = pa.Table.from_batches(selection.events(BORDERS, {}))["event_time_ms"].to_pylist()
+    assert list(found) == [times[min(int(share * len(times)), len(times) - 1)] for share in shares]
+
+
+@pytest.mark.parametrize("weights", [{}, {SIGNALS[0]: 0.5, SIGNALS[1]: 3.0}, {SIGNALS[1]: 0.0}])
+@pytest.mark.parametrize("signals", [None, SIGNALS[:1], ("noise", SIGNALS[0])])
+@pytest.mark.parametrize("blocked", [frozenset(), frozenset("a")])
+@pytest.mark.parametrize("window_days", [1, 3, None])
+def test_activity_is_that_of_the_events_as_they_are_stored(
+    duck: Warehouse,
+    weights: dict[str, float],
+    signals: tuple[str, ...] | None,
+    blocked: frozenset[str],
+    window_days: float | None,
+) -> None:
+    load(duck, world(7))
+    policy = ActivityPolicy(min_events=1, max_events=9, window_days=window_days, signals=signals, weights=weights)
+    with selected(duck, blocked=blocked) as (selection, users, _):
+        bits = selection.user_activity(BORDERS, policy, len(users))
+    events = stored(duck)
+    for row, user in enumerate(users):
+        for part, end in enumerate(BORDERS):
+            count = sum(
+                weights.get(event["signal"], 1.0)
+                for event in events
+                if event["user_id"] == user
+                and event["signal"] in (signals or SIGNALS)
+                and policy.start_ms(end) <= event["event_time_ms"] < end
+            )
+            assert bool(bits[row] >> part & 1) == (1 <= count <= 9), (user, part, count)
+    assert bits.astype(bool).sum() > 0
+
+
+def test_scratch_of_a_killed_process_goes_and_ours_does_not_stay(duck: Warehouse) -> None:
+    load(duck, world(8))
+    path = Path(str(duck.url.database))
+    left = path.parent / f"{path.name}.selection-1-killed"
+    left.mkdir()
+    with selected(duck):
+        assert not left.exists()
+        assert [each.name for each in path.parent.glob(f"{path.name}.selection-*/*")] == ["scratch.duckdb"]
+    assert not list(path.parent.glob(f"{path.name}.selection-*"))
 
 
 def test_survey_and_window(warehouse: Warehouse) -> None:

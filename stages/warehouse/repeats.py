@@ -1,0 +1,121 @@
+"""Repeated events of a user, an item and a kind, as SQL over the coded events.
+
+``first`` keeps a user's first event of a kind on an item, over all parts. Of ``last``, ``sum`` and
+``max`` the first part, of which no request is asked, keeps one row: the one with which the value was
+final, at its own time (``max``: the earliest that attains it). The later parts keep every row that
+changed the value, with the value as of that row, so that what becomes known later never shows
+earlier. Sums are made of millionths.
+
+Where every kind keeps its first event, what has to go is listed first, a group of users at a time,
+and left out when the events are read, a stretch of time at a time. Neither the numbering nor the
+sorting then needs more memory than one group or one stretch, so that their cost an event does not
+grow with the number of events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from stages.warehouse.policies import RepeatPolicy
+
+_MICRO = 1_000_000.0
+
+CODED = sa.table(
+    "coded_events",
+    sa.column("user_index", sa.Integer),
+    sa.column("item_index", sa.Integer),
+    sa.column("signal", sa.SmallInteger),
+    sa.column("value", sa.Double),
+    sa.column("event_time_ms", sa.BigInteger),
+    sa.column("event_id", sa.BigInteger),
+    sa.column("context", sa.Integer),
+)
+"""The selected events before repeats are removed."""
+REPEATED = sa.table("repeated_events", sa.column("event_id", sa.BigInteger), sa.column("event_time_ms", sa.BigInteger))
+"""The events that are not the first of their user, item and kind."""
+_PAIR = (CODED.c.user_index, CODED.c.item_index, CODED.c.signal)
+_ORDER = (CODED.c.event_time_ms, CODED.c.event_id)
+
+
+def all_first(policies: Mapping[int, RepeatPolicy]) -> bool:
+    """Return whether every kind of event keeps its first one."""
+    return set(policies.values()) == {"first"}
+
+
+def repeated_rows(group: int, n_groups: int) -> sa.Select[Any]:
+    """Return the SELECT of the columns of ``REPEATED``, of one of several groups of users."""
+    turn = sa.func.row_number().over(partition_by=_PAIR, order_by=_ORDER).label("turn")
+    numbered = sa.select(CODED.c.event_id, CODED.c.event_time_ms, turn)
+    if n_groups > 1:
+        numbered = numbered.where(sa.func.mod(CODED.c.user_index, n_groups) == group)
+    rows = numbered.subquery("numbered")
+    return sa.select(rows.c.event_id, rows.c.event_time_ms).where(rows.c.turn > 1)
+
+
+def first_rows(start_ms: int | None = None, end_ms: int | None = None) -> sa.Select[Any]:
+    """Return the SELECT of the coded events that are not in ``REPEATED``, of [start, end) where it is given."""
+    repeated = sa.exists().where(REPEATED.c.event_id == CODED.c.event_id)
+    statement = sa.select(*CODED.c)
+    if start_ms is None or end_ms is None:
+        return statement.where(~repeated)
+    repeated = repeated.where(*_between(REPEATED.c.event_time_ms, start_ms, end_ms))
+    return statement.where(*_between(CODED.c.event_time_ms, start_ms, end_ms), ~repeated)
+
+
+def time_histogram(events: Any, start_ms: int, width_ms: int) -> sa.Select[Any]:
+    """Return the SELECT of (start of a bin, events in it) over bins of ``width_ms`` from ``start_ms`` on."""
+    bin_ms = events.c.event_time_ms - sa.func.mod(events.c.event_time_ms - start_ms, width_ms)
+    binned = sa.select(bin_ms.label("bin_ms")).subquery("binned")
+    return sa.select(binned.c.bin_ms, sa.func.count()).group_by(binned.c.bin_ms).order_by(binned.c.bin_ms)
+
+
+def time_at(events: Any, position: int, start_ms: int, end_ms: int) -> sa.Select[Any]:
+    """Return the SELECT of the time of the event at a 0-based position, in time order, of [start, end)."""
+    column = events.c.event_time_ms
+    return sa.select(column).where(*_between(column, start_ms, end_ms)).order_by(column).offset(position).limit(1)
+
+
+def kept_rows(policies: Mapping[int, RepeatPolicy], borders: Sequence[int]) -> sa.Select[Any]:
+    """Return the SELECT of the coded events without repeats, with the columns of ``CODED``.
+
+    Args:
+        policies: by signal code.
+        borders: ends of the parts; not needed where every policy is ``first``.
+    """
+    if all_first(policies):
+        return first_rows()
+    codes = {name: [code for code, policy in policies.items() if policy == name] for name in ("first", "sum", "max")}
+    numbered = _with_running_values(codes["sum"], borders)
+    signal = numbered.c.signal
+    changes = sa.case(
+        (signal.in_(codes["first"]), numbered.c.turn == 1),
+        (signal.in_(codes["max"]), (numbered.c.turn == 1) | (numbered.c.value > numbered.c.highest)),
+        else_=sa.true(),
+    )
+    changed = sa.select(*numbered.c).where(changes).subquery("changed")
+    key = [changed.c[name] for name in ("user_index", "item_index", "signal", "part")]
+    latest = sa.func.row_number().over(
+        partition_by=key, order_by=(changed.c.event_time_ms.desc(), changed.c.event_id.desc())
+    )
+    ranked = sa.select(*changed.c, latest.label("latest")).subquery("latest_first")
+    columns = [ranked.c.running.label("value") if c.name == "value" else ranked.c[c.name] for c in CODED.c]
+    return sa.select(*columns).where((ranked.c.part > 0) | (ranked.c.latest == 1))
+
+
+def _with_running_values(summed: Sequence[int], borders: Sequence[int]) -> Any:
+    """Return the coded events with turn, part, the highest value before and the value as of the row."""
+    turn = sa.func.row_number().over(partition_by=_PAIR, order_by=_ORDER).label("turn")
+    part = sa.case(*((CODED.c.event_time_ms < border, part) for part, border in enumerate(borders)), else_=len(borders))
+    micro = sa.cast(sa.func.floor(CODED.c.value * _MICRO + 0.5), sa.BigInteger)
+    total = sa.func.sum(micro).over(partition_by=_PAIR, order_by=_ORDER, rows=(None, 0))
+    highest = sa.func.max(CODED.c.value).over(partition_by=_PAIR, order_by=_ORDER, rows=(None, -1))
+    running = sa.case((CODED.c.signal.in_(list(summed)), sa.cast(total, sa.Double) / _MICRO), else_=CODED.c.value)
+    columns = (turn, part.label("part"), highest.label("highest"), running.label("running"))
+    return sa.select(*CODED.c, *columns).subquery("numbered")
+
+
+def _between(column: Any, start_ms: int, end_ms: int) -> tuple[Any, Any]:
+    return column >= start_ms, column < end_ms
