@@ -145,7 +145,7 @@ def headline(result: StageResult) -> str:
 
 def _short(value: float) -> str:
     """Return a count in full, anything else to four digits."""
-    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+    return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
 
 
 def run_all(
