@@ -131,16 +131,21 @@ def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]
     if not result.seconds:
         result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
     how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
-    log.info("[sluice] %s: %s%s", step, how, _headline(result))
+    log.info("[sluice] %s: %s%s", step, how, headline(result))
     return result.model_dump(mode="json")
 
 
-def _headline(result: StageResult) -> str:
+def headline(result: StageResult) -> str:
     """Return the few numbers of a result that a log line has room for."""
     wanted = [name for name in result.metrics if name.endswith("/ndcg@10")] or list(result.metrics)[:6]
-    words = [f"{name} {result.metrics[name]:,.4g}" for name in wanted]
+    words = [f"{name} {_short(result.metrics[name])}" for name in wanted]
     words += [f"{name} {result.info[name]}" for name in ("release_id", "version") if name in result.info]
     return f" ({', '.join(words)})" if words else ""
+
+
+def _short(value: float) -> str:
+    """Return a count in full, anything else to four digits."""
+    return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
 
 
 def run_all(

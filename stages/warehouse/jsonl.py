@@ -6,7 +6,8 @@ Shapes: R rows of a block.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,14 @@ from stages.warehouse.lines import BYTES_A_ROW, filled, raw_lines, read_lines
 from stages.warehouse.mapping import FileSource, ItemColumns
 
 _Path = tuple[str, tuple[str, ...]]
+_SPACE = re.compile(r"[ \t\r]*")
+_DECODER = json.JSONDecoder()
 
 
 def read_jsonl(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[Chunk]:
     """Yield the rows of a file with one JSON object a line, about ``chunk_rows`` a chunk.
+
+    A line that holds several whole objects is read as so many rows with one number.
 
     Raises:
         DataError: if the file is unreadable or no row of its first chunk has a mapped column.
@@ -33,25 +38,63 @@ def read_jsonl(file: FileSource, chunk_rows: int, progress: Progress) -> Iterato
         lines = every.take(np.flatnonzero(filled(every.text)))
         rows: list[list[str | None]] = []
         kept: list[int] = []
+        parts: dict[int, str] = {}
         keys: dict[str, None] = {}
-        for position, text in enumerate(lines.text.to_pylist()):
-            row = _object(text)
-            cells = None if row is None else _cells(row, paths, separator, "\\u" in text)
-            if row is None or cells is None:
-                lines.rejects.append(Reject(int(lines.numbers[position]), "malformed_json", text))
-                continue
-            if not checked:
-                keys.update(dict.fromkeys(_names(row, paths)))
-            rows.append(cells)
-            kept.append(position)
+        for position, line in enumerate(lines.text.to_pylist()):
+            for text, row in split_objects(line):
+                cells = None if row is None else _cells(row, paths, separator, "\\u" in text)
+                if row is None or cells is None:
+                    lines.rejects.append(Reject(int(lines.numbers[position]), "malformed_json", text))
+                    continue
+                if not checked:
+                    keys.update(dict.fromkeys(_names(row, paths)))
+                if text is not line:
+                    parts[len(rows)] = text
+                rows.append(cells)
+                kept.append(position)
         if rows and not checked:
             check_columns(str(file.path), file.mapping, list(keys))
             checked = True
-        good = lines.take(np.array(kept, dtype=np.int64))
         columns = {
             name: pa.array([row[place] for row in rows], pa.large_string()) for place, (name, _) in enumerate(paths)
         }
-        yield Chunk(columns, good.numbers, raw_lines(good.text), lines.rejects)
+        numbers = lines.numbers[np.array(kept, dtype=np.int64)]
+        yield Chunk(columns, numbers, _raw(raw_lines(lines.text), kept, parts), lines.rejects)
+
+
+def _raw(line: Callable[[int], str], kept: list[int], parts: dict[int, str]) -> Callable[[int], str]:
+    """Return what gives a row as it was found: the line where it was kept, or its part of one."""
+    return lambda row: parts[row] if row in parts else line(kept[row])
+
+
+def split_objects(line: str) -> list[tuple[str, dict[str, Any] | None]]:
+    """Return the objects of a line, each with its text; None where the text is no JSON object.
+
+    A line holds one object. What a writer left that was killed or lost a line break may hold several,
+    with NUL characters between them or nothing at all; of what stands between NUL characters, all is
+    read or nothing.
+    """
+    row = _object(line)
+    if row is not None:
+        return [(line, row)]
+    pieces = [piece.strip() for piece in line.split("\0")]
+    return [part for piece in pieces if piece for part in _glued(piece)] or [(line, None)]
+
+
+def _glued(text: str) -> list[tuple[str, dict[str, Any] | None]]:
+    parts: list[tuple[str, dict[str, Any] | None]] = []
+    start = 0
+    while start < len(text):
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return [(text, None)]
+        if not isinstance(value, dict):
+            return [(text, None)]
+        parts.append((text[start:end], value))
+        found = _SPACE.match(text, end)
+        start = end if found is None else found.end()
+    return parts
 
 
 def _object(text: str) -> dict[str, Any] | None:

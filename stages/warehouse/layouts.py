@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.contracts.errors import DataError
-from stages.warehouse.logs import gharchive, given_lists, globo_hours, globo_parquet, item_lists, mind
+from stages.warehouse.logs import (
+    gharchive,
+    given_lists,
+    globo_hours,
+    globo_parquet,
+    item_lists,
+    mind,
+    refuse_timeline,
+)
 from stages.warehouse.mapping import (
     ColumnMapping,
     FileSource,
@@ -32,12 +40,14 @@ class Layout:
         recipe: file name of the recipe for a start.
         find: returns the source that these files make, or None; it is given the files of a
             directory, or one, by name without ``.gz``.
+        check: raises ``DataError`` for files that look alike and yet need a mapping.
     """
 
     name: str
     what: str
     recipe: str
     find: Callable[[Path, Mapping[str, Path]], IngestSource | None]
+    check: Callable[[Mapping[str, Path]], None] = lambda files: None
 
 
 def detect(path: Path) -> IngestSource:
@@ -47,10 +57,11 @@ def detect(path: Path) -> IngestSource:
         path: data in one of ``LAYOUTS``.
 
     Raises:
-        DataError: if it is in none of them, or a file of the layout is missing.
+        DataError: if it is in none of them, or a file of the layout is missing or needs a mapping.
     """
     found = find_layout(path)
     if found is not None:
+        found[0].check(_named_files(path))
         return found[1]
     allowed = "; ".join(f"{layout.what} ({layout.name})" for layout in LAYOUTS)
     if not path.is_dir():
@@ -68,7 +79,7 @@ def find_layout(path: Path) -> tuple[Layout, IngestSource] | None:
     """
     if not path.exists():
         return None
-    files = _files(path) if path.is_dir() else {path.name.removesuffix(".gz"): path}
+    files = _named_files(path)
     for layout in LAYOUTS:
         source = layout.find(path, files)
         if source is not None:
@@ -97,6 +108,10 @@ def table_mappings() -> dict[str, ColumnMapping]:
         ),
         "users": UserColumns(user_id="user_id", attributes_json="attributes"),
     }
+
+
+def _named_files(path: Path) -> dict[str, Path]:
+    return _files(path) if path.is_dir() else {path.name.removesuffix(".gz"): path}
 
 
 def _files(directory: Path) -> dict[str, Path]:
@@ -154,7 +169,7 @@ LAYOUTS = (
         _named("sluice", _sluice, "events.parquet", "items.parquet", "users.parquet"),
     ),
     Layout("mind", "behaviors.tsv, news.tsv", "mind.yaml", _named("mind", mind, "behaviors.tsv", "news.tsv")),
-    Layout("gharchive", "hours such as 2015-01-01-15.json.gz", "gharchive.yaml", gharchive),
+    Layout("gharchive", "hours such as 2015-01-01-15.json.gz", "gharchive.yaml", gharchive, refuse_timeline),
     Layout("globo", "clicks_hour_*.csv", "globo.yaml", globo_hours),
     Layout("globo", "Parquet files of its clicks", "globo.yaml", globo_parquet),
     Layout("item-lists", "train.txt, test.txt with lines of: user item item …", "given-split.yaml", given_lists),

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts.errors import DataError
 from stages.warehouse.blocks import read_blocks
+from stages.warehouse.jsonl import split_objects
 from stages.warehouse.mapping import FileSource, IngestSource, InteractionColumns, ItemColumns
 
 TEST_START_MS = 86_400_000
@@ -21,6 +22,7 @@ TEST_START_MS = 86_400_000
 (64 MiB of text) holds fewer items than this."""
 
 _HOUR = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{1,2}\.json")
+_TIMELINE_HOUR = re.compile(r"201[234]-[0-9]{2}-[0-9]{2}-[0-9]{1,2}\.json")
 _GLOBO_CONTEXT = ("environment", "device_group", "os", "country", "region", "referrer_type")
 _GLOBO_KAGGLE = (
     "click_environment",
@@ -77,8 +79,10 @@ def gharchive(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
 
     Each line is an event of GitHub's Events API
     (https://docs.github.com/en/rest/using-the-rest-api/github-event-types). Users and items are the
-    actors' and the repositories' numbers, which a change of name leaves as they are; the event's own
-    id is its identity. A second pass over the same files makes each repository's latest name its title.
+    actors' and the repositories' numbers, which a change of name leaves as they are. An event is told
+    by its id, kind and time: GitHub began to count anew on 2025-10-09, in two sequences (pushes and
+    what they create or delete, all else), so that an id alone comes up to three times. A second pass
+    over the same files makes each repository's latest name its title.
     """
     hours = [file for name, file in files.items() if _HOUR.fullmatch(name)]
     if not hours:
@@ -90,11 +94,29 @@ def gharchive(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
         item_id="repo.id",
         event_time="created_at",
         time_unit="iso",
-        event_id="id",
+        event_id=("id", "type", "created_at"),
         signal_column="type",
     )
     mappings = (repositories, events)
     return _source("gharchive", tuple(FileSource(path=where, format="jsonl", mapping=each) for each in mappings))
+
+
+def refuse_timeline(files: Mapping[str, Path]) -> None:
+    """Refuse hours of GH Archive that were recorded from GitHub's old timeline.
+
+    They say neither which number a user has nor which id an event: as users of their own, they would
+    not meet the same people's later events.
+
+    Raises:
+        DataError: naming the first such hour.
+    """
+    for name, file in sorted(files.items()):
+        if _TIMELINE_HOUR.fullmatch(name) and _is_timeline(file):
+            raise DataError(
+                f"{file}: found an hour of GitHub's old timeline (from about March 2012 to 2014), whose actors are "
+                f"logins and whose events have no id; allowed are hours of GitHub's events, as from 2015 on, or a "
+                f"mapping of its own, see GH Archive in docs/sources.md"
+            )
 
 
 def mind(behaviours: Path, news: Path) -> IngestSource:
@@ -163,6 +185,16 @@ def _columns(path: Path) -> set[str]:
 
 def _is_list(path: Path) -> bool:
     """Return whether a file's first line is two numbers or more."""
-    first = next(read_blocks(path, 1 << 12, None, lambda read: None), None)
-    words = first.data.split(b"\n", 1)[0].split() if first else []
+    words = _first_line(path).split()
     return len(words) > 1 and all(word.isdigit() for word in words)
+
+
+def _is_timeline(path: Path) -> bool:
+    """Return whether a file's first line is an event of GitHub's old timeline."""
+    event = split_objects(_first_line(path).decode(errors="replace"))[0][1]
+    return event is not None and "repo" not in event and isinstance(event.get("actor"), str)
+
+
+def _first_line(path: Path) -> bytes:
+    first = next(read_blocks(path, 1 << 12, None, lambda read: None), None)
+    return first.data.split(b"\n", 1)[0] if first else b""

@@ -65,9 +65,9 @@ class InteractionColumns(_Columns):
 
     Attributes:
         user_id, item_id, event_time: column names; all required.
-        event_id: column of an id that no other event of the source has. Where it is given, it alone
-            says whether two rows are the same event, in one file or in two; else the content says
-            it, and identical rows of one file are different events.
+        event_id: column of an id that no other event of the source has, or columns that only together
+            are one. Where it is given, it alone says whether two rows are the same event, in one file
+            or in two; else the content says it, and identical rows of one file are different events.
         signal_column: column of the kind of event; where None, every row has ``signal``.
         value_column: column of the event's strength; where None, every row has ``value``.
         non_negative: whether a value below zero (a watch time) is a fault.
@@ -89,7 +89,7 @@ class InteractionColumns(_Columns):
     user_id: str
     item_id: str
     event_time: str
-    event_id: str | None = None
+    event_id: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     signal_column: str | None = None
     signal: str = "interaction"
     value_column: str | None = None

@@ -78,8 +78,16 @@ def _interactions(chunk: Chunk, mapping: InteractionColumns, now_ms: int | None,
     columns = {"user_id": user_id, "item_id": item_id, "signal": signal, "value": value, "event_time_ms": event_time}
     columns["context"] = _context(chunk, mapping, faults)
     if mapping.event_id is not None:
-        columns["event_key"] = parse_id(chunk.columns[mapping.event_id], "event_id", faults)
+        columns["event_key"] = _event_key(chunk, mapping.event_id, faults)
     return pa.table(columns)
+
+
+def _event_key(chunk: Chunk, event_id: str | tuple[str, ...], faults: Faults) -> Any:
+    """Return large_string ``[R]``: the event's own id, or the columns that make one up."""
+    names = (event_id,) if isinstance(event_id, str) else event_id
+    parts = [parse_id(chunk.columns[name], "event_id", faults) for name in names]
+    # No part holds a NUL character, so that no two ids are joined to one.
+    return pc.binary_join_element_wise(*parts, pa.scalar("\0", pa.large_string()))
 
 
 def _context(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:

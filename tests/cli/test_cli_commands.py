@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from cli.main import EXIT_CODES, main, reports_errors
 from stages.contracts.errors import SluiceError, TransientError
+from stages.contracts.results import StageResult
+from stages.pipeline import headline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,3 +95,9 @@ def test_bad_input_is_one_clear_line(
     assert words in result.output
     assert result.output.count("\n") == 1
     assert "Traceback" not in result.output
+
+
+def test_a_steps_line_shows_counts_in_full() -> None:
+    metrics = {"rows_read": 109_070.0, "share": 0.123456, "none": 0.0}
+    result = StageResult(step="ingest", path="var", fingerprint="0", metrics=metrics)
+    assert headline(result) == " (rows_read 109,070, share 0.1235, none 0)"

@@ -2,7 +2,8 @@
 
 The files are made after the documented format of GitHub's events
 (https://docs.github.com/en/rest/using-the-rest-api/github-event-types) as GH Archive keeps them: one
-JSON object a line, gzipped, an hour a file.
+JSON object a line, gzipped, an hour a file. What its own hours hold beside that is in
+``test_warehouse_gharchive_history``.
 """
 
 from __future__ import annotations

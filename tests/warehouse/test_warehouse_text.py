@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from stages.warehouse.arrow import chunk_batches
 from stages.warehouse.chunks import Chunk
 from stages.warehouse.hashing import Occurrences, combine, hash_numbers, hash_strings
+from stages.warehouse.jsonl import split_objects
 from stages.warehouse.mapping import FileSource, ItemColumns, UserColumns
 from stages.warehouse.normalise import normalise
 from stages.warehouse.parse import Faults, parse_number, parse_time
@@ -43,6 +44,22 @@ def read(data: bytes, chunk_rows: int = 1000) -> list[Chunk]:
 def cells(chunks: list[Chunk]) -> list[list[str]]:
     columns = [[value for chunk in chunks for value in chunk.columns[name].to_pylist()] for name in NAMES]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers(), max_size=3), min_size=1),
+    st.sampled_from(["", " ", "\0", "\0\0 \0"]),
+    st.booleans(),
+)
+def test_objects_in_a_row_are_told_apart(objects: list[dict[str, object]], between: str, ascii_only: bool) -> None:
+    texts = [json.dumps(each, ensure_ascii=ascii_only) for each in objects]
+    assert split_objects(between.join(texts)) == list(zip(texts, objects, strict=True))
+    for end in ("x", "[1]", "{", "{}}"):
+        line = between.join([*texts, end])
+        # Whole or not at all, between NUL characters.
+        kept = list(zip(texts, objects, strict=True)) if "\0" in between else []
+        assert split_objects(line) == [*kept, (end if kept else line, None)]
 
 
 @settings(max_examples=60, deadline=None)
