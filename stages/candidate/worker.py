@@ -35,8 +35,8 @@ from tqdm import tqdm
 from stages.candidate.batches import Batch, Batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data import Catalogue, Examples
-from stages.candidate.losses import log_expected_count, sampled_softmax
-from stages.candidate.model import TwoTower, jagged_features
+from stages.candidate.model import TwoTower
+from stages.candidate.objective import LossOfBatch, n_categories
 from stages.candidate.progress import PROGRESS
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import read_json, write_json
@@ -146,57 +146,6 @@ def combined_optimizer(model: DistributedModelParallel, config: CandidateConfig)
         ),
     )
     return CombinedOptimizer([model.fused_optimizer, wrapped])
-
-
-def n_categories(catalogue: Catalogue) -> int:
-    """Return the rows that the category table needs."""
-    return int(catalogue.codes.max()) + 1 if len(catalogue.codes) else 1
-
-
-class LossOfBatch:
-    """The forward pass and the loss, with the catalogue's constants on the device."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        catalogue: Catalogue,
-        config: CandidateConfig,
-        batches: Batches,
-        device: torch.device,
-    ) -> None:
-        self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
-        self._log_duration_N = torch.from_numpy(catalogue.log_duration).to(device)
-        eligible_N = torch.zeros(len(catalogue), dtype=torch.bool)
-        eligible_N[torch.from_numpy(catalogue.eligible)] = True
-        frequency_N = torch.from_numpy(catalogue.frequency)
-        self._log_q_N = log_expected_count(frequency_N, batches.size, batches.n_uniform, eligible_N).to(device)
-
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries ``[B, D]``, candidates ``[C, D]`` and the candidates' items ``[C]``."""
-        features = jagged_features(
-            batch.history,
-            batch.weights,
-            batch.id_weights,
-            batch.items,
-            batch.item_id_weights,
-            self._catalogue,
-            self.device,
-        )
-        items_C = torch.from_numpy(batch.items).to(self.device)
-        query_BD, candidate_CD = self.model(features, self._log_duration_N[items_C], len(batch.history))
-        return query_BD, candidate_CD, items_C
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Return the scalar loss."""
-        query_BD, candidate_CD, items_C = self.forward(batch)
-        return sampled_softmax(
-            query_BD,
-            candidate_CD,
-            items_C,
-            self._config.temperature,
-            self._log_q_N[items_C] if self._config.logq_correction else None,
-            torch.from_numpy(batch.history).to(self.device) if self._config.mask_history else None,
-        )
 
 
 def run_epoch(epoch: int, batches: Batches, loss_of: LossOfBatch, optimizer: CombinedOptimizer, bar: tqdm) -> float:
