@@ -1,11 +1,12 @@
 """Selection, de-duplication and export of 1, 10 and 100 million events, and the same job in pandas.
 
-    python -m benchmarks.dataset [--sizes 1e6 1e7 1e8] [--pandas 1e7] [--memory 2500MB] [--home DIR]
+    python -m benchmarks.dataset [--sizes 1e6 1e7 1e8] [--pandas 1e7] [--memory 2500MB] [--ids 1e7] [--home DIR]
 
 A world of skewed users and items is written into a DuckDB warehouse in SQL (not measured). Measured
 is, in a process of its own for every size: who is active and which items are eligible at the end of
 each part, the removal of duplicates and repeats, and ``events.parquet``, as the dataset step makes
-it. The pandas job reads the same events from Parquet and writes the same rows; both are compared.
+it. Users and items grow with the events unless ``--ids`` gives every size those of one size. The pandas
+job reads the same events from Parquet and writes the same rows; both are compared.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ MIN_EVENTS, WINDOW_DAYS, MIN_SUPPORT = 5, 14, 50
 ENDS = tuple(START_MS + days * DAY_MS for days in (28, 29, 30))
 
 
-def write_world(path: Path, n: int) -> None:
-    """Write n events of n / 50 users and n / 500 items; one in 50 items is a copy, one event in 20 a repeat."""
-    users, items = max(n // 50, 100), max(n // 500, 100)
+def write_world(path: Path, n: int, ids: int | None = None) -> None:
+    """Write n events; one in 50 items is a copy, one event in 20 a repeat.
+
+    Users are n / 50 and items n / 500, or those of a world of ``ids`` events.
+    """
+    users, items = (max((ids or n) // each, 100) for each in (50, 500))
     from stages.warehouse.engine import Warehouse
 
     with Warehouse(f"duckdb:///{path}") as warehouse:
@@ -163,10 +167,10 @@ def child(arguments: list[str]) -> dict[str, Any]:
     return result
 
 
-def measure(home: Path, n: int, memory: str, with_pandas: bool) -> dict[str, Any]:
+def measure(home: Path, n: int, memory: str, with_pandas: bool, ids: int | None = None) -> dict[str, Any]:
     """Write a world of n events and run the jobs on it."""
     path = home / f"{n}.duckdb"
-    write_world(path, n)
+    write_world(path, n, ids)
     result = {"events": n, **child(["--job", "sluice", str(path), str(home / "ours.parquet"), "--memory", memory])}
     if with_pandas:
         with duckdb.connect(str(path), read_only=True) as connection:
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7, 1e8])
     parser.add_argument("--pandas", type=float, default=1e7)
     parser.add_argument("--memory", default="2500MB", help="DuckDB's limit; the process needs some beside it")
+    parser.add_argument("--ids", type=float, default=None, help="users and items of a world of so many events")
     parser.add_argument("--home", type=Path, default=None, help="where the worlds go; 15 GB for 1e8")
     parser.add_argument("--job", nargs=3, metavar=("NAME", "IN", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -195,10 +200,10 @@ def main() -> None:
         result["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)
         print(json.dumps({**result, "seconds": round(result["seconds"], 2)}))
         return
-    results = []
+    results, ids = [], int(options.ids) if options.ids else None
     with tempfile.TemporaryDirectory(dir=options.home) as home:
         for size in options.sizes:
-            results.append(measure(Path(home), int(size), options.memory, int(size) == int(options.pandas)))
+            results.append(measure(Path(home), int(size), options.memory, int(size) == int(options.pandas), ids))
             print(json.dumps(results[-1]), flush=True)
     print(
         json.dumps(
@@ -206,6 +211,7 @@ def main() -> None:
                 "benchmark": "dataset",
                 **describe("duckdb", "sqlalchemy", "pyarrow", "pandas"),
                 "memory_limit": options.memory,
+                "users_and_items_of": ids,
                 "results": results,
             }
         )
