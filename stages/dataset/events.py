@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable
+from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, row_groups
 from stages.dataset.ids import check_time_order
 
 PART_NAMES = {PART_CANDIDATE: "candidate", PART_RANKER: "ranker", PART_EVALUATION: "evaluation"}
@@ -171,11 +171,8 @@ def _regroup(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 def _take(path: Path, choose: Any) -> EventTable:
     """Read the rows that ``choose`` (columns by name -> bool ``[R]``) wants."""
     kept: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in EventTable.TYPES.items()}
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            rows = {name: table[name].to_numpy() for name in EventTable.TYPES}
-            chosen = choose(rows)
-            for name, values in rows.items():
-                kept[name].append(values[chosen])
+    for rows in row_groups(path, list(EventTable.TYPES)):
+        chosen = choose(rows)
+        for name, values in rows.items():
+            kept[name].append(values[chosen])
     return EventTable(**{name: np.concatenate(pieces) for name, pieces in kept.items()})
