@@ -80,15 +80,27 @@ def window_counts(
         policy: window, kinds and weights.
         key: whose events are counted, users' by default.
     """
-    starts = [policy.start_ms(end) for end in borders]
-    weight = _weight(policy)
-    counts = [
-        sa.func.coalesce(sa.func.sum(sa.case((_between(start, end), weight))), 0).label(f"n{part}")
-        for part, (start, end) in enumerate(zip(starts, borders, strict=True))
-    ]
     kinds = list(policy.signals or signals)
-    window = (_E.event_time_ms >= min(starts)) & (_E.event_time_ms < borders[-1])
-    return sa.select(key, *counts).where(_E.signal.in_(kinds), window).group_by(key)
+    window = within(min(policy.start_ms(end) for end in borders), borders[-1])
+    return sa.select(key, *window_columns(borders, policy)).where(_E.signal.in_(kinds), window).group_by(key)
+
+
+def window_columns(borders: Sequence[int], policy: ActivityPolicy, *conditions: Any) -> list[Any]:
+    """Return the aggregates ``n<part>``: (weighted) events in the window before each border.
+
+    Args:
+        borders: ends of the parts, int ms UTC.
+        policy: window and weights.
+        conditions: that an event must satisfy besides.
+    """
+    counts = []
+    for part, end in enumerate(borders):
+        inside = sa.and_(within(policy.start_ms(end), end), *conditions)
+        count: Any = count_if(inside)
+        if policy.weights:
+            count = sa.func.coalesce(sa.func.sum(sa.case((inside, _weight(policy)))), 0)
+        counts.append(count.label(f"n{part}"))
+    return counts
 
 
 def is_active(count: Any, policy: ActivityPolicy) -> Any:
@@ -113,12 +125,11 @@ def count_if(condition: Any) -> Any:
     return sa.func.count(sa.case((condition, 1)))
 
 
-def _between(start_ms: int, end_ms: int) -> Any:
+def within(start_ms: int, end_ms: int) -> Any:
+    """Return the condition that an event happened in [start, end)."""
     return (_E.event_time_ms >= start_ms) & (_E.event_time_ms < end_ms)
 
 
 def _weight(policy: ActivityPolicy) -> Any:
-    if not policy.weights:
-        return sa.literal(1, sa.BigInteger)
     weights = {signal: round(weight * WEIGHT_UNIT) for signal, weight in sorted(policy.weights.items())}
     return sa.case(weights, value=_E.signal, else_=WEIGHT_UNIT)
