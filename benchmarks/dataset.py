@@ -25,6 +25,7 @@ import duckdb
 import numpy as np
 
 from benchmarks.environment import describe
+from stages.dataset.config import DatasetStepConfig
 
 DAY_MS = 86_400_000
 START_MS, DAYS = 1_735_689_600_000, 30
@@ -74,14 +75,9 @@ def write_world(path: Path, n: int, ids: int | None = None) -> None:
     connection.close()
 
 
-def run_sluice(path: Path, out: Path, memory: str) -> dict[str, Any]:
-    """Run the dataset step's selection on a warehouse and write its events."""
-    from stages.dataset.build import select_events
-    from stages.dataset.config import DatasetStepConfig
-    from stages.dataset.source import WarehouseSource
-    from stages.warehouse.engine import Warehouse
-
-    config = DatasetStepConfig.model_validate(
+def step_config() -> DatasetStepConfig:
+    """Return what the dataset step selects of a world."""
+    return DatasetStepConfig.model_validate(
         {
             "signals": SIGNALS,
             "tasks": [{"name": "click", "signals": ["click"], "relevance": 1}],
@@ -93,9 +89,17 @@ def run_sluice(path: Path, out: Path, memory: str) -> dict[str, Any]:
             "warehouse_fingerprint": "benchmark",
         }
     )
+
+
+def run_sluice(path: Path, out: Path, memory: str) -> dict[str, Any]:
+    """Run the dataset step's selection on a warehouse and write its events."""
+    from stages.dataset.build import select_events
+    from stages.dataset.source import WarehouseSource
+    from stages.warehouse.engine import Warehouse
+
     with Warehouse(f"duckdb:///{path}?memory_limit={memory}&threads=2") as warehouse:
         started = time.perf_counter()
-        selected = select_events(config, WarehouseSource(warehouse), out)
+        selected = select_events(step_config(), WarehouseSource(warehouse), out)
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "rows": int(selected.tally.events.sum()), "users": len(selected.user_ids)}
 

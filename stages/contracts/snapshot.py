@@ -20,6 +20,7 @@ Files below one directory:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from stages.contracts.config import Config
 from stages.contracts.files import read_json
 from stages.contracts.id_map import IdMapVersion
-from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable
+from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable, row_groups
 from stages.contracts.value_rules import FittedValueRule
 
 
@@ -199,13 +200,38 @@ class Snapshot:
     def targets(self) -> Targets:
         """Return the targets of all requests."""
         table = pq.read_table(self.directory / "targets.parquet")  # type: ignore[no-untyped-call]
-        columns = [table[f"task_{task.name}"].to_numpy() for task in self.meta.tasks]
+        return self._targets({name: table[name].to_numpy() for name in table.column_names})
+
+    def stream_events(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        """Yield columns of the events in time order, a row group at a time."""
+        return row_groups(self.directory / "events.parquet", names)
+
+    def stream_requests(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        """Yield columns of the requests in time order, a row group at a time."""
+        return row_groups(self.directory / "requests.parquet", names)
+
+    def targets_of(self, request_id: np.ndarray) -> Targets:
+        """Return the targets of some requests; beside them a row group at a time is in memory."""
+        names = ["request_id", "item_index", "relevance", *(f"task_{task.name}" for task in self.meta.tasks)]
+        kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for rows in row_groups(self.directory / "targets.parquet", names):
+            chosen = np.isin(rows["request_id"], request_id)
+            for name, values in rows.items():
+                kept[name].append(values[chosen])
+        return self._targets({name: np.concatenate(pieces) for name, pieces in kept.items()})
+
+    def _targets(self, columns: dict[str, np.ndarray]) -> Targets:
+        labels = [columns[f"task_{task.name}"] for task in self.meta.tasks]
         return Targets(
-            request_id=table["request_id"].to_numpy(),
-            item_index=table["item_index"].to_numpy(),
-            relevance=table["relevance"].to_numpy(),
-            labels=np.stack(columns, axis=1).astype(np.float32),
+            request_id=columns["request_id"],
+            item_index=columns["item_index"],
+            relevance=columns["relevance"],
+            labels=np.stack(labels, axis=1).astype(np.float32),
         )
+
+    def n_items(self) -> int:
+        """Return the number of canonical items N, without reading them."""
+        return int(pq.read_metadata(self.directory / "items.parquet").num_rows)  # type: ignore[no-untyped-call]
 
     def items(self) -> ItemTable:
         """Return the canonical items."""

@@ -6,6 +6,7 @@ Shapes: N items, D vector dimensions, R rows, Q requests. Times are int64 millis
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,6 +25,32 @@ SERVING = 3
 """What follows the last part: live requests."""
 
 DAY_MS = 86_400_000
+
+
+def row_groups(path: Path, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield columns of a Parquet file by name, a row group at a time; no more is in memory.
+
+    Raises:
+        DataError: if the file is missing, unreadable or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            _refuse_missing(path, names, file.schema_arrow.names)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=list(names))
+                yield {name: table[name].to_numpy() for name in names}
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is not a readable Parquet file: {error}")
+
+
+def _refuse_missing(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise DataError(f"{path} lacks columns {missing}, found {list(found)}")
 
 
 @dataclass(frozen=True)
@@ -61,10 +88,8 @@ class ColumnTable:
         try:
             table = pq.read_table(path, columns=names)  # type: ignore[no-untyped-call]
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from None
-        missing = [name for name in names if name not in table.column_names]
-        if missing:
-            raise DataError(f"{path} lacks columns {missing}, found {table.column_names}")
+            raise _unreadable(path, error) from None
+        _refuse_missing(path, names, table.column_names)
         columns: dict[str, Any] = {name: table[name].to_numpy().astype(cls.TYPES[name], copy=False) for name in names}
         return cls(**columns)
 

@@ -5,7 +5,7 @@ Shapes: R rows of a batch, U users, N items, P = 3 parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable
+from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, row_groups
 from stages.dataset.ids import check_time_order
 
 PART_NAMES = {PART_CANDIDATE: "candidate", PART_RANKER: "ranker", PART_EVALUATION: "evaluation"}
@@ -139,22 +139,35 @@ def read_for_requests(path: Path, n_items: int) -> EventTable:
         n_items: N.
     """
     later = _take(path, lambda rows: rows["part"] != PART_CANDIDATE)
-    keys = np.unique(later.user_index * n_items + later.item_index)
-    users = np.zeros(int(later.user_index.max(initial=-1)) + 1, dtype=bool)
-    users[later.user_index] = True
+    among = _membership(np.unique(later.user_index * n_items + later.item_index))
 
     def touched_again(rows: dict[str, np.ndarray]) -> np.ndarray:
         chosen: np.ndarray = rows["part"] == PART_CANDIDATE
-        chosen &= rows["user_index"] < len(users)
-        chosen[chosen] = users[rows["user_index"][chosen]]
-        pairs = rows["user_index"][chosen] * n_items + rows["item_index"][chosen]
-        place = np.searchsorted(keys, pairs).clip(0, max(len(keys) - 1, 0))
-        chosen[chosen] = keys[place] == pairs if len(keys) else False
+        chosen[chosen] = among(rows["user_index"][chosen] * n_items + rows["item_index"][chosen])
         return chosen
 
     earlier = _take(path, touched_again)
     columns = {name: np.concatenate([getattr(earlier, name), getattr(later, name)]) for name in EventTable.TYPES}
     return EventTable(**columns)
+
+
+def _membership(keys: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function of int64 ``[R]`` that tells which values are among the keys (ascending, none below 0).
+
+    A table of the keys' low bits refuses most of the others first: a search in millions of keys
+    misses the cache at every step.
+    """
+    mask = (1 << (8 * len(keys)).bit_length()) - 1
+    marks = np.zeros(mask + 1, dtype=bool)
+    marks[keys & mask] = True
+
+    def among(values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = marks[values & mask]
+        left = values[found]
+        found[found] = keys[np.minimum(np.searchsorted(keys, left), len(keys) - 1)] == left
+        return found
+
+    return among
 
 
 def stream_column(path: Path, name: str) -> Iterator[np.ndarray]:
@@ -184,11 +197,8 @@ def _regroup(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 def _take(path: Path, choose: Any) -> EventTable:
     """Read the rows that ``choose`` (columns by name -> bool ``[R]``) wants."""
     kept: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in EventTable.TYPES.items()}
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            rows = {name: table[name].to_numpy() for name in EventTable.TYPES}
-            chosen = choose(rows)
-            for name, values in rows.items():
-                kept[name].append(values[chosen])
+    for rows in row_groups(path, list(EventTable.TYPES)):
+        chosen = choose(rows)
+        for name, values in rows.items():
+            kept[name].append(values[chosen])
     return EventTable(**{name: np.concatenate(pieces) for name, pieces in kept.items()})

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.contracts.tables import PART_CANDIDATE
+from stages.contracts.tables import PART_CANDIDATE, row_groups
 from stages.contracts.value_rules import FittedValueRule, draw_lots, fit_value_rule
 from stages.dataset.config import DatasetStepConfig
 
@@ -58,9 +58,6 @@ def correct_values(config: DatasetStepConfig, path: Path, durations_s: np.ndarra
 
 def _views(path: Path, code: int, durations_s: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (values, durations) of what training may read of a signal."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=_FITTED_ON)
-            columns = {name: table[name].to_numpy(zero_copy_only=False) for name in _FITTED_ON}
-            rows = (columns["signal"] == code) & (columns["part"] == PART_CANDIDATE) & columns["active"]
-            yield columns["value"][rows].astype(np.float64), durations_s[columns["item_index"][rows]].astype(np.float64)
+    for columns in row_groups(path, _FITTED_ON):
+        rows = (columns["signal"] == code) & (columns["part"] == PART_CANDIDATE) & columns["active"]
+        yield columns["value"][rows].astype(np.float64), durations_s[columns["item_index"][rows]].astype(np.float64)

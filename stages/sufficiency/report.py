@@ -65,8 +65,8 @@ def write_report(config: ReportStepConfig, warehouse: Warehouse, snapshot: Snaps
         "activity": dataset.activity.model_dump(mode="json"),
         "items": dataset.items.model_dump(mode="json"),
         "counts": snapshot.meta.counts,
-        "users": _coverage_of_users(config, warehouse),
-        "item_support": _coverage_of_items(config, warehouse),
+        "users": coverage_of_users(config, warehouse),
+        "item_support": coverage_of_items(config, warehouse),
         "quality": _quality(config, curve),
     }
     write_json(directory / JSON_FILE, report)
@@ -84,7 +84,8 @@ def write_report(config: ReportStepConfig, warehouse: Warehouse, snapshot: Snaps
     return metrics, {"coverage": coverage_sentence(own), "quality": report["quality"]["sentence"]}
 
 
-def _coverage_of_users(config: ReportStepConfig, warehouse: Warehouse) -> list[dict[str, Any]]:
+def coverage_of_users(config: ReportStepConfig, warehouse: Warehouse) -> list[dict[str, Any]]:
+    """Return the report's rows about users, one a window and threshold, with their days."""
     dataset = config.dataset
     own = dataset.activity
     thresholds = sorted({*config.thresholds, own.min_events})
@@ -99,7 +100,8 @@ def _coverage_of_users(config: ReportStepConfig, warehouse: Warehouse) -> list[d
     return found
 
 
-def _coverage_of_items(config: ReportStepConfig, warehouse: Warehouse) -> list[dict[str, Any]]:
+def coverage_of_items(config: ReportStepConfig, warehouse: Warehouse) -> list[dict[str, Any]]:
+    """Return the report's rows about items, one a threshold, with their days."""
     dataset = config.dataset
     thresholds = sorted({*config.thresholds, max(dataset.items.min_support, 1)})
     starts = day_starts(dataset.as_of_ms, config.days)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from stages.contracts.tables import DAY_MS
 from stages.warehouse.engine import Warehouse
 from stages.warehouse.policies import ActivityPolicy
-from stages.warehouse.select import count_if, is_active, window_counts
+from stages.warehouse.select import chosen_events, count_if, is_active, window_columns, within
 from stages.warehouse.tables import INTERACTIONS
 
 _E = INTERACTIONS.c
@@ -86,32 +86,39 @@ def cover_days(
 def coverage_statement(
     who: Who, signals: Sequence[str], starts: Sequence[int], policy: ActivityPolicy, thresholds: Sequence[int]
 ) -> sa.Select[Any]:
-    """Return the SELECT of ``cover_days``: a row a day with traffic."""
+    """Return the SELECT of ``cover_days``: a row a day with traffic.
+
+    Events are read once and grouped by user (item), with a column for every day and every window
+    before one; only then does a row become one a day. Grouped by user and day, as many rows as
+    events may have to be held.
+    """
     key = _E.user_id if who == "users" else _E.item_id
-    end = starts[-1] + DAY_MS
-    # By comparison: databases differ in how they divide integers.
-    day = sa.case(*((_E.event_time_ms < start + DAY_MS, place) for place, start in enumerate(starts)))
-    came = (
-        sa.select(key.label("key"), day.label("day"), sa.func.count().label("events"))
-        .where(_E.signal.in_(list(signals)), _E.event_time_ms >= starts[0], _E.event_time_ms < end)
-        .group_by(key, day)
-        .subquery("came")
+    counts = _counts_of_each(key, signals, starts, policy).subquery("counts_of_each")
+    days = sa.union_all(*(sa.select(sa.literal(day, sa.Integer).label("day")) for day in range(len(starts))))
+    each_day = days.subquery("days")
+    events, earlier = (
+        sa.case(*((each_day.c.day == day, counts.c[f"{column}{day}"]) for day in range(len(starts)))).label(name)
+        for column, name in (("d", "events"), ("n", "earlier"))
     )
-    before = window_counts(signals, starts, policy, key).subquery("before_the_day")
-    count: Any = sa.case(
-        *((came.c.day == place, before.c[f"n{place}"]) for place in range(len(starts))),
-    )
-    joined = came.outerjoin(before, before.c[key.name] == came.c.key)
-    each = (
-        sa.select(came.c.day, came.c.events, sa.func.coalesce(count, 0).label("earlier"))
-        .select_from(joined)
-        .subquery("each_one")
-    )
+    rows = sa.select(each_day.c.day, events, earlier).select_from(counts.join(each_day, sa.true()))
+    each = rows.subquery("each_one")
     columns = []
     for place, threshold in enumerate(thresholds):
         passes = is_active(each.c.earlier, policy.model_copy(update={"min_events": threshold}))
         columns.append(count_if(passes).label(f"c{place}"))
         columns.append(sa.func.sum(sa.case((passes, each.c.events), else_=0)).label(f"e{place}"))
-    return sa.select(
-        each.c.day, sa.func.count().label("seen"), sa.func.sum(each.c.events).label("events"), *columns
-    ).group_by(each.c.day)
+    totals = (sa.func.count().label("seen"), sa.func.sum(each.c.events).label("events"))
+    return sa.select(each.c.day, *totals, *columns).where(each.c.events > 0).group_by(each.c.day)
+
+
+def _counts_of_each(key: Any, signals: Sequence[str], starts: Sequence[int], policy: ActivityPolicy) -> sa.Select[Any]:
+    """Return the SELECT of each key's events ``d<day>`` on a day and ``n<day>`` in the window before it."""
+    kinds, end = policy.signals or signals, starts[-1] + DAY_MS
+    counted, came = [], []
+    if set(kinds) != set(signals):
+        counted, came = [_E.signal.in_(list(kinds))], [_E.signal.in_(list(signals))]
+    on_the_day = [
+        count_if(sa.and_(within(start, start + DAY_MS), *came)).label(f"d{day}") for day, start in enumerate(starts)
+    ]
+    chosen = chosen_events(sorted({*kinds, *signals}), min(policy.start_ms(start) for start in starts), end)
+    return sa.select(key, *on_the_day, *window_columns(starts, policy, *counted)).where(*chosen).group_by(key)

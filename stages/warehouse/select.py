@@ -85,18 +85,40 @@ def window_counts(
         policy: window, kinds and weights.
         key: whose events are counted, users' by default.
         events: a table with the key, ``signal`` and ``event_time_ms``.
-        codes: what stands for each signal there; None = itself.
+        codes: what stands for each signal there, where it is not the signal itself.
     """
-    kinds: dict[str, Any] = {signal: codes[signal] if codes else signal for signal in policy.signals or signals}
-    time = events.c.event_time_ms
-    starts = [policy.start_ms(end) for end in borders]
-    weight = _weight(policy, events.c.signal, kinds)
-    counts = [
-        sa.func.coalesce(sa.func.sum(sa.case(((time >= start) & (time < end), weight))), 0).label(f"n{part}")
-        for part, (start, end) in enumerate(zip(starts, borders, strict=True))
-    ]
-    window = (time >= min(starts)) & (time < borders[-1])
-    return sa.select(key, *counts).where(events.c.signal.in_(list(kinds.values())), window).group_by(key)
+    codes = codes or {}
+    kinds = [codes.get(signal, signal) for signal in policy.signals or signals]
+    window = within(min(policy.start_ms(end) for end in borders), borders[-1], events)
+    columns = window_columns(borders, policy, events=events, codes=codes)
+    return sa.select(key, *columns).where(events.c.signal.in_(kinds), window).group_by(key)
+
+
+def window_columns(
+    borders: Sequence[int],
+    policy: ActivityPolicy,
+    *conditions: Any,
+    events: Any = INTERACTIONS,
+    codes: Mapping[str, int] | None = None,
+) -> list[Any]:
+    """Return the aggregates ``n<part>``: (weighted) events in the window before each border.
+
+    Args:
+        borders: ends of the parts, int ms UTC.
+        policy: window and weights.
+        conditions: that an event must satisfy besides.
+        events: as for ``window_counts``.
+        codes: as for ``window_counts``.
+    """
+    counts = []
+    for part, end in enumerate(borders):
+        inside = sa.and_(within(policy.start_ms(end), end, events), *conditions)
+        count: Any = count_if(inside)
+        if policy.weights:
+            weight = _weight(policy, events.c.signal, codes or {})
+            count = sa.func.coalesce(sa.func.sum(sa.case((inside, weight))), 0)
+        counts.append(count.label(f"n{part}"))
+    return counts
 
 
 def is_active(count: Any, policy: ActivityPolicy) -> Any:
@@ -121,10 +143,15 @@ def count_if(condition: Any) -> Any:
     return sa.func.count(sa.case((condition, 1)))
 
 
-def _weight(policy: ActivityPolicy, signal: Any, kinds: Mapping[str, Any]) -> Any:
-    weights = {
-        kinds[name]: round(weight * WEIGHT_UNIT) for name, weight in sorted(policy.weights.items()) if name in kinds
+def within(start_ms: int, end_ms: int, events: Any = INTERACTIONS) -> Any:
+    """Return the condition that an event happened in [start, end)."""
+    return (events.c.event_time_ms >= start_ms) & (events.c.event_time_ms < end_ms)
+
+
+def _weight(policy: ActivityPolicy, signal: Any, codes: Mapping[str, int]) -> Any:
+    weights: dict[Any, int] = {
+        codes.get(name, name): round(weight * WEIGHT_UNIT)
+        for name, weight in sorted(policy.weights.items())
+        if not codes or name in codes
     }
-    if not policy.weights:
-        return sa.literal(1, sa.BigInteger)
     return sa.case(weights, value=signal, else_=WEIGHT_UNIT) if weights else sa.literal(WEIGHT_UNIT, sa.BigInteger)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER, rank_rows
-from stages.contracts.tables import CandidateTable, ItemVectors, RequestTable, ScoredItems
+from stages.contracts.tables import CandidateTable, ItemVectors, RequestTable, ScoredItems, row_groups
 
 
 def _candidates(request: list[int], item: list[int], score: list[float], source: int = SOURCE_TOWER) -> CandidateTable:
@@ -48,6 +48,22 @@ def test_parquet_round_trip_and_missing_column(tmp_path: Path) -> None:
     (tmp_path / "e.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"e\.parquet is not a readable Parquet file"):
         CandidateTable.read(tmp_path / "e.parquet")
+
+
+def test_row_groups_hold_the_rows_in_order(tmp_path: Path) -> None:
+    rows = _candidates([0, 0, 1], [5, 6, 5], [0.5, 0.25, 1.0])
+    rows.write(tmp_path / "c.parquet")
+    pq.write_table(pq.read_table(tmp_path / "c.parquet"), tmp_path / "g.parquet", row_group_size=2)
+    found = list(row_groups(tmp_path / "g.parquet", ["item_index", "source"]))
+    assert [len(group["source"]) for group in found] == [2, 1]
+    assert np.array_equal(np.concatenate([group["item_index"] for group in found]), rows.item_index)
+    assert {name: values.dtype for name, values in found[0].items()} == {"item_index": np.int64, "source": np.int8}
+    with pytest.raises(DataError, match=r"g\.parquet lacks columns \['part'\], found \['request_id'"):
+        next(row_groups(tmp_path / "g.parquet", ["item_index", "part"]))
+    (tmp_path / "e.parquet").write_bytes(b"not parquet")
+    for name in ("e.parquet", "missing.parquet"):
+        with pytest.raises(DataError, match=rf"{name} is not a readable Parquet file"):
+            next(row_groups(tmp_path / name, ["part"]))
 
 
 @given(st.lists(st.floats(-5, 5, width=32), max_size=30), st.integers(0, 40))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from stages.contracts.tables import DAY_MS
-from stages.warehouse.coverage import cover_days, day_starts
+from stages.warehouse.coverage import cover_days, coverage_statement, day_starts
 from stages.warehouse.engine import Warehouse
 from stages.warehouse.ingest import ingest_tables
 from stages.warehouse.policies import ActivityPolicy
@@ -82,6 +82,13 @@ def test_every_day_and_threshold(warehouse: Warehouse, who: Any, place: int, pol
     values = [(row.start_ms, row.threshold, row.seen, row.covered, row.events, row.covered_events) for row in found]
     assert values == wanted(rows, place, policy, starts)
     assert 0 < sum(row.covered for row in found) < sum(row.seen for row in found)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=["ever", "window", "bounds, kinds and weights"])
+def test_events_are_read_once(policy: ActivityPolicy) -> None:
+    text = str(coverage_statement("users", SIGNALS, day_starts(AS_OF, 9), policy, THRESHOLDS))
+    assert text.count("FROM interactions") == 1
+    assert "GROUP BY interactions.user_id)" in text, "not by day as well: that would be a row an event"
 
 
 def test_what_happens_later_changes_no_earlier_day(duck: Warehouse) -> None:

@@ -1,0 +1,137 @@
+"""Item-to-item cosine, answered with bounded memory.
+
+Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001. Only items
+that somebody who asks has touched need neighbours, and a block of them at a time is compared with
+all others; what is kept of each is its strongest neighbours.
+
+Shapes: Q requests, N items, S users, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import sparse
+
+from stages.contracts.tables import RankedTable
+
+_BLOCK = 32
+"""Requests that are answered at a time."""
+_PRODUCTS = 1 << 23
+"""Entries of a block of similarities, at most, before an item that has more by itself."""
+
+
+def answers(
+    touched: sparse.csr_array,
+    seen: sparse.csr_array,
+    request_id: np.ndarray,
+    users: np.ndarray,
+    neighbours: int,
+    k: int,
+) -> RankedTable:
+    """Return the k best items of each request; ties and strangers get the popular ones.
+
+    Args:
+        touched: float32 ``[S, N]``, 1 where a user touched an item: what teaches, and the histories.
+        seen: ``[S, N]``, non-zero where an item must not be recommended.
+        request_id: int64 ``[Q]``.
+        users: int64 ``[Q]``, the row of each request's user.
+        neighbours: K, of an item.
+        k: answers a request, fewer where fewer items are left.
+    """
+    popularity = _popularity(touched)
+    tie_break = 1e-6 * popularity / max(popularity.max(initial=0), 1.0)
+    by_popularity = np.argsort(-tie_break, kind="stable")
+    histories, hidden = touched[users], seen[users]
+    similar = similarities(touched, np.unique(histories.indices), neighbours)
+    items, scores = [], []
+    for start in range(0, len(users), _BLOCK):
+        near = sparse.csr_array(histories[start : start + _BLOCK] @ similar)
+        for row in range(near.shape[0]):
+            (close, value), (refused, _) = _row(near, row), _row(hidden, start + row)
+            # So many popular ones that k remain whatever is refused: nobody after them can win.
+            popular = np.setdiff1d(by_popularity[: k + len(refused)], close)
+            found = np.concatenate([close, popular])
+            score = np.concatenate([value + tie_break[close], tie_break[popular]])
+            best = _best(found, score, refused, k)
+            items.append(found[best])
+            scores.append(score[best])
+    sizes = [len(found) for found in items]
+    return RankedTable(
+        request_id=np.repeat(request_id, sizes),
+        item_index=np.concatenate(items).astype(np.int64),
+        score=np.concatenate(scores).astype(np.float32),
+        rank=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+    )
+
+
+def _best(items: np.ndarray, scores: np.ndarray, refused: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of the k best items that are not refused; ties go to the lower item."""
+    shown = np.flatnonzero(~np.isin(items, refused))
+    best: np.ndarray = shown[np.lexsort((items[shown], -scores[shown]))[:k]]
+    return best
+
+
+def similarities(touched: sparse.csr_array, items: np.ndarray, neighbours: int) -> sparse.csr_array:
+    """Return float32 ``[N, N]``: the cosines of some items with their strongest neighbours, other rows empty.
+
+    Of neighbours that are equally strong the lower indices stay; no item is its own neighbour.
+
+    Args:
+        touched: float32 ``[S, N]`` of 0 and 1.
+        items: int64, ascending: whose rows are wanted.
+        neighbours: K.
+    """
+    n_items = touched.shape[1]
+    scale = (1.0 / np.sqrt(np.maximum(_popularity(touched), 1.0))).astype(np.float32)
+    normed = sparse.csr_array(touched @ sparse.diags_array(scale))
+    by_item = sparse.csr_array(normed.T)
+    rows, columns, values = [], [], []
+    for block in _blocks(touched, items):
+        product = sparse.csr_array(by_item[block] @ normed)
+        for place, item in enumerate(block.tolist()):
+            near, value = _strongest(*_row(product, place), item, neighbours)
+            rows.append(np.full(len(near), item))
+            columns.append(near)
+            values.append(value)
+    if not rows:
+        return sparse.csr_array((n_items, n_items), dtype=np.float32)
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.csr_array(entries, shape=(n_items, n_items))
+
+
+def _popularity(touched: sparse.csr_array) -> np.ndarray:
+    """Return float32 ``[N]``: by how many users each item was touched."""
+    return np.asarray(touched.sum(axis=0)).ravel()
+
+
+def _row(matrix: sparse.csr_array, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns and values of the stored entries of a row."""
+    inside = slice(matrix.indptr[row], matrix.indptr[row + 1])
+    return matrix.indices[inside], matrix.data[inside]
+
+
+def _blocks(touched: sparse.csr_array, items: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut items so that a block's product holds no more than ``_PRODUCTS`` entries, or is one item's."""
+    reach = touched.T @ np.diff(touched.indptr).astype(np.float64)
+    ends = np.cumsum(np.minimum(reach[items], touched.shape[1]))
+    start = 0
+    while start < len(items):
+        before = ends[start - 1] if start else 0.0
+        stop = max(int(np.searchsorted(ends, before + _PRODUCTS, side="right")), start + 1)
+        yield items[start:stop]
+        start = stop
+
+
+def _strongest(items: np.ndarray, values: np.ndarray, own: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k items with the largest values and their values, without the own one."""
+    others = items != own
+    items, values = items[others], values[others]
+    if len(items) <= k:
+        return items, values
+    least = np.partition(values, -k)[-k]
+    above, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)
+    equal = equal[np.argsort(items[equal])][: k - len(above)]
+    chosen = np.concatenate([above, equal])
+    return items[chosen], values[chosen]
