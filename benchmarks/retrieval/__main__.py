@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.environment import describe
-from benchmarks.retrieval import static
+from benchmarks.retrieval import replay_protocols, static
 from benchmarks.retrieval.models import MODELS
 from benchmarks.retrieval.protocols import PROTOCOLS
+from benchmarks.retrieval.replay_models import REPLAY_MODELS
+from benchmarks.retrieval.replay_protocols import REPLAYS
 from stages.contracts.config import Config, parse_config
 from stages.contracts.errors import ConfigError, SluiceError
 
@@ -44,22 +46,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--protocol", required=True, choices=PROTOCOLS)
+    found.add_argument("--protocol", required=True, choices=[*PROTOCOLS, *REPLAYS])
     found.add_argument("--data", type=Path, required=True, help="the folder of the data set, or its file")
     found.add_argument("--models", default="", help="names with commas between; all baselines where left out")
-    found.add_argument("--seeds", default="", help="whole numbers with commas between")
+    found.add_argument("--seeds", default="", help="whole numbers with commas between; not of a replay")
     found.add_argument("--validation", action="store_true", help="judge on a part cut from the training rows")
     found.add_argument("--set", action="append", default=[], metavar="MODEL.KEY=VALUE", help="a setting of a model")
+    found.add_argument("--samples", type=int, default=200, help="of the bootstrap over users, in a replay")
     return found
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Run what the options ask for; return the result and its table."""
+    chosen = options.models.split(",") if options.models else None
+    seeds = parse_seeds(options.seeds)
+    if options.samples < 1:
+        raise ConfigError(f"--samples {options.samples}: allowed are whole numbers from 1")
+    if options.protocol in REPLAYS:
+        if seeds:
+            raise ConfigError(f"--seeds {options.seeds}: a replay has none; allowed is --set ials.seed=N")
+        replay = REPLAYS[options.protocol]
+        walkers = configure(REPLAY_MODELS, chosen or replay.models, replay.settings, options.set)
+        result = replay_protocols.run(replay, options.data, walkers, options.validation, options.samples)
+        return result, replay_protocols.table(result)
     protocol = PROTOCOLS[options.protocol]
-    chosen = options.models.split(",") if options.models else protocol.models
-    models = configure(MODELS, chosen, protocol.settings, options.set)
-    seeds = parse_seeds(options.seeds) or protocol.seeds
-    result = static.run(protocol, options.data, models, seeds, options.validation)
+    models = configure(MODELS, chosen or protocol.models, protocol.settings, options.set)
+    result = static.run(protocol, options.data, models, seeds or protocol.seeds, options.validation)
     return result, static.table(result)
 
 
