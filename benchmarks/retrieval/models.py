@@ -15,7 +15,7 @@ from pydantic import Field
 from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
-from benchmarks.retrieval.judge import Scorer
+from benchmarks.retrieval.judge import Scorer, top_k
 from stages.candidate.linear import Ease, ImplicitAls
 from stages.contracts.config import Config
 
@@ -138,11 +138,11 @@ def cosine_neighbours(history_UN: sparse.csr_matrix, neighbours: int, shrink: fl
     parts = []
     for start in range(0, items, _COLUMNS):
         columns = np.arange(start, min(start + _COLUMNS, items))
-        cosine = (history_UN.T @ by_item[:, columns]).toarray()
-        cosine /= np.maximum(norms_N[:, None] * norms_N[columns] + shrink, 1e-12)
-        cosine[columns, columns - start] = 0
-        order = np.argsort(-cosine, axis=0, kind="stable")[:neighbours]
-        kept = np.zeros_like(cosine)
-        np.put_along_axis(kept, order, np.take_along_axis(cosine, order, axis=0), axis=0)
-        parts.append(sparse.csc_matrix(kept))
+        cosine = (by_item[:, columns].T @ by_item).toarray()
+        cosine /= np.maximum(norms_N[columns, None] * norms_N + shrink, 1e-12)
+        cosine[columns - start, columns] = 0
+        nearest = top_k(np.where(cosine > 0, cosine, -np.inf), neighbours)
+        row, place = np.nonzero(nearest >= 0)
+        item = nearest[row, place]
+        parts.append(sparse.csc_matrix((cosine[row, item], (item, row)), shape=(items, len(columns))))
     return sparse.hstack(parts, format="csr", dtype=np.float32)

@@ -135,9 +135,9 @@ class Blend(CoVisitation):
 
         def walk(rows: slice) -> Pool:
             trend = np.zeros(log.items)
-            for minutes, weight in windows:
+            for minutes, share in windows:
                 counts = recent_counts(log, rows.start, minutes)
-                trend += weight * counts / max(counts.sum(), 1)
+                trend += share * counts / max(counts.sum(), 1)
             row, item, weight = shares.before(rows)
             items = np.flatnonzero(_flags(log.items, item) | (trend > 0))
             scores = trend[items] + self.together * _spread(rows, items, log.items, row, item, weight)

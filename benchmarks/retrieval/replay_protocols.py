@@ -31,7 +31,7 @@ class ReplayProtocol:
     Attributes:
         read: a folder (or file), and whether to judge on validation, to the replay.
         models: that run where none are named.
-        settings: by model.
+        settings: by model, chosen on validation.
     """
 
     read: Callable[[Path, bool], Replay]
@@ -71,6 +71,7 @@ def read_movielens_replay(data: Path, validation: bool) -> Replay:
     rows = read_movielens(data)
     if len(rows) < 100:
         raise DataError(f"{data}: {len(rows)} ratings; allowed are 100 or more")
+    assert rows.time is not None, "u.data has times"
     log = Log.of(rows.user, rows.item, rows.time * 1000)
     end = round(0.8 * len(log)) if validation else len(log)
     train = round(0.8 * end)
@@ -119,6 +120,10 @@ REPLAYS: dict[str, ReplayProtocol] = {
     "globo": ReplayProtocol(
         read_globo,
         models=("last_24_hours", "last_3_hours", "last_hour", "last_10_minutes", "co_visitation", "blend"),
+        settings={
+            "co_visitation": {"recent": 200, "latest": 2, "decay": 0.4},
+            "blend": {"recent": 200, "latest": 2, "decay": 0.4, "hour": 0.25},
+        },
     ),
     "ml-100k-replay": ReplayProtocol(
         read_movielens_replay,
