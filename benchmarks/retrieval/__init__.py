@@ -1,0 +1,1 @@
+"""Candidate generation alone, by published protocols: see docs/benchmarks-retrieval.md."""

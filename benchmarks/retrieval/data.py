@@ -1,0 +1,177 @@
+"""Readers of the published files, and what a model may see of a split.
+
+Users and items are numbered from 0 in the order in which the file names them first. That is also the order in which
+items of equal score are ranked, so that a tie never depends on a sorting algorithm.
+
+Legend: R interactions, U users, N items, B users of a block.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from stages.candidate.linear import recency_weights
+from stages.contracts.errors import DataError
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """What users did, one row a user-item pair.
+
+    Attributes:
+        user, item: int64 ``[R]``.
+        time: int64 ``[R]``, larger is later within a user; None where the data have no order.
+        users, items: U and N; rows may name fewer.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray | None
+    users: int
+    items: int
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, rows: np.ndarray) -> Interactions:
+        """Return some rows of the same users and items."""
+        time = None if self.time is None else self.time[rows]
+        return Interactions(self.user[rows], self.item[rows], time, self.users, self.items)
+
+    @cached_property
+    def matrix(self) -> sparse.csr_matrix:
+        """Ones where a user has an item, float32 ``[U, N]``; a user's items in ascending order."""
+        matrix = self._matrix(np.ones(len(self), dtype=np.float32))
+        matrix.data[:] = 1
+        return matrix
+
+    def recency_matrix(self, decay: float) -> sparse.csr_matrix:
+        """Like ``matrix``, with exp(-rank / decay) for the item ``rank`` places before a user's latest.
+
+        Raises:
+            DataError: if the data have no order.
+        """
+        return self._matrix(recency_weights(self.rank_from_latest, decay).astype(np.float32))
+
+    @cached_property
+    def rank_from_latest(self) -> np.ndarray:
+        """How many interactions of the same user come after each, int64 ``[R]``; of equal times the later row is later.
+
+        Raises:
+            DataError: if the data have no order.
+        """
+        if self.time is None:
+            raise DataError("these data have no order within a user: models that read one cannot run on them")
+        order = np.lexsort((np.arange(len(self)), self.time, self.user))
+        ends = np.cumsum(np.bincount(self.user, minlength=self.users))
+        rank = np.empty(len(self), dtype=np.int64)
+        rank[order] = ends[self.user[order]] - 1 - np.arange(len(self))
+        return rank
+
+    def _matrix(self, values: np.ndarray) -> sparse.csr_matrix:
+        matrix = sparse.csr_matrix((values, (self.user, self.item)), shape=(self.users, self.items))
+        matrix.sort_indices()
+        return matrix
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a model is fitted on and answers from, and what it is asked for.
+
+    Attributes:
+        train: all that a model may see: it is fitted on these rows, a user's history is his rows of them, and they
+            are removed from his answers.
+        test: held-out pairs; users without one are not judged.
+    """
+
+    train: Interactions
+    test: Interactions
+
+
+def number(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Number the values of several columns together, in the order of their first appearance.
+
+    Returns:
+        int64 codes of each column, and the values in the order of their codes.
+    """
+    values, first, code = np.unique(np.concatenate(columns), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(values), dtype=np.int64)
+    place[order] = np.arange(len(values))
+    return *np.split(place[code], np.cumsum([len(column) for column in columns])[:-1]), values[order]
+
+
+def find(data: Path, names: Iterable[str]) -> Path:
+    """Return ``data`` itself where it is a file, or the first of ``names`` in it, plain or with ``.gz``.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if data.is_file():
+        return data
+    names = tuple(names)
+    for name in names:
+        for path in (data / name, data / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise DataError(f"{data}: no such file; allowed is {' or '.join(names)} (also .gz), or the folder that holds it")
+
+
+def read_movielens(data: Path) -> Interactions:
+    """Read ``u.data`` of MovieLens 100K: user, item, rating, seconds. All ratings count; rows keep the file's order."""
+    path = find(data, ["u.data"])
+    try:
+        table = np.loadtxt(path, dtype=np.int64, ndmin=2)
+        user, item, _, time = table.T
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; allowed are rows of user, item, rating, seconds") from None
+    (user, users), (item, items) = number(user), number(item)
+    return Interactions(user, item, time, len(users), len(items))
+
+
+def read_chronological(data: Path) -> Interactions:
+    """Read MovieLens 1M with ``user_id``, ``movie_id``, ``chrono_pos``; rows at -1 are dropped."""
+    path = find(data, ["interactions.parquet"])
+    user, item, time = read_columns(path, ["user_id", "movie_id", "chrono_pos"])
+    kept = time >= 0
+    (user, users), (item, items) = number(user[kept]), number(item[kept])
+    return Interactions(user, item, time[kept], len(users), len(items))
+
+
+def read_columns(path: Path, columns: list[str]) -> list[np.ndarray]:
+    """Return columns of a Parquet file as numpy arrays.
+
+    Raises:
+        DataError: if the file is unreadable or a column is missing.
+    """
+    try:
+        table = pq.read_table(path, columns=columns)
+        return [table[name].to_numpy() for name in columns]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{path}: {error}; allowed is Parquet with {', '.join(columns)}") from None
+
+
+def read_sequences(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return user and item, int64 ``[R]``, of lines ``user item item …``, in their order; also of a ``.gz``.
+
+    Raises:
+        DataError: if a word is not a whole number.
+    """
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    counts = [len(line) - 1 for line in lines]
+    try:
+        user = np.repeat(np.array([line[0] for line in lines], dtype=np.int64), counts)
+        item = np.array([word for line in lines for word in line[1:]], dtype=np.int64)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; allowed are lines of whole numbers: user item item …") from None
+    return user, item

@@ -1,0 +1,148 @@
+"""Models of the protocols that are judged on one split: popularity, item-KNN, EASE, implicit ALS.
+
+A model is a frozen set of settings. ``fit`` gets what may be seen of a split and returns a scorer, which answers blocks
+of users with scores of the whole catalogue; removing what a user has seen, and ranking, is the judge's work. A further
+model is a further class in ``MODELS``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from scipy import sparse
+
+from benchmarks.retrieval.data import Interactions
+from benchmarks.retrieval.judge import Scorer, top_k
+from stages.candidate.linear import Ease, ImplicitAls
+from stages.contracts.config import Config
+
+_COLUMNS = 1024
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Model(Config, ABC):
+    """Settings of a model, and how it is fitted."""
+
+    deterministic: ClassVar[bool] = True
+    """Whether ``fit`` gives the same with every seed; then one run on a fixed split says all."""
+
+    @abstractmethod
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Learn from ``train`` and return a scorer of its users."""
+
+
+class Popularity(Model):
+    """How many users had an item in training."""
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Count."""
+        counts = np.bincount(train.item, minlength=train.items).astype(np.float32)
+        return lambda users: np.tile(counts, (len(users), 1))
+
+
+class ItemKnn(Model):
+    """Cosines of items, each with its nearest ones only.
+
+    Attributes:
+        neighbours: of an item that are kept.
+        shrink: added to the product of the norms, so that rare items are not near by chance.
+    """
+
+    neighbours: Count = 100
+    shrink: Annotated[float, Field(ge=0)] = 0.0
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Keep the nearest neighbours of each item; a score sums their cosines over the history."""
+        history = train.matrix
+        nearest = cosine_neighbours(history, self.neighbours, self.shrink)
+        return lambda users: (history[users] @ nearest).toarray()
+
+
+class EaseModel(Model):
+    """EASE on the whole history.
+
+    Attributes:
+        regularisation: lambda of the paper.
+        memory_gb: what the item-item matrices may take.
+    """
+
+    regularisation: Positive = 500.0
+    memory_gb: Positive = 4.0
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Solve in closed form."""
+        ease = Ease.fit(train.matrix, self.regularisation, self.memory_gb)
+        return lambda users: ease.score(train.matrix[users])
+
+
+class RecencyEase(EaseModel):
+    """The same weights, on a history that weighs exp(-rank / decay).
+
+    Attributes:
+        decay: in places before the latest item.
+    """
+
+    decay: Positive = 5.0
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Solve in closed form from unweighted histories; the weights count when answering."""
+        history = train.recency_matrix(self.decay)
+        ease = Ease.fit(train.matrix, self.regularisation, self.memory_gb)
+        return lambda users: ease.score(history[users])
+
+
+class Ials(Model):
+    """Implicit ALS; histories are folded in.
+
+    Attributes:
+        factors, iterations: size of the vectors, and pairs of half-steps.
+        confidence: of a cell of the history, where every other cell has 1.
+        regularisation: lambda of the paper.
+    """
+
+    deterministic: ClassVar[bool] = False
+    factors: Count = 64
+    confidence: Positive = 5.0
+    regularisation: Positive = 10.0
+    iterations: Count = 15
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Alternate least squares from factors drawn with ``seed``."""
+        als = ImplicitAls.fit(
+            train.matrix, self.factors, self.confidence, self.regularisation, self.iterations, seed=seed
+        )
+        return lambda users: als.score(train.matrix[users])
+
+
+MODELS: dict[str, type[Model]] = {
+    "popularity": Popularity,
+    "item_knn": ItemKnn,
+    "ials": Ials,
+    "ease": EaseModel,
+    "ease_recency": RecencyEase,
+}
+
+
+def cosine_neighbours(history_UN: sparse.csr_matrix, neighbours: int, shrink: float) -> sparse.csr_matrix:
+    """Return the cosines of each item with its nearest ones, float32 ``[N, N]``, an item's own left out.
+
+    Column j holds at most ``neighbours`` values, the largest; of equal ones the lower item is kept.
+    """
+    items = history_UN.shape[1]
+    by_item = history_UN.tocsc()
+    norms_N = np.sqrt(np.asarray(history_UN.multiply(history_UN).sum(axis=0)).ravel())
+    parts = []
+    for start in range(0, items, _COLUMNS):
+        columns = np.arange(start, min(start + _COLUMNS, items))
+        cosine = (by_item[:, columns].T @ by_item).toarray()
+        cosine /= np.maximum(norms_N[columns, None] * norms_N + shrink, 1e-12)
+        cosine[columns - start, columns] = 0
+        nearest = top_k(np.where(cosine > 0, cosine, -np.inf), neighbours)
+        row, place = np.nonzero(nearest >= 0)
+        item = nearest[row, place]
+        parts.append(sparse.csc_matrix((cosine[row, item], (item, row)), shape=(items, len(columns))))
+    return sparse.hstack(parts, format="csr", dtype=np.float32)

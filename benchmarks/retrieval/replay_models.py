@@ -1,0 +1,300 @@
+"""Models of the replay protocols: what is trending, what goes together, a blend of both, and trained item models.
+
+Each is a frozen set of settings; ``prepare`` learns from the training part and returns a walker (see ``replay``).
+
+Legend: E events, B events of a block, N items, M items of a pool, P co-clicks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+from scipy import sparse
+
+from benchmarks.retrieval.log import Log
+from benchmarks.retrieval.replay import Pool, Walker
+from stages.candidate.linear import Ease, ImplicitAls, recency_weights
+from stages.contracts.config import Config
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ReplayModel(Config, ABC):
+    """Settings of a model of a replay."""
+
+    @abstractmethod
+    def prepare(self, log: Log, train: int) -> Walker:
+        """Learn from the first ``train`` events of the log, and return a walker."""
+
+
+class Trending(ReplayModel):
+    """Most events in a window before the block.
+
+    Attributes:
+        minutes: length of the window; None for all of the past.
+    """
+
+    minutes: Positive | None = None
+
+    def prepare(self, log: Log, train: int) -> Walker:
+        """Nothing is learnt."""
+
+        def walk(rows: slice) -> Pool:
+            counts = recent_counts(log, rows.start, self.minutes)
+            items = np.flatnonzero(counts)
+            return Pool(items, counts[None, items])
+
+        return walk
+
+
+class LastTenMinutes(Trending):
+    """Most events in the last ten minutes."""
+
+    minutes: Positive | None = 10
+
+
+class LastHour(Trending):
+    """Most events in the last hour."""
+
+    minutes: Positive | None = 60
+
+
+class LastThreeHours(Trending):
+    """Most events in the last three hours."""
+
+    minutes: Positive | None = 180
+
+
+class LastDay(Trending):
+    """Most events in the last 24 hours."""
+
+    minutes: Positive | None = 1440
+
+
+class LastWeek(Trending):
+    """Most events in the last seven days."""
+
+    minutes: Positive | None = 10_080
+
+
+class CoVisitation(ReplayModel):
+    """Items that the users of one's latest items met next to them.
+
+    Two events of a user make a co-click of their items, in both directions, if they are at most ``lag`` events of that
+    user apart. An item's co-clicks are the latest ``recent`` ones. An answer's score is its share of them, summed over
+    the user's latest items with weights decay ** place.
+
+    Attributes:
+        lag: how far two events of a user may be apart.
+        recent: co-clicks of an item that count; what it keeps online.
+        latest: items of the user that are asked for.
+        decay: weight of an item against the next later one.
+        smoothing: added to the number of co-clicks, so that a few say little.
+    """
+
+    lag: Count = 2
+    recent: Count = 1000
+    latest: Count = 3
+    decay: Positive = 0.6
+    smoothing: NotNegative = 10.0
+
+    def prepare(self, log: Log, train: int) -> Walker:
+        """Line up the co-clicks of the log; a block looks at those before each of its events."""
+        shares = CoClicks(log, self)
+
+        def walk(rows: slice) -> Pool:
+            row, item, weight = shares.before(rows)
+            items = np.flatnonzero(_flags(log.items, item))
+            scores = _spread(rows, items, log.items, row, item, weight)
+            return Pool(items, np.where(scores > 0, scores, -np.inf))
+
+        return walk
+
+
+class Blend(CoVisitation):
+    """A sum of shares: of the clicks of the last ten minutes, the last hour and the last day, and of co-clicks.
+
+    Attributes:
+        ten_minutes, hour, day, together: weights of the four shares.
+    """
+
+    ten_minutes: NotNegative = 1.0
+    hour: NotNegative = 0.5
+    day: NotNegative = 0.01
+    together: NotNegative = 1.0
+
+    def prepare(self, log: Log, train: int) -> Walker:
+        """As its parts are prepared."""
+        shares = CoClicks(log, self)
+        windows = ((10.0, self.ten_minutes), (60.0, self.hour), (1440.0, self.day))
+
+        def walk(rows: slice) -> Pool:
+            trend = np.zeros(log.items)
+            for minutes, share in windows:
+                counts = recent_counts(log, rows.start, minutes)
+                trend += share * counts / max(counts.sum(), 1)
+            row, item, weight = shares.before(rows)
+            items = np.flatnonzero(_flags(log.items, item) | (trend > 0))
+            scores = trend[items] + self.together * _spread(rows, items, log.items, row, item, weight)
+            return Pool(items, np.where(scores > 0, scores, -np.inf))
+
+        return walk
+
+
+class ReplayEase(ReplayModel):
+    """EASE trained on the past, on histories as they are at each event; without one, what is popular.
+
+    Attributes:
+        regularisation, memory_gb: as in ``Ease.fit``.
+        decay: a history's weight is exp(-rank / decay); None for 1.
+    """
+
+    regularisation: Positive = 200.0
+    decay: Positive | None = None
+    memory_gb: Positive = 4.0
+
+    def prepare(self, log: Log, train: int) -> Walker:
+        """Solve in closed form."""
+        ease = Ease.fit(training_matrix(log, train), self.regularisation, self.memory_gb)
+        return _personal(log, ease, self.decay)
+
+
+class RecencyReplayEase(ReplayEase):
+    """The same on a history whose weights decay."""
+
+    decay: Positive | None = 5.0
+
+
+class ReplayIals(ReplayModel):
+    """Implicit ALS trained on the past; histories are folded in as they are at each event.
+
+    Attributes:
+        factors, confidence, regularisation, iterations, seed: as in ``ImplicitAls.fit``.
+    """
+
+    factors: Count = 32
+    confidence: Positive = 5.0
+    regularisation: Positive = 10.0
+    iterations: Count = 15
+    seed: int = 1
+
+    def prepare(self, log: Log, train: int) -> Walker:
+        """Alternate least squares."""
+        matrix = training_matrix(log, train)
+        als = ImplicitAls.fit(
+            matrix, self.factors, self.confidence, self.regularisation, self.iterations, seed=self.seed
+        )
+        return _personal(log, als, None)
+
+
+REPLAY_MODELS: dict[str, type[ReplayModel]] = {
+    "popularity": Trending,
+    "last_7_days": LastWeek,
+    "last_24_hours": LastDay,
+    "last_3_hours": LastThreeHours,
+    "last_hour": LastHour,
+    "last_10_minutes": LastTenMinutes,
+    "co_visitation": CoVisitation,
+    "blend": Blend,
+    "ials": ReplayIals,
+    "ease": ReplayEase,
+    "ease_recency": RecencyReplayEase,
+}
+
+
+class CoClicks:
+    """All co-clicks of a log, item by item in time order, so that those before an event are one slice."""
+
+    def __init__(self, log: Log, settings: CoVisitation) -> None:
+        self.log, self.settings = log, settings
+        source, target, event = _co_clicks(log, settings.lag)
+        key = source * len(log) + event
+        order = np.argsort(key, kind="stable")
+        self._key, self._target = key[order], target[order].astype(np.int32)
+
+    def before(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return row in the block, item and weight of the co-clicks that each event's user is answered with."""
+        parts = []
+        events = np.arange(rows.start, rows.stop)
+        for back in range(1, self.settings.latest + 1):
+            source = self.log.previous(rows, back)
+            end = np.searchsorted(self._key, source * len(self.log) + events)
+            start = np.maximum(np.searchsorted(self._key, source * len(self.log)), end - self.settings.recent)
+            length = np.where(source >= 0, end - start, 0)
+            row = np.repeat(np.arange(len(events)), length)
+            within = np.arange(len(row)) - (np.cumsum(length) - length)[row]
+            weight = self.settings.decay ** (back - 1) / np.maximum(length + self.settings.smoothing, 1)
+            parts.append((row, self._target[start[row] + within], weight[row]))
+        row, item, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return row, item, weight
+
+
+def _co_clicks(log: Log, lag: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return source item, target item and the event that made it, int64 ``[P]`` each."""
+    parts = []
+    order = log.by_user
+    for apart in range(1, lag + 1):
+        earlier, later = order[:-apart], order[apart:]
+        real = (log.user[earlier] == log.user[later]) & (log.item[earlier] != log.item[later])
+        first, second, event = log.item[earlier[real]], log.item[later[real]], later[real]
+        parts += [(first, second, event), (second, first, event)]
+    source, target, event = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return source, target, event
+
+
+def recent_counts(log: Log, event: int, minutes: float | None) -> np.ndarray:
+    """Return how often each item was met before an event, float64 ``[N]``, in a window that ends at its time."""
+    first = 0
+    if minutes is not None:
+        first = int(np.searchsorted(log.time_ms, log.time_ms[event] - minutes * 60_000))
+    return np.bincount(log.item[first:event], minlength=log.items).astype(np.float64)
+
+
+def training_matrix(log: Log, train: int) -> sparse.csr_matrix:
+    """Return ones where a user met an item in the first ``train`` events, float64 ``[U, N]``."""
+    rows = np.flatnonzero(log.first_touch[:train])
+    cells = (log.user[rows], log.item[rows])
+    return sparse.csr_matrix((np.ones(len(rows)), cells), shape=(log.users, log.items))
+
+
+def _personal(log: Log, model: Ease | ImplicitAls, decay: float | None) -> Walker:
+    def walk(rows: slice) -> Pool:
+        seen = log.before(rows)
+        weight = np.ones(len(seen.row)) if decay is None else recency_weights(seen.rank, decay)
+        history = _latest_visits(seen.row, seen.item, weight, (rows.stop - rows.start, log.items))
+        popular = recent_counts(log, rows.start, None)
+        items = np.flatnonzero(popular)
+        scores = model.score(history)[:, items]
+        scores[np.diff(history.indptr) == 0] = popular[items]
+        return Pool(items, scores)
+
+    return walk
+
+
+def _latest_visits(row: np.ndarray, item: np.ndarray, weight: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return histories in which an item that was met twice weighs what its latest visit weighs."""
+    key, last = np.unique((row * shape[1] + item)[::-1], return_index=True)
+    place = len(row) - 1 - last
+    return sparse.csr_matrix((weight[place], (key // shape[1], key % shape[1])), shape=shape)
+
+
+def _flags(items: int, named: np.ndarray) -> np.ndarray:
+    flags = np.zeros(items, dtype=bool)
+    flags[named] = True
+    return flags
+
+
+def _spread(
+    rows: slice, items: np.ndarray, catalogue: int, row: np.ndarray, item: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Return weights summed into float64 ``[B, M]``."""
+    column = np.zeros(catalogue, dtype=np.int64)
+    column[items] = np.arange(len(items))
+    shape = (rows.stop - rows.start, len(items))
+    sums = np.bincount(row * shape[1] + column[item], weights=weight, minlength=shape[0] * shape[1])
+    return sums.reshape(shape)

@@ -1,0 +1,132 @@
+"""Protocols that replay a log: Globo day by day, and the last fifth of MovieLens 100K's time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.retrieval.data import read_columns, read_movielens
+from benchmarks.retrieval.log import Log
+from benchmarks.retrieval.replay import METRICS, Replay, report, walk
+from benchmarks.retrieval.replay_models import ReplayModel
+from stages.contracts.errors import DataError
+
+GLOBO_BLOCK = 500
+"""Clicks between two refreshes of what is trending."""
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class ReplayProtocol:
+    """A log, its judged parts, and the models that run where none are named.
+
+    Attributes:
+        read: a folder (or file), and whether to judge on validation, to the replay.
+        models: that run where none are named.
+        settings: by model, chosen on validation.
+    """
+
+    read: Callable[[Path, bool], Replay]
+    models: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def read_globo(data: Path, validation: bool) -> Replay:
+    """Clicks of the log's last two days (UTC); for validation of the two before them, and nothing later is read.
+
+    Raises:
+        DataError: if there is not one Parquet file with user_id, article_id and clicked_at, or it has too few days.
+    """
+    files = [data] if data.is_file() else sorted(data.glob("*.parquet"))
+    if len(files) != 1:
+        raise DataError(f"{data}: {len(files)} Parquet files; allowed is one, or its path")
+    user, item, clicked = read_columns(files[0], ["user_id", "article_id", "clicked_at"])
+    log = Log.of(user, item, clicked.astype("datetime64[ms]").astype(np.int64))
+    last = int(log.time_ms[-1]) // _DAY_MS - (2 if validation else 0)
+    borders = np.searchsorted(log.time_ms, np.array([last - 1, last, last + 1]) * _DAY_MS).tolist()
+    if not 0 < borders[0] < borders[1] < borders[2]:
+        raise DataError(f"{files[0]}: allowed is a log with clicks on two days to judge and before them")
+    names = [str(np.datetime64(day, "D")) for day in (last - 1, last)]
+    return Replay(
+        _first(log, borders[2]),
+        {name: slice(*rows) for name, rows in zip(names, pairwise(borders), strict=True)},
+        train=borders[0],
+        block=GLOBO_BLOCK,
+    )
+
+
+def read_movielens_replay(data: Path, validation: bool) -> Replay:
+    """The last fifth of the ratings in time order, in tenths; for validation the last fifth of what is before it.
+
+    Every event is a block, so that counts are as of the event before.
+    """
+    rows = read_movielens(data)
+    if len(rows) < 100:
+        raise DataError(f"{data}: {len(rows)} ratings; allowed are 100 or more")
+    assert rows.time is not None, "u.data has times"
+    log = Log.of(rows.user, rows.item, rows.time * 1000)
+    end = round(0.8 * len(log)) if validation else len(log)
+    train = round(0.8 * end)
+    borders = np.linspace(train, end, 11).round().astype(int).tolist()
+    parts = {f"tenth {n}": slice(borders[n - 1], borders[n]) for n in range(1, 11)}
+    return Replay(_first(log, end), parts, train=train, block=1)
+
+
+def _first(log: Log, end: int) -> Log:
+    return Log(log.user[:end], log.item[:end], log.time_ms[:end])
+
+
+def run(
+    protocol: ReplayProtocol, data: Path, models: Mapping[str, ReplayModel], validation: bool, samples: int
+) -> dict[str, Any]:
+    """Replay the log for every model.
+
+    Returns:
+        The sizes, and for each model its settings, seconds and rows as of ``replay.report``.
+    """
+    replay = protocol.read(data, validation)
+    found: dict[str, Any] = {}
+    for name, model in models.items():
+        started = time.perf_counter()
+        rank = walk(replay, model.prepare(replay.log, replay.train))
+        seconds = time.perf_counter() - started
+        rows = report(replay, rank, samples)
+        found[name] = {"settings": model.model_dump(), "seconds": round(seconds, 1), "rows": rows}
+        print(f"{name}: {seconds:.1f} s", file=sys.stderr)
+    log = replay.log
+    sizes = {"users": log.users, "items": log.items, "events": len(log), "train": replay.train}
+    return {"data": sizes, "bootstrap_samples": samples, "models": found}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return a line for every model and row, with intervals."""
+    lines = [f"{'':36s}" + "".join(f"{metric:>24s}" for metric in METRICS)]
+    for name, model in result["models"].items():
+        for row, figures in model["rows"].items():
+            cells = [f"{f['mean']:.4f} [{f['low']:.4f}, {f['high']:.4f}]" for f in (figures[m] for m in METRICS)]
+            lines.append(f"{name:16s} {row:18s} " + "".join(f"{cell:>24s}" for cell in cells))
+    return "\n".join(lines)
+
+
+REPLAYS: dict[str, ReplayProtocol] = {
+    "globo": ReplayProtocol(
+        read_globo,
+        models=("last_24_hours", "last_3_hours", "last_hour", "last_10_minutes", "co_visitation", "blend"),
+        settings={
+            "co_visitation": {"recent": 200, "latest": 2, "decay": 0.4},
+            "blend": {"recent": 200, "latest": 2, "decay": 0.4, "hour": 0.25},
+        },
+    ),
+    "ml-100k-replay": ReplayProtocol(
+        read_movielens_replay,
+        models=("popularity", "last_7_days", "co_visitation", "ials", "ease", "ease_recency"),
+    ),
+}

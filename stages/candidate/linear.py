@@ -1,0 +1,222 @@
+"""Models of the user-item matrix that are solved exactly: EASE and implicit ALS.
+
+Neither has a row a user when it answers: both score a history, so that somebody who came a second ago is answered
+like everybody else. numpy and scipy only.
+
+Legend: U users, N items, B histories of a block, D factors, R rows of either kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import lapack
+
+from stages.contracts.errors import ConfigError, DataError
+
+_COLUMNS = 1024
+_SYSTEMS = 256
+_EASE_BYTES = 12
+"""Of an item-item cell while EASE is fitted: float64 to invert, and the float32 that stays."""
+
+
+def recency_weights(rank: np.ndarray, decay: float) -> np.ndarray:
+    """Return exp(-rank / decay), float64: what an item weighs that is ``rank`` places before the latest one.
+
+    Raises:
+        ConfigError: if ``decay`` is not above 0.
+    """
+    if not decay > 0:
+        raise ConfigError(f"decay = {decay}: allowed is a number above 0")
+    weights: np.ndarray = np.exp(-np.asarray(rank, dtype=np.float64) / decay)
+    return weights
+
+
+@dataclass(frozen=True)
+class Ease:
+    """A linear item-item autoencoder; ``weights`` is float32 ``[N, N]`` with a diagonal of zeros."""
+
+    weights: np.ndarray
+
+    @classmethod
+    def fit(cls, history_UN: sparse.csr_matrix, regularisation: float, memory_gb: float = 4.0) -> Ease:
+        """Minimise |X - X W|^2 + regularisation |W|^2 over W with a diagonal of zeros.
+
+        Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", 2019, equation 8: with P the inverse of
+        X'X + regularisation I, W[i, j] = -P[i, j] / P[j, j].
+
+        Args:
+            history_UN: what users did, weights of any sign; 1 in the paper.
+            regularisation: above 0; some hundreds for a million rows.
+            memory_gb: what the item-item matrices may take, 12 bytes N squared.
+
+        Raises:
+            ConfigError: if the regularisation is not above 0, or the catalogue is too large for ``memory_gb``.
+            DataError: if the matrix is empty or not finite.
+        """
+        if not regularisation > 0:
+            raise ConfigError(f"regularisation = {regularisation}: allowed is a number above 0")
+        history_UN = _checked(history_UN)
+        items = history_UN.shape[1]
+        needed = _EASE_BYTES * items**2 / 1e9
+        if needed > memory_gb:
+            raise ConfigError(
+                f"EASE: {items:,} items need {needed:.1f} GB for a dense item-item matrix, memory_gb = {memory_gb:g}: "
+                "allow more, select fewer items, or use implicit ALS"
+            )
+        return cls(_zero_diagonal_weights(_inverse(_gram(history_UN, regularisation))))
+
+    def score(self, history_BN: sparse.csr_matrix) -> np.ndarray:
+        """Return float32 scores ``[B, N]`` of the catalogue; items of the history are scored as well.
+
+        Raises:
+            DataError: if the histories are over another number of items.
+        """
+        _check_items(history_BN, len(self.weights))
+        scores_BN: np.ndarray = history_BN.astype(np.float32) @ self.weights
+        return scores_BN
+
+
+@dataclass(frozen=True)
+class ImplicitAls:
+    """``item_factors``, float64 ``[N, D]``, and what it takes to fold a history in."""
+
+    item_factors: np.ndarray
+    confidence: float
+    regularisation: float
+
+    @classmethod
+    def fit(
+        cls,
+        history_UN: sparse.csr_matrix,
+        factors: int,
+        confidence: float,
+        regularisation: float,
+        iterations: int = 15,
+        seed: int = 0,
+    ) -> ImplicitAls:
+        """Alternate exact least squares over users and items.
+
+        Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008, section 4: minimise
+        the sum over all cells of c (p - x'y)^2, plus regularisation (|X|^2 + |Y|^2), where a cell of the history has
+        p = 1 and c = confidence times its value, and every other cell p = 0 and c = 1. (The paper's c is
+        1 + alpha r; this is the reading of the library ``implicit``.) The first factors are normal with a standard
+        deviation of 0.1 / sqrt(D), as Rendle et al., "Revisiting the Performance of iALS on Item Recommendation
+        Benchmarks", 2021, advise.
+
+        Args:
+            history_UN: what users did; values above 0.
+            factors: D.
+            confidence: of a cell with value 1, above 0.
+            regularisation: above 0.
+            iterations: pairs of half-steps, users first.
+            seed: of the first factors.
+
+        Raises:
+            ConfigError: if a number is out of range.
+            DataError: if the matrix is empty, or a value is not finite and above 0.
+        """
+        if factors < 1 or iterations < 1 or not confidence > 0 or not regularisation > 0:
+            raise ConfigError(
+                f"factors = {factors}, iterations = {iterations}, confidence = {confidence}, regularisation = "
+                f"{regularisation}: allowed are whole numbers from 1 and numbers above 0"
+            )
+        history_UN = _checked(history_UN, positive=True)
+        history_NU = history_UN.T.tocsr()
+        item_ND = np.random.default_rng(seed).normal(0, 0.1 / np.sqrt(factors), (history_UN.shape[1], factors))
+        for _ in range(iterations):
+            user_UD = _least_squares(history_UN, item_ND, confidence, regularisation)
+            item_ND = _least_squares(history_NU, user_UD, confidence, regularisation)
+        return cls(item_ND, confidence, regularisation)
+
+    def user_vectors(self, history_BN: sparse.csr_matrix) -> np.ndarray:
+        """Return the best factors of each history, float64 ``[B, D]``; zeros for an empty one.
+
+        Raises:
+            DataError: if the histories are over another number of items.
+        """
+        _check_items(history_BN, len(self.item_factors))
+        return _least_squares(history_BN, self.item_factors, self.confidence, self.regularisation)
+
+    def score(self, history_BN: sparse.csr_matrix) -> np.ndarray:
+        """Return float32 scores ``[B, N]`` of the catalogue; items of the history are scored as well."""
+        scores_BN: np.ndarray = (self.user_vectors(history_BN) @ self.item_factors.T).astype(np.float32)
+        return scores_BN
+
+
+def _checked(history_UN: sparse.csr_matrix, positive: bool = False) -> sparse.csr_matrix:
+    history_UN = sparse.csr_matrix(history_UN, dtype=np.float64)
+    if not history_UN.nnz:
+        raise DataError(f"the history matrix {list(history_UN.shape)} is empty")
+    if not np.isfinite(history_UN.data).all() or (positive and history_UN.data.min() <= 0):
+        allowed = "finite values above 0" if positive else "finite values"
+        raise DataError(f"the history matrix {list(history_UN.shape)} must hold {allowed}")
+    return history_UN
+
+
+def _check_items(history_BN: sparse.csr_matrix, items: int) -> None:
+    if history_BN.shape[1] != items:
+        raise DataError(f"histories are over {history_BN.shape[1]} items, the model has {items}")
+
+
+def _gram(history_UN: sparse.csr_matrix, regularisation: float) -> np.ndarray:
+    """Return X'X + regularisation I, float64 ``[N, N]`` in Fortran's order, block by block."""
+    items = history_UN.shape[1]
+    gram_NN = np.empty((items, items), order="F")
+    by_item = history_UN.tocsc()
+    for start in range(0, items, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        gram_NN[:, columns] = (history_UN.T @ by_item[:, columns]).toarray()
+    gram_NN[np.diag_indices(items)] += regularisation
+    return gram_NN
+
+
+def _inverse(gram_NN: np.ndarray) -> np.ndarray:
+    """Return the inverse of a positive definite matrix in its own memory, from its Cholesky factor."""
+    gram_NN, fault = lapack.dpotrf(gram_NN, lower=1, overwrite_a=1)
+    if not fault:
+        gram_NN, fault = lapack.dpotri(gram_NN, lower=1, overwrite_c=1)
+    if fault:
+        raise DataError(f"EASE: the item-item matrix is not positive definite (LAPACK says {fault}): regularise more")
+    for start in range(0, len(gram_NN), _COLUMNS):
+        stop = min(start + _COLUMNS, len(gram_NN))
+        gram_NN[start:stop, stop:] = gram_NN[stop:, start:stop].T
+        square = np.tril(gram_NN[start:stop, start:stop])
+        gram_NN[start:stop, start:stop] = square + np.tril(square, -1).T
+    return gram_NN
+
+
+def _zero_diagonal_weights(inverse_NN: np.ndarray) -> np.ndarray:
+    diagonal_N = np.diagonal(inverse_NN).copy()
+    weights_NN = np.empty(inverse_NN.shape, dtype=np.float32)
+    for start in range(0, len(inverse_NN), _COLUMNS):
+        rows = slice(start, start + _COLUMNS)
+        weights_NN[rows] = -inverse_NN[rows] / diagonal_N
+    np.fill_diagonal(weights_NN, 0)
+    return weights_NN
+
+
+def _least_squares(
+    history_RN: sparse.csr_matrix, other_ND: np.ndarray, confidence: float, regularisation: float
+) -> np.ndarray:
+    """Return the factors ``[R, D]`` that are best for fixed factors of the other side.
+
+    A row solves (Y'Y + Y'(C - I)Y + regularisation I) x = Y'C p, of which Y'Y is shared by all rows.
+    """
+    rows, factors = history_RN.shape[0], other_ND.shape[1]
+    shared_DD = other_ND.T @ other_ND + regularisation * np.eye(factors)
+    solved_RD = np.zeros((rows, factors))
+    weights = confidence * np.asarray(history_RN.data, dtype=np.float64)
+    for start in range(0, rows, _SYSTEMS):
+        stop = min(start + _SYSTEMS, rows)
+        systems = np.repeat(shared_DD[None], stop - start, axis=0)
+        rights = np.zeros((stop - start, factors, 1))
+        for row in range(start, stop):
+            cells = slice(history_RN.indptr[row], history_RN.indptr[row + 1])
+            touched, weight = other_ND[history_RN.indices[cells]], weights[cells]
+            systems[row - start] += (touched.T * (weight - 1)) @ touched
+            rights[row - start, :, 0] = weight @ touched
+        solved_RD[start:stop] = np.linalg.solve(systems, rights)[:, :, 0]
+    return solved_RD

@@ -1,0 +1,138 @@
+"""EASE against least squares item by item, implicit ALS against its own gradient and a dense solution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+
+from stages.candidate import linear
+from stages.candidate.linear import Ease, ImplicitAls, recency_weights
+from stages.contracts.errors import ConfigError, DataError
+
+USERS, ITEMS = 40, 13
+
+
+@pytest.fixture
+def history() -> sparse.csr_matrix:
+    return sparse.csr_matrix((np.random.default_rng(0).random((USERS, ITEMS)) < 0.3).astype(np.float64))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that do not divide the sizes, so that borders between blocks are met."""
+    monkeypatch.setattr(linear, "_COLUMNS", 5)
+    monkeypatch.setattr(linear, "_SYSTEMS", 7)
+
+
+def constrained_least_squares(dense: np.ndarray, regularisation: float) -> np.ndarray:
+    """A column at a time: regress an item on all others, with the penalty as further rows."""
+    weights = np.zeros((dense.shape[1], dense.shape[1]))
+    for item in range(dense.shape[1]):
+        others = np.delete(np.arange(dense.shape[1]), item)
+        rows = np.vstack([dense[:, others], np.sqrt(regularisation) * np.eye(len(others))])
+        target = np.concatenate([dense[:, item], np.zeros(len(others))])
+        weights[others, item] = np.linalg.lstsq(rows, target)[0]
+    return weights
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("regularisation", [0.5, 30.0])
+def test_ease_is_the_constrained_optimum(history: sparse.csr_matrix, regularisation: float) -> None:
+    found = Ease.fit(history, regularisation)
+    wanted = constrained_least_squares(history.toarray(), regularisation)
+    np.testing.assert_allclose(found.weights, wanted, atol=1e-6)
+    assert not np.diagonal(found.weights).any()
+    np.testing.assert_allclose(found.score(history[:3]), history[:3].toarray() @ wanted, atol=1e-5)
+
+
+def test_ease_of_weighted_histories(history: sparse.csr_matrix) -> None:
+    weighted = history.copy()
+    weighted.data = np.random.default_rng(1).uniform(-1, 2, history.nnz)
+    found = Ease.fit(weighted, 2.0).weights
+    np.testing.assert_allclose(found, constrained_least_squares(weighted.toarray(), 2.0), atol=1e-6)
+
+
+def test_ease_refuses_a_catalogue_that_does_not_fit() -> None:
+    wide = sparse.csr_matrix(([1.0], ([0], [99_999])), shape=(1, 100_000))
+    with pytest.raises(ConfigError, match=r"100,000 items need 120\.0 GB.*memory_gb = 4.*fewer items"):
+        Ease.fit(wide, 1.0)
+
+
+def als_gradient(history: np.ndarray, model: ImplicitAls) -> tuple[np.ndarray, np.ndarray]:
+    """Half the gradients of the objective, over the cells of the dense matrix."""
+    users = model.user_vectors(sparse.csr_matrix(history))
+    weight = np.where(history > 0, model.confidence * history, 1.0)
+    error = weight * (users @ model.item_factors.T - (history > 0))
+    return (
+        error @ model.item_factors + model.regularisation * users,
+        error.T @ users + model.regularisation * model.item_factors,
+    )
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_als_comes_to_rest_where_the_gradient_is_zero(history: sparse.csr_matrix) -> None:
+    history.data = np.random.default_rng(1).uniform(0.2, 3, history.nnz)
+    early, late = (ImplicitAls.fit(history, 4, 5.0, 2.0, iterations=n, seed=3) for n in (1, 800))
+    by_user, by_item = als_gradient(history.toarray(), late)
+    assert np.abs(by_user).max() < 1e-9, "folding in is exact at any time"
+    assert np.abs(by_item).max() < 1e-6
+    assert np.abs(als_gradient(history.toarray(), early)[1]).max() > 1e-2, "the test can tell"
+
+
+def test_als_folds_each_history_in_alone(history: sparse.csr_matrix) -> None:
+    model = ImplicitAls.fit(history, 3, 5.0, 2.0, seed=1)
+    together = model.user_vectors(history)
+    np.testing.assert_allclose(model.user_vectors(history[7:8])[0], together[7], atol=1e-12)
+    cells = history[7].indices
+    confidence = np.ones(ITEMS)
+    confidence[cells] = 5.0
+    system = model.item_factors.T @ (confidence[:, None] * model.item_factors) + 2.0 * np.eye(3)
+    wanted = np.linalg.solve(system, 5.0 * model.item_factors[cells].sum(axis=0))
+    np.testing.assert_allclose(together[7], wanted, atol=1e-12)
+    np.testing.assert_allclose(model.score(history[7:8])[0], model.item_factors @ wanted, atol=1e-6)
+    assert not model.user_vectors(sparse.csr_matrix((2, ITEMS))).any()
+
+
+def test_als_depends_on_its_seed_alone(history: sparse.csr_matrix) -> None:
+    first, again, other = (ImplicitAls.fit(history, 3, 5.0, 2.0, 2, seed).item_factors for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert not np.allclose(first, other)
+
+
+def test_planted_groups_are_found() -> None:
+    """Items of a group go together: whoever has some of a group gets the rest of it."""
+    rng = np.random.default_rng(0)
+    group = np.arange(12) % 3
+    dense = (group == rng.integers(0, 3, 90)[:, None]) & (rng.random((90, 12)) < 0.7)
+    matrix = sparse.csr_matrix(dense.astype(float))
+    asked = sparse.csr_matrix(([1.0, 1.0], ([0, 0], [0, 3])), shape=(1, 12))
+    for scores in (Ease.fit(matrix, 5.0).score(asked), ImplicitAls.fit(matrix, 3, 5.0, 1.0).score(asked)):
+        assert set(np.argsort(-scores[0])[:4]) >= {6, 9}
+
+
+def test_recency_weights() -> None:
+    np.testing.assert_allclose(recency_weights(np.array([0, 5]), 5.0), [1, np.exp(-1)])
+    with pytest.raises(ConfigError, match=r"decay = 0\.0"):
+        recency_weights(np.array([0]), 0.0)
+
+
+def test_bad_input(history: sparse.csr_matrix) -> None:
+    empty = sparse.csr_matrix((2, 3))
+    with pytest.raises(ConfigError, match="regularisation = 0"):
+        Ease.fit(history, 0.0)
+    with pytest.raises(ConfigError, match="factors = 0"):
+        ImplicitAls.fit(history, 0, 1.0, 1.0)
+    for fit in (lambda matrix: Ease.fit(matrix, 1.0), lambda matrix: ImplicitAls.fit(matrix, 2, 1.0, 1.0)):
+        with pytest.raises(DataError, match=r"\[2, 3\] is empty"):
+            fit(empty)
+        with pytest.raises(DataError, match="finite"):
+            fit(sparse.csr_matrix(np.array([[1.0, np.nan]])))
+    twins = sparse.csr_matrix(np.ones((3, 2)))
+    with pytest.raises(DataError, match=r"not positive definite.*regularise more"):
+        Ease.fit(twins, 1e-300)
+    with pytest.raises(DataError, match="above 0"):
+        ImplicitAls.fit(sparse.csr_matrix(np.array([[1.0, -1.0]])), 2, 1.0, 1.0)
+    for model in (Ease.fit(history, 1.0), ImplicitAls.fit(history, 2, 1.0, 1.0)):
+        with pytest.raises(DataError, match="over 3 items, the model has 13"):
+            model.score(empty)
