@@ -1,17 +1,20 @@
 """Selection, de-duplication and export of 1, 10 and 100 million events, and the same job in pandas.
 
     python -m benchmarks.dataset [--sizes 1e6 1e7 1e8] [--pandas 1e7] [--memory 2500MB] [--ids 1e7] [--home DIR]
+        [--postgresql URL_OF_AN_EMPTY_DATABASE]
 
 A world of skewed users and items is written into a DuckDB warehouse in SQL (not measured). Measured
 is, in a process of its own for every size: who is active and which items are eligible at the end of
 each part, the removal of duplicates and repeats, and ``events.parquet``, as the dataset step makes
 it. Users and items grow with the events unless ``--ids`` gives every size those of one size. The pandas
 job reads the same events from Parquet and writes the same rows; both are compared.
+With ``--postgresql`` the same job runs on a copy of the world there, and its rows are compared too.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import resource
 import subprocess
@@ -23,6 +26,8 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
 
 from benchmarks.environment import describe
 from stages.dataset.config import DatasetStepConfig
@@ -91,17 +96,48 @@ def step_config() -> DatasetStepConfig:
     )
 
 
-def run_sluice(path: Path, out: Path, memory: str) -> dict[str, Any]:
+def run_sluice(url: str, out: Path) -> dict[str, Any]:
     """Run the dataset step's selection on a warehouse and write its events."""
     from stages.dataset.build import select_events
     from stages.dataset.source import WarehouseSource
     from stages.warehouse.engine import Warehouse
 
-    with Warehouse(f"duckdb:///{path}?memory_limit={memory}&threads=2") as warehouse:
+    with Warehouse(url) as warehouse:
         started = time.perf_counter()
         selected = select_events(step_config(), WarehouseSource(warehouse), out)
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "rows": int(selected.tally.events.sum()), "users": len(selected.user_ids)}
+
+
+def copy_to_postgresql(path: Path, url: str) -> None:
+    """Copy a world into an empty database.
+
+    Raises:
+        SystemExit: if the database holds events already.
+    """
+    from stages.warehouse.engine import Warehouse
+
+    with Warehouse(url) as warehouse:
+        warehouse.create_tables()
+        if warehouse.counts()["interactions"]:
+            raise SystemExit(f"--postgresql {warehouse.name}: holds events; an empty database is needed")
+        with duckdb.connect(str(path), read_only=True) as world, warehouse.begin() as connection:
+            driver: Any = connection.connection.driver_connection
+            for table in ("interactions", "items"):
+                for batch in world.table(table).to_arrow_reader(1 << 17):
+                    text = io.BytesIO()
+                    pyarrow.csv.write_csv(batch, text, pyarrow.csv.WriteOptions(include_header=False))
+                    text.seek(0)
+                    driver.cursor().copy_expert(f"COPY {table} FROM STDIN WITH (FORMAT csv)", text)
+        warehouse.analyze()
+
+
+def empty_postgresql(url: str) -> None:
+    """Remove a world's rows again."""
+    from stages.warehouse.engine import Warehouse
+
+    with Warehouse(url) as warehouse, warehouse.begin() as connection:
+        connection.exec_driver_sql("TRUNCATE interactions, items, item_aliases")
 
 
 def run_pandas(path: Path, out: Path) -> dict[str, Any]:
@@ -171,11 +207,22 @@ def child(arguments: list[str]) -> dict[str, Any]:
     return result
 
 
-def measure(home: Path, n: int, memory: str, with_pandas: bool, ids: int | None = None) -> dict[str, Any]:
+def measure(
+    home: Path, n: int, memory: str, with_pandas: bool, ids: int | None = None, postgresql: str | None = None
+) -> dict[str, Any]:
     """Write a world of n events and run the jobs on it."""
     path = home / f"{n}.duckdb"
     write_world(path, n, ids)
-    result = {"events": n, **child(["--job", "sluice", str(path), str(home / "ours.parquet"), "--memory", memory])}
+    url = f"duckdb:///{path}?memory_limit={memory}&threads=2"
+    result = {"events": n, **child(["--job", "sluice", url, str(home / "ours.parquet")])}
+    if postgresql:
+        copy_to_postgresql(path, postgresql)
+        try:
+            result["postgresql"] = child(["--job", "sluice", postgresql, str(home / "theirs.parquet")])
+        finally:
+            empty_postgresql(postgresql)
+        if not pq.read_table(home / "ours.parquet").equals(pq.read_table(home / "theirs.parquet")):
+            raise SystemExit("the two databases give different rows")
     if with_pandas:
         with duckdb.connect(str(path), read_only=True) as connection:
             for table in ("interactions", "items"):
@@ -194,12 +241,13 @@ def main() -> None:
     parser.add_argument("--pandas", type=float, default=1e7)
     parser.add_argument("--memory", default="2500MB", help="DuckDB's limit; the process needs some beside it")
     parser.add_argument("--ids", type=float, default=None, help="users and items of a world of so many events")
+    parser.add_argument("--postgresql", default=None, help="SQLAlchemy URL of an empty database")
     parser.add_argument("--home", type=Path, default=None, help="where the worlds go; 15 GB for 1e8")
     parser.add_argument("--job", nargs=3, metavar=("NAME", "IN", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
         name, source, target = options.job
-        jobs = {"sluice": lambda: run_sluice(Path(source), Path(target), options.memory)}
+        jobs = {"sluice": lambda: run_sluice(source, Path(target))}
         result = jobs.get(name, lambda: run_pandas(Path(source), Path(target)))()
         result["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)
         print(json.dumps({**result, "seconds": round(result["seconds"], 2)}))
@@ -207,7 +255,8 @@ def main() -> None:
     results, ids = [], int(options.ids) if options.ids else None
     with tempfile.TemporaryDirectory(dir=options.home) as home:
         for size in options.sizes:
-            results.append(measure(Path(home), int(size), options.memory, int(size) == int(options.pandas), ids))
+            with_pandas = int(size) == int(options.pandas)
+            results.append(measure(Path(home), int(size), options.memory, with_pandas, ids, options.postgresql))
             print(json.dumps(results[-1]), flush=True)
     print(
         json.dumps(
