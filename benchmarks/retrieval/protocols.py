@@ -43,7 +43,7 @@ class Protocol:
         seeds: that run where none are named.
         fixed: whether every seed gives the same test rows.
         fixed_validation: whether every seed gives the same validation rows.
-        settings: of the published rows, by model.
+        settings: by model; of the published rows where those say, else chosen on validation.
     """
 
     read: Callable[[Path], Splitter]
@@ -157,7 +157,10 @@ PROTOCOLS: dict[str, Protocol] = {
         k=20,
         metrics=("recall", "ndcg"),
         fixed_validation=False,
-        settings={"ease": {"regularisation": 500}},
+        settings={
+            "ease": {"regularisation": 500},
+            "ials": {"factors": 64, "confidence": 5, "regularisation": 30},
+        },
     ),
     "ml-1m-loo": Protocol(
         read_ml_1m_loo,
@@ -166,5 +169,11 @@ PROTOCOLS: dict[str, Protocol] = {
         models=SEQUENTIAL,
         settings={"ease": {"regularisation": 500}, "ease_recency": {"regularisation": 1000, "decay": 5}},
     ),
-    "beauty": Protocol(read_beauty, k=10, metrics=("hit_rate", "ndcg"), models=SEQUENTIAL),
+    "beauty": Protocol(
+        read_beauty,
+        k=10,
+        metrics=("hit_rate", "ndcg"),
+        models=SEQUENTIAL,
+        settings={"ease": {"regularisation": 100}, "ease_recency": {"regularisation": 100, "decay": 2}},
+    ),
 }
