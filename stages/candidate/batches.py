@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.candidate.config import CandidateConfig
 from stages.candidate.data import Catalogue, Examples, recency_weights
+from stages.candidate.negatives import SharedNegatives
 from stages.contracts.errors import EmptyDatasetError
 from stages.features.config import FeatureConfig
 
@@ -24,7 +25,7 @@ class Batch:
         history: int64 ``[B, L]``, padded with N.
         weights: float32 ``[B, L]`` recency weights, 0 at padding and at dropped items.
         id_weights: float32 ``[B, L]``, as ``weights``, but 0 also where an id is hidden.
-        items: int64 ``[C]``, the positives first, then uniform negatives.
+        items: int64 ``[C]``, the positives first, then shared negatives.
         item_id_weights: float32 ``[C]``, 0 where an id is hidden.
     """
 
@@ -67,7 +68,7 @@ class Batches:
                 "or move the border of the candidate part"
             )
         self.steps = len(self._rows) // (self.size * world)
-        self.n_uniform = min(config.uniform_negatives, len(catalogue.eligible))
+        self.shared = SharedNegatives(catalogue, config)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the ``steps`` batches of an epoch, the same ones each time it is called."""
@@ -90,8 +91,8 @@ class Batches:
 
     def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         config = self._config
-        uniform = rng.choice(self._catalogue.eligible, self.n_uniform, replace=False)
-        batch = self._plain(rows, np.concatenate([self._examples.items[rows], uniform]).astype(np.int64))
+        shared = self.shared.draw(rng)
+        batch = self._plain(rows, np.concatenate([self._examples.items[rows], shared]).astype(np.int64))
         kept = rng.random(batch.history.shape, dtype=np.float32) >= config.history_dropout
         kept[:, 0] = True  # a history never becomes empty
         weights = batch.weights * kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.features.config import FeatureConfig
@@ -26,10 +26,19 @@ class CandidateConfig(Config):
             towers learns to speak for items without training rows.
         history_dropout: probability of leaving an item out of a training history.
         use_empty_histories: train also on a user's first events, whose history is empty.
-        logq_correction: subtract the log of the sampling probability from the logits.
-        uniform_negatives: negatives a step drawn uniformly from the catalogue and shared by the
-            batch, beside the in-batch ones. At least the catalogue's size means every item.
+        loss: ``softmax`` (sampled softmax), ``bpr``, ``ccl`` (cosine contrastive) or ``gbce``.
+        logq_correction: correct the negatives for how often they are sampled.
+        correction: ``mixture`` corrects by an item's expected count over both kinds of negatives,
+            ``by_kind`` each kind by its own and averages the two; without effect without ``logq_correction``.
+        in_batch_negatives: whether the other queries' positives are negatives.
+        uniform_negatives: negatives a step drawn from the catalogue and shared by the batch, beside
+            the in-batch ones. At least the catalogue's size means every item.
+        negative_sampling: how the shared negatives are drawn: ``uniform``, or ``popularity``.
+        popularity_power: power of the popularity in that draw.
         mask_history: an item of a user's history is no negative for that user.
+        ccl_margin: cosine below which a negative costs nothing in ``ccl``.
+        ccl_negative_weight: weight of the mean over the negatives in ``ccl``.
+        gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
         epochs: passes over the examples.
         batch_size: examples a rank and step; cut where the data is smaller.
         sparse_optimizer: the fused optimizer of the embedding tables; fbgemm has no fused Adam on the CPU.
@@ -52,9 +61,17 @@ class CandidateConfig(Config):
     item_id_dropout: Probability = 0.1
     history_dropout: Probability = 0.1
     use_empty_histories: bool = False
+    loss: Literal["softmax", "bpr", "ccl", "gbce"] = "softmax"
     logq_correction: bool = True
+    correction: Literal["mixture", "by_kind"] = "mixture"
+    in_batch_negatives: bool = True
     uniform_negatives: int = Field(default=1024, ge=0)
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
+    popularity_power: float = Field(default=0.75, ge=0.0, le=1.0)
     mask_history: bool = True
+    ccl_margin: float = Field(default=0.4, ge=-1.0, lt=1.0)
+    ccl_negative_weight: Positive = 150.0
+    gbce_calibration: float = Field(default=0.75, ge=0.0, le=1.0)
     epochs: int = Field(default=8, ge=1)
     batch_size: int = Field(default=512, ge=2)
     sparse_optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
@@ -67,6 +84,12 @@ class CandidateConfig(Config):
     threads: int = Field(default=1, ge=1)
     timeout_s: int = Field(default=300, ge=1)
     seed: int = Field(default=42, ge=0)
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> CandidateConfig:
+        if not self.in_batch_negatives and self.uniform_negatives == 0:
+            raise ValueError("in_batch_negatives = False with uniform_negatives = 0 leaves no negatives")
+        return self
 
 
 class TrainCandidateConfig(Config):

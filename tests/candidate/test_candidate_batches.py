@@ -40,7 +40,7 @@ def test_epochs_repeat_by_seed_and_differ_from_one_another(small_world):
 def test_uniform_negatives_are_distinct_and_at_most_the_catalogue(small_world):
     drawn = batches(small_world, uniform_negatives=1000)
     batch = next(drawn.epoch(0))
-    assert drawn.n_uniform == 12
+    assert drawn.shared.n == 12
     assert sorted(batch.items[16:].tolist()) == list(range(12))
 
 
@@ -67,3 +67,19 @@ def test_too_few_examples_for_the_processes(small_world):
 def test_a_small_world_shrinks_the_batch(small_world):
     assert batches(small_world, batch_size=4096).size == 200
     assert batches(small_world, batch_size=4096, use_empty_histories=True).size == 240
+
+
+def test_popular_negatives_come_as_often_as_they_are_expected(small_world):
+    _, catalogue = small_world
+    shared = batches(small_world, negative_sampling="popularity", uniform_negatives=6).shared
+    rng, counts = np.random.default_rng(0), np.zeros(12)
+    for _ in range(20000):
+        counts += np.bincount(shared.draw(rng), minlength=12)
+    np.testing.assert_allclose(shared.expected, counts / 20000, rtol=0.05)
+    weight = (1 + catalogue.frequency) ** 0.75
+    np.testing.assert_allclose(shared.expected, 6 * weight / weight.sum())
+
+
+def test_some_negatives_are_needed():
+    with pytest.raises(ValueError, match="leaves no negatives"):
+        CandidateConfig(in_batch_negatives=False, uniform_negatives=0)
