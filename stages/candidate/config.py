@@ -17,11 +17,28 @@ class CandidateConfig(Config):
     """The two-tower model and how it is trained.
 
     Attributes:
+        encoder: how a history becomes a query: ``mean`` (weighted mean with learned recency), ``tastes``
+            (several such means, of which the best match counts) or ``attention`` (causal self-attention).
+        training: ``examples`` encodes each example's history, ``sequences`` trains every position of a
+            user's sequence in one pass; the latter needs ``attention``.
         dimension: D, width of the item embeddings and of the towers' outputs.
+        normalisation: ``cosine`` puts the towers' outputs on the unit sphere, ``dot`` leaves their length.
+        tastes: T, vectors a user with ``tastes``.
+        blocks: transformer blocks with ``attention``.
+        heads: of each block; must divide the dimension.
+        dropout: inside of the blocks.
+        time_bias: whether attention is biased by the time between events.
+        user_id: add a vector of the user; users without training rows have none.
+        user_id_dropout: probability of hiding it in training, so that the history alone serves as well.
+        context: add vectors of what is known of the moment (``dataset.context``).
         category_dimension: width of the category embeddings.
+        word_buckets: rows that the words of titles are hashed to; 0 leaves titles out.
+        word_dimension: width of their embeddings.
+        item_age: let the item tower read the item's age; vectors are made as of the end of the candidate
+            part, at which an item to come is new.
         hidden: widths of each tower's hidden layers; empty makes the towers linear.
         shared_item_table: one item table for histories and for candidates; otherwise two.
-        temperature: divides the cosine of the two vectors before the softmax.
+        temperature: divides the product of the two vectors in every loss but ``ccl``.
         item_id_dropout: probability of hiding an item's id in training, so that the rest of the
             towers learns to speak for items without training rows.
         history_dropout: probability of leaving an item out of a training history.
@@ -53,8 +70,22 @@ class CandidateConfig(Config):
         seed: of the initial weights, the order of examples and the sampling.
     """
 
+    encoder: Literal["mean", "tastes", "attention"] = "mean"
+    training: Literal["examples", "sequences"] = "examples"
     dimension: int = Field(default=64, ge=4, le=1024, multiple_of=4)
+    normalisation: Literal["cosine", "dot"] = "cosine"
+    tastes: int = Field(default=4, ge=1, le=64)
+    blocks: int = Field(default=2, ge=1, le=32)
+    heads: int = Field(default=2, ge=1)
+    dropout: Probability = 0.2
+    time_bias: bool = True
+    user_id: bool = False
+    user_id_dropout: Probability = 0.5
+    context: bool = False
     category_dimension: int = Field(default=16, ge=4, le=1024, multiple_of=4)
+    word_buckets: int = Field(default=0, ge=0)
+    word_dimension: int = Field(default=16, ge=4, le=1024, multiple_of=4)
+    item_age: bool = False
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     shared_item_table: bool = True
     temperature: Positive = 0.15
@@ -89,6 +120,16 @@ class CandidateConfig(Config):
     def _has_negatives(self) -> CandidateConfig:
         if not self.in_batch_negatives and self.uniform_negatives == 0:
             raise ValueError("in_batch_negatives = False with uniform_negatives = 0 leaves no negatives")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> CandidateConfig:
+        if self.training == "sequences" and self.encoder != "attention":
+            raise ValueError(f"training = 'sequences' with encoder = {self.encoder!r}: it needs encoder = 'attention'")
+        if self.encoder == "attention" and self.dimension % self.heads:
+            raise ValueError(f"heads = {self.heads} must divide dimension = {self.dimension}")
+        if self.loss == "ccl" and self.normalisation != "cosine":
+            raise ValueError("loss = 'ccl' compares cosines: it needs normalisation = 'cosine', found 'dot'")
         return self
 
 

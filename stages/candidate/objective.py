@@ -1,16 +1,18 @@
 """The forward pass and the loss of one batch, with the catalogue's constants on the device.
 
-Shapes: B queries, C candidates, D dimensions, N items.
+Shapes: B queries, C candidates, D dimensions, N items, T tastes.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
 from stages.candidate.batches import Batch, Batches
+from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
-from stages.candidate.data import Catalogue
+from stages.candidate.inputs import InputMaker
 from stages.candidate.losses import (
     bpr,
     by_kind_log_q,
@@ -22,12 +24,6 @@ from stages.candidate.losses import (
     not_negative,
     sampled_softmax,
 )
-from stages.candidate.model import jagged_features
-
-
-def n_categories(catalogue: Catalogue) -> int:
-    """Return the rows that the category table needs."""
-    return int(catalogue.codes.max()) + 1 if len(catalogue.codes) else 1
 
 
 class LogQ:
@@ -76,23 +72,13 @@ class LossOfBatch:
         device: torch.device,
     ) -> None:
         self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
-        self._log_duration_N = torch.from_numpy(catalogue.log_duration).to(device)
+        self._inputs = InputMaker(catalogue, config, device)
         self._log_q = LogQ(catalogue, config, torch.from_numpy(batches.shared.expected), device)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries ``[B, D]``, candidates ``[C, D]`` and the candidates' items ``[C]``."""
-        features = jagged_features(
-            batch.history,
-            batch.weights,
-            batch.id_weights,
-            batch.items,
-            batch.item_id_weights,
-            self._catalogue,
-            self.device,
-        )
-        items_C = torch.from_numpy(batch.items).to(self.device)
-        query_BD, candidate_CD = self.model(features, self._log_duration_N[items_C], len(batch.history))
-        return query_BD, candidate_CD, items_C
+        """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[C, D]`` and the candidates' items ``[C]``."""
+        query_BD, candidate_CD = self.model(self._inputs(batch))
+        return query_BD, candidate_CD, torch.from_numpy(batch.items).to(self.device)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Return the scalar loss."""
@@ -101,10 +87,14 @@ class LossOfBatch:
         masked_BC = not_negative(
             items_C,
             size,
-            torch.from_numpy(batch.history).to(self.device) if config.mask_history else None,
+            self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None,
             config.in_batch_negatives,
+            None if batch.query_row is None else self._tensor(batch.query_row),
         )
         return self.loss(query_BD, candidate_CD, masked_BC, self._log_q(items_C, size))
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def loss(
         self,
