@@ -58,13 +58,18 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
 
 def prepare(config: TrainCandidateConfig, snapshot: Snapshot, work: Path) -> Catalogue:
     """Write ``job.json`` and the arrays that every rank maps; return the catalogue."""
-    examples = training_examples(snapshot.events(), snapshot.meta, config.features)
+    meta = snapshot.meta
+    examples = training_examples(snapshot.events(), meta, config.features, snapshot.contexts())
     catalogue = Catalogue.of(
         snapshot.items(),
         examples,
         examples.usable(config.candidate.use_empty_histories),
         config.features.history_length,
-        snapshot.meta.borders.candidate_end_ms,
+        meta.borders.candidate_end_ms,
+        word_buckets=config.candidate.word_buckets,
+        n_signals=len(meta.signals),
+        n_users=len(snapshot.user_ids()) if config.candidate.user_id else 0,
+        context_sizes=[len(column.values) for column in meta.context],
     )
     examples.save(work)
     catalogue.save(work)

@@ -32,11 +32,11 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from tqdm import tqdm
 
-from stages.candidate.batches import Batch, Batches
+from stages.candidate.batches import Batch, Batches, make_batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data import Catalogue, Examples
-from stages.candidate.model import TwoTower
-from stages.candidate.objective import LossOfBatch, n_categories
+from stages.candidate.model import TwoTower, sizes_of
+from stages.candidate.objective import LossOfBatch
 from stages.candidate.progress import PROGRESS
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import read_json, write_json
@@ -66,8 +66,8 @@ def train(directory: Path, progress: bool = True) -> list[float]:
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     catalogue = Catalogue.load(directory)
-    batches = Batches(Examples.load(directory), catalogue, config, settings.features, rank, world)
-    model = shard(TwoTower(len(catalogue), n_categories(catalogue), config, torch.device("meta")), config, device)
+    batches = make_batches(Examples.load(directory), catalogue, config, settings.features, rank, world)
+    model = shard(TwoTower(sizes_of(catalogue, settings), config, torch.device("meta")), config, device)
     optimizer = combined_optimizer(model, config)
     loss_of = LossOfBatch(model, catalogue, config, batches, device)
     losses: list[float] = []
@@ -170,6 +170,7 @@ def save(model: DistributedModelParallel, loss_of: LossOfBatch, probe: Batch, di
 
     Every rank takes part: sharded lookups and gathers are collectives.
     """
+    model.eval()
     with torch.no_grad():
         query_BD, candidate_CD, _ = loss_of.forward(probe)
     state = {name: unsharded(value, query_BD.device) for name, value in model.state_dict().items()}
@@ -178,8 +179,8 @@ def save(model: DistributedModelParallel, loss_of: LossOfBatch, probe: Batch, di
     (directory / "state").mkdir()
     for name, value in state.items():
         np.save(directory / "state" / f"{name}.npy", value)
-    arrays = {"history": probe.history, "weights": probe.weights, "items": probe.items}
-    outputs = {"query": query_BD.cpu().numpy(), "candidate": candidate_CD.cpu().numpy()}
+    arrays = {**vars(probe.inputs), "candidates": probe.items}
+    outputs = {"query": query_BD.cpu().numpy(), "vectors": candidate_CD.cpu().numpy()}
     for name, array in {**arrays, **outputs}.items():
         np.save(directory / f"probe_{name}.npy", array)
 

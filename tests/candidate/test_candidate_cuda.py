@@ -7,8 +7,11 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 
 from stages.candidate import worker
 from stages.candidate.config import CandidateConfig
+from stages.candidate.encoders import Sizes
 from stages.candidate.model import TwoTower
 from stages.contracts.errors import ConfigError
+
+SIZES = Sizes(100_000, 50, 0, 0, 0, signals=2, history_length=8, history_decay=4.0)
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_more_ranks_than_gpus_fall_back_or_are_refused(two_devices, monkeypatch)
 @pytest.mark.parametrize("sharding", ["auto", "table_wise", "column_wise", "row_wise"])
 def test_the_planner_places_fused_tables_on_two_gpus(sharding):
     config = CandidateConfig(sharding=sharding)
-    model = TwoTower(100_000, 50, config, torch.device("meta"))
+    model = TwoTower(SIZES, config, torch.device("meta"))
     planned = worker.planner(model, config, torch.device("cuda", 0), 2).plan(model, [EmbeddingBagCollectionSharder()])
     (tables,) = planned.plan.values()
     assert {table.name for table in model.embeddings.embedding_bag_configs()} == set(tables)

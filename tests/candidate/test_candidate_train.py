@@ -2,15 +2,13 @@ import signal
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from stages.candidate import train
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.export import export, write_onnx
+from stages.candidate.export import export
 from stages.candidate.progress import relay
 from stages.candidate.scorer import UserTower
 from stages.candidate.train import prepare, rank_failure, train_candidate
@@ -30,28 +28,23 @@ def tiny(trained, **changes):
     return TrainCandidateConfig(candidate=CandidateConfig(**values), features=FEATURES)
 
 
-def block_purity(directory):
+def block_purity(directory, single_items):
     """Share of the 12 nearest items of each block's popular items that lie in the same block."""
-    summary = read_json(directory / "tower.json")
-    items = np.full((60, 8), summary["n_items"], np.int64)
-    items[:, 0] = np.arange(60)
-    weights = np.zeros((60, 8), np.float32)
-    weights[:, 0] = 1.0
-    queries = UserTower(directory / "user_tower.onnx").embed(items, weights)
+    queries = UserTower(directory / "user_tower.onnx").embed(single_items(np.arange(60)))
     nearest = np.argsort(-(queries @ np.load(directory / "item_vectors.npy").T), axis=1)[:, :12]
     return (nearest // 15 == np.arange(60)[:, None] // 15).mean()
 
 
-def test_one_rank_learns_the_blocks(trained):
+def test_one_rank_learns_the_blocks(trained, single_items):
     summary = read_json(trained / "tower.json")
     assert summary["tower_version"] == sha256_file(trained / "user_tower.onnx")
     assert summary["item_vectors_sha256"] == sha256_file(trained / "item_vectors.npy")
     assert summary["losses"][-1] < summary["losses"][0] - 0.3
     assert summary["export_deviation"] < 1e-5
-    assert block_purity(trained) > 0.85
+    assert block_purity(trained, single_items) > 0.85
 
 
-def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, capfd):
+def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, capfd, single_items):
     config = tiny(trained, n_processes=2, sharding="column_wise", batch_size=32)
     metrics, info = train_candidate(config, {"snapshot": planted}, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["item_vectors.npy", "tower.json", "user_tower.onnx"]
@@ -59,7 +52,7 @@ def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, 
     assert metrics["loss_last"] < metrics["loss_first"]
     # The exported towers equal the forward pass over columns that lay on two ranks.
     assert metrics["export_deviation"] < 1e-5
-    assert block_purity(tmp_path) > 0.85
+    assert block_purity(tmp_path, single_items) > 0.85
     assert "two-tower" in capfd.readouterr().err
 
 
@@ -111,25 +104,6 @@ def test_a_diverging_training_says_so(planted, trained, one_rank, tmp_path):
     config = tiny(trained, dense_learning_rate=1e30, epochs=2)
     with pytest.raises(DataError, match=r"the loss of epoch [12] is nan; lower the learning rates"):
         run_here(config, planted, tmp_path / "work")
-
-
-def test_onnx_equals_torch_for_any_batch(tmp_path):
-    from stages.candidate.export import PortableUserTower
-    from stages.candidate.model import Tower
-
-    torch.manual_seed(0)
-    table = np.random.default_rng(0).normal(size=(21, 12)).astype(np.float32)
-    table[-1] = 0
-    tower = PortableUserTower(table, Tower(12, (7,), 8), 8).eval()
-    write_onnx(tower, tmp_path / "tower.onnx", 5)
-    exported = UserTower(tmp_path / "tower.onnx")
-    for batch in (1, 2, 9):
-        items = torch.randint(0, 21, (batch, 5))
-        weights = torch.rand(batch, 5) * (items < 20)
-        with torch.no_grad():
-            wanted = tower(items, weights).numpy()
-        np.testing.assert_allclose(exported.embed(items.numpy(), weights.numpy()), wanted, atol=1e-6)
-    assert bytes(Path.cwd()) not in (tmp_path / "tower.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(
