@@ -1,6 +1,6 @@
 """Batches of one rank: which examples, with which negatives and what hidden.
 
-Shapes: B queries, C candidates, L history length.
+Shapes: B queries, C candidates of a rank, L history length.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.candidate.config import CandidateConfig
 from stages.candidate.data import Catalogue, Examples, recency_weights
+from stages.candidate.exchange import Share
 from stages.contracts.errors import EmptyDatasetError
 from stages.features.config import FeatureConfig
 
@@ -24,8 +25,11 @@ class Batch:
         history: int64 ``[B, L]``, padded with N.
         weights: float32 ``[B, L]`` recency weights, 0 at padding and at dropped items.
         id_weights: float32 ``[B, L]``, as ``weights``, but 0 also where an id is hidden.
-        items: int64 ``[C]``, the positives first, then uniform negatives.
+        items: int64 ``[C]``, the positives first, then uniform negatives, then padding to what every
+            rank sends.
         item_id_weights: float32 ``[C]``, 0 where an id is hidden.
+        candidates: int64, the items of all ranks' candidates, in the order of ``share.order``.
+        share: which part of the whole batch this is.
     """
 
     history: np.ndarray
@@ -33,14 +37,16 @@ class Batch:
     id_weights: np.ndarray
     items: np.ndarray
     item_id_weights: np.ndarray
+    candidates: np.ndarray
+    share: Share
 
 
 class Batches:
     """Draws the batches of one rank.
 
-    All ranks make the same order from the same seed and take every ``world``-th example, so that they
-    agree on the number of steps; the last examples that do not fill a step of all ranks wait for the
-    next epoch's order.
+    A batch is drawn as a whole from (seed, epoch, step), alike on every rank and for any number of
+    them, and each rank takes its share; so a run can go on at any step. The last examples that do not
+    fill a batch wait for the next epoch's order.
 
     Raises:
         EmptyDatasetError: if there are fewer than two examples a rank.
@@ -57,45 +63,64 @@ class Batches:
     ) -> None:
         self._examples, self._catalogue = examples, catalogue
         self._config, self._features = config, features
-        self._rank, self._world = rank, world
         self._rows = examples.usable(config.use_empty_histories)
-        self.size = min(config.batch_size, len(self._rows) // world)
-        if self.size < 2:
+        self.size = min(config.batch_size, len(self._rows))
+        if self.size < 2 * world:
             raise EmptyDatasetError(
-                f"{len(self._rows)} of {len(examples)} training examples have a history; "
-                f"{world} processes need at least {2 * world}: lower n_processes, set use_empty_histories "
-                "or move the border of the candidate part"
+                f"{len(self._rows)} of {len(examples)} training examples have a history, batch_size = "
+                f"{config.batch_size}; {world} processes need at least {2 * world} a batch: lower n_processes, set "
+                "use_empty_histories or move the border of the candidate part"
             )
-        self.steps = len(self._rows) // (self.size * world)
+        self.steps = len(self._rows) // self.size
         self.n_uniform = min(config.uniform_negatives, len(catalogue.eligible))
+        self._share = Share(self.size, self.n_uniform, rank, world)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the ``steps`` batches of an epoch, the same ones each time it is called."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from step ``start`` on, the same ones each time it is called."""
         order = np.random.default_rng([self._config.seed, epoch]).permutation(self._rows)
-        rng = np.random.default_rng([self._config.seed, epoch, 1 + self._rank])
-        own = order[self._rank :: self._world]
-        for step in range(self.steps):
-            yield self._batch(own[step * self.size : (step + 1) * self.size], rng)
+        for step in range(start, self.steps):
+            rng = np.random.default_rng([self._config.seed, epoch, step])
+            yield self._batch(order[step * self.size : (step + 1) * self.size], rng)
 
     def probe(self, n: int) -> Batch:
-        """Return the first ``n`` examples with nothing hidden and no negatives."""
+        """Return the first ``n`` examples with nothing hidden and no negatives, whole on every rank."""
         rows = self._rows[:n]
-        return self._plain(rows, np.asarray(self._examples.items[rows], dtype=np.int64))
+        items = np.asarray(self._examples.items[rows], dtype=np.int64)
+        history, weights = self._histories(rows)
+        shown = np.ones(len(items), dtype=np.float32)
+        return Batch(history, weights, weights, items, shown, items, Share(len(rows), 0, 0, 1))
 
-    def _plain(self, rows: np.ndarray, items: np.ndarray) -> Batch:
+    def _histories(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n_items = len(self._catalogue)
         history = self._examples.histories(rows, self._features.history_length, n_items)
-        weights = recency_weights(history, n_items, self._features.history_decay)
-        return Batch(history, weights, weights, items, np.ones(len(items), dtype=np.float32))
+        return history, recency_weights(history, n_items, self._features.history_decay)
 
     def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        config = self._config
+        config, share = self._config, self._share
         uniform = rng.choice(self._catalogue.eligible, self.n_uniform, replace=False)
-        batch = self._plain(rows, np.concatenate([self._examples.items[rows], uniform]).astype(np.int64))
-        kept = rng.random(batch.history.shape, dtype=np.float32) >= config.history_dropout
+        shape = (self.size, self._features.history_length)
+        kept = rng.random(shape, dtype=np.float32)[share.queries] >= config.history_dropout
+        named = rng.random(shape, dtype=np.float32)[share.queries] >= config.item_id_dropout
+        item_named = rng.random(self.size + self.n_uniform, dtype=np.float32) >= config.item_id_dropout
+        history, weights = self._histories(rows[share.queries])
         kept[:, 0] = True  # a history never becomes empty
-        weights = batch.weights * kept
+        weights = weights * kept
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
-        named = rng.random(batch.history.shape, dtype=np.float32) >= config.item_id_dropout
-        item_named = rng.random(len(batch.items), dtype=np.float32) >= config.item_id_dropout
-        return Batch(batch.history, weights, weights * named, batch.items, item_named.astype(np.float32))
+        candidates = np.concatenate([self._examples.items[rows], uniform]).astype(np.int64)
+        items = self._padded(candidates)
+        return Batch(
+            history,
+            weights,
+            weights * named,
+            items,
+            self._padded(item_named.astype(np.float32)),
+            candidates[share.order()],
+            share,
+        )
+
+    def _padded(self, values: np.ndarray) -> np.ndarray:
+        """Return this rank's share of ``[B + uniform]`` values, zeros behind."""
+        share, own = self._share, np.zeros(self._share.rows, dtype=values.dtype)
+        found = np.concatenate([values[: self.size][share.queries], values[self.size :][share.uniform]])
+        own[: len(found)] = found
+        return own

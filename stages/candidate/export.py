@@ -68,7 +68,9 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         DataError: if the exported vectors differ from those of the sharded model, or the catalogue is
             too large for one ONNX file.
     """
-    state = {path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state").glob("*.npy"))}
+    state = {
+        path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state" / "weights").glob("*.npy"))
+    }
     means_NK = category_means(state["embeddings.embedding_bags.category.weight"], catalogue)
     tower = user_tower(state, means_NK, catalogue, config)
     write_onnx(tower, directory / TOWER_FILE, config.features.history_length)
