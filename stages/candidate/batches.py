@@ -63,7 +63,9 @@ class Batches:
     ) -> None:
         self._examples, self._catalogue = examples, catalogue
         self._config, self._features = config, features
-        self._rows = examples.usable(config.use_empty_histories)
+        rows = examples.usable(config.use_empty_histories)
+        # An epoch's order is as long as this: half the memory wherever 32 bits are enough.
+        self._rows = rows.astype(np.int32) if len(examples) < 1 << 31 else rows
         self.size = min(config.batch_size, len(self._rows))
         if self.size < 2 * world:
             raise EmptyDatasetError(

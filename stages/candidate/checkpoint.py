@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - what torch raises, nothing is loaded here
 from typing import Any
 
 import torch.distributed as dist
@@ -92,8 +93,10 @@ class Checkpoints:
         try:
             self._check_shapes(path, state)
             dcp.load(dict(state), checkpoint_id=path)
-        except (CheckpointException, OSError, EOFError) as error:
-            raise DataError(f"checkpoint {path}: cannot be read ({error}); delete it to start anew") from error
+        except (CheckpointException, OSError, EOFError, UnpicklingError) as error:
+            raise DataError(
+                f"checkpoint {path}: cannot be read ({_cause(error)}); without it, the next run starts anew"
+            ) from error
         return Progress.model_validate(stored)
 
     @staticmethod
@@ -103,6 +106,12 @@ class Checkpoints:
             found = list(stored[name].size) if name in stored else None
             if found != list(value.size()):
                 raise ConfigError(f"checkpoint {path}: {name} has shape {found}, expected {list(value.size())}")
+
+
+def _cause(error: Exception) -> str:
+    """Return what went wrong on which rank, without torch's stack traces."""
+    failures = error.failures if isinstance(error, CheckpointException) else {dist.get_rank(): (error, None)}
+    return ", ".join(f"rank {rank}: {type(cause).__name__} {cause}".strip() for rank, (cause, _) in failures.items())
 
 
 def check_identity(where: str, expected: dict[str, Any], found: dict[str, Any]) -> None:

@@ -107,10 +107,24 @@ def _shape(config: TrainCandidateConfig) -> dict[str, Any]:
 
 def _versions(kind: str, snapshot: Snapshot) -> tuple[IdMapVersion, ...]:
     """Return the map's versions; a snapshot from before there were versions is a first one."""
-    if versions := snapshot.meta.ids.get(kind):
-        return versions
-    ids = snapshot.user_ids() if kind == "users" else snapshot.items().item_id
-    return IdMap.read(kind, pa.array(ids, pa.string()), ()).versions
+    return snapshot.meta.ids.get(kind) or IdMap.read(kind, _ids(kind, snapshot), ()).versions
+
+
+def _ids(kind: str, snapshot: Snapshot) -> pa.Array:
+    return pa.array(snapshot.user_ids() if kind == "users" else snapshot.items().item_id, pa.string())
+
+
+def _grown(kind: str, versions: tuple[IdMapVersion, ...], snapshot: Snapshot) -> bool:
+    """Return whether the snapshot's first rows are those of an earlier map with these versions."""
+    own = snapshot.meta.ids.get(kind, ())
+    if own[: len(versions)] == versions or not versions:
+        return True
+    # No base connects the two; the ids may be the same ones all the same.
+    try:
+        IdMap.read(kind, _ids(kind, snapshot).slice(0, versions[-1].size), versions)
+    except DataError:
+        return False
+    return True
 
 
 def warm_start_version(path: str) -> str:
@@ -146,8 +160,7 @@ def warm_state(config: TrainCandidateConfig, snapshot: Snapshot, beside: Path) -
     if path is None:
         return None
     state = _find_state(Path(path), warm_start_version(path), beside)
-    found = StateDescription.model_validate(read_json(state / STATE_JSON))
-    _check(path, found, describe(config, snapshot))
+    _check(path, StateDescription.model_validate(read_json(state / STATE_JSON)), config, snapshot)
     return state
 
 
@@ -162,24 +175,24 @@ def _find_state(path: Path, version: str, beside: Path) -> Path:
     )
 
 
-def _check(path: str, found: StateDescription, wanted: StateDescription) -> None:
+def _check(path: str, found: StateDescription, config: TrainCandidateConfig, snapshot: Snapshot) -> None:
     other = [
-        f"{name} = {wanted.shape[name]!r}, the model there has {found.shape.get(name)!r}"
-        for name in wanted.shape
-        if found.shape.get(name) != wanted.shape[name]
+        f"{name} = {value!r}, the model there has {found.shape.get(name)!r}"
+        for name, value in _shape(config).items()
+        if found.shape.get(name) != value
     ]
-    for kind, versions in found.ids.items():
-        if wanted.ids[kind][: len(versions)] != versions:
-            other.append(
-                f"its rows of {kind} (version {len(versions)}, {versions[-1].size} ids, {versions[-1].hash[:12]}) are "
-                f"not the first rows of this snapshot ({_numbers(wanted.ids[kind])}); give the snapshot "
-                "dataset.base, so that it extends that one's ids"
-            )
-    if wanted.categories[: len(found.categories)] != found.categories:
+    other += [
+        f"its {versions[-1].size} rows of {kind} (version {len(versions)}, {versions[-1].hash[:12]}) are not the first "
+        f"rows of this snapshot, which has {_size(kind, snapshot)}; give the snapshot that one as "
+        "dataset.base, so that it extends its ids"
+        for kind, versions in found.ids.items()
+        if not _grown(kind, versions, snapshot)
+    ]
+    if snapshot.meta.categories[: len(found.categories)] != found.categories:
         other.append(f"its {len(found.categories)} categories are not the first of this snapshot's")
     if other:
         raise ConfigError(f"candidate.warm_start = {path!r}: {'; '.join(other)}")
 
 
-def _numbers(versions: tuple[IdMapVersion, ...]) -> str:
-    return ", ".join(f"version {n}: {version.size} ids, {version.hash[:12]}" for n, version in enumerate(versions, 1))
+def _size(kind: str, snapshot: Snapshot) -> int:
+    return len(_ids(kind, snapshot))

@@ -19,7 +19,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stages.contracts.errors import ConfigError
+from stages.contracts.errors import ConfigError, DataError
 
 State = dict[str, torch.Tensor]
 _FUSED_SUM = ".momentum1"
@@ -92,13 +92,17 @@ def read_arrays(state: State, directory: Path) -> None:
 
     Raises:
         ConfigError: naming the first tensor that is missing or has another shape.
+        DataError: if a file is damaged.
     """
     with torch.no_grad():
         for name, value in state.items():
             path = directory / f"{name}.npy"
             if not path.is_file():
                 raise ConfigError(f"warm_start: {path} is missing; the model there has no {name}")
-            whole = np.load(path, mmap_mode="r", allow_pickle=False)
+            try:
+                whole = np.load(path, mmap_mode="r" if value.dim() else None, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise DataError(f"warm_start: {path} is damaged: {error}") from error
             _check_shape(name, whole.shape, tuple(value.size()))
             for part, place in local_parts(value):
                 found = whole[place]

@@ -121,7 +121,8 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
     """
     ranks = config.candidate.n_processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", str(ranks), *WORKER, str(work)]
+    # Ranks that a failed one leaves behind have nothing to save: they are given seconds, not torch's 30.
+    command += ["--shutdown-timeout", "3", "--nproc-per-node", str(ranks), *WORKER, str(work)]
     environment = {
         # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",

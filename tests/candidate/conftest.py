@@ -176,3 +176,13 @@ def small_world() -> tuple[Examples, Catalogue]:
 @pytest.fixture(scope="session")
 def event_table():
     return make_events
+
+
+@pytest.fixture(scope="session")
+def snapshot_writer():
+    return write_snapshot
+
+
+@pytest.fixture(scope="session")
+def request_table():
+    return RequestTable
