@@ -13,7 +13,8 @@ from stages.candidate.batches import Batch, Batches
 from stages.candidate.config import CandidateConfig
 from stages.candidate.data import Catalogue
 from stages.candidate.exchange import gather_candidates
-from stages.candidate.losses import log_expected_count, sampled_softmax
+from stages.candidate.fused_loss import fused_sampled_softmax
+from stages.candidate.losses import log_expected_count
 from stages.candidate.model import jagged_features
 
 
@@ -76,7 +77,7 @@ class LossOfBatch:
             query_BD, candidate_cD, _ = self.forward(batch, features)
         query_BD, candidate_CD = query_BD.float(), gather_candidates(candidate_cD.float(), batch.share)
         items_C = torch.from_numpy(batch.candidates).to(self.device)
-        return batch.share.weight * sampled_softmax(
+        return batch.share.weight * fused_sampled_softmax(
             query_BD,
             candidate_CD,
             items_C,
