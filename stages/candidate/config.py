@@ -57,17 +57,27 @@ class CandidateConfig(Config):
         ccl_negative_weight: weight of the mean over the negatives in ``ccl``.
         gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
         epochs: passes over the examples.
-        batch_size: examples a rank and step; cut where the data is smaller.
+        batch_size: examples a step, over all ranks; cut where the data is smaller.
         sparse_optimizer: the fused optimizer of the embedding tables; fbgemm has no fused Adam on the CPU.
         sparse_learning_rate: its learning rate.
         dense_learning_rate: Adam's learning rate for the towers.
         weight_decay: decoupled weight decay of the dense part.
-        sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner. Row-wise needs CUDA.
+        sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
+            whose result does not depend on the number of ranks. Column-wise needs ``adagrad``: row-wise
+            Adagrad keeps one sum a row, of which each rank would see its columns only.
         n_processes: ranks that torchrun starts.
         device: ``auto`` takes CUDA where there is one device a rank, else the CPU.
         threads: threads a rank on the CPU.
         timeout_s: seconds after which a collective that waits for another rank gives up.
         seed: of the initial weights, the order of examples and the sampling.
+        precision: of the towers' layers on CUDA (autocast); tables, loss and optimizers keep float32. On
+            the CPU everything is float32, whatever is set.
+        prefetch: batches prepared ahead by a thread; 0 prepares each when it is needed.
+        checkpoint_every_steps: steps between two checkpoints inside an epoch; 0 = at its end only.
+        keep_checkpoints: the newest so many are kept until the step is finished.
+        warm_start: directory of a finished ``train_candidate`` step, or of a release that was made of one,
+            to go on from on grown tables; None starts anew.
+        warm_start_epochs: passes over the examples in that case, in place of ``epochs``.
     """
 
     encoder: Literal["mean", "tastes", "attention"] = "mean"
@@ -109,12 +119,32 @@ class CandidateConfig(Config):
     sparse_learning_rate: Positive = 0.1
     dense_learning_rate: Positive = 1e-3
     weight_decay: float = Field(default=0.0, ge=0.0)
-    sharding: Literal["auto", "table_wise", "column_wise", "row_wise"] = "auto"
+    sharding: Literal["auto", "table_wise", "column_wise", "row_wise", "data_parallel"] = "auto"
     n_processes: int = Field(default=1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
     timeout_s: int = Field(default=300, ge=1)
     seed: int = Field(default=42, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    prefetch: int = Field(default=2, ge=0, le=64)
+    checkpoint_every_steps: int = Field(default=0, ge=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    warm_start: str | None = None
+    warm_start_epochs: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _columns_need_adagrad(self) -> CandidateConfig:
+        if self.sharding == "column_wise" and self.sparse_optimizer != "adagrad":
+            raise ValueError(
+                f"sharding = 'column_wise' needs sparse_optimizer = 'adagrad', found {self.sparse_optimizer!r}, whose "
+                "one sum a row would be of each rank's columns only; or use table_wise, row_wise or data_parallel"
+            )
+        return self
+
+    @property
+    def passes(self) -> int:
+        """Return the epochs to train."""
+        return self.epochs if self.warm_start is None else self.warm_start_epochs
 
     @model_validator(mode="after")
     def _has_negatives(self) -> CandidateConfig:
@@ -134,10 +164,15 @@ class CandidateConfig(Config):
 
 
 class TrainCandidateConfig(Config):
-    """Configuration of the step ``train_candidate``."""
+    """Configuration of the step ``train_candidate``.
+
+    Attributes:
+        warm_start_version: filled in: tower version of the model at ``candidate.warm_start``.
+    """
 
     candidate: CandidateConfig = CandidateConfig()
     features: FeatureConfig = FeatureConfig()
+    warm_start_version: str = ""
 
 
 class IndexConfig(Config):

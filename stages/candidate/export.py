@@ -117,7 +117,9 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         DataError: if the exported vectors differ from those of the sharded model, or the catalogue is
             too large for one ONNX file.
     """
-    state = {path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state").glob("*.npy"))}
+    state = {
+        path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state" / "weights").glob("*.npy"))
+    }
     content_NK = item_content(state, catalogue, config)
     tower = user_tower(state, content_NK, catalogue, config)
     write_onnx(tower, directory / TOWER_FILE, config.features.history_length)

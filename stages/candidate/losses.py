@@ -179,6 +179,7 @@ def not_negative(
     history_BL: torch.Tensor | None = None,
     in_batch: bool = True,
     group_B: torch.Tensor | None = None,
+    n_positives: int | None = None,
 ) -> torch.Tensor:
     """Return bool ``[B, C]``: candidates to leave out as a query's negatives; never its positive.
 
@@ -189,6 +190,7 @@ def not_negative(
         batch: B.
         history_BL: int64, items that are no negatives of each query.
         in_batch: whether other queries' positives are negatives.
+        n_positives: candidates that are positives of some query, of other ranks' too; None means B.
         group_B: int64, queries of one group (of one user's sequence) lend each other no negatives:
             they are drawn together, which the correction does not know of.
     """
@@ -203,7 +205,7 @@ def not_negative(
         seen_BU.scatter_(1, torch.where(found_BL, place_BL, len(unique_U)), True)
         masked_BC |= seen_BU[:, :-1][:, column_C]
     if not in_batch:
-        masked_BC[:, :batch] = True
+        masked_BC[:, : batch if n_positives is None else n_positives] = True
     elif group_B is not None:
         masked_BC[:, :batch] |= group_B[:, None] == group_B[None, :]
     own_B = torch.arange(batch, device=items_C.device)

@@ -1,6 +1,6 @@
 """The forward pass and the loss of one batch, with the catalogue's constants on the device.
 
-Shapes: B queries, C candidates, D dimensions, N items, T tastes.
+Shapes: B queries and c candidates of a rank, C candidates of all ranks, D dimensions, N items, T tastes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from torch import nn
 from stages.candidate.batches import Batch, Batches
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
-from stages.candidate.inputs import InputMaker
+from stages.candidate.exchange import Share, gather_candidates
+from stages.candidate.fused_loss import fused_sampled_softmax
+from stages.candidate.inputs import InputMaker, ModelInputs
 from stages.candidate.losses import (
     bpr,
     by_kind_log_q,
@@ -24,6 +26,12 @@ from stages.candidate.losses import (
     not_negative,
     sampled_softmax,
 )
+
+
+def mixed_precision(device: torch.device, config: CandidateConfig) -> torch.autocast:
+    """Return the context in which layers compute in ``config.precision``; on the CPU it does nothing."""
+    enabled = device.type == "cuda" and config.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 class LogQ:
@@ -49,8 +57,8 @@ class LogQ:
         """Return float32 ``[C]``, or None where nothing is corrected.
 
         Args:
-            items_C: int64, positives of the queries first.
-            batch: B, of which B - 1 are negatives of any one query.
+            items_C: int64, positives of all ranks' queries first.
+            batch: queries of all ranks, whose positives but one are negatives of any one query.
         """
         if not self._config.logq_correction:
             return None
@@ -75,23 +83,41 @@ class LossOfBatch:
         self._inputs = InputMaker(catalogue, config, device)
         self._log_q = LogQ(catalogue, config, torch.from_numpy(batches.shared.expected), device)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[C, D]`` and the candidates' items ``[C]``."""
-        query_BD, candidate_CD = self.model(self._inputs(batch))
-        return query_BD, candidate_CD, torch.from_numpy(batch.items).to(self.device)
+    def prepare(self, batch: Batch) -> ModelInputs:
+        """Return the model's input of a batch; it may be made ahead, in another thread, one at a time."""
+        return self._inputs(batch)
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Return the scalar loss."""
-        query_BD, candidate_CD, items_C = self.forward(batch)
-        size, config = len(query_BD), self._config
+    def forward(
+        self, batch: Batch, inputs: ModelInputs | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[c, D]`` and their items ``[c]`` of this rank."""
+        query_BD, candidate_cD = self.model(self.prepare(batch) if inputs is None else inputs)
+        return query_BD, candidate_cD, self._tensor(batch.items)
+
+    def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
+        """Return this rank's scalar loss; its mean over the ranks is the mean over the batch's queries.
+
+        On CUDA the towers' layers compute in ``config.precision``, the loss in float32.
+        """
+        with mixed_precision(self.device, self._config):
+            query_BD, candidate_cD, _ = self.forward(batch, inputs)
+        query_BD, candidate_CD = query_BD.float(), gather_candidates(candidate_cD.float(), batch.share)
+        items_C, config = self._tensor(batch.candidates), self._config
+        log_q_C = self._log_q(items_C, batch.share.n_queries)
+        seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
+        plain = config.in_batch_negatives and batch.query_row is None and query_BD.dim() == 2
+        if config.loss == "softmax" and plain:
+            loss = fused_sampled_softmax(query_BD, candidate_CD, items_C, config.temperature, log_q_C, seen_BL)
+            return batch.share.weight * loss
         masked_BC = not_negative(
             items_C,
-            size,
-            self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None,
+            len(query_BD),
+            seen_BL,
             config.in_batch_negatives,
             None if batch.query_row is None else self._tensor(batch.query_row),
+            batch.share.n_queries,
         )
-        return self.loss(query_BD, candidate_CD, masked_BC, self._log_q(items_C, size))
+        return batch.share.weight * self.loss(query_BD, candidate_CD, masked_BC, log_q_C, batch.share)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -102,8 +128,9 @@ class LossOfBatch:
         candidate_CD: torch.Tensor,
         masked_BC: torch.Tensor,
         log_q_C: torch.Tensor | None,
+        share: Share,
     ) -> torch.Tensor:
-        """Return the configured loss of queries and candidates, the positives first."""
+        """Return the configured loss of queries and candidates, the queries' positives first."""
         config = self._config
         if config.loss == "softmax":
             return sampled_softmax(query_BD, candidate_CD, masked_BC, config.temperature, log_q_C)
@@ -113,8 +140,7 @@ class LossOfBatch:
         logits_BC = scores_BC / config.temperature
         if config.loss == "bpr":
             return bpr(logits_BC, masked_BC, log_q_C)
-        size = len(query_BD)
-        n_negatives = max(1, len(candidate_CD) - size + (size - 1) * config.in_batch_negatives)
+        n_negatives = max(1, share.n_shared + (share.n_queries - 1) * config.in_batch_negatives)
         rate = min(1.0, n_negatives / max(1, len(self._catalogue.eligible) - 1))
         exponent = gbce_exponent(rate, config.gbce_calibration)
         return generalised_bce(logits_BC, masked_BC, log_q_C, n_negatives, exponent)

@@ -192,3 +192,13 @@ def single_items():
 @pytest.fixture(scope="session")
 def event_table():
     return make_events
+
+
+@pytest.fixture(scope="session")
+def snapshot_writer():
+    return write_snapshot
+
+
+@pytest.fixture(scope="session")
+def request_table():
+    return RequestTable

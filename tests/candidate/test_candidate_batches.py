@@ -23,8 +23,8 @@ def test_ranks_share_out_an_epoch(small_world):
     examples, _ = small_world
     parts = [batches(small_world, rank, 2) for rank in (0, 1)]
     drawn = [list(part.epoch(0)) for part in parts]
-    assert len(drawn[0]) == len(drawn[1]) == parts[0].steps == 200 // 32
-    seen = Counter(tuple(row) for part in drawn for batch in part for row in np.c_[batch.history, batch.items[:16]])
+    assert len(drawn[0]) == len(drawn[1]) == parts[0].steps == 200 // 16
+    seen = Counter(tuple(row) for part in drawn for batch in part for row in np.c_[batch.history, batch.items[:8]])
     usable = examples.usable(False)
     every = Counter(tuple(row) for row in np.c_[examples.histories(usable, 4, 12), examples.items[usable]])
     assert every.total() == 200
@@ -82,8 +82,11 @@ def test_ages_of_candidates_are_those_at_the_examples_moments(small_world):
 
 
 def test_too_few_examples_for_the_processes(small_world):
-    with pytest.raises(EmptyDatasetError, match="200 of 240 training examples have a history; 150 processes need"):
-        batches(small_world, ranks=150)
+    with pytest.raises(
+        EmptyDatasetError,
+        match="200 of 240 training examples have a history, batch_size = 16; 9 processes need at least 18",
+    ):
+        batches(small_world, ranks=9)
 
 
 def test_a_small_world_shrinks_the_batch(small_world):

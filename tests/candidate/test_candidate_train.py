@@ -45,21 +45,32 @@ def test_one_rank_learns_the_blocks(trained, single_items):
 
 
 def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, capfd, single_items):
-    config = tiny(trained, n_processes=2, sharding="column_wise", batch_size=32)
-    metrics, info = train_candidate(config, {"snapshot": planted}, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["item_vectors.npy", "tower.json", "user_tower.onnx"]
+    config, out = tiny(trained, n_processes=2, sharding="row_wise"), tmp_path / "out"
+    out.mkdir()
+    metrics, info = train_candidate(config, {"snapshot": planted}, out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "item_vectors.npy",
+        "state",
+        "tower.json",
+        "user_tower.onnx",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing of the checkpoints is left
     assert info["device"] == "cpu"
     assert metrics["loss_last"] < metrics["loss_first"]
-    # The exported towers equal the forward pass over columns that lay on two ranks.
+    assert metrics["examples_per_s"] > 0
+    assert 0 <= metrics["input_wait_share"] <= 1
+    # The exported towers equal the forward pass over rows that lay on two ranks.
     assert metrics["export_deviation"] < 1e-5
-    assert block_purity(tmp_path, single_items) > 0.85
+    assert block_purity(out, single_items) > 0.85
     assert "two-tower" in capfd.readouterr().err
+    # The same batches and negatives as on one rank: the same losses, see test_candidate_sharding.
+    np.testing.assert_allclose(info["losses"], read_json(trained / "tower.json")["losses"], atol=2e-3)
 
 
 def test_a_failed_rank_gives_one_clear_error(planted, trained, tmp_path, capfd):
-    config = tiny(trained, sharding="row_wise")
-    with pytest.raises(ConfigError, match="rank 0: sharding = 'row_wise' does not work on cpu, allowed: auto, table"):
-        train_candidate(config, {"snapshot": planted}, tmp_path)
+    config = tiny(trained, device="cuda")
+    with pytest.raises(ConfigError, match="rank 0: device = 'cuda' with n_processes = 1 needs 1 CUDA devices, found 0"):
+        train_candidate(config, {"snapshot": planted}, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert "Traceback" not in capfd.readouterr().err
 
