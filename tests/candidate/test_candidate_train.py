@@ -101,6 +101,26 @@ def test_two_tables_and_adagrad_train_and_export(planted, trained, one_rank, tmp
     assert export(tmp_path / "out", tmp_path / "work", config, catalogue)["export_deviation"] < 1e-5
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": "attention", "training": "sequences"},
+        {"encoder": "attention", "loss": "gbce", "word_buckets": 64, "normalisation": "dot", "temperature": 1.0},
+        {"encoder": "tastes", "loss": "bpr", "user_id": True, "item_age": True, "negative_sampling": "popularity"},
+        {"loss": "ccl", "in_batch_negatives": False, "correction": "by_kind"},
+    ],
+)
+def test_every_kind_of_tower_trains_sharded_and_exports(planted, trained, one_rank, tmp_path, changes):
+    config = tiny(trained, epochs=3, **changes)
+    catalogue, losses = run_here(config, planted, tmp_path / "work")
+    assert losses[-1] < losses[0]
+    (tmp_path / "out").mkdir()
+    summary = export(tmp_path / "out", tmp_path / "work", config, catalogue)
+    assert summary["export_deviation"] < 1e-5
+    assert summary["inputs"][3:] == (["user"] if config.candidate.user_id else [])
+    assert summary["tastes"] == (4 if config.candidate.encoder == "tastes" else 1)
+
+
 def test_a_tower_that_does_not_match_is_never_published(planted, trained, one_rank, tmp_path):
     config = tiny(trained, epochs=1)
     catalogue, _ = run_here(config, planted, tmp_path / "work")
