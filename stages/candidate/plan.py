@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -64,7 +65,31 @@ def shard(model: nn.Module, config: CandidateConfig, device: torch.device) -> Di
     )
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
     initialise_tables(sharded, first_values, config.seed)
+    skip_constant_weights(sharded)
     return sharded
+
+
+def skip_constant_weights(model: nn.Module) -> None:
+    """Spare the kernels the gradient of weights that nothing learns; on a CPU it costs more than the update."""
+    for module in kernels(model):
+        module.register_forward_pre_hook(_mark_constant_weights, with_kwargs=True)
+
+
+def kernels(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the fused kernels below a module; a sharded one keeps its lookups out of ``children``."""
+    for child in (*module.children(), *getattr(module, "_lookups", ())):
+        if isinstance(child, SplitTableBatchedEmbeddingBagsCodegen):
+            yield child
+        yield from kernels(child)
+
+
+def _mark_constant_weights(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
+    weights = options.get("per_sample_weights")
+    if weights is not None and not weights.requires_grad:
+        n_features = len(module.feature_table_map)
+        unlearned = torch.zeros(n_features, dtype=torch.int32, device=weights.device)
+        options = {**options, "feature_requires_grad": unlearned}
+    return arguments, options
 
 
 def tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -8,13 +8,16 @@ import itertools
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from stages.candidate import plan, worker
 from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.exchange import Share
@@ -182,3 +185,18 @@ def test_more_ranks_than_rows_and_tables(planted, tmp_path):
     assert category[0].shape == (4, 4)
     np.testing.assert_allclose(category[1], category[0], atol=VECTOR_TOLERANCE)
     assert torch.tensor(losses).isfinite().all()
+
+
+def test_learned_weights_keep_their_gradient(planted, tmp_path, one_rank):
+    """The kernels are spared the gradient of weights that nothing learns, and only of those."""
+    job(planted, tmp_path / "job", sharding="table_wise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchRec's own deprecations
+        batches, loss_of, _ = worker.build(tmp_path / "job", 0, 1)
+        assert len(list(plan.kernels(loss_of.model))) >= 1
+        features = loss_of.prepare(next(batches.epoch(0)))
+        learned = features.weights().clone().requires_grad_()
+        own = KeyedJaggedTensor(features.keys(), features.values(), learned, lengths=features.lengths())
+        query, candidate = loss_of.model(own, torch.zeros(features.stride()), 101)
+    (query.sum() + candidate.sum()).backward()
+    assert learned.grad.abs().max() > 0
