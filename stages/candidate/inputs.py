@@ -5,10 +5,13 @@ Shapes: B queries, R histories, C candidates, L history length, N items, U disti
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stages.candidate.batches import Batch
@@ -119,6 +122,26 @@ class InputMaker:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def alike_on_all_ranks(inputs: ModelInputs) -> ModelInputs:
+    """Return the inputs with the stride of the rank that has the largest: sharded lookups want it equal.
+
+    Ranks meet different numbers of distinct items. A collective: every rank calls it at the same step.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return inputs
+    features = inputs.features
+    largest = torch.tensor([features.stride()], device=features.lengths().device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    missing = int(largest) - features.stride()
+    if not missing:
+        return inputs
+    lengths = F.pad(features.lengths().view(len(features.keys()), -1), (0, missing))
+    padded = KeyedJaggedTensor(
+        keys=features.keys(), values=features.values(), weights=features.weights(), lengths=lengths.reshape(-1)
+    )
+    return dataclasses.replace(inputs, features=padded)
 
 
 def _known(values_BX: np.ndarray, known_BX: np.ndarray) -> Bags:

@@ -14,7 +14,7 @@ from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
 from stages.candidate.exchange import Share, gather_candidates
 from stages.candidate.fused_loss import fused_sampled_softmax
-from stages.candidate.inputs import InputMaker, ModelInputs
+from stages.candidate.inputs import InputMaker, ModelInputs, alike_on_all_ranks
 from stages.candidate.losses import (
     bpr,
     by_kind_log_q,
@@ -91,7 +91,8 @@ class LossOfBatch:
         self, batch: Batch, inputs: ModelInputs | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[c, D]`` and their items ``[c]`` of this rank."""
-        query_BD, candidate_cD = self.model(self.prepare(batch) if inputs is None else inputs)
+        inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
+        query_BD, candidate_cD = self.model(inputs)
         return query_BD, candidate_cD, self._tensor(batch.items)
 
     def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
