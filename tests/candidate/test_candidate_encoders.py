@@ -101,18 +101,21 @@ def test_a_new_item_with_known_words_stands_near_its_kin(event_table):
     titles = np.array([f"{topics[item % 4]} no{item}" for item in range(44)], object)
     offsets, codes = hashed_words(titles, 512)
     catalogue = plain_catalogue(examples, 44, word_offsets=offsets, word_codes=codes, eligible=np.arange(40))
-    config = changed(word_buckets=512, word_dimension=8, item_id_dropout=0.3, epochs=40)
-    _, loss_of = fit(examples, catalogue, config, FEATURES)
-    batch = dataclasses.replace(
-        Batches(examples, catalogue, config, FEATURES).probe(1),
-        items=np.arange(44),
-        item_named=np.arange(44) < 40,
-        item_ages=np.zeros(44, int),
-    )
-    with torch.no_grad():
-        vectors = loss_of.forward(batch)[1].numpy()
-    nearest = np.argsort(-(vectors[40:] @ vectors[:40].T), axis=1)[:, :8]
-    assert (nearest % 4 == np.arange(4)[:, None]).mean() > 0.9
+    shares = []
+    for seed in (1, 2, 3, 42):
+        config = changed(word_buckets=512, word_dimension=8, item_id_dropout=0.3, epochs=40, seed=seed)
+        _, loss_of = fit(examples, catalogue, config, FEATURES)
+        batch = dataclasses.replace(
+            Batches(examples, catalogue, config, FEATURES).probe(1),
+            items=np.arange(44),
+            item_named=np.arange(44) < 40,
+            item_ages=np.zeros(44, int),
+        )
+        with torch.no_grad():
+            vectors = loss_of.forward(batch)[1].numpy()
+        nearest = np.argsort(-(vectors[40:] @ vectors[:40].T), axis=1)[:, :8]
+        shares.append((nearest % 4 == np.arange(4)[:, None]).mean())
+    assert np.mean(shares) > 0.9
 
 
 def test_words_are_hashed_the_same_everywhere():

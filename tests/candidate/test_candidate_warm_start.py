@@ -17,6 +17,7 @@ from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.id_map import IdMap
 from stages.features.config import FeatureConfig
+from stages.features.history import UNKNOWN_USER, TowerInputs
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 SETTINGS = {
@@ -106,11 +107,13 @@ def recall(out, snapshot, held, k=3):
     found = []
     for user, item in held:
         seen = events.item_index[(events.user_index == user) & (events.part == 0)]
-        history = np.full((1, 8), len(vectors), np.int64)
+        padding = len(vectors)
+        history = np.full((1, 8), padding, np.int64)
         newest = seen[::-1][:8]
         history[0, : len(newest)] = newest
-        weights = np.where(history < len(vectors), np.exp(-np.arange(8) / 4.0), 0.0).astype(np.float32)
-        scores = (tower.embed(history, weights / weights.sum()) @ vectors.T)[0]
+        nothing = np.zeros((1, 8), np.int64)
+        inputs = TowerInputs(history, nothing, nothing, np.array([UNKNOWN_USER]), np.zeros((1, 0), np.int64))
+        scores = (tower.embed(inputs) @ vectors.T)[0]
         found.append(item in np.argsort(-scores)[:k])
     return float(np.mean(found))
 
@@ -163,8 +166,8 @@ def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, 
         np.testing.assert_array_equal(whole[name][: len(old)].numpy().reshape(old.shape), old)
         np.testing.assert_array_equal(whole[name][len(old) :].numpy(), fresh[name][len(old) :].numpy())
     assert np.load(champion / "state" / f"{sums}.npy").max() > 0
-    assert float(state["optimizer/query_tower.mlp.0.bias/step"]) > 0
-    query = "optimizer/query_tower.mlp.0.weight/exp_avg"
+    assert float(state["optimizer/query_tower.correction.mlp.0.bias/step"]) > 0
+    query = "optimizer/query_tower.correction.mlp.0.weight/exp_avg"
     np.testing.assert_array_equal(state[query].numpy(), np.load(champion / "state" / f"{query}.npy"))
 
 
@@ -229,6 +232,6 @@ def test_versions_of_the_maps_are_believed(months, champion, tmp_path):
 def test_damaged_files_are_named(champion, tmp_path, months):
     copy = tmp_path / "copy"
     shutil.copytree(champion, copy)
-    (copy / "state/weights/query_tower.mlp.0.bias.npy").unlink()
-    with pytest.raises(ConfigError, match=r"query_tower\.mlp\.0\.bias\.npy is missing"):
+    (copy / "state/weights/query_tower.correction.mlp.0.bias.npy").unlink()
+    with pytest.raises(ConfigError, match=r"query_tower\.correction\.mlp\.0\.bias\.npy is missing"):
         train(months[1], tmp_path / "out", warm_start=str(copy))
