@@ -213,6 +213,18 @@ def releases(tmp_path_factory):
     return {tag: build_release(root / tag, tag, seed) for seed, tag in enumerate(("alpha", "beta"))}
 
 
+@pytest.fixture(scope="session")
+def build_once():
+    """``make_release`` for fixtures of a wider scope."""
+    return build_release
+
+
+@pytest.fixture(scope="session")
+def seal_once():
+    """``reseal`` for fixtures of a wider scope."""
+    return write_manifest
+
+
 @pytest.fixture
 def make_release():
     """Return the function that builds a release of one's own."""
