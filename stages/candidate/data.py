@@ -6,6 +6,7 @@ Shapes: E examples, B batch, C candidates of a batch, L history length, N items.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from dataclasses import field as attribute
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,7 @@ class Catalogue:
         in_histories: bool ``[N]``, items that some example's history holds.
         eligible: int64 ``[M]``, items created before the end of the candidate part that passed the item
             policy then: what a model of that moment would choose from, and so its negatives.
+        duration_scale: float32 ``[2]``, mean and deviation behind ``log_duration``.
     """
 
     offsets: np.ndarray
@@ -143,6 +145,7 @@ class Catalogue:
     frequency: np.ndarray
     in_histories: np.ndarray
     eligible: np.ndarray
+    duration_scale: np.ndarray = attribute(default_factory=lambda: np.array([0.0, 1.0], dtype=np.float32))
 
     @classmethod
     def of(cls, items: ItemTable, examples: Examples, rows: np.ndarray, length: int, end_ms: int) -> Catalogue:
@@ -165,6 +168,7 @@ class Catalogue:
             frequency=frequency,
             in_histories=in_histories,
             eligible=np.flatnonzero(((items.created_at_ms < end_ms) & (items.eligible & 1 == 1)) | (frequency > 0)),
+            duration_scale=_log_scale(items.duration_s),
         )
 
     def __len__(self) -> int:
@@ -210,9 +214,13 @@ def _last_true(flags: np.ndarray) -> np.ndarray:
 
 def _standardised_log(duration_s: np.ndarray) -> np.ndarray:
     known = np.isfinite(duration_s) & (duration_s >= 0)
+    mean, deviation = _log_scale(duration_s)
     logs = np.log1p(np.where(known, duration_s, 0.0))
-    if not known.any():
-        return np.zeros(len(duration_s), dtype=np.float32)
-    mean, deviation = logs[known].mean(), logs[known].std()
-    scaled: np.ndarray = np.where(known, (logs - mean) / max(deviation, 1e-6), 0.0).astype(np.float32)
+    scaled: np.ndarray = np.where(known, (logs - mean) / deviation, 0.0).astype(np.float32)
     return scaled
+
+
+def _log_scale(duration_s: np.ndarray) -> np.ndarray:
+    known = np.isfinite(duration_s) & (duration_s >= 0)
+    logs = np.log1p(duration_s[known])
+    return np.array([logs.mean(), max(logs.std(), 1e-6)] if len(logs) else [0.0, 1.0], dtype=np.float32)

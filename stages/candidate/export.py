@@ -20,6 +20,8 @@ from torch import nn
 
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data import Catalogue
+from stages.candidate.item_tower import ITEM_TOWER_FILE
+from stages.candidate.item_tower_export import ItemTowerModule, item_tower_program, save_item_tower
 from stages.candidate.model import Tower
 from stages.candidate.scorer import TOWER_FILE, TOWER_JSON, VECTORS_FILE, UserTower
 from stages.contracts.errors import DataError
@@ -53,7 +55,7 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
 
 
 def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue: Catalogue) -> dict[str, Any]:
-    """Write ``user_tower.onnx``, ``item_vectors.npy`` and ``tower.json``.
+    """Write ``user_tower.onnx``, ``item_tower.onnx``, ``item_vectors.npy`` and ``tower.json``.
 
     Args:
         directory: where to write.
@@ -74,6 +76,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     write_onnx(tower, directory / TOWER_FILE, config.features.history_length)
     vectors_ND = item_vectors(state, means_NK, catalogue, config)
     np.save(directory / VECTORS_FILE, vectors_ND)
+    write_item_tower(state, catalogue, config, directory / ITEM_TOWER_FILE)
     deviation = _deviation(directory, work, vectors_ND, catalogue)
     if not deviation <= PARITY:
         raise DataError(f"{TOWER_FILE}: differs by {deviation:.2g} from the sharded model, allowed is {PARITY:g}")
@@ -81,6 +84,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     summary = {
         "tower_version": sha256_file(directory / TOWER_FILE),
         "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
+        "item_tower_sha256": sha256_file(directory / ITEM_TOWER_FILE),
         "dim": config.candidate.dimension,
         "n_items": len(catalogue),
         "n_cold_items": int((catalogue.frequency == 0).sum()),
@@ -139,6 +143,21 @@ def item_vectors(
             rows = slice(start, start + (1 << 16))
             vectors_ND[rows] = tower(torch.from_numpy(ids_ND[rows]), torch.from_numpy(inputs_NW[rows])).numpy()
     return vectors_ND
+
+
+def write_item_tower(
+    state: dict[str, np.ndarray], catalogue: Catalogue, config: TrainCandidateConfig, path: Path
+) -> None:
+    """Write the item tower with the same weights that ``item_vectors`` uses."""
+    ids_ND = state["embeddings.embedding_bags.item.weight"] * (catalogue.frequency > 0).astype(np.float32)[:, None]
+    categories_CK = state["embeddings.embedding_bags.category.weight"]
+    width = ids_ND.shape[1] + categories_CK.shape[1] + 1
+    tower = _load_tower(state, "item_tower", width, config)
+    module = ItemTowerModule(ids_ND, categories_CK, tower, catalogue.duration_scale)
+    with _quiet():
+        model = item_tower_program(module)
+    _strip(model)
+    save_item_tower(model, len(ids_ND), len(categories_CK), path)
 
 
 def write_onnx(tower: PortableUserTower, path: Path, length: int) -> None:
