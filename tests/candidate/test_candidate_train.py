@@ -54,7 +54,8 @@ def test_one_rank_learns_the_blocks(trained):
 def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, capfd):
     config = tiny(trained, n_processes=2, sharding="column_wise", batch_size=32)
     metrics, info = train_candidate(config, {"snapshot": planted}, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["item_vectors.npy", "tower.json", "user_tower.onnx"]
+    parts = ["item_tower.onnx", "item_vectors.npy", "tower.json", "user_tower.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == parts
     assert info["device"] == "cpu"
     assert metrics["loss_last"] < metrics["loss_first"]
     # The exported towers equal the forward pass over columns that lay on two ranks.
