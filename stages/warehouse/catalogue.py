@@ -1,8 +1,8 @@
-"""Items and users for the dataset step, and the aliases that it writes back."""
+"""Items for the dataset step, and the aliases that it writes back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -12,10 +12,9 @@ import sqlalchemy as sa
 from stages.contracts.errors import ConfigError, DataError
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.load import staged
-from stages.warehouse.tables import INTERACTIONS, ITEM_ALIASES, ITEMS, USERS
+from stages.warehouse.tables import ITEM_ALIASES, ITEMS
 
 _ROWS = 100_000
-_E = INTERACTIONS.c
 
 ITEMS_SCHEMA = pa.schema(
     [
@@ -26,64 +25,13 @@ ITEMS_SCHEMA = pa.schema(
         ("duration_s", pa.float64()),
         ("text", pa.string()),
         ("state", pa.string()),
-        ("first_event_ms", pa.int64()),
     ]
 )
-USERS_SCHEMA = pa.schema([("user_id", pa.string()), ("attributes", pa.string()), ("first_event_ms", pa.int64())])
 
 
 def export_catalogue(warehouse: Warehouse) -> pa.Table:
-    """Return the catalogue's items, sorted by id bytewise: ``ITEMS_SCHEMA`` without ``first_event_ms``."""
-    schema = pa.schema([field for field in ITEMS_SCHEMA if field.name != "first_event_ms"])
-    return _sorted(warehouse, sa.select(*(ITEMS.c[name] for name in schema.names)), schema)
-
-
-def export_items(warehouse: Warehouse, as_of_ms: int | None = None, signals: Sequence[str] | None = None) -> pa.Table:
-    """Return every item of the catalogue or of the events, sorted by id bytewise.
-
-    Args:
-        warehouse: where from.
-        as_of_ms: int ms UTC; only events before it count. None = all.
-        signals: kinds of events that count; None = all.
-
-    Returns:
-        ``ITEMS_SCHEMA``. An item without a catalogue row has its id as title and no category;
-        ``first_event_ms`` is null for an item without an event. Ids are not made canonical.
-    """
-    first = _first_events(_E.item_id, as_of_ms, signals)
-    joined = ITEMS.outerjoin(first, first.c.id == ITEMS.c.item_id, full=True)
-    statement = sa.select(
-        sa.func.coalesce(ITEMS.c.item_id, first.c.id),
-        sa.func.coalesce(ITEMS.c.title, first.c.id),
-        sa.func.coalesce(ITEMS.c.categories, ""),
-        ITEMS.c.created_at_ms,
-        ITEMS.c.duration_s,
-        ITEMS.c.text,
-        ITEMS.c.state,
-        first.c.first_event_ms,
-    ).select_from(joined)
-    return _sorted(warehouse, statement, ITEMS_SCHEMA)
-
-
-def export_users(warehouse: Warehouse, as_of_ms: int | None = None, signals: Sequence[str] | None = None) -> pa.Table:
-    """Return every user of the users' table or of the events, sorted by id bytewise.
-
-    Args:
-        warehouse: where from.
-        as_of_ms: as for ``export_items``.
-        signals: as for ``export_items``.
-
-    Returns:
-        ``USERS_SCHEMA``; a user without a row has the attributes ``{}``.
-    """
-    first = _first_events(_E.user_id, as_of_ms, signals)
-    joined = USERS.outerjoin(first, first.c.id == USERS.c.user_id, full=True)
-    statement = sa.select(
-        sa.func.coalesce(USERS.c.user_id, first.c.id),
-        sa.func.coalesce(USERS.c.attributes, "{}"),
-        first.c.first_event_ms,
-    ).select_from(joined)
-    return _sorted(warehouse, statement, USERS_SCHEMA)
+    """Return the catalogue's items as they were ingested, ``ITEMS_SCHEMA``, sorted by id bytewise."""
+    return _sorted(warehouse, sa.select(*(ITEMS.c[name] for name in ITEMS_SCHEMA.names)), ITEMS_SCHEMA)
 
 
 def matching_items(warehouse: Warehouse, reason: str, predicate: str) -> list[str]:
@@ -144,15 +92,6 @@ def write_aliases(warehouse: Warehouse, snapshot_key: str, aliases: Mapping[str,
         if ids:
             with staged(connection, ITEM_ALIASES, rows) as stage:
                 connection.execute(sa.insert(ITEM_ALIASES).from_select(rows.column_names, sa.select(*stage.c)))
-
-
-def _first_events(key: Any, as_of_ms: int | None, signals: Sequence[str] | None) -> Any:
-    statement = sa.select(key.label("id"), sa.func.min(_E.event_time_ms).label("first_event_ms")).group_by(key)
-    if as_of_ms is not None:
-        statement = statement.where(_E.event_time_ms < as_of_ms)
-    if signals is not None:
-        statement = statement.where(_E.signal.in_(list(signals)))
-    return statement.subquery("first_events")
 
 
 def _sorted(warehouse: Warehouse, statement: Any, schema: Any) -> pa.Table:

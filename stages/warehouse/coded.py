@@ -187,8 +187,7 @@ class CodedSelection:
             within = position - (int(ends[place - 1]) if place else 0)
             start_ms = int(bins[place])
             in_bin = first_rows(start_ms, start_ms + width).subquery("first_events")
-            statement = time_at(in_bin, within, start_ms, start_ms + width)
-            found.append(int(self._connection.execute(statement).scalar_one()))
+            found.append(int(self._connection.execute(time_at(in_bin, within)).scalar_one()))
         return tuple(found)
 
     def user_activity(self, borders: Sequence[int], policy: ActivityPolicy, n_users: int) -> np.ndarray:
@@ -223,9 +222,9 @@ class CodedSelection:
             raise ConfigError(
                 f"borders = {list(borders)} after start_ms = {self._start_ms}: each must be later than the last"
             )
-        kept = self._kept(repeats, borders)
+        kept = self._kept(repeats, borders).subquery("kept_events")
         if not all_first(self._policies(repeats)):
-            yield from self._in_order(kept.subquery("kept_events"), EVENTS_SCHEMA)
+            yield from self._in_order(kept, EVENTS_SCHEMA)
             return
         for start_ms, end_ms in self._stretches():
             yield from self._in_order(first_rows(start_ms, end_ms).subquery("kept_events"), EVENTS_SCHEMA)

@@ -8,8 +8,8 @@ earlier. Sums are made of millionths.
 
 Where every kind keeps its first event, what has to go is listed first, a group of users at a time,
 and left out when the events are read, a stretch of time at a time. Neither the numbering nor the
-sorting then needs more memory than one group or one stretch, so that their cost an event does not
-grow with the number of events.
+sorting then needs more memory than one group or one stretch, so that neither spills, however many
+events there are.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def time_histogram(events: Any, start_ms: int, width_ms: int) -> sa.Select[Any]:
     return sa.select(binned.c.bin_ms, sa.func.count()).group_by(binned.c.bin_ms).order_by(binned.c.bin_ms)
 
 
-def time_at(events: Any, position: int, start_ms: int, end_ms: int) -> sa.Select[Any]:
-    """Return the SELECT of the time of the event at a 0-based position, in time order, of [start, end)."""
+def time_at(events: Any, position: int) -> sa.Select[Any]:
+    """Return the SELECT of the time, int ms UTC, of the event at a 0-based position in time order."""
     column = events.c.event_time_ms
-    return sa.select(column).where(*_between(column, start_ms, end_ms)).order_by(column).offset(position).limit(1)
+    return sa.select(column).order_by(column).offset(position).limit(1)
 
 
 def kept_rows(policies: Mapping[int, RepeatPolicy], borders: Sequence[int]) -> sa.Select[Any]:

@@ -7,6 +7,7 @@ of their own beside the warehouse, which is attached for the length of a selecti
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -50,7 +51,7 @@ def open_scratch(warehouse: Warehouse, connection: Connection) -> Iterator[Scrat
         yield Scratch(connection, attached=False)
         return
     prefix = f"{path.name}.selection-"
-    for left in path.parent.glob(f"{prefix}*"):
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
         # One process at a time has a DuckDB file open.
         if not left.name.startswith(f"{prefix}{os.getpid()}-"):
             shutil.rmtree(left, ignore_errors=True)

@@ -62,7 +62,7 @@ def _statements() -> Iterator[tuple[str, sa.Select[Any]]]:
     for who in ("users", "items"):
         yield f"coverage of {who}", coverage.coverage_statement(who, SIGNALS, (1, 2), ACTIVITY, (1, 5))
     yield "histogram", repeats.time_histogram(repeats.CODED, 1, 10)
-    yield "time at", repeats.time_at(repeats.CODED, 5, 10, 20)
+    yield "time at", repeats.time_at(repeats.CODED, 5)
 
 
 STATEMENTS = list(_statements())

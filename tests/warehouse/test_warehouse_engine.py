@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.contracts.errors import ConfigError, DataError, TransientError
-from stages.warehouse.catalogue import export_items
+from stages.warehouse.catalogue import export_catalogue
 from stages.warehouse.coded import open_selection
 from stages.warehouse.engine import Warehouse
 
@@ -65,7 +65,7 @@ def test_an_empty_warehouse_says_so(tmp_path: Path, warehouse: Warehouse) -> Non
     warehouse.create_tables()
     assert warehouse.content_fingerprint() == fingerprint
     with Warehouse(f"duckdb:///{tmp_path / 'bare.duckdb'}?memory_limit=300MB") as bare:
-        for question in (bare.counts, bare.latest_event_ms, lambda: export_items(bare)):
+        for question in (bare.counts, bare.latest_event_ms, lambda: export_catalogue(bare)):
             with pytest.raises(DataError, match="holds no data yet"):
                 question()
         with pytest.raises(DataError, match="holds no data yet"), open_selection(bare, ["click"], 0, 1) as selection:
@@ -88,4 +88,4 @@ def test_a_warehouse_of_an_earlier_version_gets_the_new_columns(warehouse: Wareh
     warehouse.create_tables()
     with warehouse.connect() as connection:
         assert connection.exec_driver_sql("SELECT event_id, context FROM interactions").one() == (1, "")
-    assert export_items(warehouse).to_pylist()[0]["state"] is None
+    assert export_catalogue(warehouse).to_pylist()[0]["state"] is None

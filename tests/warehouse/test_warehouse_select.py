@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.tables import DAY_MS
-from stages.warehouse.catalogue import export_items, export_users, matching_items, write_aliases
+from stages.warehouse.catalogue import ITEMS_SCHEMA, export_catalogue, matching_items, write_aliases
 from stages.warehouse.coded import EVENTS_SCHEMA, CodedSelection, open_selection
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.ingest import ingest_tables
@@ -116,7 +116,7 @@ def test_both_databases_give_the_same_rows(duck: Warehouse, postgres: Warehouse)
     for each in (duck, postgres):
         load(each, world(2))
         repeated = [coded(each, **{SIGNALS[0]: policy})[0] for policy in ("last", "sum", "max")]
-        found.append((coded(each)[0], *repeated, export_items(each), export_users(each), each.content_fingerprint()))
+        found.append((coded(each)[0], *repeated, export_catalogue(each), each.content_fingerprint()))
     assert found[0] == found[1]
     assert len({tuple(table["value"].to_pylist()) for table in found[0][:4]}) == 4
 
@@ -217,20 +217,17 @@ def test_survey_and_window(warehouse: Warehouse) -> None:
     assert window_activity(warehouse, ("absent",), BORDERS[1], ActivityPolicy()) == (0, 0)
 
 
-def test_items_and_users_without_a_row_come_out(warehouse: Warehouse) -> None:
-    rows = [("u0", "i1", "click", 1.0, 50), ("Zoë", "Ä", "click", 1.0, 70), ("a", "b", "view", 1.0, 90)]
-    load(warehouse, [*rows, ("Zoë", "B", "click", 1.0, 60), ("Zoë", "Ä", "click", 1.0, 65)])
-    items = export_items(warehouse).to_pylist()
-    assert [row["item_id"] for row in items] == sorted(["B", "b", "i0", "i1", "never", "Ä"], key=str.encode)
-    names = ("title", "categories", "created_at_ms", "duration_s", "first_event_ms")
-    by_id = {row["item_id"]: tuple(row[name] for name in names) for row in items}
-    assert by_id["i0"] == ("Zero", "A|B", 5, 1.5, None)
-    assert by_id["i1"] == ("i1", "", None, None, 50)
-    assert by_id["never"] == ("Never seen", "C", -7, None, None)
-    assert by_id["Ä"] == ("Ä", "", None, None, 65)
-    assert [r["item_id"] for r in export_items(warehouse, 65, ["click"]).to_pylist()] == ["B", "i0", "i1", "never"]
-    users = export_users(warehouse, as_of_ms=90).to_pylist()
-    assert [tuple(row.values()) for row in users] == [("Zoë", "{}", 60), ("u0", '{"a":"x","b":1}', 50)]
+def test_the_catalogue_comes_out_as_it_was_ingested(warehouse: Warehouse) -> None:
+    """Ids that only events mention are left to the events."""
+    load(warehouse, [("u0", "i1", "click", 1.0, 50), ("Zoë", "Ä", "click", 1.0, 70)])
+    found = export_catalogue(warehouse)
+    assert found.schema == ITEMS_SCHEMA
+    names = ("item_id", "title", "categories", "created_at_ms", "duration_s", "text", "state")
+    assert [tuple(row[name] for name in names) for row in found.to_pylist()] == [
+        ("i0", "Zero", "A|B", 5, 1.5, None, None),
+        ("i1", "i1", "", None, None, None, None),
+        ("never", "Never seen", "C", -7, None, None, None),
+    ]
 
 
 def test_aliases_are_replaced_and_chains_refused(warehouse: Warehouse) -> None:
