@@ -80,12 +80,14 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
 def test_a_warehouse_of_an_earlier_version_gets_the_new_columns(warehouse: Warehouse) -> None:
     added = [("interactions", "context"), ("items", "text"), ("items", "state")]
     with warehouse.begin() as connection:
-        # As an earlier version left it, with a row in it.
+        # As an earlier version left it, with rows in it.
         for table, column in added:
             connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.exec_driver_sql("INSERT INTO interactions VALUES (1, 'u', 'i', 'click', 1.0, 5, 's')")
+        connection.exec_driver_sql("INSERT INTO items VALUES ('i', 'A title', 'news', 5, 2.0, 7)")
     warehouse.create_tables()
     warehouse.create_tables()
     with warehouse.connect() as connection:
         assert connection.exec_driver_sql("SELECT event_id, context FROM interactions").one() == (1, "")
-    assert export_catalogue(warehouse).to_pylist()[0]["state"] is None
+    (item,) = export_catalogue(warehouse).to_pylist()
+    assert (item["item_id"], item["title"], item["state"]) == ("i", "A title", None)
