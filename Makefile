@@ -27,7 +27,7 @@ pin = $(shell sed -n 's/^$(2)==//p' requirements/$(1).txt)
 LATEST := $(or $(SLUICE_HOME),var)/latest
 
 .DEFAULT_GOAL := help
-.PHONY: bench-contracts bench-serving help install install-cuda demo demo-home serve mlflow airflow test check format lock wheel clean
+.PHONY: bench-contracts bench-serving bench-training help install install-cuda demo demo-home serve mlflow airflow test check format lock wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -102,6 +102,9 @@ bench-serving: $(STAMP) demo-home ## Measure the latency of the demo's release
 
 bench-contracts: $(STAMP) ## Measure the data contracts on made events: make bench-contracts [EVENTS=10000000]
 	$(BIN)/python -m benchmarks.contracts --events $(or $(EVENTS),10000000)
+
+bench-training: $(STAMP) ## Measure the candidate generator's training against plain PyTorch
+	$(BIN)/python -m benchmarks.training
 
 format: $(STAMP) ## Format the code and mend what the linter can
 	$(BIN)/ruff check --fix .

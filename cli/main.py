@@ -89,6 +89,9 @@ def ingest(**options: Any) -> None:
 @recipe_options
 @click.option("--until", default="promote", show_default=True, help="Last step to run.")
 @click.option("--processes", type=int, help="Ranks that train the candidate generator.")
+@click.option(
+    "--warm-start", type=click.Path(), help="Candidate step or release whose model is trained on; see --base."
+)
 @click.option("--promote/--no-promote", default=True, show_default=True, help="Make a release that passes champion.")
 @reports_errors
 def run(**options: Any) -> None:

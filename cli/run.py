@@ -42,6 +42,7 @@ def settings_from(
     overrides: tuple[str, ...],
     base: str | None = None,
     processes: int | None = None,
+    warm_start: str | None = None,
     promote: bool = True,
 ) -> Settings:
     """Build settings from command-line options and the environment."""
@@ -55,6 +56,7 @@ def settings_from(
         mapping=mapping,
         as_of=as_of,
         n_processes=processes,
+        warm_start=warm_start,
         overrides=values,
         promote=promote,
     )

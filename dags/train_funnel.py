@@ -43,6 +43,13 @@ PARAMS = {
         title="Processes",
         description="Ranks that train the candidate generator. Empty: as the recipe says.",
     ),
+    "warm_start": Param(
+        None,
+        type=["null", "string"],
+        title="Warm start",
+        description="Finished train_candidate step, or release, whose candidate generator is trained on; the snapshot "
+        "must extend its ids (overrides: dataset.base). Empty: training starts anew.",
+    ),
     "overrides": Param(
         None,
         type=["null", "object"],

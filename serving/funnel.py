@@ -24,10 +24,11 @@ from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
 from serving.release import LoadedRelease
+from stages.candidate.scorer import ranker_query
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
 from stages.contracts.tables import SERVING, ScoredItems
 from stages.contracts.value_rules import apply_value_rules
-from stages.features.history import tower_inputs
+from stages.features.history import Moment, TowerInputs, tower_inputs
 from stages.features.ranking import heavy_features, ranking_features
 from stages.light_ranker.scorer import LightScorer
 
@@ -43,7 +44,7 @@ class _Trace:
     user: int
     time_ms: int
     seen: np.ndarray
-    inputs: tuple[np.ndarray, np.ndarray] | None
+    inputs: TowerInputs | None
     context: tuple[int, ...] = ()
     stages: list[tuple[str, ScoredItems]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -118,8 +119,8 @@ class Funnel:
             FieldError: if ``user_id`` or ``k`` is out of range, or the release has no such column.
         """
         self._check_request(user_id, k, context or {})
-        trace = self._begin(user_id, self.clock() if time_ms is None else time_ms)
-        trace.context = self.release.state.context_codes(context or {})
+        codes = self.release.state.context_codes(context or {})
+        trace = self._begin(user_id, self.clock() if time_ms is None else time_ms, codes)
         path: AnswerPath = "popular" if trace.inputs is None else "funnel"
         if trace.inputs is not None:
             self._rank(trace, trace.inputs)
@@ -235,9 +236,9 @@ class Funnel:
         if faults:
             raise FieldError(faults)
 
-    def _begin(self, user_id: str, time_ms: int) -> _Trace:
+    def _begin(self, user_id: str, time_ms: int, context: tuple[int, ...]) -> _Trace:
         """Read the user's history and seen items, as copies."""
-        trace = _Trace(user=UNKNOWN, time_ms=time_ms, seen=_NOTHING, inputs=None)
+        trace = _Trace(user=UNKNOWN, time_ms=time_ms, seen=_NOTHING, inputs=None, context=context)
         state, config = self.release.state, self.release.config
         with self._lock:
             user = self._user(user_id)
@@ -245,17 +246,18 @@ class Funnel:
                 trace.user, trace.seen = user, np.array(state.seen(user), dtype=np.int64)
                 history = state.history(user)
                 if len(history.items):
-                    trace.inputs = tower_inputs([history], config, len(self.release.items))
+                    moment = Moment(time_ms, user, context)
+                    trace.inputs = tower_inputs([history], [moment], config, len(self.release.items))
         trace.counts["catalogue"] = len(self.release.items)
         trace.counts["withheld_excluded"] = self._n_withheld
         trace.counts["seen_excluded"] = len(trace.seen)
         trace.lap("history")
         return trace
 
-    def _rank(self, trace: _Trace, inputs: tuple[np.ndarray, np.ndarray]) -> None:
+    def _rank(self, trace: _Trace, inputs: TowerInputs) -> None:
         """Retrieve and rank; appends (stage, what it passed on) to the trace."""
         release, spec = self.release, self.release.manifest.funnel
-        query_BD = release.candidate.embed(*inputs)
+        query_BD = release.candidate.embed(inputs)
         trace.lap("embed")
         first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
         unborn, unborn_ms = self._by_birth[first:], self._births[first:]
@@ -279,7 +281,7 @@ class Funnel:
             return
         ids = retrieved.ids[kept]
         vectors_nD = np.asarray(release.candidate.item_vectors[ids])
-        inputs_nX = heavy_features(features[kept], scores[kept], ranks[kept], query_BD[0], vectors_nD)
+        inputs_nX = heavy_features(features[kept], scores[kept], ranks[kept], ranker_query(query_BD)[0], vectors_nD)
         heavy_scores = release.heavy.score(inputs_nX)
         order = np.lexsort((kept, -heavy_scores))  # ties in retrieval order, as in the evaluation
         trace.stages.append(("heavy", ScoredItems(ids[order], heavy_scores[order])))

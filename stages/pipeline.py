@@ -250,12 +250,18 @@ def dataset_report(settings: Settings, results: Upstream) -> StageResult:
 
 
 def train_candidate(settings: Settings, results: Upstream) -> StageResult:
-    """Train the two-tower model through torchrun and export it."""
+    """Train the two-tower model through torchrun, anew or from an earlier one, and export it."""
     from stages.candidate.config import TrainCandidateConfig
+    from stages.candidate.resume import warm_start_version
     from stages.candidate.train import train_candidate as body
 
     recipe = load_recipe(settings)
-    config = TrainCandidateConfig(candidate=recipe.candidate, features=recipe.features)
+    start = recipe.candidate.warm_start
+    config = TrainCandidateConfig(
+        candidate=recipe.candidate,
+        features=recipe.features,
+        warm_start_version=warm_start_version(start) if start else "",
+    )
     return _run(settings, "train_candidate", body, config, results)
 
 

@@ -57,6 +57,7 @@ def load_settings(
     mapping: str | None = None,
     as_of: str | None = None,
     n_processes: int | None = None,
+    warm_start: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     promote: bool = True,
 ) -> Settings:
@@ -74,6 +75,7 @@ def load_settings(
         mapping: path of a column mapping in YAML for generic files.
         as_of: ISO 8601 time with zone; events from then on are left out.
         n_processes: ranks that train the candidate generator.
+        warm_start: finished ``train_candidate`` step, or release, that the candidate generator goes on from.
         overrides: values laid over the recipe, nested.
         promote: whether to promote a release that passes the gate.
 
@@ -87,6 +89,8 @@ def load_settings(
     recipe = _merge(read_yaml(Path(config)), dict(overrides or {}))
     if n_processes is not None:
         recipe = _merge(recipe, {"candidate": {"n_processes": n_processes}})
+    if warm_start is not None:
+        recipe = _merge(recipe, {"candidate": {"warm_start": str(Path(warm_start).resolve())}})
     return Settings(
         home=str(home),
         warehouse_url=environ.get("SLUICE_WAREHOUSE_URL") or f"duckdb:///{home / 'warehouse.duckdb'}",

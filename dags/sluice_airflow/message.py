@@ -41,6 +41,8 @@ def _sluice_command(params: Mapping[str, Any]) -> str:
             words += [option, str(params[name])]
     if "n_processes" in params:
         words += ["--processes", str(params["n_processes"])]
+    if "warm_start" in params:
+        words += ["--warm-start", str(params["warm_start"])]
     for key, value in sorted(_flatten(params.get("overrides") or {}).items()):
         words += ["--set", f"{key}={json.dumps(value)}"]
     if params.get("promote") is False:

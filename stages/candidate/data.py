@@ -1,6 +1,6 @@
 """Training examples of the two-tower model: what a user touched next, given what came before.
 
-Shapes: E examples, B batch, C candidates of a batch, L history length, N items.
+Shapes: E examples, B batch, C candidates of a batch, L history length, V versions, X context columns.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.candidate.catalogue import Catalogue
 from stages.contracts.errors import EmptyDatasetError
-from stages.contracts.snapshot import ItemTable, SnapshotMeta
+from stages.contracts.snapshot import Snapshot, SnapshotMeta
 from stages.contracts.tables import PART_CANDIDATE, EventTable
 from stages.features.config import FeatureConfig
+from stages.features.history import TowerInputs, age_seconds, event_relevance
+
+__all__ = ["Catalogue", "Examples", "first_touches", "latest_inputs", "training_examples"]
 
 
 @dataclass(frozen=True)
@@ -24,25 +28,91 @@ class Examples:
     ``items[start[e]:end[e]]``, oldest first. Events of one moment see none of one another, so
     ``end`` is the user's first touch with the same time.
 
+    A touch has versions, for a later event may raise its signal: those of touch e are
+    ``version_offsets[e]`` to ``version_offsets[e + 1]``, in order of time.
+
     Attributes:
         items: int32 ``[E]``.
+        users: int32 ``[E]``.
+        times_ms: int64 ``[E]``.
+        contexts: int32 ``[E]``, row of ``moments`` that held at the touch.
         start: int64 ``[E]``, position of the user's first touch.
         end: int64 ``[E]``, one behind the newest touch strictly before the example.
+        version_offsets: int64 ``[E + 1]``.
+        version_times_ms: int64 ``[V]``, when the version began.
+        version_signals: int16 ``[V]``, code of the best event from then on.
+        moments: int32 ``[M, X]``, context codes.
     """
 
     items: np.ndarray
+    users: np.ndarray
+    times_ms: np.ndarray
+    contexts: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    version_offsets: np.ndarray
+    version_times_ms: np.ndarray
+    version_signals: np.ndarray
+    moments: np.ndarray
 
     def __len__(self) -> int:
         return len(self.items)
 
     def histories(self, rows: np.ndarray, length: int, padding: int) -> np.ndarray:
         """Return int64 ``[B, L]`` histories of examples, newest first, padded on the right."""
-        position_BL = self.end[rows][:, None] - 1 - np.arange(length)
-        kept_BL = position_BL >= self.start[rows][:, None]
-        items_BL: np.ndarray = np.where(kept_BL, self.items[np.where(kept_BL, position_BL, 0)], padding)
+        touch_BL, kept_BL = self._touches(self.start[rows], self.end[rows], length)
+        items_BL: np.ndarray = np.where(kept_BL, self.items[touch_BL], padding)
         return items_BL.astype(np.int64)
+
+    def inputs(self, rows: np.ndarray, length: int, padding: int) -> TowerInputs:
+        """Return what the user tower reads at each example's moment: ``tower_inputs``, vectorised."""
+        return self.window(self.start[rows], self.end[rows], self.times_ms[rows], rows, length, padding)
+
+    def window(
+        self,
+        start_B: np.ndarray,
+        end_B: np.ndarray,
+        time_ms_B: np.ndarray,
+        rows_B: np.ndarray,
+        length: int,
+        padding: int,
+    ) -> TowerInputs:
+        """Return the inputs of histories ``[start, end)``, cut to the newest L, as of the given times.
+
+        Args:
+            start_B: int64, first touches.
+            end_B: int64, one behind the last touches.
+            time_ms_B: int64, of the requests.
+            rows_B: int64, examples whose user and context count.
+            length: L.
+            padding: N.
+        """
+        touch_BL, kept_BL = self._touches(start_B, end_B, length)
+        ages_BL = np.where(kept_BL, age_seconds(self.times_ms[touch_BL], time_ms_B[:, None]), 0)
+        return TowerInputs(
+            items=np.where(kept_BL, self.items[touch_BL], padding).astype(np.int64),
+            signals=np.where(kept_BL, self.signals_before(touch_BL, time_ms_B[:, None]), 0),
+            ages=ages_BL,
+            users=self.users[rows_B].astype(np.int64),
+            context=self.moments[self.contexts[rows_B]].astype(np.int64),
+        )
+
+    def signals_before(self, touches: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
+        """Return int64 signals of touches as known strictly before ``time_ms`` (broadcast), else the first."""
+        place, last = self.version_offsets[touches], self.version_offsets[touches + 1] - 1
+        signals: np.ndarray = self.version_signals[place].astype(np.int64)
+        while True:
+            place = np.minimum(place + 1, last)
+            later = (place <= last) & (self.version_times_ms[place] < time_ms)
+            signals = np.where(later, self.version_signals[place], signals)
+            if not (later & (place < last)).any():
+                return signals
+
+    def _touches(self, start_B: np.ndarray, end_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions of the newest ``length`` touches, newest first, and which there are."""
+        touch_BL = end_B[:, None] - 1 - np.arange(length)
+        kept_BL = touch_BL >= start_B[:, None]
+        return np.where(kept_BL, touch_BL, 0), kept_BL
 
     def usable(self, empty_histories: bool) -> np.ndarray:
         """Return int64 rows of the examples to train on: all, or those with a history."""
@@ -78,10 +148,18 @@ class Examples:
         )
 
 
-def training_examples(events: EventTable, meta: SnapshotMeta, features: FeatureConfig) -> Examples:
+def training_examples(
+    events: EventTable, meta: SnapshotMeta, features: FeatureConfig, moments: np.ndarray | None = None
+) -> Examples:
     """Return one example for each first touch of an item by a user in the candidate part.
 
     Only rows of active users are read; events that merely say that an item was shown are left out.
+
+    Args:
+        events: of the snapshot.
+        meta: of the snapshot.
+        features: which signals are exposures.
+        moments: int32 ``[M, X]``, as ``Snapshot.contexts``; None where contexts are not asked for.
 
     Raises:
         EmptyDatasetError: if no row is left.
@@ -95,124 +173,97 @@ def training_examples(events: EventTable, meta: SnapshotMeta, features: FeatureC
             f"{int(events.active.sum())} are of active users; events with a signal among "
             f"{list(features.exposure_signals)} do not count"
         )
-    return first_touches(events.take(rows))
+    touched = events.take(rows)
+    relevance = event_relevance(touched.signal, touched.value, meta.signals, meta.tasks)
+    return first_touches(touched, relevance, moments)
 
 
-def first_touches(events: EventTable) -> Examples:
-    """Return the examples of events that are in time order."""
+def first_touches(
+    events: EventTable, relevance: np.ndarray | None = None, moments: np.ndarray | None = None
+) -> Examples:
+    """Return the examples of events that are in time order.
+
+    Args:
+        events: touches only.
+        relevance: float64, from ``event_relevance``; None counts every event alike.
+        moments: int32 ``[M, X]`` context codes; None knows nothing.
+    """
     order = np.lexsort((np.arange(len(events)), events.item_index, events.user_index))
     user, item = events.user_index[order], events.item_index[order]
     first = np.ones(len(order), dtype=bool)
     first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    kept = np.sort(order[first])
-    kept = kept[np.argsort(events.user_index[kept], kind="stable")]
+    better = _improvements(order, first, np.zeros(len(events)) if relevance is None else relevance, events.value)
+    starts = np.flatnonzero(first)
+    by_time = np.lexsort((order[starts], user[starts]))
+    kept = order[starts[by_time]]
     user, time = events.user_index[kept], events.event_time_ms[kept]
     new_user = np.ones(len(kept), dtype=bool)
     new_user[1:] = user[1:] != user[:-1]
     new_moment = new_user.copy()
     new_moment[1:] |= time[1:] != time[:-1]
+    n_versions = np.add.reduceat(better.astype(np.int64), starts)[by_time]
+    offsets = np.concatenate([[0], np.cumsum(n_versions)])
+    versions = order[better][_ranges(np.cumsum(better)[starts[by_time]] - 1, n_versions)]
     return Examples(
-        items=events.item_index[kept].astype(np.int32), start=_last_true(new_user), end=_last_true(new_moment)
+        items=events.item_index[kept].astype(np.int32),
+        users=user.astype(np.int32),
+        times_ms=time.astype(np.int64),
+        contexts=np.zeros(len(kept), np.int32) if moments is None else events.context[kept].astype(np.int32),
+        start=_last_true(new_user),
+        end=_last_true(new_moment),
+        version_offsets=offsets,
+        version_times_ms=events.event_time_ms[versions].astype(np.int64),
+        version_signals=events.signal[versions].astype(np.int16),
+        moments=np.zeros((1, 0), np.int32) if moments is None else moments,
     )
 
 
-def recency_weights(histories_BL: np.ndarray, padding: int, decay: float) -> np.ndarray:
-    """Return float32 ``[B, L]`` weights of padded histories: the vectorised ``tower_inputs``."""
-    weights_BL = np.where(histories_BL == padding, 0.0, np.exp(-np.arange(histories_BL.shape[1]) / decay))
-    total_B1 = weights_BL.sum(axis=1, keepdims=True)
-    normalised: np.ndarray = (weights_BL / np.where(total_B1 > 0, total_B1, 1.0)).astype(np.float32)
-    return normalised
+def latest_inputs(
+    snapshot: Snapshot, features: FeatureConfig, n_items: int, n: int, rng: np.random.Generator
+) -> TowerInputs:
+    """Return the inputs of at most ``n`` users' complete histories, a moment after their last touch.
 
-
-@dataclass(frozen=True)
-class Catalogue:
-    """What the towers know of items beside their ids.
-
-    Attributes:
-        offsets, codes: categories of item i are ``codes[offsets[i]:offsets[i + 1]]``, int64.
-        log_duration: float32 ``[N]``, standardised ``log1p`` of the seconds, 0 where unknown.
-        frequency: int64 ``[N]``, examples whose target is the item.
-        in_histories: bool ``[N]``, items that some example's history holds.
-        eligible: int64 ``[M]``, items created before the end of the candidate part that passed the item
-            policy then: what a model of that moment would choose from, and so its negatives.
+    Raises:
+        EmptyDatasetError: if the candidate part holds no touch.
     """
+    moments = snapshot.contexts()
+    examples = training_examples(snapshot.events(), snapshot.meta, features, moments)
+    last = np.flatnonzero(np.append(np.diff(examples.start) > 0, True))
+    last = np.sort(rng.choice(last, min(n, len(last)), replace=False))
+    asked_ms = examples.times_ms[last] + 1
+    length = features.history_length
+    return examples.window(examples.start[last], last + 1, asked_ms, last, length, n_items)
 
-    offsets: np.ndarray
-    codes: np.ndarray
-    log_duration: np.ndarray
-    frequency: np.ndarray
-    in_histories: np.ndarray
-    eligible: np.ndarray
 
-    @classmethod
-    def of(cls, items: ItemTable, examples: Examples, rows: np.ndarray, length: int, end_ms: int) -> Catalogue:
-        """Describe a snapshot's items.
+def _improvements(order: np.ndarray, first: np.ndarray, relevance: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Return bool of ordered events that beat, by (relevance, value), all before them of their group.
 
-        Args:
-            items: the canonical items, N.
-            examples: of the candidate part.
-            rows: int64, the examples to train on.
-            length: L, items read of a history.
-            end_ms: end of the candidate part.
-        """
-        frequency = np.bincount(examples.items[rows], minlength=len(items)).astype(np.int64)
-        in_histories = np.zeros(len(items), dtype=bool)
-        in_histories[examples.items[examples.read_by_others(length)]] = True
-        return cls(
-            offsets=items.category_offsets,
-            codes=items.category_codes.astype(np.int64),
-            log_duration=_standardised_log(items.duration_s),
-            frequency=frequency,
-            in_histories=in_histories,
-            eligible=np.flatnonzero(((items.created_at_ms < end_ms) & (items.eligible & 1 == 1)) | (frequency > 0)),
-        )
+    Args:
+        order: events sorted by group, then time.
+        first: bool, the first event of each group.
+        relevance: float64, by event.
+        value: float32, by event.
+    """
+    by_worth = np.lexsort((value, relevance))
+    climbs = np.zeros(len(by_worth), dtype=np.int64)
+    climbs[1:] = (np.diff(relevance[by_worth]) != 0) | (np.diff(value[by_worth]) != 0)
+    worth = np.empty(len(by_worth), dtype=np.int64)
+    worth[by_worth] = np.cumsum(climbs)
+    grouped = worth[order] + (np.cumsum(first) - 1) * (len(order) + 1)
+    best = np.maximum.accumulate(grouped)
+    better = first.copy()
+    better[1:] |= grouped[1:] > best[:-1]
+    return better
 
-    def __len__(self) -> int:
-        return len(self.log_duration)
 
-    def save(self, directory: Path) -> None:
-        """Write one ``catalogue_<column>.npy`` a column."""
-        for field in fields(self):
-            np.save(directory / f"catalogue_{field.name}.npy", getattr(self, field.name))
-
-    @classmethod
-    def load(cls, directory: Path) -> Catalogue:
-        """Read the columns."""
-        return cls(
-            **{
-                field.name: np.load(directory / f"catalogue_{field.name}.npy", allow_pickle=False)
-                for field in fields(cls)
-            }
-        )
-
-    def category_bags(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Spread the weight of each item evenly over its categories.
-
-        Args:
-            items: int64 ``[n]``.
-            weights: float32 ``[n]``.
-
-        Returns:
-            codes int64 ``[m]``, their weights float32 ``[m]`` and how many each item has, int64 ``[n]``.
-        """
-        counts = self.offsets[items + 1] - self.offsets[items]
-        ends = np.cumsum(counts)
-        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-        codes = self.codes[np.repeat(self.offsets[items], counts) + within]
-        shares = np.repeat(weights / np.maximum(counts, 1), counts).astype(np.float32)
-        return codes, shares, counts
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the integers of ``[start, start + length)`` for each pair, one after the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    ranges: np.ndarray = np.arange(total) - np.repeat(ends - lengths - starts, lengths)
+    return ranges
 
 
 def _last_true(flags: np.ndarray) -> np.ndarray:
     """Return for each position the latest position so far whose flag is set."""
     return np.maximum.accumulate(np.where(flags, np.arange(len(flags)), 0))
-
-
-def _standardised_log(duration_s: np.ndarray) -> np.ndarray:
-    known = np.isfinite(duration_s) & (duration_s >= 0)
-    logs = np.log1p(np.where(known, duration_s, 0.0))
-    if not known.any():
-        return np.zeros(len(duration_s), dtype=np.float32)
-    mean, deviation = logs[known].mean(), logs[known].std()
-    scaled: np.ndarray = np.where(known, (logs - mean) / max(deviation, 1e-6), 0.0).astype(np.float32)
-    return scaled

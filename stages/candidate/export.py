@@ -1,6 +1,7 @@
 """From un-sharded weights to what serving loads: an ONNX user tower and item vectors.
 
-Shapes: B queries, D dimensions, K category dimensions, L history length, N items, W = D + K.
+Shapes: B queries, D dimensions, K content dimensions, L history length, N items, T tastes, U users,
+V context values, X context columns.
 """
 
 from __future__ import annotations
@@ -11,45 +12,93 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import TrainCandidateConfig
-from stages.candidate.data import Catalogue
-from stages.candidate.model import Tower
+from stages.candidate.encoders import Histories
+from stages.candidate.model import ItemTower, QueryTower, sizes_of
 from stages.candidate.scorer import TOWER_FILE, TOWER_JSON, VECTORS_FILE, UserTower
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json, sha256_file, write_json
+from stages.features.history import TowerInputs
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 PARITY = 1e-4
 """Largest difference between an exported vector and the sharded model's; vectors have unit length."""
 _PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 class PortableUserTower(nn.Module):  # type: ignore[misc]
-    """The user tower without TorchRec: one gather, a weighted sum and the tower's layers.
+    """The user tower without TorchRec: gathers from constant tables, then the trained modules.
 
     Args:
-        table: float32 ``[N + 1, W]``, each item's embedding beside the mean of its categories'; the
-            last row, of padding, is zero.
-        tower: the trained layers.
-        dimension: D.
+        ids_ND: float32 ``[N + 1, D]`` item embeddings; the last row, of padding, is zero.
+        content_NK: float32 ``[N + 1, K]``, what is known of the items beside their ids; likewise.
+        tower: the trained encoder and correction.
+        context_VD: float32 ``[V + 1, D]``, a vector a context value and a last one of zeros; None
+            where the tower reads no context.
+        context_sizes: values of each context column.
+        user_UD: float32 ``[U + 1, D]``, a vector a user and a last one of zeros for everybody else.
     """
 
-    def __init__(self, table: np.ndarray, tower: Tower, dimension: int) -> None:
+    def __init__(
+        self,
+        ids_ND: np.ndarray,
+        content_NK: np.ndarray,
+        tower: QueryTower,
+        context_VD: np.ndarray | None = None,
+        context_sizes: np.ndarray | None = None,
+        user_UD: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
-        self.register_buffer("table", torch.from_numpy(table))
-        self.tower, self._dimension = tower, dimension
+        self.register_buffer("ids", torch.from_numpy(ids_ND))
+        self.register_buffer("content", torch.from_numpy(content_NK))
+        self.tower = tower
+        self.register_buffer("contexts", None if context_VD is None else torch.from_numpy(context_VD))
+        self.register_buffer("users", None if user_UD is None else torch.from_numpy(user_UD))
+        sizes = np.zeros(0, dtype=np.int64) if context_sizes is None else context_sizes
+        self.register_buffer("context_starts", torch.from_numpy(np.cumsum(np.concatenate([[0], sizes]))[:-1]))
 
-    def forward(self, history_items: torch.Tensor, history_weights: torch.Tensor) -> torch.Tensor:
-        """Return float32 ``[B, D]`` from items int64 ``[B, L]`` and weights float32 ``[B, L]``."""
-        rows_BLW = self.table[history_items]
-        pooled_BW = (rows_BLW * history_weights.unsqueeze(-1)).sum(dim=1)
-        return self.tower(pooled_BW[:, : self._dimension], pooled_BW)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments of ``forward`` that this tower takes, in order."""
+        optional = [name for name, table in (("context", self.contexts), ("user", self.users)) if table is not None]
+        return ("history_items", "history_signals", "history_ages", *optional)
+
+    def forward(
+        self,
+        history_items: torch.Tensor,
+        history_signals: torch.Tensor,
+        history_ages: torch.Tensor,
+        context: torch.Tensor | None = None,
+        user: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return float32 ``[B, D]`` or ``[B, T, D]``.
+
+        Args:
+            history_items: int64 ``[B, L]``, newest first, padded with N.
+            history_signals: int64 ``[B, L]``.
+            history_ages: int64 ``[B, L]`` seconds.
+            context: int64 ``[B, X]`` codes, 0 where nothing is known.
+            user: int64 ``[B]``; negative or beyond U for a user without a vector.
+        """
+        kept_BL = history_items < self.ids.shape[0] - 1
+        histories = Histories(self.ids, self.content, history_items, history_signals, history_ages, kept_BL)
+        extra = []
+        if context is not None:
+            rows_BX = torch.where(context > 0, context - 1 + self.context_starts, self.contexts.shape[0] - 1)
+            extra.append(F.embedding(rows_BX, self.contexts).sum(dim=1))
+        if user is not None:
+            last = self.users.shape[0] - 1
+            extra.append(F.embedding(torch.where(user < 0, last, user.clamp(max=last)), self.users))
+        return self.tower(histories, sum(extra) if extra else None)
 
 
 def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue: Catalogue) -> dict[str, Any]:
@@ -68,13 +117,15 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         DataError: if the exported vectors differ from those of the sharded model, or the catalogue is
             too large for one ONNX file.
     """
-    state = {path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state").glob("*.npy"))}
-    means_NK = category_means(state["embeddings.embedding_bags.category.weight"], catalogue)
-    tower = user_tower(state, means_NK, catalogue, config)
+    state = {
+        path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state" / "weights").glob("*.npy"))
+    }
+    content_NK = item_content(state, catalogue, config)
+    tower = user_tower(state, content_NK, catalogue, config)
     write_onnx(tower, directory / TOWER_FILE, config.features.history_length)
-    vectors_ND = item_vectors(state, means_NK, catalogue, config)
+    vectors_ND = item_vectors(state, content_NK, catalogue, config)
     np.save(directory / VECTORS_FILE, vectors_ND)
-    deviation = _deviation(directory, work, vectors_ND, catalogue)
+    deviation = _deviation(directory, work, vectors_ND)
     if not deviation <= PARITY:
         raise DataError(f"{TOWER_FILE}: differs by {deviation:.2g} from the sharded model, allowed is {PARITY:g}")
     trained = read_json(work / "metrics.json")
@@ -82,6 +133,9 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         "tower_version": sha256_file(directory / TOWER_FILE),
         "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
         "dim": config.candidate.dimension,
+        "inputs": list(tower.inputs),
+        "tastes": config.candidate.tastes if config.candidate.encoder == "tastes" else 1,
+        "vectors_as_of_ms": int(catalogue.end_ms),
         "n_items": len(catalogue),
         "n_cold_items": int((catalogue.frequency == 0).sum()),
         "history_length": config.features.history_length,
@@ -94,50 +148,79 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     return summary
 
 
-def category_means(table_CK: np.ndarray, catalogue: Catalogue) -> np.ndarray:
-    """Return float32 ``[N, K]``, the mean embedding of each item's categories; zeros without any."""
-    n_items = len(catalogue)
-    codes, shares, counts = catalogue.category_bags(np.arange(n_items), np.ones(n_items, dtype=np.float32))
-    means_NK = np.zeros((n_items, table_CK.shape[1]), dtype=np.float32)
-    np.add.at(means_NK, np.repeat(np.arange(n_items), counts), table_CK[codes] * shares[:, None])
-    return means_NK
+def item_content(state: dict[str, np.ndarray], catalogue: Catalogue, config: TrainCandidateConfig) -> np.ndarray:
+    """Return float32 ``[N, K]``: mean embeddings of each item's categories and, if configured, words."""
+    everything = np.arange(len(catalogue)), np.ones(len(catalogue), dtype=np.float32)
+    parts = [_bag_sums(_table(state, "category"), catalogue.category_bags(*everything))]
+    if config.candidate.word_buckets:
+        parts.append(_bag_sums(_table(state, "word"), catalogue.word_bags(*everything)))
+    return np.concatenate(parts, axis=1)
+
+
+def _bag_sums(table: np.ndarray, bags: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    codes, shares, counts = bags
+    sums_NK = np.zeros((len(counts), table.shape[1]), dtype=np.float32)
+    np.add.at(sums_NK, np.repeat(np.arange(len(counts)), counts), table[codes] * shares[:, None])
+    return sums_NK
+
+
+def _table(state: dict[str, np.ndarray], name: str) -> np.ndarray:
+    return state[f"embeddings.embedding_bags.{name}.weight"]
+
+
+def _closed(table: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Return ``table`` with the rows that are not ``known`` and a new last one of zeros."""
+    closed = np.zeros((len(table) + 1, table.shape[1]), dtype=np.float32)
+    closed[:-1] = table if known is None else table * known[:, None]
+    return closed
 
 
 def user_tower(
-    state: dict[str, np.ndarray], means_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
+    state: dict[str, np.ndarray], content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
 ) -> PortableUserTower:
-    """Return the portable user tower; items without training rows speak through their categories."""
+    """Return the portable user tower; items without training rows speak through their content.
+
+    Raises:
+        DataError: if its tables are too large for one ONNX file.
+    """
     settings = config.candidate
-    name = "item" if settings.shared_item_table else "history"
     targets = (catalogue.frequency > 0) & settings.shared_item_table
-    trained = (catalogue.in_histories | targets).astype(np.float32)
-    ids_ND = state[f"embeddings.embedding_bags.{name}.weight"] * trained[:, None]
-    width = settings.dimension + settings.category_dimension
-    if (size := 4 * (len(catalogue) + 1) * width) > _PROTOBUF_LIMIT:
+    ids_ND = _table(state, "item" if settings.shared_item_table else "history")
+    tables: dict[str, Any] = {
+        "ids_ND": _closed(ids_ND, (catalogue.in_histories | targets).astype(np.float32)),
+        "content_NK": _closed(content_NK),
+        "context_VD": _closed(_table(state, "context")) if settings.context else None,
+        "user_UD": None,
+    }
+    if settings.user_id:
+        users_UD = _table(state, "user")
+        trained_U = np.zeros(len(users_UD), dtype=np.float32)
+        trained_U[: len(catalogue.trained_users)] = catalogue.trained_users
+        tables["user_UD"] = _closed(users_UD, trained_U)
+    if (size := sum(table.nbytes for table in tables.values() if table is not None)) > _PROTOBUF_LIMIT:
         raise DataError(
-            f"user tower: {len(catalogue)} items x {width} dimensions make {size} bytes, "
-            f"one ONNX file holds {_PROTOBUF_LIMIT}; lower candidate.dimension or candidate.category_dimension"
+            f"user tower: the tables of {len(catalogue)} items and {len(catalogue.trained_users)} users make {size} "
+            f"bytes, one ONNX file holds {_PROTOBUF_LIMIT}; lower candidate.dimension, candidate.category_dimension "
+            "or candidate.word_dimension, or set candidate.user_id = false"
         )
-    table = np.zeros((len(catalogue) + 1, width), dtype=np.float32)
-    table[:-1] = np.concatenate([ids_ND, means_NK], axis=1)
-    tower = _load_tower(state, "query_tower", width, config)
-    portable: PortableUserTower = PortableUserTower(table, tower, settings.dimension).eval()
+    tower = _loaded(QueryTower(sizes_of(catalogue, config), settings), state, "query_tower")
+    portable: PortableUserTower = PortableUserTower(tower=tower, context_sizes=catalogue.context_sizes, **tables).eval()
     return portable
 
 
 def item_vectors(
-    state: dict[str, np.ndarray], means_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
+    state: dict[str, np.ndarray], content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
 ) -> np.ndarray:
-    """Return float32 ``[N, D]`` unit vectors of the whole catalogue."""
-    settings = config.candidate
-    ids_ND = state["embeddings.embedding_bags.item.weight"] * (catalogue.frequency > 0).astype(np.float32)[:, None]
-    inputs_NW = np.concatenate([ids_ND, means_NK, catalogue.log_duration[:, None]], axis=1)
-    tower = _load_tower(state, "item_tower", inputs_NW.shape[1], config)
-    vectors_ND = np.empty((len(catalogue), settings.dimension), dtype=np.float32)
+    """Return float32 ``[N, D]`` vectors of the whole catalogue, as old as at the end of the candidate part."""
+    ids_ND = _table(state, "item") * (catalogue.frequency > 0).astype(np.float32)[:, None]
+    ages_N = catalogue.ages(np.arange(len(catalogue)), catalogue.end_ms)
+    columns = [torch.from_numpy(each) for each in (ids_ND, content_NK, catalogue.log_duration, ages_N)]
+    tower = _loaded(ItemTower(config.candidate), state, "item_tower")
+    vectors_ND = np.empty((len(catalogue), config.candidate.dimension), dtype=np.float32)
     with torch.inference_mode():
         for start in range(0, len(catalogue), 1 << 16):
             rows = slice(start, start + (1 << 16))
-            vectors_ND[rows] = tower(torch.from_numpy(ids_ND[rows]), torch.from_numpy(inputs_NW[rows])).numpy()
+            vectors_ND[rows] = tower(*(column[rows] for column in columns)).numpy()
     return vectors_ND
 
 
@@ -148,14 +231,21 @@ def write_onnx(tower: PortableUserTower, path: Path, length: int) -> None:
     a tenth, but that one is deprecated and on its way out. Its notes on where each node comes from in
     the source are removed, so that equal weights give equal bytes on every machine.
     """
-    items = torch.full((2, length), tower.table.shape[0] - 1, dtype=torch.int64)
+    padding = tower.ids.shape[0] - 1
+    values = {
+        "history_items": torch.full((2, length), padding, dtype=torch.int64),
+        "history_signals": torch.zeros(2, length, dtype=torch.int64),
+        "history_ages": torch.zeros(2, length, dtype=torch.int64),
+        "context": torch.zeros(2, len(tower.context_starts), dtype=torch.int64),
+        "user": torch.zeros(2, dtype=torch.int64),
+    }
     with _quiet():
         program = torch.onnx.export(
             tower,
-            (items, torch.zeros(2, length)),
-            input_names=["history_items", "history_weights"],
+            kwargs={name: values[name] for name in tower.inputs},
+            input_names=list(tower.inputs),
             output_names=["query"],
-            dynamic_shapes={"history_items": {0: "batch"}, "history_weights": {0: "batch"}},
+            dynamic_shapes={name: {0: "batch"} for name in tower.inputs},
             dynamo=True,
             verbose=False,
         )
@@ -188,20 +278,24 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _load_tower(state: dict[str, np.ndarray], name: str, width: int, config: TrainCandidateConfig) -> Tower:
-    tower: Tower = Tower(width, config.candidate.hidden, config.candidate.dimension).eval()
+def _loaded(module: ModuleT, state: dict[str, np.ndarray], name: str) -> ModuleT:
     own = {key: value for key, value in state.items() if key.startswith(f"{name}.")}
-    tower.load_state_dict({key.removeprefix(f"{name}."): torch.from_numpy(value) for key, value in own.items()})
-    return tower
+    module.load_state_dict({key.removeprefix(f"{name}."): torch.from_numpy(value) for key, value in own.items()})
+    module.eval()
+    return module
 
 
-def _deviation(directory: Path, work: Path, vectors_ND: np.ndarray, catalogue: Catalogue) -> float:
-    """Return the largest difference from the sharded model's vectors on its probe batch."""
-    probe = {
-        name: np.load(work / f"probe_{name}.npy", allow_pickle=False)
-        for name in ("history", "weights", "items", "query", "candidate")
-    }
-    query_BD = UserTower(directory / TOWER_FILE).embed(probe["history"], probe["weights"])
-    query_gap = np.abs(query_BD - probe["query"]).max()
-    item_gap = np.abs(vectors_ND[probe["items"]] - probe["candidate"]).max()
-    return float(max(query_gap, item_gap))
+def _deviation(directory: Path, work: Path, vectors_ND: np.ndarray) -> float:
+    """Return the largest difference from the sharded model's vectors on its probe batch.
+
+    Where vectors are longer than one, it is relative to the largest number among them.
+    """
+    names = ("items", "signals", "ages", "users", "context", "candidates", "query", "vectors")
+    probe = {name: np.load(work / f"probe_{name}.npy", allow_pickle=False) for name in names}
+    inputs = TowerInputs(**{name: probe[name] for name in names[:5]})
+    query_BD = UserTower(directory / TOWER_FILE).embed(inputs)
+    gaps = [
+        np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max())
+        for found, wanted in ((query_BD, probe["query"]), (vectors_ND[probe["candidates"]], probe["vectors"]))
+    ]
+    return float(max(gaps))

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from stages.candidate.config import IndexConfig
-from stages.candidate.data import Examples, recency_weights, training_examples
+from stages.candidate.data import latest_inputs
 from stages.candidate.scorer import INDEX_FILE, INDEX_JSON, TOWER_FILE, TOWER_JSON, UserTower, load_vectors
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import read_json, sha256_file, write_json
@@ -144,18 +144,9 @@ def measuring_queries(
     features = FeatureConfig.model_validate(summary["config"]["features"])
     rng = np.random.default_rng(config.seed)
     try:
-        examples = training_examples(snapshot.events(), snapshot.meta, features)
+        inputs = latest_inputs(snapshot, features, len(vectors_ND), config.n_queries, rng)
     except EmptyDatasetError:
         rows = rng.choice(len(vectors_ND), min(config.n_queries, len(vectors_ND)), replace=False)
         return np.ascontiguousarray(vectors_ND[rows])
-    histories_BL = sampled_histories(examples, config.n_queries, features.history_length, len(vectors_ND), rng)
-    weights_BL = recency_weights(histories_BL, len(vectors_ND), features.history_decay)
-    return UserTower(candidate_dir / TOWER_FILE).embed(histories_BL, weights_BL)
-
-
-def sampled_histories(examples: Examples, n: int, length: int, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """Return int64 ``[B, L]`` complete histories of at most ``n`` users, newest first."""
-    last = np.flatnonzero(np.append(np.diff(examples.start) > 0, True))
-    last = np.sort(rng.choice(last, min(n, len(last)), replace=False))
-    complete = Examples(items=examples.items, start=examples.start[last], end=last + 1)
-    return complete.histories(np.arange(len(last)), length, padding)
+    queries = UserTower(candidate_dir / TOWER_FILE).embed(inputs)
+    return queries.reshape(-1, queries.shape[-1])  # each taste asks for itself

@@ -1,6 +1,9 @@
-"""The softmax over sampled candidates, corrected for how they were sampled.
+"""Losses over sampled candidates, corrected for how the negatives were sampled.
 
-Shapes: B queries, C candidates shared by the batch, D dimensions, L history length, N items.
+Candidate b is the positive of query b; the others, with the remaining C - B, are its negatives,
+except for those that ``not_negative`` masks.
+
+Shapes: B queries, C candidates shared by the batch, D dimensions, L history length, T tastes.
 """
 
 from __future__ import annotations
@@ -10,46 +13,71 @@ import torch.nn.functional as F
 
 MASKED = -1e9
 """Logit of a candidate that is no negative: finite, so that no gradient becomes NaN."""
+_NEVER = 1e-12
+"""Expected count of an item that is never drawn."""
 
 
-def log_expected_count(frequency_N: torch.Tensor, batch: int, n_uniform: int, eligible_N: torch.Tensor) -> torch.Tensor:
-    """Return the log of how often each item is expected among a query's negatives.
+def mixture_log_q(in_batch_C: torch.Tensor, shared_C: torch.Tensor) -> torch.Tensor:
+    """Return the log of how often each candidate's item is expected among a query's negatives.
 
     In-batch negatives appear with the item's share of the examples (Yi et al., "Sampling-Bias-Corrected
-    Neural Modeling for Large Corpus Item Recommendations", 2019); uniform ones with the same chance for
-    every eligible item. The mixture is that of mixed negative sampling (Yang et al., 2020).
+    Neural Modeling for Large Corpus Item Recommendations", 2019), shared ones as their sampler draws
+    them; the mixture is that of mixed negative sampling (Yang et al., 2020).
 
     Args:
-        frequency_N: examples of each item.
-        batch: B, of which B - 1 are negatives of any one query.
-        n_uniform: candidates drawn uniformly, without replacement, from the eligible items.
-        eligible_N: bool, items that may be drawn.
+        in_batch_C: expected copies among the in-batch negatives.
+        shared_C: expected copies among the shared negatives.
 
     Returns:
-        float32 ``[N]``; items that are never drawn get the smallest positive value's log.
+        float32 ``[C]``; an item that is never drawn gets a tiny count's log.
     """
-    in_batch_N = (batch - 1) * frequency_N.double() / frequency_N.sum().clamp(min=1)
-    uniform_N = n_uniform * eligible_N.double() / eligible_N.sum().clamp(min=1)
-    return (in_batch_N + uniform_N).clamp(min=1e-12).log().float()
+    return (in_batch_C.double() + shared_C.double()).clamp(min=_NEVER).log().float()
+
+
+def by_kind_log_q(in_batch_C: torch.Tensor, shared_C: torch.Tensor, batch: int, n_shared: int) -> torch.Tensor:
+    """Return log corrections by which each kind of negative estimates the full sum on its own.
+
+    A negative is corrected by its own kind's expected count. The two estimates are then averaged with
+    the kinds' sizes as weights (multiple importance sampling with constant weights, Veach and Guibas,
+    1995, where ``mixture_log_q`` is its balance heuristic); an item that only one kind can draw is
+    left to that kind.
+
+    Args:
+        in_batch_C: as for ``mixture_log_q``.
+        shared_C: as for ``mixture_log_q``.
+        batch: B, the first B candidates are in-batch.
+        n_shared: shared negatives of the step.
+    """
+    is_shared_C = torch.arange(len(in_batch_C), device=in_batch_C.device) >= batch
+    own_C = torch.where(is_shared_C, shared_C, in_batch_C).double()
+    other_C = torch.where(is_shared_C, in_batch_C, shared_C)
+    total = max(batch - 1 + n_shared, 1)
+    size_C = torch.where(is_shared_C, n_shared, batch - 1).double() / total
+    weight_C = torch.where(other_C > 0, size_C, torch.ones_like(size_C))
+    return (own_C.clamp(min=_NEVER) / weight_C.clamp(min=_NEVER)).log().float()
+
+
+def candidate_scores(query_BD: torch.Tensor, candidate_CD: torch.Tensor) -> torch.Tensor:
+    """Return ``[B, C]`` dot products; of queries ``[B, T, D]`` the best taste counts."""
+    if query_BD.dim() == 2:
+        return query_BD @ candidate_CD.T
+    scores_BTC = query_BD @ candidate_CD.T
+    return scores_BTC.max(dim=1).values
 
 
 def sampled_softmax(
     query_BD: torch.Tensor,
     candidate_CD: torch.Tensor,
-    items_C: torch.Tensor,
+    masked_BC: torch.Tensor,
     temperature: float,
     log_q_C: torch.Tensor | None = None,
-    history_BL: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean cross-entropy of each query's positive among the candidates.
 
-    Candidate b is the positive of query b; the others, with the remaining C - B, are its negatives,
-    except for other copies of its positive (accidental hits) and items of its history.
-
     Args:
-        query_BD: queries.
+        query_BD: queries, or ``[B, T, D]``.
         candidate_CD: candidates, the positives first.
-        items_C: int64, the candidates' items.
+        masked_BC: bool, from ``not_negative``.
         temperature: divides the dot products.
         log_q_C: log of each candidate's expected count, subtracted from its logits as a negative so
             that a popular item is not punished for being sampled often; None leaves the logits as they
@@ -57,20 +85,115 @@ def sampled_softmax(
             too, as Yi et al. do, biases the softmax (Khrylchenko et al., "Correcting the LogQ
             Correction", 2025). With its other copies masked, the denominator is then an unbiased
             estimate of the full softmax's.
-        history_BL: int64, items that are no negatives of each query.
     """
     batch = len(query_BD)
-    bias_BC = torch.zeros(batch, len(items_C), device=query_BD.device)
+    bias_BC = torch.zeros(masked_BC.shape, device=query_BD.device)
     if log_q_C is not None:
         bias_BC = bias_BC.sub_(log_q_C).fill_diagonal_(0.0)
-    bias_BC = bias_BC.masked_fill_(not_negative(items_C, batch, history_BL), MASKED)
-    # One fused operation: the B x C matrix is what a step spends its time on.
-    logits_BC = torch.addmm(bias_BC, query_BD, candidate_CD.T, alpha=1.0 / temperature)
+    bias_BC = bias_BC.masked_fill_(masked_BC, MASKED)
+    if query_BD.dim() == 2:
+        # One fused operation: the B x C matrix is what a step spends its time on.
+        logits_BC = torch.addmm(bias_BC, query_BD, candidate_CD.T, alpha=1.0 / temperature)
+    else:
+        logits_BC = bias_BC + candidate_scores(query_BD, candidate_CD) / temperature
     return F.cross_entropy(logits_BC, torch.arange(batch, device=query_BD.device))
 
 
-def not_negative(items_C: torch.Tensor, batch: int, history_BL: torch.Tensor | None) -> torch.Tensor:
-    """Return bool ``[B, C]``: candidates to leave out of a query's softmax; never its positive."""
+def bpr(scores_BC: torch.Tensor, masked_BC: torch.Tensor, log_q_C: torch.Tensor | None = None) -> torch.Tensor:
+    """Return Bayesian personalised ranking's loss (Rendle et al., UAI 2009).
+
+    Args:
+        scores_BC: what is compared, the positives on the diagonal.
+        masked_BC: bool, from ``not_negative``.
+        log_q_C: with it the mean over the negatives is that over items drawn uniformly, whatever drew them.
+    """
+    margin_BC = scores_BC.diagonal()[:, None] - scores_BC
+    return (_negative_weights(masked_BC, log_q_C) * F.softplus(-margin_BC)).sum(dim=1).mean()
+
+
+def cosine_contrastive(
+    scores_BC: torch.Tensor,
+    masked_BC: torch.Tensor,
+    log_q_C: torch.Tensor | None = None,
+    margin: float = 0.4,
+    negative_weight: float = 150.0,
+) -> torch.Tensor:
+    """Return the cosine contrastive loss (Mao et al., "SimpleX", CIKM 2021).
+
+    Args:
+        scores_BC: cosines, the positives on the diagonal.
+        masked_BC: bool, from ``not_negative``.
+        log_q_C: as for ``bpr``.
+        margin: a negative costs nothing below this cosine.
+        negative_weight: of the mean over the negatives against the positive.
+    """
+    weights_BC = _negative_weights(masked_BC, log_q_C)
+    negative_B = (weights_BC * F.relu(scores_BC - margin)).sum(dim=1)
+    return (1.0 - scores_BC.diagonal() + negative_weight * negative_B).mean()
+
+
+def gbce_exponent(sampling_rate: float, calibration: float) -> float:
+    """Return beta, the power of the positive's probability in gBCE.
+
+    Args:
+        sampling_rate: alpha, the share of the negatives that a step samples, in (0, 1].
+        calibration: t; 0 leaves binary cross-entropy as it is, 1 gives calibrated probabilities.
+    """
+    return sampling_rate * (calibration * (1.0 - 1.0 / sampling_rate) + 1.0 / sampling_rate)
+
+
+def generalised_bce(
+    logits_BC: torch.Tensor,
+    masked_BC: torch.Tensor,
+    log_q_C: torch.Tensor | None,
+    n_negatives: int,
+    exponent: float,
+) -> torch.Tensor:
+    """Return gBCE (Petrov and Macdonald, "gSASRec", RecSys 2023): BCE against over-confidence.
+
+    Args:
+        logits_BC: the positives on the diagonal.
+        masked_BC: bool, from ``not_negative``.
+        log_q_C: as for ``bpr``.
+        n_negatives: K, as many as the mean over the negatives stands for.
+        exponent: beta, from ``gbce_exponent``.
+    """
+    weights_BC = _negative_weights(masked_BC, log_q_C)
+    negative_B = (weights_BC * F.softplus(logits_BC)).sum(dim=1)
+    positive_B = exponent * F.softplus(-logits_BC.diagonal())
+    return ((positive_B + n_negatives * negative_B) / (n_negatives + 1)).mean()
+
+
+def _negative_weights(masked_BC: torch.Tensor, log_q_C: torch.Tensor | None) -> torch.Tensor:
+    """Return ``[B, C]`` weights of the negatives, of sum 1 for each query that has any."""
+    weights_C = torch.ones(masked_BC.shape[1], device=masked_BC.device)
+    if log_q_C is not None:
+        weights_C = (log_q_C.min() - log_q_C).exp()
+    weights_BC = weights_C.expand(masked_BC.shape).masked_fill(masked_BC, 0.0).fill_diagonal_(0.0)
+    return weights_BC / weights_BC.sum(dim=1, keepdim=True).clamp(min=1e-30)
+
+
+def not_negative(
+    items_C: torch.Tensor,
+    batch: int,
+    history_BL: torch.Tensor | None = None,
+    in_batch: bool = True,
+    group_B: torch.Tensor | None = None,
+    n_positives: int | None = None,
+) -> torch.Tensor:
+    """Return bool ``[B, C]``: candidates to leave out as a query's negatives; never its positive.
+
+    Masked are other copies of its positive (accidental hits) and what the arguments say.
+
+    Args:
+        items_C: int64, the candidates' items.
+        batch: B.
+        history_BL: int64, items that are no negatives of each query.
+        in_batch: whether other queries' positives are negatives.
+        n_positives: candidates that are positives of some query, of other ranks' too; None means B.
+        group_B: int64, queries of one group (of one user's sequence) lend each other no negatives:
+            they are drawn together, which the correction does not know of.
+    """
     positive_B = items_C[:batch]
     masked_BC = items_C[None, :] == positive_B[:, None]
     if history_BL is not None:
@@ -81,6 +204,10 @@ def not_negative(items_C: torch.Tensor, batch: int, history_BL: torch.Tensor | N
         seen_BU = torch.zeros(batch, len(unique_U) + 1, dtype=torch.bool, device=items_C.device)
         seen_BU.scatter_(1, torch.where(found_BL, place_BL, len(unique_U)), True)
         masked_BC |= seen_BU[:, :-1][:, column_C]
+    if not in_batch:
+        masked_BC[:, : batch if n_positives is None else n_positives] = True
+    elif group_B is not None:
+        masked_BC[:, :batch] |= group_B[:, None] == group_B[None, :]
     own_B = torch.arange(batch, device=items_C.device)
     masked_BC[own_B, own_B] = False
     return masked_BC

@@ -1,35 +1,61 @@
 """The two towers on TorchRec's embedding tables.
 
-Shapes: B queries, C candidates (C >= B), D dimensions, K category dimensions, L history length, N items.
+Shapes: B queries, R histories (B of them, or windows of sequences), C candidates, D dimensions, K content
+dimensions, L history length, N items, T tastes, U distinct items of a batch.
 
-The user tower reads the history only, never a user id, so that a user without training rows is served
-from events alone. Both towers add a learnt correction to the item embeddings that they stand on
-(``normalise(x + mlp(...))``): with little data the correction stays small and the towers begin as a
-factorised item-to-item model.
+The user tower reads the history and, where it is asked to, the context and a user id; without either a
+user without training rows is served from events alone. Both towers add a learnt correction to the item
+embeddings that they stand on (``normalise(x + mlp(...))``): with little data the correction stays
+small and the towers begin as a factorised item-to-item model.
+
+Tables are looked up once for each distinct item of a batch; histories and candidates gather from there.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from stages.candidate.config import CandidateConfig
-from stages.candidate.data import Catalogue
+from stages.candidate.catalogue import Catalogue
+from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.encoders import ENCODERS, N_AGES, Histories, Sizes, age_buckets
+from stages.candidate.inputs import CATEGORY, CONTEXT, HISTORY, ITEM, USER, WORD, ModelInputs
 
-HISTORY, ITEM, HISTORY_CATEGORY, ITEM_CATEGORY = "history", "item", "history_category", "item_category"
-KEYS = (HISTORY, ITEM, HISTORY_CATEGORY, ITEM_CATEGORY)
+AGE_DIMENSION = 8
+
+
+def sizes_of(catalogue: Catalogue, settings: TrainCandidateConfig) -> Sizes:
+    """Return the sizes of a model of ``catalogue``; a table has at least one row."""
+    config = settings.candidate
+    return Sizes(
+        items=len(catalogue),
+        categories=int(catalogue.codes.max()) + 1 if len(catalogue.codes) else 1,
+        words=config.word_buckets,
+        users=max(1, len(catalogue.trained_users)) if config.user_id else 0,
+        context_values=max(1, int(catalogue.context_sizes.sum())) if config.context else 0,
+        signals=catalogue.n_signals,
+        history_length=settings.features.history_length,
+        history_decay=settings.features.history_decay,
+    )
+
+
+def content_width(config: CandidateConfig) -> int:
+    """Return K, the width of what is known of an item beside its id."""
+    return config.category_dimension + (config.word_dimension if config.word_buckets else 0)
 
 
 class Tower(nn.Module):  # type: ignore[misc]
-    """``normalise(base + mlp(inputs))``, on the unit sphere."""
+    """``base + mlp(inputs)``, on the unit sphere unless ``normalised`` says otherwise."""
 
-    def __init__(self, width: int, hidden: tuple[int, ...], dimension: int) -> None:
+    def __init__(self, width: int, hidden: tuple[int, ...], dimension: int, normalised: bool = True) -> None:
         super().__init__()
+        self._normalised = normalised
         layers: list[nn.Module] = []
         for size in hidden:
             layers += [nn.Linear(width, size), nn.ReLU()]
@@ -41,99 +67,119 @@ class Tower(nn.Module):  # type: ignore[misc]
         self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, base_BD: torch.Tensor, inputs_BW: torch.Tensor) -> torch.Tensor:
-        """Return float32 ``[B, D]`` of unit length."""
-        return F.normalize(base_BD + self.mlp(inputs_BW), dim=1, eps=1e-6)
+        """Return float32 ``[B, D]`` (or ``[B, T, D]``), of unit length if normalised."""
+        out_BD = base_BD + self.mlp(inputs_BW)
+        return F.normalize(out_BD, dim=-1, eps=1e-6) if self._normalised else out_BD
+
+
+class QueryTower(nn.Module):  # type: ignore[misc]
+    """The user tower: an encoder of the history, then the correction, then what else is known.
+
+    Also what is exported: all that it needs beside item rows is its own.
+    """
+
+    def __init__(self, sizes: Sizes, config: CandidateConfig) -> None:
+        super().__init__()
+        width = config.dimension + content_width(config)
+        self._dimension, self._normalised = config.dimension, config.normalisation == "cosine"
+        self.encoder: nn.Module = ENCODERS[config.encoder](sizes, config, width)
+        self.correction = (
+            None if config.encoder == "attention" else Tower(width, config.hidden, config.dimension, False)
+        )
+
+    def forward(
+        self,
+        histories: Histories,
+        extra_BD: torch.Tensor | None = None,
+        row_B: torch.Tensor | None = None,
+        place_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return queries ``[B, D]``, or ``[B, T, D]`` of T tastes.
+
+        Args:
+            histories: R of them.
+            extra_BD: vectors of users and contexts, added before the normalisation.
+            row_B: int64, history of each query; None means query b has history b.
+            place_B: int64, newest entry of that history that the query may see; with ``row_B``.
+        """
+        # Only attention has a query at every entry; the configuration sees to it.
+        query_BD = self.encoder(histories) if row_B is None else self.encoder.sequence(histories)[row_B, place_B]
+        if self.correction is not None:
+            query_BD = self.correction(query_BD[..., : self._dimension], query_BD)
+        if extra_BD is not None:
+            query_BD = query_BD + (extra_BD if query_BD.dim() == 2 else extra_BD.unsqueeze(1))
+        return F.normalize(query_BD, dim=-1, eps=1e-6) if self._normalised else query_BD
+
+
+class ItemTower(nn.Module):  # type: ignore[misc]
+    """The item tower: id, content, duration and, where asked for, the item's age."""
+
+    def __init__(self, config: CandidateConfig) -> None:
+        super().__init__()
+        self.age_AE = nn.Parameter(torch.zeros(N_AGES, AGE_DIMENSION)) if config.item_age else None
+        width = config.dimension + content_width(config) + 1 + (AGE_DIMENSION if config.item_age else 0)
+        self.tower = Tower(width, config.hidden, config.dimension, config.normalisation == "cosine")
+
+    def forward(
+        self, ids_CD: torch.Tensor, content_CK: torch.Tensor, log_duration_C: torch.Tensor, age_s_C: torch.Tensor
+    ) -> torch.Tensor:
+        """Return ``[C, D]``; ages are int64 seconds."""
+        inputs = [ids_CD, content_CK, log_duration_C[:, None]]
+        if self.age_AE is not None:
+            inputs.append(F.embedding(age_buckets(age_s_C), self.age_AE))
+        return self.tower(ids_CD, torch.cat(inputs, dim=1))
 
 
 class TwoTower(nn.Module):  # type: ignore[misc]
     """Both towers over one weighted ``EmbeddingBagCollection``.
 
     Args:
-        n_items: rows of the item table.
-        n_categories: rows of the category table; a table has at least one row.
-        config: widths and whether histories share the candidates' item table.
+        sizes: of the tables and the encoder.
+        config: of the model.
         device: of the tables; ``meta`` leaves their storage to the sharder.
     """
 
-    def __init__(
-        self, n_items: int, n_categories: int, config: CandidateConfig, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, sizes: Sizes, config: CandidateConfig, device: torch.device | None = None) -> None:
         super().__init__()
-        item, category = config.dimension, config.category_dimension
-        if config.shared_item_table:
-            tables = [_table("item", n_items, item, [HISTORY, ITEM])]
-        else:
-            tables = [_table("history", n_items, item, [HISTORY]), _table("item", n_items, item, [ITEM])]
-        tables.append(_table("category", max(1, n_categories), category, [HISTORY_CATEGORY, ITEM_CATEGORY]))
+        tables = [_table("item", sizes.items, config.dimension, ITEM)]
+        if not config.shared_item_table:
+            tables.append(_table("history", sizes.items, config.dimension, HISTORY))
+        tables.append(_table("category", max(1, sizes.categories), config.category_dimension, CATEGORY))
+        if sizes.words:
+            tables.append(_table("word", sizes.words, config.word_dimension, WORD))
+        if sizes.users:
+            tables.append(_table("user", sizes.users, config.dimension, USER))
+        if sizes.context_values:
+            tables.append(_table("context", sizes.context_values, config.dimension, CONTEXT))
         self.embeddings = EmbeddingBagCollection(tables=tables, is_weighted=True, device=device)
-        self.query_tower = Tower(item + category, config.hidden, item)
-        self.item_tower = Tower(item + category + 1, config.hidden, item)
+        self.query_tower = QueryTower(sizes, config)
+        self.item_tower = ItemTower(config)
 
-    def forward(
-        self, features: KeyedJaggedTensor, log_duration_C: torch.Tensor, n_queries: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return queries float32 ``[B, D]`` and candidates float32 ``[C, D]``.
-
-        Args:
-            features: keys as in ``KEYS``, stride C; histories of the rows from B on are empty.
-            log_duration_C: float32, of the candidates.
-            n_queries: B.
-        """
-        pooled: KeyedTensor = self.embeddings(features)
-        history_BD, history_BK = pooled[HISTORY][:n_queries], pooled[HISTORY_CATEGORY][:n_queries]
-        query_BD = self.query_tower(history_BD, torch.cat([history_BD, history_BK], dim=1))
-        item_CD = pooled[ITEM]
-        inputs_CW = torch.cat([item_CD, pooled[ITEM_CATEGORY], log_duration_C[:, None]], dim=1)
-        return query_BD, self.item_tower(item_CD, inputs_CW)
-
-
-def jagged_features(
-    history_BL: np.ndarray,
-    weights_BL: np.ndarray,
-    id_weights_BL: np.ndarray,
-    items_C: np.ndarray,
-    id_weights_C: np.ndarray,
-    catalogue: Catalogue,
-    device: torch.device,
-) -> KeyedJaggedTensor:
-    """Return the features of one batch, stride C.
-
-    Queries and candidates differ in number, but a ``KeyedJaggedTensor`` has one stride: the histories
-    of rows B to C are empty bags, which cost nothing.
-
-    Args:
-        history_BL: int64 items, padded with N.
-        weights_BL: float32, 0 at padding; what the categories get.
-        id_weights_BL: float32, 0 at padding; what the ids get.
-        items_C: int64 candidates.
-        id_weights_C: float32, 0 hides a candidate's id.
-        catalogue: categories of the items.
-        device: where the tensors go.
-    """
-    kept_BL = history_BL < len(catalogue)
-    rest = np.zeros(len(items_C) - len(history_BL), dtype=np.int64)
-    counts_B = kept_BL.sum(axis=1)
-    history = history_BL[kept_BL]
-    codes_h, shares_h, n_codes = catalogue.category_bags(history, weights_BL[kept_BL])
-    n_codes_B = np.bincount(np.repeat(np.arange(len(counts_B)), counts_B), n_codes, len(counts_B)).astype(np.int64)
-    codes_c, shares_c, n_codes_C = catalogue.category_bags(items_C, np.ones(len(items_C), dtype=np.float32))
-    values = np.concatenate([history, items_C, codes_h, codes_c])
-    weights = np.concatenate([id_weights_BL[kept_BL], id_weights_C, shares_h, shares_c])
-    lengths = np.concatenate([counts_B, rest, np.ones(len(items_C), np.int64), n_codes_B, rest, n_codes_C])
-    return KeyedJaggedTensor(
-        keys=list(KEYS),
-        values=torch.from_numpy(values).to(device),
-        weights=torch.from_numpy(weights.astype(np.float32)).to(device),
-        lengths=torch.from_numpy(lengths).to(device),
-    )
+    def forward(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries float32 ``[B, D]`` or ``[B, T, D]`` and candidates float32 ``[C, D]``."""
+        pooled: KeyedTensor = self.embeddings(inputs.features)
+        found, keys = inputs.n_distinct, set(inputs.features.keys())
+        ids_UD = pooled[ITEM][:found]
+        content_UK = pooled[CATEGORY][:found]
+        if WORD in keys:
+            content_UK = torch.cat([content_UK, pooled[WORD][:found]], dim=1)
+        history_UD = pooled[HISTORY][:found] if HISTORY in keys else ids_UD
+        extra = [pooled[key][: inputs.n_queries] for key in (USER, CONTEXT) if key in keys]
+        histories = dataclasses.replace(
+            inputs.histories, ids=F.pad(history_UD, (0, 0, 0, 1)), content=F.pad(content_UK, (0, 0, 0, 1))
+        )
+        query_BD = self.query_tower(histories, sum(extra) if extra else None, inputs.query_row, inputs.query_place)
+        ids_CD = F.embedding(inputs.candidate_slot, ids_UD) * inputs.candidate_named[:, None]
+        content_CK = F.embedding(inputs.candidate_slot, content_UK)
+        return query_BD, self.item_tower(ids_CD, content_CK, inputs.log_duration, inputs.item_age_s)
 
 
-def _table(name: str, rows: int, dimension: int, features: list[str]) -> EmbeddingBagConfig:
+def _table(name: str, rows: int, dimension: int, feature: str) -> EmbeddingBagConfig:
     return EmbeddingBagConfig(
         name=name,
         num_embeddings=rows,
         embedding_dim=dimension,
-        feature_names=features,
+        feature_names=[feature],
         pooling=PoolingType.SUM,
         # Of length about one whatever the table's size; the default shrinks with the number of rows.
         init_fn=lambda weight: nn.init.normal_(weight, std=dimension**-0.5),

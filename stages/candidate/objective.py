@@ -1,23 +1,71 @@
 """The forward pass and the loss of one batch, with the catalogue's constants on the device.
 
-Shapes: B queries, C candidates, D dimensions.
+Shapes: B queries and c candidates of a rank, C candidates of all ranks, D dimensions, N items, T tastes.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
 from stages.candidate.batches import Batch, Batches
+from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
-from stages.candidate.data import Catalogue
-from stages.candidate.losses import log_expected_count, sampled_softmax
-from stages.candidate.model import jagged_features
+from stages.candidate.exchange import Share, gather_candidates
+from stages.candidate.fused_loss import fused_sampled_softmax
+from stages.candidate.inputs import InputMaker, ModelInputs, alike_on_all_ranks
+from stages.candidate.losses import (
+    bpr,
+    by_kind_log_q,
+    candidate_scores,
+    cosine_contrastive,
+    gbce_exponent,
+    generalised_bce,
+    mixture_log_q,
+    not_negative,
+    sampled_softmax,
+)
 
 
-def n_categories(catalogue: Catalogue) -> int:
-    """Return the rows that the category table needs."""
-    return int(catalogue.codes.max()) + 1 if len(catalogue.codes) else 1
+def mixed_precision(device: torch.device, config: CandidateConfig) -> torch.autocast:
+    """Return the context in which layers compute in ``config.precision``; on the CPU it does nothing."""
+    enabled = device.type == "cuda" and config.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+class LogQ:
+    """Log corrections of a batch's candidates, by what the sampling of negatives expects.
+
+    Args:
+        catalogue: how often each item is a target.
+        config: kinds of negatives and the correction.
+        shared_N: float64, expected copies of each item among the shared negatives.
+        device: of the candidates.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, config: CandidateConfig, shared_N: torch.Tensor, device: torch.device
+    ) -> None:
+        self._config = config
+        frequency_N = torch.from_numpy(catalogue.frequency).double()
+        share_N = frequency_N / frequency_N.sum().clamp(min=1)
+        self._share_N = (share_N * config.in_batch_negatives).float().to(device)
+        self._shared_N = shared_N.float().to(device)
+
+    def __call__(self, items_C: torch.Tensor, batch: int) -> torch.Tensor | None:
+        """Return float32 ``[C]``, or None where nothing is corrected.
+
+        Args:
+            items_C: int64, positives of all ranks' queries first.
+            batch: queries of all ranks, whose positives but one are negatives of any one query.
+        """
+        if not self._config.logq_correction:
+            return None
+        in_batch_C, shared_C = (batch - 1) * self._share_N[items_C], self._shared_N[items_C]
+        if self._config.correction == "mixture":
+            return mixture_log_q(in_batch_C, shared_C)
+        return by_kind_log_q(in_batch_C, shared_C, batch, len(items_C) - batch)
 
 
 class LossOfBatch:
@@ -32,35 +80,68 @@ class LossOfBatch:
         device: torch.device,
     ) -> None:
         self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
-        self._log_duration_N = torch.from_numpy(catalogue.log_duration).to(device)
-        eligible_N = torch.zeros(len(catalogue), dtype=torch.bool)
-        eligible_N[torch.from_numpy(catalogue.eligible)] = True
-        frequency_N = torch.from_numpy(catalogue.frequency)
-        self._log_q_N = log_expected_count(frequency_N, batches.size, batches.n_uniform, eligible_N).to(device)
+        self._inputs = InputMaker(catalogue, config, device)
+        self._log_q = LogQ(catalogue, config, torch.from_numpy(batches.shared.expected), device)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries ``[B, D]``, candidates ``[C, D]`` and the candidates' items ``[C]``."""
-        features = jagged_features(
-            batch.history,
-            batch.weights,
-            batch.id_weights,
-            batch.items,
-            batch.item_id_weights,
-            self._catalogue,
-            self.device,
-        )
-        items_C = torch.from_numpy(batch.items).to(self.device)
-        query_BD, candidate_CD = self.model(features, self._log_duration_N[items_C], len(batch.history))
-        return query_BD, candidate_CD, items_C
+    def prepare(self, batch: Batch) -> ModelInputs:
+        """Return the model's input of a batch; it may be made ahead, in another thread, one at a time."""
+        return self._inputs(batch)
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Return the scalar loss."""
-        query_BD, candidate_CD, items_C = self.forward(batch)
-        return sampled_softmax(
-            query_BD,
-            candidate_CD,
+    def forward(
+        self, batch: Batch, inputs: ModelInputs | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[c, D]`` and their items ``[c]`` of this rank."""
+        inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
+        query_BD, candidate_cD = self.model(inputs)
+        return query_BD, candidate_cD, self._tensor(batch.items)
+
+    def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
+        """Return this rank's scalar loss; its mean over the ranks is the mean over the batch's queries.
+
+        On CUDA the towers' layers compute in ``config.precision``, the loss in float32.
+        """
+        with mixed_precision(self.device, self._config):
+            query_BD, candidate_cD, _ = self.forward(batch, inputs)
+        query_BD, candidate_CD = query_BD.float(), gather_candidates(candidate_cD.float(), batch.share)
+        items_C, config = self._tensor(batch.candidates), self._config
+        log_q_C = self._log_q(items_C, batch.share.n_queries)
+        seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
+        plain = config.in_batch_negatives and batch.query_row is None and query_BD.dim() == 2
+        if config.loss == "softmax" and plain:
+            loss = fused_sampled_softmax(query_BD, candidate_CD, items_C, config.temperature, log_q_C, seen_BL)
+            return batch.share.weight * loss
+        masked_BC = not_negative(
             items_C,
-            self._config.temperature,
-            self._log_q_N[items_C] if self._config.logq_correction else None,
-            torch.from_numpy(batch.history).to(self.device) if self._config.mask_history else None,
+            len(query_BD),
+            seen_BL,
+            config.in_batch_negatives,
+            None if batch.query_row is None else self._tensor(batch.query_row),
+            batch.share.n_queries,
         )
+        return batch.share.weight * self.loss(query_BD, candidate_CD, masked_BC, log_q_C, batch.share)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def loss(
+        self,
+        query_BD: torch.Tensor,
+        candidate_CD: torch.Tensor,
+        masked_BC: torch.Tensor,
+        log_q_C: torch.Tensor | None,
+        share: Share,
+    ) -> torch.Tensor:
+        """Return the configured loss of queries and candidates, the queries' positives first."""
+        config = self._config
+        if config.loss == "softmax":
+            return sampled_softmax(query_BD, candidate_CD, masked_BC, config.temperature, log_q_C)
+        scores_BC = candidate_scores(query_BD, candidate_CD)
+        if config.loss == "ccl":
+            return cosine_contrastive(scores_BC, masked_BC, log_q_C, config.ccl_margin, config.ccl_negative_weight)
+        logits_BC = scores_BC / config.temperature
+        if config.loss == "bpr":
+            return bpr(logits_BC, masked_BC, log_q_C)
+        n_negatives = max(1, share.n_shared + (share.n_queries - 1) * config.in_batch_negatives)
+        rate = min(1.0, n_negatives / max(1, len(self._catalogue.eligible) - 1))
+        exponent = gbce_exponent(rate, config.gbce_calibration)
+        return generalised_bce(logits_BC, masked_BC, log_q_C, n_negatives, exponent)

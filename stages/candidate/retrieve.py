@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stages.candidate.config import RetrieveConfig
-from stages.candidate.scorer import CandidateScorer
+from stages.candidate.scorer import CandidateScorer, ranker_query
 from stages.contracts.errors import ConfigError
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable, ScoredItems
 from stages.features.config import FeatureConfig
-from stages.features.history import tower_inputs
+from stages.features.history import Moment, tower_inputs
 from stages.features.replay import replay
 from stages.features.state import FunnelState, History
 
@@ -50,7 +50,7 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     state = FunnelState.empty(
         items, config.features, snapshot.meta.signals, snapshot.meta.tasks, len(snapshot.user_ids())
     )
-    answering = Retriever(scorer, state, requests, config)
+    answering = Retriever(scorer, state, requests, config, snapshot.contexts())
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
     recalls = np.full(len(requests), np.nan)
     sources = np.full(len(requests), SOURCE_TOWER, dtype=np.int8)
@@ -77,7 +77,7 @@ class Block:
 
     Attributes:
         rows: request rows in order.
-        histories, exclude: of the requests in ``waiting``.
+        histories, moments, exclude: of the requests in ``waiting``.
         waiting: request rows that the tower answers.
         popular: answers from the popular list by request row.
         answers: all answers by request row.
@@ -85,6 +85,7 @@ class Block:
 
     rows: list[int] = field(default_factory=list)
     histories: list[History] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
     exclude: list[np.ndarray] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
     popular: dict[int, ScoredItems] = field(default_factory=dict)
@@ -108,9 +109,15 @@ class Retriever:
     """Reads what a request needs while the state stands at its moment, and answers block by block."""
 
     def __init__(
-        self, scorer: CandidateScorer, state: FunnelState, requests: RequestTable, config: RetrieveConfig
+        self,
+        scorer: CandidateScorer,
+        state: FunnelState,
+        requests: RequestTable,
+        config: RetrieveConfig,
+        contexts: np.ndarray,
     ) -> None:
         self._scorer, self._state, self._requests, self._config = scorer, state, requests, config
+        self._contexts = [tuple(codes) for codes in contexts.tolist()]
         parts = {part: state.items.available_from_ms(part) for part in (PART_RANKER, PART_EVALUATION)}
         self._available_ms = parts
         self._births = {part: Births(scorer.indexed, times) for part, times in parts.items()}
@@ -127,6 +134,7 @@ class Retriever:
             return
         block.waiting.append(row)
         block.histories.append(history)
+        block.moments.append(Moment(time_ms, user, self._contexts[int(self._requests.context[row])]))
         block.exclude.append(np.concatenate([seen, self._births[part].after(time_ms)]))
 
     def answer(self, block: Block) -> np.ndarray:
@@ -134,9 +142,9 @@ class Retriever:
         queries = np.zeros((len(block.rows), self._scorer.dim), dtype=np.float32)
         block.answers = dict(block.popular)
         if block.waiting:
-            inputs = tower_inputs(block.histories, self._config.features, self._scorer.n_items)
-            found = self._scorer.embed(*inputs)
-            queries[np.isin(block.rows, block.waiting)] = found
+            inputs = tower_inputs(block.histories, block.moments, self._config.features, self._scorer.n_items)
+            found = self._scorer.embed(inputs)
+            queries[np.isin(block.rows, block.waiting)] = ranker_query(found)
             answers = self._scorer.search(found, self._config.candidate_k, block.exclude)
             block.answers.update(zip(block.waiting, answers, strict=True))
         return queries

@@ -16,8 +16,11 @@ import onnxruntime
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.tables import ScoredItems
+from stages.features.history import TowerInputs
 
 TOWER_FILE, TOWER_JSON, VECTORS_FILE = "user_tower.onnx", "tower.json", "item_vectors.npy"
+INPUTS = ("history_items", "history_signals", "history_ages", "context", "user")
+"""What a tower may read, by the names of its ONNX inputs; see ``TowerInputs``."""
 INDEX_FILE, INDEX_JSON = "index.faiss", "index.json"
 
 _OVERFETCH = 512
@@ -26,6 +29,9 @@ _OVERFETCH = 512
 
 class UserTower:
     """The exported user tower on one thread.
+
+    Attributes:
+        inputs: which of ``INPUTS`` it reads.
 
     Raises:
         ReleaseError: if the file is not a loadable ONNX model with the expected inputs.
@@ -39,19 +45,21 @@ class UserTower:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a class of its own for each kind of fault
             raise ReleaseError(f"{path} is not a loadable ONNX model: {error}") from None
-        names = [entry.name for entry in self._session.get_inputs()]
-        if names != ["history_items", "history_weights"]:
-            raise ReleaseError(f"{path}: inputs {names}, expected ['history_items', 'history_weights']")
+        self.inputs = tuple(entry.name for entry in self._session.get_inputs())
+        if "history_items" not in self.inputs or not set(self.inputs) <= set(INPUTS):
+            raise ReleaseError(f"{path}: inputs {list(self.inputs)}, expected history_items and some of {list(INPUTS)}")
 
-    def embed(self, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return float32 ``[B, D]`` unit vectors of histories.
-
-        Args:
-            items: int64 ``[B, L]``, newest first, padded with N.
-            weights: float32 ``[B, L]``, 0 at padding.
-        """
-        query_BD: np.ndarray = self._session.run(["query"], {"history_items": items, "history_weights": weights})[0]
+    def embed(self, inputs: TowerInputs) -> np.ndarray:
+        """Return float32 queries ``[B, D]``, or ``[B, T, D]`` of a tower with T tastes a user."""
+        named = inputs.named()
+        query_BD: np.ndarray = self._session.run(["query"], {name: named[name] for name in self.inputs})[0]
         return query_BD
+
+
+def ranker_query(query_BD: np.ndarray) -> np.ndarray:
+    """Return float32 ``[B, D]``, the one vector a user that rankers read: the mean over tastes."""
+    mean_BD: np.ndarray = query_BD if query_BD.ndim == 2 else query_BD.mean(axis=1)
+    return mean_BD
 
 
 class CandidateScorer:
@@ -110,9 +118,9 @@ class CandidateScorer:
             )
         return cls(UserTower(candidate_dir / TOWER_FILE), index, vectors, summary)
 
-    def embed(self, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return float32 ``[B, D]``; see ``UserTower.embed``."""
-        return self._tower.embed(items, weights)
+    def embed(self, inputs: TowerInputs) -> np.ndarray:
+        """Return float32 ``[B, D]`` or ``[B, T, D]``; see ``UserTower.embed``."""
+        return self._tower.embed(inputs)
 
     def search(self, queries: np.ndarray, k: int, exclude: Sequence[np.ndarray]) -> list[ScoredItems]:
         """Return the best ``k`` items of each query by dot product, ties by item index.

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data import Catalogue, training_examples
 from stages.candidate.progress import relay
+from stages.candidate.resume import RUN_FILE, STATE, STATE_JSON, describe, identity, kept_checkpoints, warm_state
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError, SluiceError, TransientError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 
+WORKER = ("-m", "stages.candidate.worker")
 _PERMANENT = {kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError)}
 _WAITED_IN_VAIN = ("timed out", "timeout", "connection closed", "connection reset", "address already in use")
 
@@ -24,12 +28,17 @@ _WAITED_IN_VAIN = ("timed out", "timeout", "connection closed", "connection rese
 def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Train the two-tower model on the candidate part of a snapshot.
 
+    A run that was killed goes on from its newest checkpoint when it is called again with the same
+    configuration, inputs and parent of ``directory``; the number of processes may differ. With
+    ``candidate.warm_start`` training starts from an earlier model, whose tables are grown.
+
     Args:
         config: model, training and features.
         inputs: ``snapshot``.
-        directory: receives ``user_tower.onnx``, ``item_vectors.npy`` and ``tower.json``.
+        directory: receives ``user_tower.onnx``, ``item_vectors.npy``, ``tower.json`` and ``state/``.
 
     Raises:
+        ConfigError: if the model to start from does not fit, naming what differs.
         EmptyDatasetError: if nothing is left to train on.
         DataError: if the training diverges.
         TransientError: if a rank was killed or lost the others.
@@ -37,38 +46,75 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
     # torch is heavy, and workflows that only list their steps import this module.
     from stages.candidate.export import export
 
-    with tempfile.TemporaryDirectory(prefix="sluice-candidate-") as name:
+    snapshot = Snapshot(inputs["snapshot"])
+    warm, run = warm_state(config, snapshot, directory.parent), identity(config, snapshot)
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-candidate-") as name,
+        kept_checkpoints(directory, run) as checkpoints,
+    ):
         work = Path(name)
-        catalogue = prepare(config, Snapshot(inputs["snapshot"]), work)
+        catalogue = prepare(config, snapshot, work, checkpoints=checkpoints, warm=warm, run=run)
         launch(config, work)
         summary = export(directory, work, config, catalogue)
-        steps = read_json(work / "metrics.json")["steps"]
+        trained = read_json(work / "metrics.json")
+        shutil.move(work / STATE, directory / STATE)
+    write_json(directory / STATE / STATE_JSON, describe(config, snapshot).model_dump(mode="json"))
     losses = summary["losses"]
     metrics = {
         "examples": float(catalogue.frequency.sum()),
         "items": float(len(catalogue)),
         "cold_items": float(summary["n_cold_items"]),
-        "steps": float(steps * len(losses)),
+        "steps": float(trained["steps"] * len(losses)),
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "export_deviation": summary["export_deviation"],
+        "examples_per_s": round(trained["examples_per_s"], 1),
+        "input_wait_share": round(trained["input_wait_share"], 4),
+        "resumed_at_step": float(trained["first_step"]),
     }
     return metrics, {"tower_version": summary["tower_version"], "device": summary["device"], "losses": losses}
 
 
-def prepare(config: TrainCandidateConfig, snapshot: Snapshot, work: Path) -> Catalogue:
-    """Write ``job.json`` and the arrays that every rank maps; return the catalogue."""
-    examples = training_examples(snapshot.events(), snapshot.meta, config.features)
+def prepare(
+    config: TrainCandidateConfig,
+    snapshot: Snapshot,
+    work: Path,
+    *,
+    checkpoints: Path | None = None,
+    warm: Path | None = None,
+    run: dict[str, Any] | None = None,
+) -> Catalogue:
+    """Write ``job.json``, ``run.json`` and the arrays that every rank maps.
+
+    Args:
+        config: of the training.
+        snapshot: to train on.
+        work: directory of the job.
+        checkpoints: directory of the run's checkpoints; None writes none.
+        warm: state of an earlier model to start from.
+        run: what identifies the run, see ``resume.identity``.
+
+    Returns:
+        The catalogue.
+    """
+    meta = snapshot.meta
+    examples = training_examples(snapshot.events(), meta, config.features, snapshot.contexts())
     catalogue = Catalogue.of(
         snapshot.items(),
         examples,
         examples.usable(config.candidate.use_empty_histories),
         config.features.history_length,
-        snapshot.meta.borders.candidate_end_ms,
+        meta.borders.candidate_end_ms,
+        word_buckets=config.candidate.word_buckets,
+        n_signals=len(meta.signals),
+        n_users=len(snapshot.user_ids()) if config.candidate.user_id else 0,
+        context_sizes=[len(column.values) for column in meta.context],
     )
     examples.save(work)
     catalogue.save(work)
     write_json(work / "job.json", config.model_dump(mode="json"))
+    places = {"checkpoints": checkpoints and str(checkpoints.resolve()), "warm_start": warm and str(warm.resolve())}
+    write_json(work / RUN_FILE, {**places, "identity": run or {}})
     return catalogue
 
 
@@ -80,7 +126,8 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
     """
     ranks = config.candidate.n_processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", str(ranks), "-m", "stages.candidate.worker", str(work)]
+    # Ranks that a failed one leaves behind have nothing to save: they are given seconds, not torch's 30.
+    command += ["--shutdown-timeout", "3", "--nproc-per-node", str(ranks), *WORKER, str(work)]
     environment = {
         # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",

@@ -2,9 +2,10 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node N -m stages.candidate.worker DIRECTORY
 
-DIRECTORY holds ``job.json`` and the arrays that ``train.py`` wrote. Rank 0 writes the un-sharded
-weights to ``state/<parameter>.npy``, the outputs of a probe batch to ``probe_*.npy`` and the losses to
-``metrics.json``, which comes last. A rank that fails writes ``error-<rank>.json``.
+DIRECTORY holds ``job.json``, ``run.json`` and the arrays that ``train.py`` wrote. The ranks write the
+un-sharded weights and optimizer state to ``state/``; rank 0 the outputs of a probe batch to
+``probe_*.npy`` and losses and speed to ``metrics.json``, which comes last. A rank that fails writes
+``error-<rank>.json``.
 """
 
 from __future__ import annotations
@@ -16,38 +17,30 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.types import ShardingType
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.optim.keyed import CombinedOptimizer
 from tqdm import tqdm
 
-from stages.candidate.batches import Batch, Batches
+from stages.candidate.batches import Batch, Batches, make_batches
+from stages.candidate.catalogue import Catalogue
+from stages.candidate.checkpoint import Checkpoints, Progress
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.data import Catalogue, Examples
-from stages.candidate.model import TwoTower
-from stages.candidate.objective import LossOfBatch, n_categories
+from stages.candidate.data import Examples
+from stages.candidate.loop import Loop
+from stages.candidate.model import TwoTower, sizes_of
+from stages.candidate.objective import LossOfBatch
+from stages.candidate.plan import combined_optimizer, shard
 from stages.candidate.progress import PROGRESS
-from stages.contracts.errors import ConfigError, DataError
+from stages.candidate.resume import RUN_FILE, STATE
+from stages.candidate.state import State, read_arrays, training_state, write_arrays
+from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json, write_json
 
 PROBE = 64
-_SHARDINGS = {
-    "cpu": (ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value),
-    "cuda": (ShardingType.TABLE_WISE.value, ShardingType.COLUMN_WISE.value, ShardingType.ROW_WISE.value),
-}
-"""What the planner may choose from. Gloo has no reduce-scatter, which row-wise sharding needs; data
-parallel tables are left out because they would bypass the fused optimizer."""
 
 
 def train(directory: Path, progress: bool = True) -> list[float]:
@@ -57,29 +50,61 @@ def train(directory: Path, progress: bool = True) -> list[float]:
         The mean loss of each epoch over the ranks.
 
     Raises:
+        ConfigError: if what it is to go on from does not fit.
         DataError: if a loss is not finite.
     """
-    settings = TrainCandidateConfig.model_validate(read_json(directory / "job.json"))
-    config = settings.candidate
+    config, run = job(directory).candidate, read_json(directory / RUN_FILE)
     rank, world = dist.get_rank(), dist.get_world_size()
-    device = own_device(config, world)
-    torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    catalogue = Catalogue.load(directory)
-    batches = Batches(Examples.load(directory), catalogue, config, settings.features, rank, world)
-    model = shard(TwoTower(len(catalogue), n_categories(catalogue), config, torch.device("meta")), config, device)
-    optimizer = combined_optimizer(model, config)
-    loss_of = LossOfBatch(model, catalogue, config, batches, device)
-    losses: list[float] = []
+    batches, loss_of, optimizer = build(directory, rank, world)
+    state = training_state(loss_of.model, optimizer)
+    checkpoints, reached = go_on(run, config, state)
+    loop = Loop(batches, loss_of, optimizer, config, checkpoints, state)
     hidden = rank != 0 or not progress
-    with tqdm(total=config.epochs * batches.steps, desc=PROGRESS, unit="step", mininterval=1, disable=hidden) as bar:
-        for epoch in range(config.epochs):
-            losses.append(run_epoch(epoch, batches, loss_of, optimizer, bar))
-            bar.set_postfix(epoch=epoch + 1, loss=f"{losses[-1]:.4f}")
-    save(model, loss_of, batches.probe(PROBE), directory)
+    first = reached.epoch * batches.steps + reached.step
+    total = config.passes * batches.steps
+    with tqdm(total=total, initial=first, desc=PROGRESS, unit="step", mininterval=1, disable=hidden) as bar:
+        losses = list(loop.run(reached, bar).losses)
+    save(loss_of, state, batches.probe(PROBE), directory)
     if rank == 0:
-        write_json(directory / "metrics.json", {"losses": losses, "steps": batches.steps, "device": device.type})
+        clock = loop.clock
+        report = {"losses": losses, "steps": batches.steps, "device": loss_of.device.type, "first_step": first}
+        speed = {
+            "seconds": clock.seconds,
+            "input_wait_share": clock.waited / clock.seconds if clock.seconds else 0.0,
+            "examples_per_s": clock.steps * batches.size / clock.seconds if clock.seconds else 0.0,
+        }
+        write_json(directory / "metrics.json", {**report, **speed})
     return losses
+
+
+def job(directory: Path) -> TrainCandidateConfig:
+    """Return the configuration of the job."""
+    return TrainCandidateConfig.model_validate(read_json(directory / "job.json"))
+
+
+def build(directory: Path, rank: int, world: int) -> tuple[Batches, LossOfBatch, CombinedOptimizer]:
+    """Return the batches, the sharded model in its loss, and the optimizer of a rank."""
+    settings = job(directory)
+    config = settings.candidate
+    device = own_device(config, world)
+    catalogue = Catalogue.load(directory)
+    batches = make_batches(Examples.load(directory), catalogue, config, settings.features, rank, world)
+    torch.manual_seed(config.seed)
+    model = shard(TwoTower(sizes_of(catalogue, settings), config, torch.device("meta")), config, device)
+    return batches, LossOfBatch(model, catalogue, config, batches, device), combined_optimizer(model, config)
+
+
+def go_on(run: dict[str, Any], config: CandidateConfig, state: State) -> tuple[Checkpoints | None, Progress]:
+    """Fill ``state`` from the newest checkpoint, or without one from the model to start from, if any."""
+    checkpoints = None
+    if run["checkpoints"] is not None:
+        checkpoints = Checkpoints(Path(run["checkpoints"]), config.keep_checkpoints, run["identity"])
+        if checkpoints.found():
+            return checkpoints, checkpoints.resume(state)
+    if run["warm_start"] is not None:
+        read_arrays(state, Path(run["warm_start"]))
+    return checkpoints, Progress()
 
 
 def own_device(config: CandidateConfig, world: int) -> torch.device:
@@ -98,100 +123,20 @@ def own_device(config: CandidateConfig, world: int) -> torch.device:
     return device
 
 
-def shard(model: nn.Module, config: CandidateConfig, device: torch.device) -> DistributedModelParallel:
-    """Plan the tables' places, give each its fused optimizer and wrap the model."""
-    kind = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad}[config.sparse_optimizer]
-    apply_optimizer_in_backward(kind, model.embeddings.parameters(), {"lr": config.sparse_learning_rate})
-    sharders = [EmbeddingBagCollectionSharder()]
-    plan = planner(model, config, device, dist.get_world_size()).collective_plan(
-        model, sharders, dist.GroupMember.WORLD
-    )
-    return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
+def save(loss_of: LossOfBatch, state: State, probe: Batch, directory: Path) -> None:
+    """Write the un-sharded state, and the outputs of ``probe`` by the sharded model.
 
-
-def planner(model: nn.Module, config: CandidateConfig, device: torch.device, world: int) -> EmbeddingShardingPlanner:
-    """Return the planner of ``world`` ranks on one host with a device each."""
-    return EmbeddingShardingPlanner(
-        topology=Topology(world_size=world, local_world_size=world, compute_device=device.type),
-        constraints={
-            table.name: constraints(config, device, table.embedding_dim, world)
-            for table in model.embeddings.embedding_bag_configs()
-        },
-    )
-
-
-def constraints(config: CandidateConfig, device: torch.device, width: int, world: int) -> ParameterConstraints:
-    """Return what the planner may do with a table of ``width`` columns.
-
-    Raises:
-        ConfigError: if the configured sharding does not work on the device.
+    Every rank takes part: sharded lookups are collectives.
     """
-    allowed = _SHARDINGS[device.type]
-    if config.sharding != "auto" and config.sharding not in allowed:
-        raise ConfigError(
-            f"sharding = {config.sharding!r} does not work on {device.type}, allowed: auto, {', '.join(allowed)}"
-        )
-    kinds = allowed if config.sharding == "auto" else (config.sharding,)
-    # Columns are cut evenly over the ranks, in multiples of 4 floats as the kernels want them.
-    return ParameterConstraints(sharding_types=list(kinds), min_partition=4 * -(-width // (4 * world)))
-
-
-def combined_optimizer(model: DistributedModelParallel, config: CandidateConfig) -> CombinedOptimizer:
-    """Return the fused optimizer of the tables together with AdamW of the dense part."""
-    dense = dict(in_backward_optimizer_filter(model.named_parameters()))
-    wrapped = KeyedOptimizerWrapper(
-        dense,
-        lambda parameters: torch.optim.AdamW(
-            parameters, lr=config.dense_learning_rate, weight_decay=config.weight_decay
-        ),
-    )
-    return CombinedOptimizer([model.fused_optimizer, wrapped])
-
-
-def run_epoch(epoch: int, batches: Batches, loss_of: LossOfBatch, optimizer: CombinedOptimizer, bar: tqdm) -> float:
-    """Train one epoch and return its mean loss over all ranks."""
-    total = torch.zeros(1, device=loss_of.device)
-    for batch in batches.epoch(epoch):
-        optimizer.zero_grad()
-        loss = loss_of(batch)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-        bar.update()
-    dist.all_reduce(total)
-    mean: float = total.item() / batches.steps / dist.get_world_size()
-    if not np.isfinite(mean):
-        raise DataError(f"candidate training: the loss of epoch {epoch + 1} is {mean}; lower the learning rates")
-    return mean
-
-
-def save(model: DistributedModelParallel, loss_of: LossOfBatch, probe: Batch, directory: Path) -> None:
-    """Gather the sharded weights on rank 0 and write them with the outputs of ``probe``.
-
-    Every rank takes part: sharded lookups and gathers are collectives.
-    """
+    loss_of.model.eval()
     with torch.no_grad():
         query_BD, candidate_CD, _ = loss_of.forward(probe)
-    state = {name: unsharded(value, query_BD.device) for name, value in model.state_dict().items()}
-    if dist.get_rank() != 0:
-        return
-    (directory / "state").mkdir()
-    for name, value in state.items():
-        np.save(directory / "state" / f"{name}.npy", value)
-    arrays = {"history": probe.history, "weights": probe.weights, "items": probe.items}
-    outputs = {"query": query_BD.cpu().numpy(), "candidate": candidate_CD.cpu().numpy()}
-    for name, array in {**arrays, **outputs}.items():
-        np.save(directory / f"probe_{name}.npy", array)
-
-
-def unsharded(value: torch.Tensor, device: torch.device) -> np.ndarray:
-    """Gather a parameter on rank 0; other ranks get an empty array of a sharded one."""
-    if not isinstance(value, ShardedTensor):
-        whole: np.ndarray = value.detach().cpu().numpy()
-        return whole
-    full = torch.empty(value.size(), device=device) if dist.get_rank() == 0 else None
-    value.gather(dst=0, out=full)
-    return np.empty(0) if full is None else full.cpu().numpy()
+    write_arrays(state, directory / STATE)
+    if dist.get_rank() == 0:
+        arrays = {**vars(probe.inputs), "candidates": probe.items}
+        outputs = {"query": query_BD.cpu().numpy(), "vectors": candidate_CD.cpu().numpy()}
+        for name, array in {**arrays, **outputs}.items():
+            np.save(directory / f"probe_{name}.npy", array)
 
 
 def initialise(config: CandidateConfig) -> None:
@@ -205,7 +150,7 @@ def main(directory: Path) -> None:
     """Run this rank; describe a failure in a file that the parent reads, then fail."""
     rank = os.environ.get("RANK", "0")
     try:
-        initialise(TrainCandidateConfig.model_validate(read_json(directory / "job.json")).candidate)
+        initialise(job(directory).candidate)
         train(directory)
         dist.destroy_process_group()
     except Exception as error:

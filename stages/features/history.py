@@ -1,39 +1,113 @@
-"""Inputs of the user tower: padded item ids and weights by recency."""
+"""Inputs of the user tower: a user's history with signals and ages, and what is known of the moment.
+
+Shapes: B users, L history length, X context columns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from stages.contracts.snapshot import Task
 from stages.features.config import FeatureConfig
 from stages.features.state import History
 
+UNKNOWN_USER = -1
 
-def tower_inputs(histories: Sequence[History], config: FeatureConfig, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+
+class Moment(NamedTuple):
+    """A moment at which a user is to be embedded.
+
+    Attributes:
+        time_ms: of the request.
+        user: index of the user, UNKNOWN_USER or one that the tower was not trained with.
+        context: one code a context column, 0 where nothing is known.
+    """
+
+    time_ms: int
+    user: int = UNKNOWN_USER
+    context: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TowerInputs:
+    """What a user tower may read; a tower takes the inputs that it was made with.
+
+    Attributes:
+        items: int64 ``[B, L]``, newest first, padded on the right with the number of items.
+        signals: int64 ``[B, L]`` codes of signals, 0 at padding.
+        ages: int64 ``[B, L]`` seconds between the first touch and the request, 0 at padding.
+        users: int64 ``[B]``, as ``Moment.user``.
+        context: int64 ``[B, X]``, as ``Moment.context``.
+    """
+
+    items: np.ndarray
+    signals: np.ndarray
+    ages: np.ndarray
+    users: np.ndarray
+    context: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def named(self) -> dict[str, np.ndarray]:
+        """Return the arrays by the names of the exported tower's inputs."""
+        return {
+            "history_items": self.items,
+            "history_signals": self.signals,
+            "history_ages": self.ages,
+            "user": self.users,
+            "context": self.context,
+        }
+
+
+def age_seconds(event_ms: np.ndarray, request_ms: np.ndarray | int) -> np.ndarray:
+    """Return int64 whole seconds from events to requests; an event after its request is 0 old."""
+    ages: np.ndarray = np.maximum(request_ms - event_ms, 0) // 1000
+    return ages.astype(np.int64, copy=False)
+
+
+def tower_inputs(
+    histories: Sequence[History], moments: Sequence[Moment], config: FeatureConfig, n_items: int
+) -> TowerInputs:
     """Return what the user tower reads for B users.
 
     Args:
         histories: one a user, newest first; only the newest L entries are read.
-        config: ``history_length`` is L, ``history_decay`` sets the weights.
+        moments: of the users' requests.
+        config: ``history_length`` is L.
         n_items: N, also the id of padding.
-
-    Returns:
-        items int64 ``[B, L]``, padded on the right with ``n_items``, and weights float32 ``[B, L]``,
-        which sum to 1 over a history and are 0 at padding.
     """
-    length = config.history_length
-    items_BL = np.full((len(histories), length), n_items, dtype=np.int64)
-    weights_BL = np.zeros((len(histories), length), dtype=np.float32)
-    for row, history in enumerate(histories):
-        kept = min(len(history.items), length)
+    shape = (len(histories), config.history_length)
+    items_BL = np.full(shape, n_items, dtype=np.int64)
+    signals_BL, ages_BL = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for row, (history, moment) in enumerate(zip(histories, moments, strict=True)):
+        kept = min(len(history.items), config.history_length)
         items_BL[row, :kept] = history.items[:kept]
-        weights_BL[row, :kept] = _recency_weights(kept, config.history_decay)
-    return items_BL, weights_BL
+        signals_BL[row, :kept] = history.signals[:kept]
+        ages_BL[row, :kept] = age_seconds(history.times_ms[:kept], moment.time_ms)
+    n_columns = len(moments[0].context) if moments else 0
+    context_BX = np.array([moment.context for moment in moments], dtype=np.int64).reshape(len(histories), n_columns)
+    users_B = np.array([moment.user for moment in moments], dtype=np.int64)
+    return TowerInputs(items_BL, signals_BL, ages_BL, users_B, context_BX)
 
 
-@lru_cache(maxsize=1024)
-def _recency_weights(length: int, decay: float) -> np.ndarray:
-    weights = np.exp(-np.arange(length) / decay)
-    return (weights / weights.sum()).astype(np.float32) if length else weights.astype(np.float32)
+def event_relevance(signal: np.ndarray, value: np.ndarray, signals: Sequence[str], tasks: Sequence[Task]) -> np.ndarray:
+    """Return float64 relevance of events over the tasks, by which a state judges an item's best event.
+
+    Args:
+        signal: int codes into ``signals``.
+        value: float32 strengths.
+        signals: names of the event kinds.
+        tasks: the tasks that an event may be positive for.
+    """
+    relevance = np.zeros(len(signal))
+    for task in tasks:
+        counts = np.array([name in task.signals for name in signals], dtype=bool)[signal]
+        if task.min_value is not None:
+            counts &= value >= np.float32(task.min_value)
+        relevance += task.relevance * counts
+    return relevance

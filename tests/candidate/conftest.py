@@ -25,6 +25,7 @@ from stages.contracts.files import write_json
 from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders
 from stages.contracts.tables import EventTable, RequestTable
 from stages.features.config import FeatureConfig
+from stages.features.history import UNKNOWN_USER, TowerInputs
 
 N_USERS, N_BLOCKS, BLOCK = 160, 4, 15
 N_ITEMS = N_BLOCKS * BLOCK
@@ -45,16 +46,17 @@ TINY = CandidateConfig(
 )
 
 
-def make_events(user, item, time_ms, part, signal=None, active=None):
+def make_events(user, item, time_ms, part, signal=None, active=None, value=None, context=None):
     n = len(user)
     return EventTable(
         user_index=np.asarray(user, np.int64),
         item_index=np.asarray(item, np.int64),
         event_time_ms=np.asarray(time_ms, np.int64),
         signal=np.zeros(n, np.int16) if signal is None else np.asarray(signal, np.int16),
-        value=np.ones(n, np.float32),
+        value=np.ones(n, np.float32) if value is None else np.asarray(value, np.float32),
         part=np.asarray(part, np.int8),
         active=np.ones(n, bool) if active is None else np.asarray(active, bool),
+        context=None if context is None else np.asarray(context, np.int32),
     )
 
 
@@ -174,5 +176,29 @@ def small_world() -> tuple[Examples, Catalogue]:
 
 
 @pytest.fixture(scope="session")
+def single_items():
+    """Return tower inputs of histories that hold one item of the planted world each, a second old."""
+
+    def make(items):
+        histories = np.full((len(items), FEATURES.history_length), N_ITEMS, np.int64)
+        histories[:, 0] = items
+        ages = (histories < N_ITEMS).astype(np.int64)
+        nobody = np.full(len(items), UNKNOWN_USER)
+        return TowerInputs(histories, np.zeros_like(histories), ages, nobody, np.zeros((len(items), 0), np.int64))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def event_table():
     return make_events
+
+
+@pytest.fixture(scope="session")
+def snapshot_writer():
+    return write_snapshot
+
+
+@pytest.fixture(scope="session")
+def request_table():
+    return RequestTable

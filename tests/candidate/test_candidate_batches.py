@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -7,6 +8,7 @@ from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig
 from stages.contracts.errors import EmptyDatasetError
 from stages.features.config import FeatureConfig
+from stages.features.history import UNKNOWN_USER
 
 FEATURES = FeatureConfig(history_length=4, history_decay=2.0)
 
@@ -21,8 +23,8 @@ def test_ranks_share_out_an_epoch(small_world):
     examples, _ = small_world
     parts = [batches(small_world, rank, 2) for rank in (0, 1)]
     drawn = [list(part.epoch(0)) for part in parts]
-    assert len(drawn[0]) == len(drawn[1]) == parts[0].steps == 200 // 32
-    seen = Counter(tuple(row) for part in drawn for batch in part for row in np.c_[batch.history, batch.items[:16]])
+    assert len(drawn[0]) == len(drawn[1]) == parts[0].steps == 200 // 16
+    seen = Counter(tuple(row) for part in drawn for batch in part for row in np.c_[batch.history, batch.items[:8]])
     usable = examples.usable(False)
     every = Counter(tuple(row) for row in np.c_[examples.histories(usable, 4, 12), examples.items[usable]])
     assert every.total() == 200
@@ -40,30 +42,69 @@ def test_epochs_repeat_by_seed_and_differ_from_one_another(small_world):
 def test_uniform_negatives_are_distinct_and_at_most_the_catalogue(small_world):
     drawn = batches(small_world, uniform_negatives=1000)
     batch = next(drawn.epoch(0))
-    assert drawn.n_uniform == 12
+    assert drawn.shared.n == 12
     assert sorted(batch.items[16:].tolist()) == list(range(12))
 
 
-def test_history_dropout_keeps_the_newest_and_sums_to_one(small_world):
+def test_history_dropout_keeps_the_newest(small_world):
     batch = next(batches(small_world, history_dropout=0.9).epoch(0))
-    assert (batch.weights[:, 0] > 0).all()
-    np.testing.assert_allclose(batch.weights.sum(axis=1), 1.0, rtol=1e-5)
-    assert (batch.weights[batch.history == 12] == 0).all()
-    assert (batch.weights[:, 1:][batch.history[:, 1:] < 12] == 0).mean() > 0.7
+    assert batch.kept[:, 0].all()
+    assert not batch.kept[batch.history == 12].any()
+    assert (~batch.kept[:, 1:][batch.history[:, 1:] < 12]).mean() > 0.7
 
 
 def test_id_dropout_hides_ids_but_not_categories(small_world):
     batch = next(batches(small_world, item_id_dropout=0.5, uniform_negatives=12).epoch(0))
-    hidden = (batch.weights > 0) & (batch.id_weights == 0)
-    assert 0.3 < hidden.sum() / (batch.weights > 0).sum() < 0.7
-    assert set(batch.item_id_weights.tolist()) == {0.0, 1.0}
+    hidden = batch.kept & ~batch.named
+    assert 0.3 < hidden.sum() / batch.kept.sum() < 0.7
+    assert set(batch.item_named.tolist()) == {False, True}
+
+
+def test_user_id_dropout_hides_users(small_world):
+    """Users are hidden at random, so that the history alone is trained to serve."""
+    drawn = list(batches(small_world, user_id=True, user_id_dropout=0.5).epoch(0))
+    users = np.concatenate([batch.users for batch in drawn])
+    assert 0.3 < (users == UNKNOWN_USER).mean() < 0.7
+    examples, _ = small_world
+    owners = {(user, item) for user, item in zip(examples.users.tolist(), examples.items.tolist(), strict=True)}
+    for batch in drawn:
+        for user, item in zip(batch.users.tolist(), batch.items.tolist(), strict=False):
+            assert user == UNKNOWN_USER or (user, item) in owners
+
+
+def test_ages_of_candidates_are_those_at_the_examples_moments(small_world):
+    examples, catalogue = small_world
+    catalogue = dataclasses.replace(catalogue, created_at_ms=np.arange(12) * -7_000)
+    batch = next(batches((examples, catalogue), item_age=True).epoch(0))
+    times_ms = {(u, i): t for u, i, t in zip(examples.users, examples.items, examples.times_ms, strict=True)}
+    for user, item, age in zip(batch.users, batch.items, batch.item_ages, strict=False):
+        assert age == (times_ms[user, item] + 7_000 * item) // 1000
 
 
 def test_too_few_examples_for_the_processes(small_world):
-    with pytest.raises(EmptyDatasetError, match="200 of 240 training examples have a history; 150 processes need"):
-        batches(small_world, ranks=150)
+    with pytest.raises(
+        EmptyDatasetError,
+        match="200 of 240 training examples have a history, batch_size = 16; 9 processes need at least 18",
+    ):
+        batches(small_world, ranks=9)
 
 
 def test_a_small_world_shrinks_the_batch(small_world):
     assert batches(small_world, batch_size=4096).size == 200
     assert batches(small_world, batch_size=4096, use_empty_histories=True).size == 240
+
+
+def test_popular_negatives_come_as_often_as_they_are_expected(small_world):
+    _, catalogue = small_world
+    shared = batches(small_world, negative_sampling="popularity", uniform_negatives=6).shared
+    rng, counts = np.random.default_rng(0), np.zeros(12)
+    for _ in range(20000):
+        counts += np.bincount(shared.draw(rng), minlength=12)
+    np.testing.assert_allclose(shared.expected, counts / 20000, rtol=0.05)
+    weight = (1 + catalogue.frequency) ** 0.75
+    np.testing.assert_allclose(shared.expected, 6 * weight / weight.sum())
+
+
+def test_some_negatives_are_needed():
+    with pytest.raises(ValueError, match="leaves no negatives"):
+        CandidateConfig(in_batch_negatives=False, uniform_negatives=0)

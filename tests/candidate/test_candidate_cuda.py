@@ -3,12 +3,15 @@
 import pytest
 import torch
 import torch.distributed as dist
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 
-from stages.candidate import worker
+from stages.candidate import plan, worker
 from stages.candidate.config import CandidateConfig
+from stages.candidate.encoders import Sizes
 from stages.candidate.model import TwoTower
+from stages.candidate.objective import mixed_precision
 from stages.contracts.errors import ConfigError
+
+SIZES = Sizes(100_000, 50, 0, 0, 0, signals=2, history_length=8, history_decay=4.0)
 
 
 @pytest.fixture
@@ -44,9 +47,10 @@ def test_more_ranks_than_gpus_fall_back_or_are_refused(two_devices, monkeypatch)
 
 @pytest.mark.parametrize("sharding", ["auto", "table_wise", "column_wise", "row_wise"])
 def test_the_planner_places_fused_tables_on_two_gpus(sharding):
-    config = CandidateConfig(sharding=sharding)
-    model = TwoTower(100_000, 50, config, torch.device("meta"))
-    planned = worker.planner(model, config, torch.device("cuda", 0), 2).plan(model, [EmbeddingBagCollectionSharder()])
+    optimizer = "adagrad" if sharding == "column_wise" else "rowwise_adagrad"
+    config = CandidateConfig(sharding=sharding, sparse_optimizer=optimizer)
+    model = TwoTower(SIZES, config, torch.device("meta"))
+    planned = plan.planner(model, config, torch.device("cuda", 0), 2).plan(model, [plan.Sharder()])
     (tables,) = planned.plan.values()
     assert {table.name for table in model.embeddings.embedding_bag_configs()} == set(tables)
     for table in tables.values():
@@ -55,3 +59,11 @@ def test_the_planner_places_fused_tables_on_two_gpus(sharding):
         places = {str(shard.placement) for shard in table.sharding_spec.shards}
         assert places <= {"rank:0/cuda:0", "rank:1/cuda:1"}
         assert sharding in ("auto", "table_wise") or len(places) == 2
+
+
+def test_mixed_precision_is_for_cuda_only():
+    config = CandidateConfig(precision="bfloat16")
+    assert not mixed_precision(torch.device("cpu"), config)._enabled
+    with mixed_precision(torch.device("cpu"), config):
+        assert torch.ones(2, 2).mm(torch.ones(2, 2)).dtype == torch.float32
+    assert not mixed_precision(torch.device("cpu"), CandidateConfig())._enabled

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.candidate.data import Catalogue, first_touches, recency_weights, training_examples
+from stages.candidate.data import Catalogue, first_touches, latest_inputs, training_examples
 from stages.contracts.errors import EmptyDatasetError
-from stages.contracts.snapshot import ItemTable, SnapshotMeta, Task, TimeBorders
+from stages.contracts.snapshot import ItemTable, Snapshot, SnapshotMeta, Task, TimeBorders
 from stages.features.config import FeatureConfig
-from stages.features.history import tower_inputs
-from stages.features.state import FunnelState, History
+from stages.features.history import Moment, event_relevance, tower_inputs
+from stages.features.state import FunnelState
 
 N_ITEMS, LENGTH = 6, 3
 META = SnapshotMeta(
@@ -27,6 +27,17 @@ ITEMS = ItemTable(
     category_offsets=np.array([0, 2, 3, 3, 3, 4, 4]),
     category_codes=np.array([0, 1, 1, 0], np.int32),
     n_categories=2,
+)
+valued_rows = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.integers(0, 3),
+        st.integers(0, 6),
+        st.sampled_from([0, 2]),
+        st.sampled_from([1.0, 2.0, 3.0]),
+    ),
+    min_size=1,
+    max_size=25,
 )
 event_rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, N_ITEMS - 1), st.integers(0, 8)), max_size=30)
 
@@ -72,13 +83,31 @@ def test_read_by_others_are_the_touches_of_some_history(event_table, rows):
     assert examples.read_by_others(LENGTH).tolist() == sorted(wanted)
 
 
-def test_weights_are_those_of_the_serving_features():
-    config = FeatureConfig(history_length=4, history_decay=2.5)
-    lengths = [0, 1, 3, 4]
-    empty = np.empty(0)
-    histories = [History(np.arange(n), empty, empty, empty) for n in lengths]
-    items, weights = tower_inputs(histories, config, N_ITEMS)
-    np.testing.assert_allclose(recency_weights(items, N_ITEMS, config.history_decay), weights, atol=1e-7)
+@settings(deadline=None)
+@given(valued_rows)
+def test_inputs_are_those_that_serving_builds_from_its_state(event_table, rows):
+    """Items, best signals so far, ages, user and context of every example, as a replayed state gives them."""
+    rows.sort(key=lambda row: row[2])
+    user, item, step, signal, value = (np.array(column) for column in zip(*rows, strict=True))
+    time_ms, context = 1700 * step, np.arange(len(rows)) % 3
+    tasks = (Task(name="liked", signals=("like",), min_value=2.0, relevance=1.0), Task(name="any", signals=("click",)))
+    signals, moments = ("click", "impression", "like"), np.array([[0, 0], [1, 2], [2, 0]], np.int32)
+    events = event_table(user, item, time_ms, np.zeros(len(rows)), signal=signal, value=value, context=context)
+    examples = first_touches(events, event_relevance(events.signal, events.value, signals, tasks), moments)
+    config = FeatureConfig(history_length=LENGTH)
+    found = examples.inputs(np.arange(len(examples)), LENGTH, N_ITEMS)
+    for row in range(len(examples)):
+        owner, moment_ms = int(examples.users[row]), int(examples.times_ms[row])
+        state = FunnelState.empty(ITEMS, config, signals, tasks)
+        for event in np.flatnonzero(time_ms < moment_ms):
+            state.apply(
+                int(user[event]), int(item[event]), int(signal[event]), float(value[event]), int(time_ms[event])
+            )
+        context_row = context[np.flatnonzero((user == owner) & (item == examples.items[row]))[0]]
+        moment = Moment(moment_ms, owner, tuple(moments[context_row].tolist()))
+        wanted = tower_inputs([state.history(owner)], [moment], config, N_ITEMS)
+        for name, array in vars(wanted).items():
+            assert getattr(found, name)[row].tolist() == array[0].tolist(), name
 
 
 def test_only_active_touches_of_the_candidate_part_are_read(event_table):
@@ -127,3 +156,15 @@ def test_examples_survive_a_round_trip(event_table, tmp_path):
     loaded = type(examples).load(tmp_path)
     assert loaded.items.tolist() == examples.items.tolist()
     assert loaded.end.tolist() == examples.end.tolist()
+
+
+def test_latest_inputs_are_complete_histories_after_the_last_touch(planted):
+    snapshot = Snapshot(planted)
+    events = snapshot.events()
+    inputs = latest_inputs(snapshot, FeatureConfig(history_length=3), 60, 40, np.random.default_rng(0))
+    assert len(inputs) == len(set(inputs.users.tolist())) == 40
+    for user, items, ages in zip(inputs.users, inputs.items, inputs.ages, strict=True):
+        rows = np.flatnonzero((events.user_index == user) & (events.part == 0))[::-1][:3]
+        assert items.tolist() == events.item_index[rows].tolist()
+        asked_ms = events.event_time_ms[rows[0]] + 1
+        assert ages.tolist() == ((asked_ms - events.event_time_ms[rows]) // 1000).tolist()

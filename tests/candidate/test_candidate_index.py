@@ -3,13 +3,11 @@ import numpy as np
 import pytest
 
 from stages.candidate.config import IndexConfig
-from stages.candidate.data import Examples
 from stages.candidate.index import (
     approximate_index,
     build_index,
     exact_index,
     recall_at,
-    sampled_histories,
     tune_probes,
 )
 from stages.contracts.errors import DataError
@@ -76,9 +74,3 @@ def test_the_step_measures_an_approximate_index_on_users_histories(planted, trai
     assert info["type"] == described["type"] == "IVF1,SQ8"
     assert metrics["n_queries"] == 30
     assert metrics["recall"] >= 0.95
-
-
-def test_sampled_histories_are_complete_ones():
-    items, start, end = np.array([5, 6, 7, 1, 2], np.int32), np.array([0, 0, 0, 3, 3]), np.array([0, 1, 1, 3, 4])
-    found = sampled_histories(Examples(items, start, end), 10, 2, 9, np.random.default_rng(0))
-    assert found.tolist() == [[7, 6], [2, 1]]

@@ -135,12 +135,8 @@ def test_other_features_than_the_towers_are_refused(planted, trained, indexed, t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_liked_cold_item_is_found_through_its_category(planted, trained, indexed):
+def test_a_liked_cold_item_is_found_through_its_category(planted, trained, indexed, single_items):
     """Item 7 has no training row: it must stand nearer to its own block's users than to others'."""
     scorer = CandidateScorer.load(trained, indexed)
-    items = np.full((4, 8), 60, np.int64)
-    items[:, 0] = [1, 16, 31, 46]
-    weights = np.zeros((4, 8), np.float32)
-    weights[:, 0] = 1.0
-    scores = scorer.embed(items, weights) @ scorer.item_vectors[7]
+    scores = scorer.embed(single_items([1, 16, 31, 46])) @ scorer.item_vectors[7]
     assert scores.argmax() == 0

@@ -2,6 +2,7 @@ import shutil
 
 import faiss
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 import stages.candidate.scorer as scorer_module
 from stages.candidate.config import IndexConfig
 from stages.candidate.index import approximate_index, exact_index, with_ids
-from stages.candidate.scorer import CandidateScorer
+from stages.candidate.scorer import CandidateScorer, UserTower, ranker_query
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 
@@ -110,17 +111,31 @@ def parts(trained, indexed, tmp_path):
     return tmp_path
 
 
-def test_a_release_directory_loads_and_embeds_any_batch(parts):
+def test_a_release_directory_loads_and_embeds_any_batch(parts, single_items):
     scorer = CandidateScorer.load(parts)
     assert (scorer.n_items, scorer.dim) == (60, 16)
     assert scorer.tower_version == sha256_file(parts / "user_tower.onnx")
-    items = np.full((3, 8), 60, np.int64)
-    weights = np.zeros((3, 8), np.float32)
-    items[:, 0], weights[:, 0] = [1, 16, 31], 1.0
-    queries = scorer.embed(items, weights)
+    queries = scorer.embed(single_items([1, 16, 31]))
     assert queries.shape == (3, 16)
-    np.testing.assert_allclose(scorer.embed(items[:1], weights[:1]), queries[:1], atol=1e-6)
+    np.testing.assert_allclose(scorer.embed(single_items([1])), queries[:1], atol=1e-6)
     assert isinstance(scorer.item_vectors, np.memmap)
+
+
+def test_a_tower_with_other_inputs_is_refused(tmp_path):
+    value = onnx.helper.make_tensor_value_info("history_weights", onnx.TensorProto.FLOAT, ["batch", 8])
+    output = onnx.helper.make_tensor_value_info("query", onnx.TensorProto.FLOAT, ["batch", 8])
+    node = onnx.helper.make_node("Identity", ["history_weights"], ["query"])
+    graph = onnx.helper.make_graph([node], "tower", [value], [output])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "tower.onnx")
+    with pytest.raises(ReleaseError, match=r"inputs \['history_weights'\], expected history_items and some of"):
+        UserTower(tmp_path / "tower.onnx")
+
+
+def test_rankers_read_the_mean_of_the_tastes():
+    tastes = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    np.testing.assert_allclose(ranker_query(tastes), [[2, 3], [8, 9]])
+    np.testing.assert_array_equal(ranker_query(tastes[:, 0]), tastes[:, 0])
 
 
 @pytest.mark.parametrize("name", ["user_tower.onnx", "item_vectors.npy", "index.faiss"])

@@ -56,6 +56,11 @@ def test_overrides_are_laid_over_the_recipe(environ: dict[str, str]) -> None:
     assert settings.recipe == {"seed": 9, "candidate": {"epochs": 5, "dimension": 8, "n_processes": 2}}
 
 
+def test_the_model_to_start_from_is_part_of_the_recipe(environ: dict[str, str], tmp_path: Path) -> None:
+    settings = load_settings(environ, warm_start=str(tmp_path / "x" / ".." / "step"))
+    assert settings.recipe["candidate"]["warm_start"] == str((tmp_path / "step").resolve())
+
+
 def test_malformed_override_is_refused() -> None:
     with pytest.raises(ConfigError, match="--set 'epochs': allowed is KEY=VALUE"):
         parse_overrides(("epochs",))

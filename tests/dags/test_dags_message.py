@@ -54,6 +54,7 @@ def test_the_commands_repeat_the_runs_parameters(words: ModuleType) -> None:
         "mapping": None,
         "as_of": "2026-01-01T00:00:00Z",
         "n_processes": 2,
+        "warm_start": "runs/train_candidate/0123",
         "overrides": {"candidate": {"dim": 32, "name": "it's"}},
         "promote": False,
     }
@@ -62,7 +63,8 @@ def test_the_commands_repeat_the_runs_parameters(words: ModuleType) -> None:
     assert trigger[:4] == ["airflow", "dags", "trigger", "train_funnel"]
     assert json.loads(trigger[5]) == {name: value for name, value in params.items() if value is not None}
     assert run[:8] == ["sluice", "run", "--data", "my data/ml-100k", "--as-of", params["as_of"], "--processes", "2"]
-    assert run[8:] == ["--set", "candidate.dim=32", "--set", 'candidate.name="it\'s"', "--no-promote"]
+    assert run[8:10] == ["--warm-start", "runs/train_candidate/0123"]
+    assert run[10:] == ["--set", "candidate.dim=32", "--set", 'candidate.name="it\'s"', "--no-promote"]
 
 
 def test_a_broken_contract_is_told_with_its_numbers_and_its_rows(words: ModuleType) -> None:

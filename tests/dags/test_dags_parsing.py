@@ -92,7 +92,16 @@ def test_every_task_retries_ends_and_reports(parsed: Any) -> None:
 
 
 def test_the_trigger_form_explains_every_parameter(parsed: Any) -> None:
-    assert sorted(parsed["params"]) == ["as_of", "config", "data", "mapping", "n_processes", "overrides", "promote"]
+    assert sorted(parsed["params"]) == [
+        "as_of",
+        "config",
+        "data",
+        "mapping",
+        "n_processes",
+        "overrides",
+        "promote",
+        "warm_start",
+    ]
     for name, param in parsed["params"].items():
         assert param["description"], name
         assert {"type", "title"} <= set(param["schema"]), name

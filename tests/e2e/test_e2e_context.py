@@ -18,9 +18,11 @@ from serving.errors import FieldError
 from serving.events import Event
 from serving.funnel import Funnel
 from serving.release import load_release
+from stages.candidate.scorer import ranker_query
 from stages.contracts.examples import Examples
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import PART_EVALUATION
+from stages.features.history import Moment, tower_inputs
 from stages.features.ranking import ranking_features
 from stages.features.replay import replay
 from stages.features.state import FunnelState
@@ -31,7 +33,8 @@ dataset:
   tasks: [{name: click, signals: [click], relevance: 1}]
   activity: {min_events: 5, window_days: 30}
   context: {columns: [device]}
-candidate: {dimension: 16, category_dimension: 8, hidden: [32], epochs: 1, batch_size: 256}
+candidate:
+  {dimension: 16, category_dimension: 8, hidden: [32], epochs: 1, batch_size: 256, context: true, user_id: true}
 light_ranker: {max_rounds: 10, folds: 2}
 heavy_ranker: {max_epochs: 1, ensemble: 1}
 funnel: {candidate_k: 60, light_k: 20, max_k: 10, objective: {click: 1.0}}
@@ -104,6 +107,8 @@ def test_the_moment_reaches_features_offline_and_online(run: Callable[..., Any])
     )
     column = examples.feature_names.index("item_context_device")
     names = snapshot.meta.context[0].values
+    queries = np.load(next(runs.rglob("queries.npy")))
+    by_context = set()
     compared = 0
     for request in replay(events, requests, state, contexts):
         rows = np.flatnonzero(examples.rows.request_id == request)
@@ -122,9 +127,18 @@ def test_the_moment_reaches_features_offline_and_online(run: Callable[..., Any])
             state.context_codes(moment),
         )
         np.testing.assert_array_equal(online, examples.features[rows])
+        user, at = int(requests.user_index[request]), int(requests.request_time_ms[request])
+        inputs = [
+            tower_inputs([state.history(user)], [Moment(at, user, codes)], release.config, len(release.items))
+            for codes in (state.context_codes(moment), (0,))
+        ]
+        embedded = [ranker_query(release.candidate.embed(each))[0] for each in inputs]
+        np.testing.assert_allclose(embedded[0], queries[request], atol=1e-6)
+        by_context.add((bool(code), bool(np.abs(embedded[0] - embedded[1]).max() > 1e-4)))
         assert bool(np.any(online[:, column])) == bool(code)
         compared += 1
     assert compared >= 5
+    assert by_context == {(False, False), (True, True)}, "the tower reads what is known, and nothing else"
 
     funnel = Funnel(release)
     user = funnel.known_users(1)[0]

@@ -15,7 +15,7 @@ from stages.contracts.errors import DataError
 from stages.contracts.snapshot import ContextColumn
 from stages.contracts.tables import DAY_MS, EventTable, RequestTable
 from stages.features.config import FeatureConfig
-from stages.features.history import tower_inputs
+from stages.features.history import UNKNOWN_USER, Moment, tower_inputs
 from stages.features.ranking import ranking_features
 from stages.features.replay import replay
 from stages.features.state import FunnelState, History
@@ -129,25 +129,33 @@ def test_events_out_of_order_are_refused(
         list(replay(events, make_requests([(0, T0)]), make_state()))
 
 
-def history_of(items: list[int]) -> History:
-    n = len(items)
+def history_of(items: list[int], times_ms: list[int], signals: list[int]) -> History:
     return History(
-        np.array(items, dtype=np.int64), np.zeros(n, dtype=np.int64), np.zeros(n, np.int16), np.ones(n, np.float32)
+        np.array(items, dtype=np.int64),
+        np.array(times_ms, dtype=np.int64),
+        np.array(signals, np.int16),
+        np.ones(len(items), np.float32),
     )
 
 
-def test_tower_inputs_are_padded_and_weighted_by_recency() -> None:
-    config = FeatureConfig(history_length=3, history_decay=2.0)
-    items, weights = tower_inputs([history_of([4, 1]), history_of([]), history_of([0, 1, 2, 3])], config, 8)
-    assert items.tolist() == [[4, 1, 8], [8, 8, 8], [0, 1, 2]]
-    assert (items.dtype, weights.dtype) == (np.int64, np.float32)
-    second = np.exp(-0.5)
-    np.testing.assert_allclose(weights[0], [1 / (1 + second), second / (1 + second), 0], rtol=1e-6)
-    assert weights[1].tolist() == [0, 0, 0]
-    np.testing.assert_allclose(weights[2].sum(), 1, rtol=1e-6)
-    assert (np.diff(weights[2]) < 0).all()
+def test_tower_inputs_are_padded_and_know_signals_and_ages() -> None:
+    config = FeatureConfig(history_length=3)
+    histories = [
+        history_of([4, 1], [9_500, 3_000], [2, 0]),
+        history_of([], [], []),
+        history_of([0, 1, 2, 3], [7_000, 6_000, 5_999, 1], [1, 1, 1, 1]),
+    ]
+    moments = [Moment(10_000, 5, (1, 0)), Moment(10_000, context=(0, 2)), Moment(6_000, 2, (0, 0))]
+    inputs = tower_inputs(histories, moments, config, 8)
+    assert inputs.items.tolist() == [[4, 1, 8], [8, 8, 8], [0, 1, 2]]
+    assert inputs.signals.tolist() == [[2, 0, 0], [0, 0, 0], [1, 1, 1]]
+    assert inputs.ages.tolist() == [[0, 7, 0], [0, 0, 0], [0, 0, 0]]
+    assert inputs.users.tolist() == [5, UNKNOWN_USER, 2]
+    assert inputs.context.tolist() == [[1, 0], [0, 2], [0, 0]]
+    assert {array.dtype for array in inputs.named().values()} == {np.dtype(np.int64)}
 
 
 def test_tower_inputs_of_nobody_are_empty() -> None:
-    items, weights = tower_inputs([], FeatureConfig(history_length=3), 8)
-    assert items.shape == weights.shape == (0, 3)
+    inputs = tower_inputs([], [], FeatureConfig(history_length=3), 8)
+    assert inputs.items.shape == inputs.ages.shape == (0, 3)
+    assert len(inputs) == len(inputs.users) == len(inputs.context) == 0

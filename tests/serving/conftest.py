@@ -94,12 +94,18 @@ def _graph(nodes: list, name: str, inputs: list, output: tuple, constants: dict)
 
 
 def _write_tower(directory: Path, seed: int) -> None:
+    """Write a tower that weighs each event by its signal and its age."""
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(N_ITEMS, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     nodes = [
         helper.make_node("Gather", ["table", "history_items"], ["rows"]),
-        helper.make_node("Unsqueeze", ["history_weights", "last"], ["weights"]),
+        helper.make_node("Add", ["history_ages", "second"], ["since"]),
+        helper.make_node("Cast", ["since"], ["seconds"], to=TensorProto.FLOAT),
+        helper.make_node("Log", ["seconds"], ["logs"]),
+        helper.make_node("Gather", ["by_signal", "history_signals"], ["factors"]),
+        helper.make_node("Div", ["factors", "logs"], ["strengths"]),
+        helper.make_node("Unsqueeze", ["strengths", "last"], ["weights"]),
         helper.make_node("Mul", ["rows", "weights"], ["weighted"]),
         helper.make_node("ReduceSum", ["weighted", "one"], ["pooled"], keepdims=0),
         helper.make_node("LpNormalization", ["pooled"], ["query"], axis=-1, p=2),
@@ -107,12 +113,13 @@ def _write_tower(directory: Path, seed: int) -> None:
     constants = {
         "table": np.concatenate([vectors, np.zeros((1, DIM), np.float32)]),
         "last": np.array([-1]),
+        "second": np.array([2]),
+        "by_signal": np.array([1.0, 2.0, 0.5], np.float32),
         "one": np.array([1]),
     }
-    inputs = [
-        ("history_items", TensorProto.INT64, ["batch", FEATURES.history_length]),
-        ("history_weights", TensorProto.FLOAT, ["batch", FEATURES.history_length]),
-    ]
+    shape = ["batch", FEATURES.history_length]
+    names = ("history_items", "history_signals", "history_ages")
+    inputs = [(name, TensorProto.INT64, shape) for name in names]
     model = _graph(nodes, "tower", inputs, ("query", TensorProto.FLOAT, ["batch", DIM]), constants)
     onnx.save(model, directory / "user_tower.onnx")
     np.save(directory / "item_vectors.npy", vectors)

@@ -14,7 +14,7 @@ from serving.release import load_release
 from stages.contracts.manifest import FunnelSpec
 from stages.contracts.ranking import rank_rows
 from stages.contracts.tables import DAY_MS, CandidateTable
-from stages.features.history import tower_inputs
+from stages.features.history import Moment, tower_inputs
 from stages.features.ranking import heavy_features, ranking_features
 
 AS_OF_MS = 1_700_000_000_000
@@ -47,7 +47,8 @@ def indices_of(answer) -> list[int]:
 def offline(release, users, time_ms):
     """Answer requests stage by stage with tables, as training and evaluation do."""
     state, spec, scorer = release.state, release.manifest.funnel, release.candidate
-    queries = scorer.embed(*tower_inputs([state.history(user) for user in users], release.config, N_ITEMS))
+    histories, moments = [state.history(user) for user in users], [Moment(time_ms, user) for user in users]
+    queries = scorer.embed(tower_inputs(histories, moments, release.config, N_ITEMS))
     excluded = [np.concatenate([state.seen(user), [FUTURE_ITEM, *WITHHELD]]) for user in users]
     found = scorer.search(queries, spec.candidate_k, excluded)
     sizes = [len(items) for items in found]

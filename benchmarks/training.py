@@ -1,0 +1,276 @@
+"""Training throughput of the two-tower model, against the same model on plain PyTorch.
+
+    python -m benchmarks.training [--items 1e6] [--users 1e6] [--steps 15] [--repeat 3] [--big] [--home DIR]
+
+The product's own step (the worker's batches, model, loss and optimizers, started by torchrun) trains on
+a skewed world: 64 dimensions, history 20, batch 4096, 1,024 shared negatives. The same batches, towers and
+loss then run on ``torch.nn.EmbeddingBag`` with sparse gradients and Adagrad, and with dense ones. Each
+is a process of its own with one thread; repeats alternate, ratios are of medians. Then 2 ranks against 1
+with the same whole batch, growth over the number of items, and where the time of a step goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.environment import describe
+
+HISTORY, BATCH, DIMENSION, CATEGORIES = 20, 4096, 64, 1000
+WARM_UP = 3
+CHOICES = ("product", "sparse", "dense")
+
+
+def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
+    """Write a job: each user touches 21 items of a skewed catalogue, so that the last has a full history."""
+    from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+    from stages.candidate.data import Catalogue, Examples
+    from stages.contracts.files import write_json
+    from stages.features.config import FeatureConfig
+
+    rng = np.random.default_rng(0)
+    n_touches = HISTORY + 1
+    items = np.minimum(rng.random(n_users * n_touches) ** 3 * n_items, n_items - 1).astype(np.int32)
+    start = np.repeat(np.arange(n_users, dtype=np.int64) * n_touches, n_touches)
+    Examples(items=items, start=start, end=np.arange(len(items), dtype=np.int64)).save(work)
+    Catalogue(
+        offsets=np.arange(n_items + 1, dtype=np.int64),
+        codes=rng.integers(0, CATEGORIES, n_items),
+        log_duration=rng.normal(size=n_items).astype(np.float32),
+        frequency=np.bincount(items, minlength=n_items).astype(np.int64),
+        in_histories=np.ones(n_items, dtype=bool),
+        eligible=np.arange(n_items),
+    ).save(work)
+    candidate = CandidateConfig(dimension=DIMENSION, batch_size=BATCH, n_processes=ranks, device="cpu", epochs=1)
+    config = TrainCandidateConfig(candidate=candidate, features=FeatureConfig(history_length=HISTORY))
+    write_json(work / "job.json", config.model_dump(mode="json"))
+    write_json(work / "run.json", {"checkpoints": None, "warm_start": None, "identity": {}})
+
+
+def plain_bags(catalogue: Any, config: Any, sparse: bool) -> tuple[Any, Any]:
+    """Return the same towers on ``torch.nn.EmbeddingBag`` and the optimizer of its tables."""
+    import torch
+    from torch import nn
+
+    from stages.candidate.model import KEYS, TwoTower
+    from stages.candidate.objective import n_categories
+
+    class Bags(nn.Module):  # type: ignore[misc]
+        """Looks the four features up in two plain tables."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = {"item": (len(catalogue), DIMENSION), "category": (n_categories(catalogue), 16)}
+            self.tables = nn.ModuleDict(
+                {name: nn.EmbeddingBag(*size, mode="sum", sparse=sparse) for name, size in sizes.items()}
+            )
+
+        def forward(self, features: Any) -> dict[str, Any]:
+            found = {}
+            for name in KEYS:
+                own = features[name]
+                table = self.tables["category" if "category" in name else "item"]
+                found[name] = table(own.values(), own.offsets()[:-1], per_sample_weights=own.weights())
+            return found
+
+    model = TwoTower(len(catalogue), n_categories(catalogue), config, torch.device("meta"))
+    model.embeddings = Bags()
+    return model, torch.optim.Adagrad(model.embeddings.parameters(), lr=config.sparse_learning_rate)
+
+
+def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
+    """Return batches, loss and a list of optimizers of one kind of model."""
+    import torch
+    import torch.distributed as dist
+
+    from stages.candidate import worker
+    from stages.candidate.batches import Batches
+    from stages.candidate.data import Catalogue, Examples
+    from stages.candidate.objective import LossOfBatch
+
+    settings = worker.job(work)
+    torch.set_num_threads(1)
+    if kind == "product":
+        batches, loss_of, optimizer = worker.build(work, dist.get_rank(), dist.get_world_size())
+        return batches, loss_of, [optimizer]
+    config, catalogue = settings.candidate, Catalogue.load(work)
+    batches = Batches(Examples.load(work), catalogue, config, settings.features)
+    model, sparse = plain_bags(catalogue, config, sparse=kind == "sparse")
+    dense = [value for name, value in model.named_parameters() if not name.startswith("embeddings.")]
+    optimizers = [sparse, torch.optim.AdamW(dense, lr=config.dense_learning_rate)]
+    return batches, LossOfBatch(model, catalogue, config, batches, torch.device("cpu")), optimizers
+
+
+def measure(work: Path, kind: str, steps: int) -> dict[str, Any]:
+    """Train some steps as the worker does, with prefetched input, and return speed and memory."""
+    from stages.candidate.prefetch import Prefetched
+
+    batches, loss_of, optimizers = step_parts(work, kind)
+    ready = Prefetched(batches.epoch(0), lambda batch: (batch, loss_of.prepare(batch)), 2)
+    seconds, waited, begun = [], [], time.perf_counter()
+    for number, (batch, features) in enumerate(ready):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss_of(batch, features).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        seconds.append(time.perf_counter() - begun)
+        waited.append(ready.waited)
+        begun = time.perf_counter()
+        if number + 1 == WARM_UP + steps:
+            break
+    ready.close()
+    timed = seconds[WARM_UP:]
+    return {
+        "examples_per_s": round(batches.size / statistics.median(timed), 1),
+        "input_wait_share": round((waited[-1] - waited[WARM_UP - 1]) / sum(timed), 4),
+        "peak_gb": peak_gb(),
+    }
+
+
+def peak_gb() -> float:
+    """Return the largest resident memory of this process, in GB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)
+
+
+def profile(work: Path, kind: str, steps: int) -> dict[str, float]:
+    """Return the median milliseconds of each part of a step, prepared without a thread."""
+    import torch
+
+    batches, loss_of, optimizers = step_parts(work, kind)
+    parts: dict[str, list[float]] = {}
+    source, clock = batches.epoch(0), time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        parts.setdefault(name, []).append(1000 * (time.perf_counter() - clock))
+        clock = time.perf_counter()
+
+    for _ in range(WARM_UP + steps):
+        clock = time.perf_counter()
+        batch = next(source)
+        lap("input")
+        features = loss_of.prepare(batch)
+        lap("collation")
+        with torch.no_grad():
+            loss_of.forward(batch, features)
+        lap("lookup_and_towers")
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = loss_of(batch, features)
+        lap("forward")
+        loss.backward()
+        lap("backward_with_fused_update" if kind == "product" else "backward")
+        for optimizer in optimizers:
+            optimizer.step()
+        lap("optimizer")
+    found = {name: round(statistics.median(values[WARM_UP:]), 1) for name, values in parts.items()}
+    found["in_batch_product_and_loss"] = round(found["forward"] - found["lookup_and_towers"], 1)
+    return found
+
+
+def child(work: Path, job: str, kind: str, steps: int, ranks: int = 1) -> dict[str, Any]:
+    """Run one job in processes of its own and return what rank 0 prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", str(ranks), "-m", "benchmarks.training", "--job", job, kind, str(work)]
+    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command += ["--steps", str(steps)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_job(job: str, kind: str, work: Path, steps: int) -> None:
+    """Be a rank: measure, and print the result on rank 0."""
+    import torch.distributed as dist
+
+    from stages.candidate import worker
+
+    warnings.simplefilter("ignore")
+    worker.initialise(worker.job(work).candidate)
+    result = {"measure": measure, "profile": profile}[job](work, kind, steps)
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, result.get("peak_gb"))
+    if dist.get_rank() == 0:
+        print(json.dumps({**result, "peak_gb_of_ranks": every} if len(every) > 1 else result))
+    dist.destroy_process_group()
+
+
+def medians(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median of each figure over repeats, and the single throughputs."""
+    found = {name: statistics.median(r[name] for r in results) for name in ("examples_per_s", "peak_gb")}
+    waits = [result["input_wait_share"] for result in results]
+    every = [result["examples_per_s"] for result in results]
+    return {**found, "input_wait_share": statistics.median(waits), "every_examples_per_s": every}
+
+
+def compare(home: Path, n_users: int, n_items: int, steps: int, repeat: int) -> dict[str, Any]:
+    """Measure the three models in turn, and two ranks."""
+    write_world(home, n_users, n_items, 1)
+    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*CHOICES, "two_ranks")}
+    for _ in range(repeat):
+        for kind in CHOICES:
+            results[kind].append(child(home, "measure", kind, steps))
+        results["two_ranks"].append(child(home, "measure", "product", steps, ranks=2))
+    found: dict[str, Any] = {kind: medians(own) for kind, own in results.items()}
+    ours = found["product"]
+    for other in ("sparse", "dense"):
+        found[f"times_{other}"] = round(ours["examples_per_s"] / found[other]["examples_per_s"], 2)
+        found[f"memory_of_{other}"] = round(ours["peak_gb"] / found[other]["peak_gb"], 2)
+    found["times_two_ranks"] = round(found["two_ranks"]["examples_per_s"] / ours["examples_per_s"], 2)
+    found["profile_ms"] = {kind: child(home, "profile", kind, steps) for kind in CHOICES}
+    return found
+
+
+def growth(home: Path, sizes: list[int], n_users: int, steps: int) -> list[dict[str, Any]]:
+    """Measure the product over the number of items."""
+    found = []
+    for n_items in sizes:
+        write_world(home, min(n_users, max(n_items, 20_000)), n_items, 1)
+        result = child(home, "measure", "product", steps)
+        microseconds = round(1e6 / result["examples_per_s"], 1)
+        found.append({"items": n_items, "us_per_example": microseconds, "peak_gb": result["peak_gb"]})
+        print(found[-1])
+    return found
+
+
+def main() -> None:
+    """Measure and print one JSON object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=float, default=1e6)
+    parser.add_argument("--users", type=float, default=1e6)
+    parser.add_argument("--steps", type=int, default=15, help="timed steps of each process")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--big", action="store_true", help="growth up to ten million items")
+    parser.add_argument("--home", type=Path, default=None, help="where the worlds go; 1 GB")
+    parser.add_argument("--job", nargs=3, metavar=("JOB", "KIND", "DIRECTORY"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        run_job(options.job[0], options.job[1], Path(options.job[2]), options.steps)
+        return
+    n_users, n_items = int(options.users), int(options.items)
+    with tempfile.TemporaryDirectory(dir=options.home) as name:
+        home = Path(name)
+        result = compare(home, n_users, n_items, options.steps, options.repeat)
+        sizes = [10_000, 100_000, 1_000_000] + [10_000_000] * options.big
+        result["growth"] = growth(home, sizes, n_users, options.steps)
+    about = describe("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")
+    print(json.dumps({"benchmark": "training", "users": n_users, "items": n_items, **about, **result}))
+
+
+if __name__ == "__main__":
+    main()

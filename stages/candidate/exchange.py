@@ -1,0 +1,135 @@
+"""One global batch on several ranks: who holds which rows, and candidates that all ranks share.
+
+The batch, its order, its negatives and what is hidden are drawn alike on every rank, whatever their
+number; a rank then embeds its share. Candidates are gathered with their gradient, so that each query
+meets all of the batch's candidates and N ranks compute the loss of one rank with the whole batch.
+
+Shapes: B queries and C candidates of the whole batch, b and c of one rank, D dimensions, R ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank holds of a batch's positives and shared negatives.
+
+    Every rank sends equally many rows, as collectives want them; the last ones may be padding.
+
+    Attributes:
+        borders: R + 1 positions in the batch: rank r has the queries from border r to the next one.
+        n_shared: shared negatives of the batch.
+        rank: of R.
+    """
+
+    borders: tuple[int, ...]
+    n_shared: int
+    rank: int
+
+    @classmethod
+    def even(cls, n_queries: int, n_shared: int, rank: int, world: int) -> Share:
+        """Return an even share of ``n_queries`` queries."""
+        return cls((0, *(part(n_queries, each, world).stop for each in range(world))), n_shared, rank)
+
+    @property
+    def n_queries(self) -> int:
+        """Return B."""
+        return self.borders[-1]
+
+    @property
+    def world(self) -> int:
+        """Return R."""
+        return len(self.borders) - 1
+
+    @property
+    def queries(self) -> slice:
+        """Return the rank's rows of the batch."""
+        return self._queries_of(self.rank)
+
+    @property
+    def shared(self) -> slice:
+        """Return the rank's rows of the shared negatives."""
+        return part(self.n_shared, self.rank, self.world)
+
+    @property
+    def rows(self) -> int:
+        """Return c, the candidates that each rank embeds: its positives, its negatives, padding."""
+        most = max(late - early for early, late in pairwise(self.borders))
+        return most + -(-self.n_shared // self.world)
+
+    def _queries_of(self, rank: int) -> slice:
+        return slice(self.borders[rank], self.borders[rank + 1])
+
+    @property
+    def weight(self) -> float:
+        """Return what the mean over the rank's queries counts for in the mean over ranks."""
+        own = range(self.n_queries)[self.queries]
+        return len(own) * self.world / self.n_queries
+
+    def order(self) -> np.ndarray:
+        """Return int64 ``[C]``, candidates in the order of this rank's loss: first its own positives.
+
+        The other ranks' positives follow, then the shared negatives; numbers are positions in the
+        batch, positives before shared negatives.
+        """
+        own = self.queries
+        others = np.r_[0 : own.start, own.stop : self.n_queries + self.n_shared]
+        return np.concatenate([np.arange(own.start, own.stop), others]).astype(np.int64)
+
+    def places(self) -> np.ndarray:
+        """Return int64 ``[C]``, where each candidate of ``order`` lies in the gathered ``[R * c]`` rows."""
+        place = np.empty(self.n_queries + self.n_shared, dtype=np.int64)
+        for rank in range(self.world):
+            queries, shared = self._queries_of(rank), part(self.n_shared, rank, self.world)
+            n_queries = queries.stop - queries.start
+            start = rank * self.rows
+            place[queries] = start + np.arange(n_queries)
+            place[self.n_queries + shared.start : self.n_queries + shared.stop] = (
+                start + n_queries + np.arange(shared.stop - shared.start)
+            )
+        found: np.ndarray = place[self.order()]
+        return found
+
+
+def part(n: int, rank: int, world: int) -> slice:
+    """Return the rank's even share of n rows."""
+    return slice(n * rank // world, n * (rank + 1) // world)
+
+
+class _Gather(torch.autograd.Function):  # type: ignore[misc]
+    """All ranks' rows on every rank; a row's gradient is the sum of what the ranks have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_cD: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(rows_cD) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows_cD.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RD: torch.Tensor) -> torch.Tensor:
+        parts = list(gradient_RD.contiguous().chunk(dist.get_world_size()))
+        own_cD = torch.empty_like(parts[0])
+        dist.reduce_scatter(own_cD, parts)
+        return own_cD
+
+
+def gather_candidates(rows_cD: torch.Tensor, share: Share) -> torch.Tensor:
+    """Return the whole batch's candidates ``[C, D]`` in the order of ``share.order``, differentiable.
+
+    Args:
+        rows_cD: what this rank embedded, ``share.rows`` of them.
+        share: of this rank.
+    """
+    if share.world == 1:
+        return rows_cD
+    places_C = torch.from_numpy(share.places()).to(rows_cD.device)
+    whole_CD: torch.Tensor = _Gather.apply(rows_cD)[places_C]
+    return whole_CD

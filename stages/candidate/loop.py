@@ -1,0 +1,122 @@
+"""The training loop: epochs over prefetched batches, with checkpoints on the way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torchrec.optim.keyed import CombinedOptimizer
+from tqdm import tqdm
+
+from stages.candidate.batches import Batch, Batches
+from stages.candidate.checkpoint import Checkpoints, Progress
+from stages.candidate.config import CandidateConfig
+from stages.candidate.inputs import ModelInputs
+from stages.candidate.objective import LossOfBatch
+from stages.candidate.prefetch import Prefetched
+from stages.candidate.state import State
+from stages.contracts.errors import DataError
+
+
+@dataclass
+class Clock:
+    """Seconds of the loop: in all, and waiting for input."""
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    steps: int = 0
+
+
+class Loop:
+    """Trains this rank's part of every epoch.
+
+    Args:
+        batches: of this rank.
+        loss_of: the model's loss.
+        optimizer: of all parameters.
+        config: passes, prefetching and checkpoints.
+        checkpoints: where they go; None writes none.
+        state: what a checkpoint holds.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        loss_of: LossOfBatch,
+        optimizer: CombinedOptimizer,
+        config: CandidateConfig,
+        checkpoints: Checkpoints | None,
+        state: State,
+    ) -> None:
+        self._batches, self._loss_of, self._optimizer = batches, loss_of, optimizer
+        self._config, self._checkpoints, self._state = config, checkpoints, state
+        self.clock = Clock()
+
+    def run(self, progress: Progress, bar: tqdm) -> Progress:
+        """Train from ``progress`` to the end of the last pass.
+
+        Raises:
+            DataError: if a loss is not finite.
+        """
+        while progress.epoch < self._config.passes:
+            progress = self._epoch(progress, bar)
+            bar.set_postfix(epoch=progress.epoch, loss=f"{progress.losses[-1]:.4f}")
+            if progress.epoch < self._config.passes:
+                self._save(progress)
+        return progress
+
+    def _epoch(self, progress: Progress, bar: tqdm) -> Progress:
+        """Train the rest of an epoch and return where the next one begins."""
+        total = torch.zeros(1, dtype=torch.float64, device=self._loss_of.device)
+        started, every = time.perf_counter(), self._config.checkpoint_every_steps
+        source = self._batches.epoch(progress.epoch, progress.step)
+        ready = Prefetched(source, self._prepared, self._config.prefetch)
+        try:
+            for step, (batch, inputs) in enumerate(ready, start=progress.step):
+                torch.manual_seed(self._seed(progress.epoch, step))
+                self._optimizer.zero_grad()
+                loss = self._loss_of(batch, inputs)
+                loss.backward()
+                self._optimizer.step()
+                total += loss.detach()
+                bar.update()
+                if every and (step + 1) % every == 0 and step + 1 < self._batches.steps:
+                    done = progress.total + _mean_over_ranks(total)
+                    self._save(progress.model_copy(update={"step": step + 1, "total": done}))
+        finally:
+            ready.close()
+        self._count(time.perf_counter() - started, ready.waited, self._batches.steps - progress.step)
+        mean = (progress.total + _mean_over_ranks(total)) / self._batches.steps
+        if not np.isfinite(mean):
+            raise DataError(
+                f"candidate training: the loss of epoch {progress.epoch + 1} is {mean}; lower the learning rates"
+            )
+        return Progress(epoch=progress.epoch + 1, losses=(*progress.losses, mean))
+
+    def _prepared(self, batch: Batch) -> tuple[Batch, ModelInputs]:
+        return batch, self._loss_of.prepare(batch)
+
+    def _seed(self, epoch: int, step: int) -> int:
+        """Return the seed of what layers draw in a step, so that a resumed run draws the same."""
+        numbers = [self._config.seed, epoch, step, dist.get_rank()]
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+    def _count(self, seconds: float, waited: float, steps: int) -> None:
+        self.clock.seconds += seconds
+        self.clock.waited += waited
+        self.clock.steps += steps
+
+    def _save(self, progress: Progress) -> None:
+        if self._checkpoints is not None:
+            number = progress.epoch * self._batches.steps + progress.step
+            self._checkpoints.save(number, progress, self._state)
+
+
+def _mean_over_ranks(total: torch.Tensor) -> float:
+    whole = total.clone()
+    dist.all_reduce(whole)
+    mean: float = whole.item() / dist.get_world_size()
+    return mean

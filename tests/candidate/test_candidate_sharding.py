@@ -1,0 +1,206 @@
+"""However tables are sharded and however many ranks there are, the same model comes out.
+
+Two ranks add the same float32 numbers in another order than one. The difference grows over the steps
+but stays far below what a seed changes: losses within 1e-4 and unit vectors within 2e-3 after 16 steps.
+"""
+
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from stages.candidate import plan, worker
+from stages.candidate.batches import Batches
+from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.exchange import Share
+from stages.candidate.export import export
+from stages.candidate.train import prepare
+from stages.contracts.files import read_json
+from stages.contracts.snapshot import Snapshot
+from stages.features.config import FeatureConfig
+
+FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
+LOSS_TOLERANCE, VECTOR_TOLERANCE = 1e-4, 2e-3
+KINDS = [
+    ("table_wise", "rowwise_adagrad"),
+    ("row_wise", "rowwise_adagrad"),
+    ("data_parallel", "rowwise_adagrad"),
+    ("auto", "rowwise_adagrad"),
+    ("column_wise", "adagrad"),
+    ("data_parallel", "adagrad"),
+    ("table_wise", "adagrad"),
+]
+
+
+def job(planted: Path, directory: Path, **changes):
+    """Prepare a job of 101 examples a batch, which two ranks cannot halve, and return what export needs."""
+    values = {
+        "dimension": 16,
+        "category_dimension": 4,
+        "hidden": (16,),
+        "epochs": 2,
+        "batch_size": 101,
+        "uniform_negatives": 33,
+        "temperature": 0.2,
+        "sparse_learning_rate": 0.1,
+        "dense_learning_rate": 5e-3,
+        "device": "cpu",
+        "timeout_s": 60,
+        **changes,
+    }
+    config = TrainCandidateConfig(candidate=CandidateConfig(**values), features=FEATURES)
+    directory.mkdir(parents=True)
+    return config, prepare(config, Snapshot(planted), directory)
+
+
+def run_ranks(n: int, *directories: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", str(n), str(Path(__file__).with_name("ranks.py")), *map(str, directories)]
+    interface = "lo" if sys.platform == "linux" else "lo0"
+    inherited = {**os.environ, "GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=inherited, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def results(planted, tmp_path_factory):
+    """Losses, vectors and queries of every kind of sharding on one rank and on two."""
+    root, found = tmp_path_factory.mktemp("sharding"), {}
+    for ranks in (1, 2):
+        jobs = {
+            kind: job(planted, root / f"{kind[0]}-{kind[1]}-{ranks}", sharding=kind[0], sparse_optimizer=kind[1])
+            for kind in KINDS
+        }
+        places = {kind: root / f"{kind[0]}-{kind[1]}-{ranks}" for kind in KINDS}
+        done = run_ranks(ranks, *places.values())
+        assert done.returncode == 0, done.stderr[-3000:]
+        for kind, (config, catalogue) in jobs.items():
+            out = root / f"out-{kind[0]}-{kind[1]}-{ranks}"
+            out.mkdir()
+            summary = export(out, places[kind], config, catalogue)
+            query = np.load(places[kind] / "probe_query.npy")
+            found[kind, ranks] = summary, np.load(out / "item_vectors.npy"), query, places[kind]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_reach_what_one_reaches(results, kind):
+    (one, vectors, queries, _), (two, vectors_2, queries_2, _) = results[kind, 1], results[kind, 2]
+    np.testing.assert_allclose(two["losses"], one["losses"], atol=LOSS_TOLERANCE)
+    np.testing.assert_allclose(vectors_2, vectors, atol=VECTOR_TOLERANCE)
+    np.testing.assert_allclose(queries_2, queries, atol=VECTOR_TOLERANCE)
+    assert one["losses"][1] < one["losses"][0] - 0.2  # it did move
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_portable_tower_is_the_sharded_one(results, kind):
+    assert max(results[kind, ranks][0]["export_deviation"] for ranks in (1, 2)) < 1e-5
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
+def test_every_kind_of_sharding_gives_the_same_model(results, optimizer):
+    same = [kind for kind in KINDS if kind[1] == optimizer]
+    for first, other in itertools.pairwise(same):
+        np.testing.assert_allclose(results[other, 2][1], results[first, 1][1], atol=VECTOR_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unsharded_state_holds_every_weight_and_sum(results, kind):
+    """One rank's files and two ranks' have the same names, shapes and, within rounding, values."""
+    one, two = (results[kind, ranks][3] / "state" for ranks in (1, 2))
+    names = sorted(path.relative_to(one) for path in one.rglob("*.npy"))
+    assert names == sorted(path.relative_to(two) for path in two.rglob("*.npy"))
+    assert Path("optimizer/embeddings.embedding_bags.category.weight/sum.npy") in names
+    for name in names:
+        first, second = np.load(one / name), np.load(two / name)
+        assert first.shape == second.shape
+        if "signal" in name.parts[1]:
+            continue  # one kind of event only: weights are normalised, so nothing but rounding ever moves this one
+        np.testing.assert_allclose(second, first, atol=5e-3, rtol=5e-3)
+    sums = np.load(one / "optimizer/embeddings.embedding_bags.item.weight/sum.npy")
+    assert sums.shape == ((60,) if kind[1] == "rowwise_adagrad" else (60, 16))
+    assert sums.max() > 0
+
+
+@pytest.mark.parametrize(("n_queries", "n_uniform", "world"), [(10, 4, 2), (7, 3, 2), (8, 0, 3), (11, 5, 4)])
+def test_shares_cover_the_batch_and_find_their_rows_again(n_queries, n_uniform, world):
+    """Gathering what each rank holds and taking ``places`` gives ``order``, own positives first."""
+    shares = [Share.even(n_queries, n_uniform, rank, world) for rank in range(world)]
+    gathered = np.full(world * shares[0].rows, -1)
+    for rank, share in enumerate(shares):
+        own = np.r_[np.arange(n_queries)[share.queries], n_queries + np.arange(n_uniform)[share.shared]]
+        gathered[rank * share.rows : rank * share.rows + len(own)] = own
+    for share in shares:
+        np.testing.assert_array_equal(gathered[share.places()], share.order())
+        own = share.queries.stop - share.queries.start
+        np.testing.assert_array_equal(share.order()[:own], np.arange(n_queries)[share.queries])
+        assert (share.order()[:n_queries] < n_queries).all()
+        assert sorted(share.order()) == list(range(n_queries + n_uniform))
+    assert sum(share.weight for share in shares) / world == pytest.approx(1.0)
+
+
+def test_the_batch_does_not_depend_on_the_number_of_ranks(small_world):
+    config = CandidateConfig(batch_size=17, uniform_negatives=5)
+    features = FeatureConfig(history_length=4, history_decay=2.0)
+    whole = list(Batches(*small_world, config, features).epoch(1))
+    parts = [list(Batches(*small_world, config, features, rank, 3).epoch(1)) for rank in range(3)]
+    assert len(whole) == len(parts[0]) == len(parts[2]) > 5
+    for step, batch in enumerate(whole):
+        for name in ("history", "signals", "ages", "kept", "named", "users"):
+            joined = np.concatenate([getattr(own[step], name) for own in parts])
+            np.testing.assert_array_equal(joined, getattr(batch, name))
+        for own in parts:
+            np.testing.assert_array_equal(own[step].candidates, batch.candidates[own[step].share.order()])
+
+
+def test_an_epoch_may_begin_at_any_step(small_world):
+    batches = Batches(*small_world, CandidateConfig(batch_size=16), FeatureConfig(history_length=4, history_decay=2.0))
+    whole, rest = list(batches.epoch(3)), list(batches.epoch(3, start=7))
+    assert len(rest) == len(whole) - 7
+    np.testing.assert_array_equal(rest[0].items, whole[7].items)
+    np.testing.assert_array_equal(rest[0].kept, whole[7].kept)
+
+
+def test_column_wise_sharding_refuses_sums_by_row():
+    with pytest.raises(ValidationError, match="sharding = 'column_wise' needs sparse_optimizer = 'adagrad'"):
+        CandidateConfig(sharding="column_wise")
+
+
+def test_more_ranks_than_rows_and_tables(planted, tmp_path):
+    """Three ranks and a category table of four rows, or three with one row: some ranks hold nothing of it."""
+    places = []
+    for kind in ("row_wise", "table_wise", "data_parallel"):
+        places.append(tmp_path / kind)
+        job(planted, places[-1], sharding=kind, epochs=1)
+    done = run_ranks(5, *places)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [read_json(place / "metrics.json")["losses"][0] for place in places]
+    np.testing.assert_allclose(losses, losses[0], atol=LOSS_TOLERANCE)
+    category = [np.load(p / "state/weights/embeddings.embedding_bags.category.weight.npy") for p in places]
+    assert category[0].shape == (4, 4)
+    np.testing.assert_allclose(category[1], category[0], atol=VECTOR_TOLERANCE)
+    assert torch.tensor(losses).isfinite().all()
+
+
+def test_learned_weights_keep_their_gradient(planted, tmp_path, one_rank):
+    """The kernels are spared the gradient of weights that nothing learns, and only of those."""
+    job(planted, tmp_path / "job", sharding="table_wise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchRec's own deprecations
+        batches, loss_of, _ = worker.build(tmp_path / "job", 0, 1)
+        assert len(list(plan.kernels(loss_of.model))) >= 1
+        inputs = loss_of.prepare(next(batches.epoch(0)))
+        features = inputs.features
+        learned = features.weights().clone().requires_grad_()
+        own = KeyedJaggedTensor(features.keys(), features.values(), learned, lengths=features.lengths())
+        query, candidate = loss_of.model(dataclasses.replace(inputs, features=own))
+    (query.sum() + candidate.sum()).backward()
+    assert learned.grad.abs().max() > 0

@@ -1,0 +1,237 @@
+"""Training goes on from an earlier model whose tables have grown: two months of a planted world."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.resume import warm_start_version
+from stages.candidate.scorer import UserTower
+from stages.candidate.train import train_candidate
+from stages.contracts.errors import ConfigError
+from stages.contracts.files import read_json, write_json
+from stages.contracts.id_map import IdMap
+from stages.features.config import FeatureConfig
+from stages.features.history import UNKNOWN_USER, TowerInputs
+
+FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
+SETTINGS = {
+    "dimension": 16,
+    "category_dimension": 4,
+    "hidden": (16,),
+    "epochs": 12,
+    "batch_size": 64,
+    "uniform_negatives": 32,
+    "temperature": 0.2,
+    "sparse_learning_rate": 0.2,
+    "dense_learning_rate": 5e-3,
+    "device": "cpu",
+    "timeout_s": 60,
+}
+BLOCK, OLD, NEW = 12, 4, 5  # items a block; blocks of the first month; a fifth comes with the second
+USERS = 40  # a block
+
+
+def train(snapshot, out, **changes):
+    out.mkdir(parents=True)
+    candidate = CandidateConfig(**{**SETTINGS, **changes})
+    start = candidate.warm_start
+    version = warm_start_version(start) if start else ""
+    config = TrainCandidateConfig(candidate=candidate, features=FEATURES, warm_start_version=version)
+    return train_candidate(config, {"snapshot": snapshot}, out)
+
+
+def month(n_blocks, seed):
+    """Sequences of each user's block: users and items are numbered by block, so that old rows come first."""
+    rng = np.random.default_rng(seed)
+    weights = 1.0 / np.arange(2, BLOCK + 2)
+    return [
+        (user, (user // USERS) * BLOCK + rng.permutation(BLOCK)[np.argsort(rng.random(BLOCK) ** (1 / weights))[::-1]])
+        for user in range(USERS * n_blocks)
+    ]
+
+
+def snapshot_of(directory, writer, event_table, request_table, n_blocks, months):
+    """Write the snapshot of all months so far; each user's two last items of the newest month are the ranker part."""
+    rows, held = [], []
+    for number, sequences in enumerate(months):
+        last = number == len(months) - 1
+        for user, items in sequences:
+            times = 1000 * number + np.arange(len(items))
+            for step, (item, time_ms) in enumerate(zip(items.tolist(), times.tolist(), strict=True)):
+                ranker = last and step >= len(items) - 2
+                rows.append((user, item, 10_000 + step if ranker else time_ms, int(ranker)))
+                if ranker and step == len(items) - 2:
+                    held.append((user, item))
+    events = event_table(*np.array(sorted(rows, key=lambda row: row[2])).T)
+    user, item = np.array(held).T
+    requests = request_table(
+        request_id=np.arange(len(user)),
+        user_index=user,
+        request_time_ms=np.full(len(user), 10_000),
+        part=np.ones(len(user), np.int8),
+    )
+    categories = [[i // BLOCK % 4] for i in range(BLOCK * n_blocks)]
+    created = np.zeros(BLOCK * n_blocks, np.int64)
+    writer(directory, events, requests, (np.arange(len(user)), item), created, categories)
+    return directory, held
+
+
+@pytest.fixture(scope="module")
+def months(tmp_path_factory, snapshot_writer, event_table, request_table):
+    root = tmp_path_factory.mktemp("months")
+    first, second = month(OLD, 1), month(NEW, 2)
+    one, _ = snapshot_of(root / "one", snapshot_writer, event_table, request_table, OLD, [first])
+    two, held = snapshot_of(root / "two", snapshot_writer, event_table, request_table, NEW, [first, second])
+    return one, two, held
+
+
+@pytest.fixture(scope="module")
+def champion(months, tmp_path_factory):
+    out = tmp_path_factory.mktemp("champion") / "step"
+    train(months[0], out)
+    return out
+
+
+def recall(out, snapshot, held, k=3):
+    """Share of the ranker part's held items that are among the k best of the whole catalogue."""
+    tower, vectors = UserTower(out / "user_tower.onnx"), np.load(out / "item_vectors.npy")
+    from stages.contracts.snapshot import Snapshot
+
+    events = Snapshot(snapshot).events()
+    found = []
+    for user, item in held:
+        seen = events.item_index[(events.user_index == user) & (events.part == 0)]
+        padding = len(vectors)
+        history = np.full((1, 8), padding, np.int64)
+        newest = seen[::-1][:8]
+        history[0, : len(newest)] = newest
+        nothing = np.zeros((1, 8), np.int64)
+        inputs = TowerInputs(history, nothing, nothing, np.array([UNKNOWN_USER]), np.zeros((1, 0), np.int64))
+        scores = (tower.embed(inputs) @ vectors.T)[0]
+        found.append(item in np.argsort(-scores)[:k])
+    return float(np.mean(found))
+
+
+@pytest.fixture(scope="module")
+def both(months, champion, tmp_path_factory):
+    """The second month trained anew with all epochs, and warm-started with two of them."""
+    root = tmp_path_factory.mktemp("second")
+    scratch, _ = train(months[1], root / "scratch")
+    warm, _ = train(months[1], root / "warm", warm_start=str(champion), warm_start_epochs=2)
+    return root, scratch, warm
+
+
+def test_a_few_epochs_reach_what_scratch_does(months, both):
+    """Judged on the ranker part: at least the quality of scratch, for a sixth of its steps."""
+    root, scratch, warm = both
+    assert warm["steps"] * 6 == scratch["steps"]
+    for k in (3, BLOCK):  # as many as a block has: every item of the own one, the fifth block's included
+        found = {name: recall(root / name, months[1], months[2], k) for name in ("scratch", "warm")}
+        assert found["warm"] >= found["scratch"]
+    assert found["warm"] > 0.95
+    assert warm["loss_first"] < scratch["loss_first"]
+
+
+def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, tmp_path, one_rank):
+    """Before the first step: weights and sums of old rows are the champion's, new rows a fresh run's."""
+    from stages.candidate import worker
+    from stages.candidate.state import read_arrays, training_state
+    from stages.candidate.train import prepare
+    from stages.contracts.snapshot import Snapshot
+
+    config = TrainCandidateConfig(candidate=CandidateConfig(**SETTINGS), features=FEATURES)
+    prepare(config, Snapshot(months[1]), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchRec's own deprecations
+        _, loss_of, optimizer = worker.build(tmp_path, 0, 1)
+        state = training_state(loss_of.model, optimizer)
+    weight, sums = (
+        "weights/embeddings.embedding_bags.item.weight",
+        "optimizer/embeddings.embedding_bags.item.weight/sum",
+    )
+    whole = {name: state[name].local_shards()[0].tensor for name in (weight, sums)}
+    fresh = {name: value.clone() for name, value in whole.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read_arrays(state, champion / "state")
+    for name in (weight, sums):
+        old = np.load(champion / "state" / f"{name}.npy")
+        assert len(old) == OLD * BLOCK
+        np.testing.assert_array_equal(whole[name][: len(old)].numpy().reshape(old.shape), old)
+        np.testing.assert_array_equal(whole[name][len(old) :].numpy(), fresh[name][len(old) :].numpy())
+    assert np.load(champion / "state" / f"{sums}.npy").max() > 0
+    assert float(state["optimizer/query_tower.correction.mlp.0.bias/step"]) > 0
+    query = "optimizer/query_tower.correction.mlp.0.weight/exp_avg"
+    np.testing.assert_array_equal(state[query].numpy(), np.load(champion / "state" / f"{query}.npy"))
+
+
+def test_a_release_is_traced_to_its_step(months, champion, tmp_path):
+    """A release carries no training state: it is found by the tower's version among the finished steps."""
+    release, steps = tmp_path / "release", tmp_path / "train_candidate"
+    release.mkdir()
+    shutil.copy(champion / "tower.json", release)
+    shutil.copytree(champion, steps / "0123456789abcdef")
+    metrics, _ = train(months[1], steps / ".next.tmp", warm_start=str(release), warm_start_epochs=1)
+    assert metrics["loss_first"] < 3.0
+    shutil.rmtree(steps / "0123456789abcdef")
+    with pytest.raises(ConfigError, match=r"holds no training state, and no finished step below .* has its tower"):
+        train(months[1], steps / ".other.tmp", warm_start=str(release))
+
+
+def test_a_model_of_another_shape_is_refused(months, champion, tmp_path):
+    with pytest.raises(ConfigError, match=r"candidate.dimension = 8, the model there has 16; candidate.hidden = \[4\]"):
+        train(months[1], tmp_path / "out", warm_start=str(champion), dimension=8, hidden=(4,))
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"warm_start = .*nowhere': has no tower.json; allowed is the directory"):
+        warm_start_version(str(tmp_path / "nowhere"))
+
+
+def test_rows_that_moved_are_refused(months, champion, tmp_path):
+    """Users and items that are not the first rows of the snapshot: their vectors would be somebody else's."""
+    moved = tmp_path / "moved"
+    shutil.copytree(months[1], moved)
+    items = pq.read_table(moved / "items.parquet")
+    names = items["item_id"].to_pylist()
+    names[0], names[1] = names[1], names[0]
+    pq.write_table(
+        items.set_column(items.schema.get_field_index("item_id"), "item_id", pa.array(names)), moved / "items.parquet"
+    )
+    with pytest.raises(
+        ConfigError, match=r"its 48 rows of items .* are not the first rows of this snapshot, which has 60"
+    ):
+        train(moved, tmp_path / "out", warm_start=str(champion))
+
+
+def test_versions_of_the_maps_are_believed(months, champion, tmp_path):
+    """A snapshot that was built with a base says so in its versions; another one's versions are refused."""
+    from stages.contracts.snapshot import Snapshot
+
+    grown = tmp_path / "grown"
+    shutil.copytree(months[1], grown)
+    maps = {}
+    for kind, n_old in (("users", OLD * USERS), ("items", OLD * BLOCK)):
+        ids = Snapshot(grown).user_ids() if kind == "users" else Snapshot(grown).items().item_id
+        known = IdMap.empty(kind).extend(pa.array(ids[:n_old], pa.string())).extend(pa.array(ids[n_old:], pa.string()))
+        maps[kind] = [version.model_dump() for version in known.versions]
+    meta = {**read_json(grown / "snapshot.json"), "ids": maps}
+    write_json(grown / "snapshot.json", meta)
+    metrics, _ = train(grown, tmp_path / "out", warm_start=str(champion), warm_start_epochs=1)
+    assert metrics["loss_first"] < 3.0
+    state = json.loads((tmp_path / "out" / "state" / "state.json").read_text())
+    assert [version["size"] for version in state["ids"]["items"]] == [OLD * BLOCK, NEW * BLOCK]
+
+
+def test_damaged_files_are_named(champion, tmp_path, months):
+    copy = tmp_path / "copy"
+    shutil.copytree(champion, copy)
+    (copy / "state/weights/query_tower.correction.mlp.0.bias.npy").unlink()
+    with pytest.raises(ConfigError, match=r"query_tower\.correction\.mlp\.0\.bias\.npy is missing"):
+        train(months[1], tmp_path / "out", warm_start=str(copy))

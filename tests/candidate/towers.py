@@ -1,0 +1,66 @@
+"""Helpers of the tests of towers: models without a process group, fitted on worlds with a known answer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from stages.candidate.batches import Batches, make_batches
+from stages.candidate.catalogue import Catalogue
+from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.data import Examples
+from stages.candidate.model import TwoTower, sizes_of
+from stages.candidate.objective import LossOfBatch
+from stages.features.config import FeatureConfig
+
+CPU = torch.device("cpu")
+
+
+def plain_catalogue(examples: Examples, n_items: int, **changes) -> Catalogue:
+    """Items without categories, all of them eligible and in histories."""
+    catalogue = Catalogue(
+        offsets=np.zeros(n_items + 1, np.int64),
+        codes=np.zeros(0, np.int64),
+        log_duration=np.zeros(n_items, np.float32),
+        frequency=np.bincount(examples.items[examples.usable(False)], minlength=n_items),
+        in_histories=np.ones(n_items, bool),
+        eligible=np.arange(n_items),
+    )
+    return dataclasses.replace(catalogue, **changes)
+
+
+def build(examples: Examples, catalogue: Catalogue, config: CandidateConfig, features: FeatureConfig):
+    """Return an untrained model, its batches and its loss."""
+    torch.manual_seed(config.seed)
+    model = TwoTower(sizes_of(catalogue, TrainCandidateConfig(candidate=config, features=features)), config)
+    batches = make_batches(examples, catalogue, config, features)
+    return model, batches, LossOfBatch(model, catalogue, config, batches, CPU)
+
+
+def fit(examples: Examples, catalogue: Catalogue, config: CandidateConfig, features: FeatureConfig):
+    """Train with Adam alone; return the model in evaluation mode and its loss."""
+    model, batches, loss_of = build(examples, catalogue, config, features)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.dense_learning_rate)
+    for epoch in range(config.epochs):
+        for batch in batches.epoch(epoch):
+            optimizer.zero_grad()
+            loss_of(batch).backward()
+            optimizer.step()
+    model.eval()
+    return model, loss_of
+
+
+def scores(loss_of: LossOfBatch, examples: Examples, catalogue: Catalogue, features: FeatureConfig, candidates):
+    """Return float ``[B, C]``, each usable example against ``candidates``; the best taste counts."""
+    config = CandidateConfig(device="cpu")
+    batch = Batches(examples, catalogue, config, features).probe(len(examples))
+    candidates = np.asarray(candidates, np.int64)
+    batch = dataclasses.replace(
+        batch, items=candidates, item_named=np.ones(len(candidates), bool), item_ages=np.zeros(len(candidates), int)
+    )
+    with torch.no_grad():
+        query, vectors, _ = loss_of.forward(batch)
+    product = query.numpy() @ vectors.numpy().T
+    return product.max(axis=1) if product.ndim == 3 else product
