@@ -171,6 +171,8 @@ def serve(**options: Any) -> None:
 @click.option("-k", type=int, default=10, show_default=True, help="How many items.")
 @click.option("--explain", is_flag=True, help="Show the score and rank of each item at every stage.")
 @click.option("--context", multiple=True, metavar="NAME:VALUE", help="What is known about the moment.")
+@click.option("--category", multiple=True, help="Only items of this category; several times: any of them.")
+@click.option("--max-age-days", type=float, default=None, help="Only items created at most so many days ago.")
 @click.option("--alias", default="champion", show_default=True, help="MLflow alias of the release.")
 @reports_errors
 def recommend(**options: Any) -> None:

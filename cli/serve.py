@@ -15,6 +15,8 @@ from serving.schema import parse_context
 from serving.server import open_service
 from serving.server import serve as serve_http
 from serving.source import DirectorySource, RegistrySource, ReleaseSource
+from stages.contracts.config import parse_config
+from stages.contracts.item_filter import ItemFilter
 from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings, release_cache
 
@@ -34,10 +36,19 @@ def serve(host: str, port: int, alias: str, directory: str | None, poll_seconds:
         service.stop()
 
 
-def recommend(user_id: str, k: int, explain: bool, context: tuple[str, ...], alias: str) -> None:
+def recommend(
+    user_id: str,
+    k: int,
+    explain: bool,
+    context: tuple[str, ...],
+    category: tuple[str, ...],
+    max_age_days: float | None,
+    alias: str,
+) -> None:
     """Print one answer."""
     release = load_release(_source(alias, None).fetch())
-    answer = Funnel(release).recommend(user_id, k, explain=explain, context=parse_context(context))
+    wanted = parse_config(ItemFilter, {"categories": category, "max_age_days": max_age_days}, "recommend")
+    answer = Funnel(release).recommend(user_id, k, explain=explain, context=parse_context(context), wanted=wanted)
     if explain:
         click.echo(json.dumps(answer.as_dict(), indent=2, ensure_ascii=False))
         return

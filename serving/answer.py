@@ -48,9 +48,9 @@ class Answer:
         time_ms: the moment that the answer is for.
         items: best first, no duplicates, nothing that the user has seen.
         counts: how many items were cut where: ``catalogue``, ``withheld_excluded`` (by the item
-            policy), ``seen_excluded``, ``unborn_excluded``, ``retrieved``, ``after_light``,
-            ``after_heavy``, ``filled`` (taken from the popular list) and ``returned``. A stage that
-            did not run has no count.
+            policy), ``filtered_excluded`` (by the request's filter), ``seen_excluded``,
+            ``unborn_excluded``, ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from
+            the popular list) and ``returned``. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
         explain: whether the explanation was asked for.
     """

@@ -52,14 +52,17 @@ def create_app(service: Service) -> FastAPI:
 def _add_recommendations(app: FastAPI, service: Service) -> None:
     @app.get("/v1/recommendations")
     def recommendations(query: Annotated[RecommendQuery, Query()], request: Request) -> Response:
-        """Recommend k items to a user; ``explain=true`` adds score and rank at every stage."""
+        """Recommend k items to a user; ``explain=true`` adds score and rank at every stage.
+
+        ``category`` (any of several) and ``max_age_days`` filter what may be answered with.
+        """
         names = [name for name, _ in request.query_params.multi_items()]
-        repeated = sorted({name for name in names if names.count(name) > 1} - {"context"})
+        repeated = sorted({name for name in names if names.count(name) > 1} - {"context", "category"})
         if repeated:
             values = request.query_params.getlist
             raise FieldError([Fault.of(name, ", ".join(values(name)), "one value") for name in repeated])
         context = parse_context(query.context)
-        return _json(service.recommend(query.user_id, query.k, query.explain, context).as_dict())
+        return _json(service.recommend(query.user_id, query.k, query.explain, context, query.wanted()).as_dict())
 
 
 def _add_events(app: FastAPI, service: Service) -> None:

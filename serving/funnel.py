@@ -25,6 +25,7 @@ from serving.errors import Fault, FieldError
 from serving.events import Event
 from serving.release import LoadedRelease
 from stages.candidate.scorer import ranker_query
+from stages.contracts.item_filter import FilterIndex, ItemFilter
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
 from stages.contracts.tables import SERVING, ScoredItems
 from stages.contracts.value_rules import apply_value_rules
@@ -35,6 +36,8 @@ from stages.light_ranker.scorer import LightScorer
 MAX_ID_LENGTH = 256
 UNKNOWN = -1
 _NOTHING = np.empty(0, dtype=np.int64)
+_SHOWN = 20
+"""Categories that an error lists."""
 
 
 @dataclass
@@ -45,6 +48,8 @@ class _Trace:
     time_ms: int
     seen: np.ndarray
     inputs: TowerInputs | None
+    available_ms: np.ndarray
+    mask: np.ndarray | None = None
     context: tuple[int, ...] = ()
     stages: list[tuple[str, ScoredItems]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -82,6 +87,7 @@ class Funnel:
         self._signals = {name: code for code, name in enumerate(release.meta.signals)}
         self._available_ms = release.items.available_from_ms(SERVING)
         self._n_withheld = int(release.items.withheld(SERVING).sum())
+        self._filters = FilterIndex(release.items, release.meta.categories)
         indexed = release.candidate.indexed
         self._by_birth = indexed[np.argsort(self._available_ms[indexed], kind="stable")]
         self._births = self._available_ms[self._by_birth]
@@ -103,6 +109,7 @@ class Funnel:
         time_ms: int | None = None,
         explain: bool = False,
         context: Mapping[str, str] | None = None,
+        wanted: ItemFilter | None = None,
     ) -> Answer:
         """Answer one request.
 
@@ -114,13 +121,17 @@ class Funnel:
             explain: whether the items carry their score and rank at every stage.
             context: what is known about the moment, by the names of the release's context columns;
                 a value that the release does not know is taken as unknown.
+            wanted: which items may be answered with, the popular ones included; fewer than k come
+                back where fewer pass.
 
         Raises:
-            FieldError: if ``user_id`` or ``k`` is out of range, or the release has no such column.
+            FieldError: if ``user_id`` or ``k`` is out of range, or the release has no such column or
+                category.
         """
-        self._check_request(user_id, k, context or {})
+        wanted = wanted or ItemFilter()
+        self._check_request(user_id, k, context or {}, wanted)
         codes = self.release.state.context_codes(context or {})
-        trace = self._begin(user_id, self.clock() if time_ms is None else time_ms, codes)
+        trace = self._begin(user_id, self.clock() if time_ms is None else time_ms, codes, wanted)
         path: AnswerPath = "popular" if trace.inputs is None else "funnel"
         if trace.inputs is not None:
             self._rank(trace, trace.inputs)
@@ -227,8 +238,12 @@ class Funnel:
         index = self.release.user_index.get(user_id)
         return self._new_users.get(user_id) if index is None else index
 
-    def _check_request(self, user_id: str, k: int, context: Mapping[str, str]) -> None:
+    def _check_request(self, user_id: str, k: int, context: Mapping[str, str], wanted: ItemFilter) -> None:
         faults = self._context_faults(context)
+        known = self._filters.categories
+        allowed = f"one of the release's {len(known)} categories: {', '.join(known[:_SHOWN])}"
+        allowed += ", …" if len(known) > _SHOWN else ""
+        faults += [Fault.of("category", name, allowed) for name in wanted.categories if name not in known]
         if not 1 <= len(user_id) <= MAX_ID_LENGTH:
             faults.append(Fault.of("user_id", user_id, f"a string of 1 to {MAX_ID_LENGTH} characters"))
         if not 1 <= k <= self.max_k:
@@ -236,9 +251,13 @@ class Funnel:
         if faults:
             raise FieldError(faults)
 
-    def _begin(self, user_id: str, time_ms: int, context: tuple[int, ...]) -> _Trace:
-        """Read the user's history and seen items, as copies."""
-        trace = _Trace(user=UNKNOWN, time_ms=time_ms, seen=_NOTHING, inputs=None, context=context)
+    def _begin(self, user_id: str, time_ms: int, context: tuple[int, ...], wanted: ItemFilter) -> _Trace:
+        """Read the user's history and seen items, as copies, and what the filter allows."""
+        trace = _Trace(UNKNOWN, time_ms, _NOTHING, inputs=None, available_ms=self._available_ms, context=context)
+        if wanted:
+            trace.mask = self._filters.mask(wanted, time_ms)
+            trace.available_ms = np.where(trace.mask, self._available_ms, NEVER_AVAILABLE_MS)
+            trace.counts["filtered_excluded"] = int(np.count_nonzero(~trace.mask))
         state, config = self.release.state, self.release.config
         with self._lock:
             user = self._user(user_id)
@@ -262,7 +281,7 @@ class Funnel:
         first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
         unborn, unborn_ms = self._by_birth[first:], self._births[first:]
         excluded = np.union1d(trace.seen, unborn) if len(unborn) else trace.seen
-        retrieved = release.candidate.search(query_BD, spec.candidate_k, [excluded])[0]
+        retrieved = release.candidate.search(query_BD, spec.candidate_k, [excluded], [trace.mask])[0]
         trace.stages.append(("candidate", retrieved))
         trace.counts["unborn_excluded"] = int((unborn_ms < NEVER_AVAILABLE_MS).sum())
         trace.counts["retrieved"] = len(retrieved)
@@ -324,15 +343,15 @@ class Funnel:
             return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
         excluded = np.concatenate([trace.seen, chosen])
         with self._lock:
-            popular = self.release.state.popular(trace.time_ms, missing, excluded, self._available_ms)
+            popular = self.release.state.popular(trace.time_ms, missing, excluded, trace.available_ms)
         if not popular.scores.any():
-            popular = self._stale_list(popular, trace.time_ms, missing, excluded)
+            popular = self._stale_list(popular, trace, missing, excluded)
         trace.lap("popular")
         return popular
 
-    def _stale_list(self, popular: ScoredItems, time_ms: int, missing: int, excluded: np.ndarray) -> ScoredItems:
+    def _stale_list(self, popular: ScoredItems, trace: _Trace, missing: int, excluded: np.ndarray) -> ScoredItems:
         fallback = self.release.fallback
-        born = self._available_ms[fallback.ids] <= time_ms
+        born = trace.available_ms[fallback.ids] <= trace.time_ms
         kept = np.flatnonzero(born & ~np.isin(fallback.ids, excluded))[:missing]
         rest = popular.ids[~np.isin(popular.ids, fallback.ids[kept])][: missing - len(kept)]
         scores = np.concatenate([fallback.scores[kept], np.zeros(len(rest), dtype=np.float32)])

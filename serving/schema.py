@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from serving.errors import Fault, FieldError, model_faults
 from serving.funnel import MAX_ID_LENGTH
 from serving.service import NewEvent
+from stages.contracts.item_filter import ItemFilter
 
 MAX_BODY_BYTES = 1 << 20
 MAX_EVENTS = 1000
@@ -27,6 +28,14 @@ class RecommendQuery(BaseModel):
     k: int = Field(default=10, description="an integer from 1 to the release's max_k")
     explain: bool = Field(default=False, description="true or false")
     context: list[str] = Field(default=[], description="name:value of a context column, such as device:mobile")
+    category: list[str] = Field(default=[], description="a category of the release; repeated: any of them")
+    max_age_days: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="a number of days above 0: created at most so long ago"
+    )
+
+    def wanted(self) -> ItemFilter:
+        """Return which items may be answered with."""
+        return ItemFilter(categories=tuple(self.category), max_age_days=self.max_age_days)
 
 
 class EventBody(BaseModel):

@@ -24,6 +24,7 @@ from serving.release import load_release
 from serving.replay import replay
 from serving.source import ReleaseSource
 from stages.contracts.errors import ReleaseError, RequestError, SluiceError
+from stages.contracts.item_filter import ItemFilter
 
 MAX_BACK_OFF = 5
 """Doublings of the polling interval after as many failures in a row."""
@@ -162,10 +163,15 @@ class Service:
             return changed
 
     def recommend(
-        self, user_id: str, k: int, explain: bool = False, context: Mapping[str, str] | None = None
+        self,
+        user_id: str,
+        k: int,
+        explain: bool = False,
+        context: Mapping[str, str] | None = None,
+        wanted: ItemFilter | None = None,
     ) -> Answer:
         """Answer from the current release, see ``Funnel.recommend``."""
-        answer = self.funnel.recommend(user_id, k, explain=explain, context=context)
+        answer = self.funnel.recommend(user_id, k, explain=explain, context=context, wanted=wanted)
         self.metrics.answers.labels(answer.path).inc()
         for stage, milliseconds in answer.timings_ms.items():
             self.metrics.stage_seconds.labels(stage).observe(milliseconds / 1000)

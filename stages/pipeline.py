@@ -269,7 +269,9 @@ def build_index(settings: Settings, results: Upstream) -> StageResult:
     """Build the Faiss index and measure its recall against exact search."""
     from stages.candidate.index import build_index as body
 
-    return _run(settings, "build_index", body, load_recipe(settings).index, results)
+    recipe = load_recipe(settings)
+    config = recipe.index.model_copy(update={"recall_k": recipe.funnel.candidate_k})
+    return _run(settings, "build_index", body, config, results)
 
 
 def retrieve(settings: Settings, results: Upstream) -> StageResult:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
+from stages.contracts.manifest import RECALL_FLOOR
 from stages.features.config import FeatureConfig
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -175,27 +176,46 @@ class TrainCandidateConfig(Config):
     warm_start_version: str = ""
 
 
+IndexKind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "hnsw"]
+
+
 class IndexConfig(Config):
-    """The nearest-neighbour index over the item vectors.
+    """The nearest-neighbour index over the item vectors, chosen by measurement.
+
+    Every kind that may fit ``memory_limit_mb`` is built, searched at the smallest effort that reaches
+    ``wanted_recall``, and timed; the quickest is published.
 
     Attributes:
-        exact_below: with fewer items than this the index is exact.
-        n_lists: inverted lists of the approximate index, or None for about 4 sqrt(N).
-        codec: how the approximate index stores vectors: 8 bits a dimension, or as they are.
-        n_probe: lists searched at first; doubled until the recall is reached.
+        kinds: what is tried: ``flat`` compares with every vector; ``ivf_*`` are inverted lists over
+            k-means clusters whose vectors are whole, of 8 bits a dimension, or product codes of 2 bits
+            a dimension behind a rotation (OPQ); ``hnsw`` is a graph. Empty: as the size suggests.
+        exact_below: with fewer items than this only ``flat`` is tried, unless ``kinds`` says otherwise.
+        hnsw_below: with at least this many items the graph is not tried unless ``kinds`` names it: it
+            takes minutes to build.
+        n_lists: inverted lists, or None for about 4 sqrt(N).
+        points_a_list: training vectors for each list, at most; bounds the training's time and memory.
+        memory_limit_mb: 10^6 bytes that the index may take; None = no limit. Product codes are tried
+            only where the other lists exceed it.
         wanted_recall: recall@recall_k against exact search that the index must reach.
-        recall_k: neighbours compared.
+        recall_k: neighbours compared. A run sets it to ``funnel.candidate_k``, what is served.
         n_queries: queries that measure the recall, at most.
-        seed: of the sample of queries and of the clustering.
+        n_timed: of these are timed, one at a time in one thread.
+        device: trains lists and searches exactly on CUDA; ``auto`` where Faiss sees a GPU. The index
+            itself always serves from the CPU.
+        seed: of the samples and of the clustering.
     """
 
+    kinds: tuple[IndexKind, ...] = ()
     exact_below: int = Field(default=50_000, ge=0)
+    hnsw_below: int = Field(default=200_000, ge=0)
     n_lists: int | None = Field(default=None, ge=1)
-    codec: Literal["sq8", "flat"] = "sq8"
-    n_probe: int = Field(default=8, ge=1)
-    wanted_recall: float = Field(default=0.95, gt=0.0, le=1.0)
+    points_a_list: int = Field(default=64, ge=39, le=256)
+    memory_limit_mb: Positive | None = None
+    wanted_recall: float = Field(default=RECALL_FLOOR, ge=RECALL_FLOOR, le=1.0)
     recall_k: int = Field(default=100, ge=1)
     n_queries: int = Field(default=1000, ge=1)
+    n_timed: int = Field(default=200, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=42, ge=0)
 
 

@@ -8,6 +8,7 @@ Shapes: B queries, D dimensions, L history length, N indexed items.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,122 +17,59 @@ import numpy as np
 
 from stages.candidate.config import IndexConfig
 from stages.candidate.data import latest_inputs
+from stages.candidate.index_choice import choose_index
 from stages.candidate.scorer import INDEX_FILE, INDEX_JSON, TOWER_FILE, TOWER_JSON, UserTower, load_vectors
-from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.features.config import FeatureConfig
 
-_POINTS_A_LIST = 39
-"""Fewer training points a list than this make Faiss's clustering poor (its own threshold)."""
-
 
 def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Index the item vectors for maximum inner product.
+    """Index the item vectors for maximum inner product, by the kind that measurement prefers.
 
     Args:
-        config: exact or approximate, and the recall to reach.
+        config: what may be tried, the memory, and the recall to reach.
         inputs: ``snapshot`` and ``candidate``.
         directory: receives ``index.faiss`` and ``index.json``.
 
     Raises:
-        DataError: if the approximate index does not reach ``wanted_recall``; nothing is published then.
+        ConfigError: if CUDA is wanted and Faiss sees no GPU.
+        DataError: if no index reaches ``wanted_recall`` within the memory; nothing is published then.
+        EmptyDatasetError: if no item may be recommended.
     """
     summary = read_json(inputs["candidate"] / TOWER_JSON)
-    all_vectors_ND = np.ascontiguousarray(load_vectors(inputs["candidate"], summary))
+    vectors_MD = load_vectors(inputs["candidate"], summary)
     snapshot = Snapshot(inputs["snapshot"])
     ids_N = snapshot.items().recommendable()
     if len(ids_N) == 0:
         raise EmptyDatasetError("index: the item policy (dataset.items) withholds every item; nothing can be indexed")
-    vectors_ND = all_vectors_ND[ids_N]
-    if len(vectors_ND) < config.exact_below:
-        index, recall, n_queries = exact_index(vectors_ND), 1.0, 0
-        if len(ids_N) < len(all_vectors_ND):
-            index = with_ids(vectors_ND, ids_N)
-    else:
-        queries_BD = measuring_queries(snapshot, inputs["candidate"], summary, all_vectors_ND, config)
-        index = approximate_index(vectors_ND, ids_N, config)
-        recall, n_queries = tune_probes(index, vectors_ND, ids_N, queries_BD, config), len(queries_BD)
-    faiss.write_index(index, str(directory / INDEX_FILE))
+    queries_BD = measuring_queries(snapshot, inputs["candidate"], summary, vectors_MD, config)
+    queries_BD = queries_BD.reshape(-1, vectors_MD.shape[1])[: config.n_queries]  # several tastes are several queries
+    chosen = choose_index(vectors_MD, ids_N, queries_BD, config)
+    faiss.write_index(chosen.index, str(directory / INDEX_FILE))
     described = {
-        "type": "exact" if n_queries == 0 else f"IVF{index.nlist},{config.codec.upper()}",
-        "n_items": len(all_vectors_ND),
-        "n_indexed": len(vectors_ND),
-        "dim": vectors_ND.shape[1],
+        **{name: value for name, value in asdict(chosen.trial).items() if name != "outcome"},
+        "n_items": len(vectors_MD),
+        "n_indexed": len(ids_N),
+        "dim": vectors_MD.shape[1],
         "tower_version": summary["tower_version"],
+        "item_vectors_sha256": summary["item_vectors_sha256"],
         "index_sha256": sha256_file(directory / INDEX_FILE),
-        "nprobe": getattr(index, "nprobe", 0),
-        "recall": recall,
-        "recall_k": min(config.recall_k, len(vectors_ND)),
-        "n_queries": n_queries,
+        "recall_k": min(config.recall_k, len(ids_N)),
+        "n_queries": len(queries_BD),
+        "device": chosen.device,
+        "memory_limit_mb": config.memory_limit_mb,
+        "wanted_recall": config.wanted_recall,
+        "tried": [asdict(trial) for trial in chosen.tried],
     }
     write_json(directory / INDEX_JSON, described)
-    names = ("n_items", "n_indexed", "nprobe", "recall", "recall_k", "n_queries")
-    return {name: float(described[name]) for name in names}, {
-        name: described[name] for name in ("type", "tower_version")
+    names = ("n_items", "n_indexed", "recall", "recall_k", "n_queries", "latency_ms", "memory_bytes", "build_seconds")
+    metrics = {name: float(described[name]) for name in names} | {
+        name: float(value) for name, value in chosen.trial.parameters.items()
     }
-
-
-def exact_index(vectors_ND: np.ndarray) -> Any:
-    """Return an index that compares with every vector."""
-    index = faiss.IndexFlatIP(vectors_ND.shape[1])
-    index.add(vectors_ND)
-    return index
-
-
-def with_ids(vectors_ND: np.ndarray, ids_N: np.ndarray) -> Any:
-    """Return an exact index that answers with ``ids_N`` instead of row numbers."""
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors_ND.shape[1]))
-    index.add_with_ids(vectors_ND, ids_N)
-    return index
-
-
-def approximate_index(vectors_ND: np.ndarray, ids_N: np.ndarray, config: IndexConfig) -> Any:
-    """Return inverted lists over k-means clusters, searched ``n_probe`` lists at a time."""
-    n_items, dim = vectors_ND.shape
-    wanted = config.n_lists or round(4 * n_items**0.5)
-    n_lists = max(1, min(wanted, n_items // _POINTS_A_LIST))
-    quantizer = faiss.IndexFlatIP(dim)
-    index: Any
-    if config.codec == "sq8":
-        kind = faiss.ScalarQuantizer.QT_8bit
-        index = faiss.IndexIVFScalarQuantizer(quantizer, dim, n_lists, kind, faiss.METRIC_INNER_PRODUCT)
-    else:
-        index = faiss.IndexIVFFlat(quantizer, dim, n_lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = config.seed
-    index.train(vectors_ND)
-    index.add_with_ids(vectors_ND, ids_N)
-    index.nprobe = min(config.n_probe, n_lists)
-    return index
-
-
-def tune_probes(
-    index: Any, vectors_ND: np.ndarray, ids_N: np.ndarray, queries_BD: np.ndarray, config: IndexConfig
-) -> float:
-    """Double ``nprobe`` until the recall is reached and return that recall.
-
-    Raises:
-        DataError: if searching every list does not reach it either.
-    """
-    k = min(config.recall_k, len(vectors_ND))
-    exact_BK = ids_N[exact_index(vectors_ND).search(queries_BD, k)[1]]
-    while True:
-        recall = recall_at(index.search(queries_BD, k)[1], exact_BK)
-        if recall >= config.wanted_recall:
-            return recall
-        if index.nprobe >= index.nlist:
-            raise DataError(
-                f"index: recall@{k} = {recall:.4f} with all {index.nlist} lists searched, wanted_recall = "
-                f"{config.wanted_recall}; set codec = 'flat' or raise exact_below above {len(vectors_ND)}"
-            )
-        index.nprobe = min(2 * index.nprobe, index.nlist)
-
-
-def recall_at(found_BK: np.ndarray, exact_BK: np.ndarray) -> float:
-    """Return the mean share of each query's exact neighbours that were found."""
-    shares = [np.isin(exact, found).mean() for found, exact in zip(found_BK, exact_BK, strict=True)]
-    return float(np.mean(shares))
+    return metrics, {name: described[name] for name in ("type", "tower_version", "device")}
 
 
 def measuring_queries(

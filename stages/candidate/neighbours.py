@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stages.candidate.config import IndexConfig
-from stages.candidate.index import approximate_index, exact_index, tune_probes
+from stages.candidate.index_choice import choose_index
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
@@ -34,8 +34,8 @@ def similar_pairs(
         threshold: smallest cosine, in (0, 1].
         neighbours: of a row that are looked at; one with more copies than that finds some of them
             through the others.
-        config: exact below ``exact_below`` rows; above it inverted lists, searched until
-            ``wanted_recall`` of the exact neighbours of a sample is reached.
+        config: exact below ``exact_below`` rows; above it the index that measurement prefers, at
+            ``wanted_recall`` of the exact neighbours of a sample.
 
     Returns:
         first, second int64 ``[P]`` with first < second, each pair once; cosine float32 ``[P]``.
@@ -55,13 +55,9 @@ def similar_pairs(
         return empty, empty, np.zeros(0, dtype=np.float32)
     unit_ND = np.ascontiguousarray(vectors_ND[rows] / norms_N[rows, None], dtype=np.float32)
     k = min(neighbours + 1, len(rows))
-    if len(rows) < config.exact_below:
-        index = exact_index(unit_ND)
-    else:
-        index = approximate_index(unit_ND, np.arange(len(rows)), config)
-        sample = np.linspace(0, len(rows) - 1, _MEASURED).astype(np.int64)
-        measured = config.model_copy(update={"recall_k": k})
-        tune_probes(index, unit_ND, np.arange(len(rows)), unit_ND[sample], measured)
+    sample = unit_ND[np.linspace(0, len(rows) - 1, _MEASURED).astype(np.int64)]
+    measured = config.model_copy(update={"recall_k": k})
+    index = choose_index(unit_ND, np.arange(len(rows)), sample, measured).index
     keys, cosines = [], []
     for start in tqdm(range(0, len(rows), _BLOCK), "pairs", disable=None, leave=False, file=sys.stderr):
         cosine_Bk, found_Bk = index.search(unit_ND[start : start + _BLOCK], k)

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 import onnxruntime
 
+from stages.candidate.item_search import ItemSearch
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.tables import ScoredItems
@@ -22,9 +23,6 @@ TOWER_FILE, TOWER_JSON, VECTORS_FILE = "user_tower.onnx", "tower.json", "item_ve
 INPUTS = ("history_items", "history_signals", "history_ages", "context", "user")
 """What a tower may read, by the names of its ONNX inputs; see ``TowerInputs``."""
 INDEX_FILE, INDEX_JSON = "index.faiss", "index.json"
-
-_OVERFETCH = 512
-"""Up to so many excluded items a query are searched for and dropped; more are masked in the search."""
 
 
 class UserTower:
@@ -74,17 +72,16 @@ class CandidateScorer:
         features: the feature configuration (plain values) that the tower was trained with.
     """
 
-    def __init__(self, tower: UserTower, index: Any, item_vectors: np.ndarray, summary: dict[str, Any]) -> None:
-        self._tower, self._index = tower, index
+    def __init__(
+        self, tower: UserTower, index: Any, item_vectors: np.ndarray, summary: dict[str, Any], refine: int = 1
+    ) -> None:
+        self._tower = tower
         self.item_vectors = item_vectors
         self.n_items, self.dim = item_vectors.shape
         self.tower_version: str = summary["tower_version"]
         self.features: dict[str, Any] = summary["config"]["features"]
-        self.indexed = _ids(index, self.n_items)
-        self._is_indexed = np.zeros(self.n_items, dtype=bool)
-        self._is_indexed[self.indexed] = True
-        self._n_lists = getattr(index, "nlist", None)
-        self._n_probe = getattr(index, "nprobe", None)
+        self._search = ItemSearch(index, item_vectors, refine)
+        self.indexed = self._search.indexed
 
     @classmethod
     def load(cls, candidate_dir: Path, index_dir: Path | None = None) -> CandidateScorer:
@@ -99,7 +96,9 @@ class CandidateScorer:
         """
         index_dir = candidate_dir if index_dir is None else index_dir
         summary = _read_summary(candidate_dir / TOWER_JSON, ("tower_version", "item_vectors_sha256", "n_items", "dim"))
-        described = _read_summary(index_dir / INDEX_JSON, ("tower_version", "index_sha256", "n_indexed"))
+        described = _read_summary(
+            index_dir / INDEX_JSON, ("tower_version", "item_vectors_sha256", "index_sha256", "n_indexed")
+        )
         _check_hash(candidate_dir / TOWER_FILE, summary["tower_version"], TOWER_JSON)
         _check_hash(candidate_dir / VECTORS_FILE, summary["item_vectors_sha256"], TOWER_JSON)
         _check_hash(index_dir / INDEX_FILE, described["index_sha256"], INDEX_JSON)
@@ -108,6 +107,8 @@ class CandidateScorer:
                 f"{index_dir / INDEX_JSON}: tower_version {described['tower_version'][:12]}…, "
                 f"the tower in {candidate_dir} is {summary['tower_version'][:12]}…; build the index again"
             )
+        if described["item_vectors_sha256"] != summary["item_vectors_sha256"]:
+            raise ReleaseError(f"{index_dir / INDEX_JSON}: made of other item vectors; build the index again")
         vectors = load_vectors(candidate_dir, summary)
         index = faiss.read_index(str(index_dir / INDEX_FILE))
         wanted = (described["n_indexed"], vectors.shape[1])
@@ -116,77 +117,30 @@ class CandidateScorer:
                 f"{index_dir / INDEX_FILE}: {index.ntotal} x {index.d}, {INDEX_JSON} and the vectors {vectors.shape} "
                 f"say {wanted}"
             )
-        return cls(UserTower(candidate_dir / TOWER_FILE), index, vectors, summary)
+        return cls(UserTower(candidate_dir / TOWER_FILE), index, vectors, summary, described.get("refine", 1))
 
     def embed(self, inputs: TowerInputs) -> np.ndarray:
         """Return float32 ``[B, D]`` or ``[B, T, D]``; see ``UserTower.embed``."""
         return self._tower.embed(inputs)
 
-    def search(self, queries: np.ndarray, k: int, exclude: Sequence[np.ndarray]) -> list[ScoredItems]:
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude: Sequence[np.ndarray],
+        filters: Sequence[np.ndarray | None] | None = None,
+    ) -> list[ScoredItems]:
         """Return the best ``k`` items of each query by dot product, ties by item index.
 
-        An approximate index is searched wider until ``k`` items are found, so that fewer come back
-        only where fewer remain.
+        Fewer come back only where fewer remain. Filters act inside the search (see ``item_search``).
 
         Args:
-            queries: float32 ``[B, D]``.
+            queries: float32 ``[B, D]``, or ``[B, T, D]`` with T tastes of a user: the best counts.
             k: how many items, at least 1.
             exclude: for each query int64 item indices that must not be returned.
+            filters: for each query bool ``[N]`` from ``ItemFilter``, or None for the whole index.
         """
-        faiss.omp_set_num_threads(1)  # the setting belongs to the calling thread, and servers have many
-        found: list[ScoredItems | None] = [None] * len(queries)
-        exclude = [items[self._is_indexed[items]] for items in exclude]
-        small = [row for row, items in enumerate(exclude) if len(items) <= _OVERFETCH]
-        if small:
-            margin = max(len(exclude[row]) for row in small)
-            scores_BK, ids_BK = self._index.search(
-                np.ascontiguousarray(queries[small]), min(k + margin, len(self.indexed))
-            )
-            for row, scores, ids in zip(small, scores_BK, ids_BK, strict=True):
-                found[row] = self._complete(scores, ids, k, exclude[row])
-        return [
-            self._search_masked(queries[row], k, exclude[row]) if items is None else items
-            for row, items in enumerate(found)
-        ]
-
-    def _complete(self, scores: np.ndarray, ids: np.ndarray, k: int, exclude: np.ndarray) -> ScoredItems | None:
-        """Drop excluded items; None if the search found too few although more may remain."""
-        kept = (ids >= 0) & ~np.isin(ids, exclude)
-        remaining = len(self.indexed) - len(np.unique(exclude))
-        return _sorted(ids[kept], scores[kept], k) if kept.sum() >= min(k, remaining) else None
-
-    def _search_masked(self, query: np.ndarray, k: int, exclude: np.ndarray) -> ScoredItems:
-        """Search one query among the items that remain, in more and more lists until enough are found."""
-        allowed = self._is_indexed.copy()
-        allowed[exclude] = False
-        wanted = min(k, int(allowed.sum()))
-        if wanted == 0:
-            return _sorted(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), k)
-        bits = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(self.n_items, faiss.swig_ptr(bits))
-        n_probe = self._n_probe
-        while True:
-            scores_1K, ids_1K = self._index.search(query[None], wanted, params=self._parameters(selector, n_probe))
-            if ids_1K[0, -1] >= 0 or n_probe is None or n_probe >= self._n_lists:
-                kept = ids_1K[0] >= 0
-                return _sorted(ids_1K[0][kept], scores_1K[0][kept], k)
-            n_probe = min(2 * n_probe, self._n_lists)
-
-    def _parameters(self, selector: Any, n_probe: int | None) -> Any:
-        if n_probe is None:
-            return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        return faiss.SearchParametersIVF(sel=selector, nprobe=n_probe)  # type: ignore[call-arg]
-
-
-def _ids(index: Any, n_items: int) -> np.ndarray:
-    """Return the int64 ids in an index, ascending."""
-    if index.ntotal == n_items:
-        return np.arange(n_items, dtype=np.int64)
-    if hasattr(index, "id_map"):
-        return np.sort(faiss.vector_to_array(index.id_map))
-    lists = index.invlists
-    ids = [faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)) for number in range(index.nlist)]
-    return np.sort(np.concatenate([np.array(each, dtype=np.int64) for each in ids]))
+        return self._search.search(queries, k, exclude, filters)
 
 
 def load_vectors(candidate_dir: Path, summary: dict[str, Any]) -> np.ndarray:
@@ -204,11 +158,6 @@ def load_vectors(candidate_dir: Path, summary: dict[str, Any]) -> np.ndarray:
     if vectors.shape != wanted or vectors.dtype != np.float32:
         raise ReleaseError(f"{path}: {vectors.dtype} {vectors.shape}, {TOWER_JSON} says float32 {wanted}")
     return vectors
-
-
-def _sorted(ids: np.ndarray, scores: np.ndarray, k: int) -> ScoredItems:
-    order = np.lexsort((ids, -scores))[:k]
-    return ScoredItems(ids=ids[order].astype(np.int64), scores=scores[order].astype(np.float32))
 
 
 def _read_summary(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file
 
 MANIFEST_FILE = "manifest.json"
+RECALL_FLOOR = 0.95
+"""No index is published below this recall against exact search, whatever a recipe says."""
 
 
 class FunnelSpec(Config):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file
+from stages.contracts.manifest import RECALL_FLOOR
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ def check_parts(release: Path) -> PartsIdentity:
         *_disagreement("n_items", counts),
         *_disagreement("vector dimension", dims),
         *_hash_fault(release / "item_vectors.npy", "tower.json", metas["tower.json"], "item_vectors_sha256"),
+        *_disagreement(
+            "item_vectors_sha256", _values(metas, "item_vectors_sha256", required=("tower.json", "index.json"))
+        ),
+        *_recall_fault(metas["index.json"]),
         *_hash_fault(release / "index.faiss", "index.json", metas["index.json"], "index_sha256"),
     ]
     if faults:
@@ -107,3 +112,8 @@ def _disagreement(what: str, values: Mapping[str, Any]) -> list[str]:
 def _hash_fault(path: Path, file: str, meta: Mapping[str, Any], key: str) -> list[str]:
     wanted, found = _value(meta, key, file), sha256_file(path)
     return [] if found == wanted else [f"sha256 of {path.name} is {found!r}, {key} in {file} is {wanted!r}"]
+
+
+def _recall_fault(meta: Mapping[str, Any]) -> list[str]:
+    recall = _value(meta, "recall", "index.json")
+    return [] if recall >= RECALL_FLOOR else [f"recall is {recall} in index.json, allowed is {RECALL_FLOOR} or more"]

@@ -1,76 +1,183 @@
 import faiss
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from stages.candidate import index_device
 from stages.candidate.config import IndexConfig
-from stages.candidate.index import (
-    approximate_index,
-    build_index,
-    exact_index,
-    recall_at,
-    tune_probes,
-)
-from stages.contracts.errors import DataError
+from stages.candidate.index import build_index
+from stages.candidate.index_choice import choose_index, index_bytes, recall_at
+from stages.candidate.index_device import IndexDevice
+from stages.candidate.index_kinds import index_type, kinds_to_try, make_index
+from stages.candidate.item_search import ItemSearch
+from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import read_json, sha256_file
 
+N, D, K = 3000, 16, 20
+KINDS = ["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "hnsw"]
 
-def clustered(n, dim, seed):
+
+def clustered(n, seed):
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(16, dim))
-    vectors = centres[rng.integers(0, 16, n)] + 0.4 * rng.normal(size=(n, dim))
+    centres = np.random.default_rng(9).normal(size=(16, D))
+    vectors = centres[rng.integers(0, 16, n)] + 0.6 * rng.normal(size=(n, D))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-VECTORS, QUERIES = clustered(3000, 16, 0), clustered(50, 16, 1)
-IDS = np.arange(3000)
+VECTORS, QUERIES = clustered(N, 0), clustered(50, 1)
+EVERY_THIRD = np.arange(0, N, 3)
 
 
-def brute_force(k):
-    return np.argsort(-(QUERIES @ VECTORS.T), axis=1, kind="stable")[:, :k]
+def brute_force(ids, k=K):
+    return ids[np.argsort(-(QUERIES @ VECTORS[ids].T), axis=1, kind="stable")[:, :k]]
 
 
-def test_exact_index_finds_what_brute_force_finds():
-    found = exact_index(VECTORS).search(QUERIES, 20)[1]
-    assert recall_at(found, brute_force(20)) == 1.0
+def found_by(chosen, k=K):
+    search = ItemSearch(chosen.index, VECTORS, chosen.trial.refine)
+    return [items.ids for items in search.search(QUERIES, k, [np.empty(0, np.int64)] * len(QUERIES))]
 
 
-@pytest.mark.parametrize("codec", ["sq8", "flat"])
-def test_probes_are_raised_until_the_recall_is_reached(codec):
-    config = IndexConfig(n_lists=50, codec=codec, n_probe=1, wanted_recall=0.95, recall_k=20)
-    index = approximate_index(VECTORS, IDS, config)
-    before = recall_at(index.search(QUERIES, 20)[1], brute_force(20))
-    recall = tune_probes(index, VECTORS, IDS, QUERIES, config)
-    assert before < 0.95 <= recall
-    assert 1 < index.nprobe < index.nlist
-    assert recall == pytest.approx(recall_at(index.search(QUERIES, 20)[1], brute_force(20)))
+@pytest.fixture(scope="module", params=KINDS)
+def chosen(request):
+    config = IndexConfig(kinds=(request.param,), recall_k=K, n_lists=25, n_timed=3)
+    return request.param, choose_index(VECTORS, EVERY_THIRD, QUERIES, config)
 
 
-def test_an_index_below_the_wanted_recall_is_refused():
-    config = IndexConfig(n_lists=4, codec="sq8", wanted_recall=1.0, recall_k=100)
-    index = approximate_index(VECTORS, IDS, config)
-    with pytest.raises(DataError, match=r"with all 4 lists searched, wanted_recall = 1.0; set codec = 'flat'"):
-        tune_probes(index, VECTORS, IDS, QUERIES, config)
+def test_each_kind_reaches_the_recall_that_is_recorded(chosen):
+    kind, found = chosen
+    recall = recall_at(found_by(found), brute_force(EVERY_THIRD))
+    assert found.trial.recall == pytest.approx(recall)
+    assert recall == 1.0 if kind == "flat" else recall >= 0.95
+    assert found.trial.outcome == "chosen" and found.trial.latency_ms > 0
 
 
-def test_lists_follow_the_catalogue():
-    assert approximate_index(VECTORS, IDS, IndexConfig()).nlist == 3000 // 39
-    assert approximate_index(VECTORS, IDS, IndexConfig(n_lists=10)).nlist == 10
+def test_the_memory_is_that_of_the_file_and_about_what_was_expected(chosen, tmp_path):
+    kind, found = chosen
+    faiss.write_index(found.index, str(tmp_path / "index"))
+    assert found.trial.memory_bytes == (tmp_path / "index").stat().st_size == index_bytes(found.index)
+    expected = index_type(kind, len(EVERY_THIRD), D, IndexConfig(n_lists=25)).estimate
+    assert found.trial.memory_bytes == pytest.approx(expected, rel=0.25, abs=4000)
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8"])
+def test_the_effort_is_the_smallest_that_reaches_the_recall(kind):
+    config = IndexConfig(kinds=(kind,), n_lists=25, recall_k=K, n_timed=1)
+    found = choose_index(VECTORS, np.arange(N), QUERIES, config)
+    probes = found.trial.parameters["nprobe"]
+    assert 1 < probes < 25 and faiss.extract_index_ivf(found.index).nprobe == probes
+    faiss.extract_index_ivf(found.index).nprobe = probes - 1
+    assert recall_at(found_by(found), brute_force(np.arange(N))) < 0.95
+
+
+def test_the_quickest_is_taken_and_the_others_are_told():
+    config = IndexConfig(kinds=("flat", "ivf_sq8"), recall_k=K, n_lists=25, n_timed=20)
+    found = choose_index(VECTORS, np.arange(N), QUERIES, config)
+    assert [trial.type for trial in found.tried] == ["Flat", "IVF25,SQ8"]
+    assert sorted(trial.outcome for trial in found.tried) == ["chosen", "slower"]
+    quickest = min(found.tried, key=lambda trial: trial.latency_ms)
+    assert found.trial.latency_ms <= 1.1 * quickest.latency_ms
+
+
+def test_the_same_seed_gives_the_same_index():
+    config = IndexConfig(n_lists=25, points_a_list=39)
+    codes = []
+    for kind in ("ivf_sq8", "ivf_flat"):
+        made = index_type(kind, N, D, config)
+        pair = [make_index(made, VECTORS, np.arange(N), config, IndexDevice("cpu")) for _ in range(2)]
+        codes.append([faiss.serialize_index(index).tobytes() for index in pair])
+    assert all(first == second for first, second in codes)
+
+
+def test_vectors_go_to_the_lists_that_faiss_itself_would_choose():
+    config = IndexConfig(n_lists=25)
+    index = make_index(index_type("ivf_flat", N, D, config), VECTORS, np.arange(N), config, IndexDevice("cpu"))
+    again = faiss.clone_index(index)
+    again.reset()
+    again.add(VECTORS)
+    sizes = [[ivf.invlists.list_size(number) for number in range(25)] for ivf in (index, again)]
+    assert sizes[0] == sizes[1] and sum(sizes[0]) == N
+
+
+def names(kinds):
+    return [entry.kind for entry in kinds]
+
+
+def test_kinds_follow_size_and_memory():
+    small = kinds_to_try(1000, 64, IndexConfig())
+    assert (names(small[0]), small[1]) == (["flat"], [])
+    assert names(kinds_to_try(100_000, 64, IndexConfig())[0]) == ["flat", "ivf_flat", "ivf_sq8", "hnsw"]
+    assert names(kinds_to_try(1_000_000, 64, IndexConfig())[0]) == ["flat", "ivf_flat", "ivf_sq8"]
+    some, left_out = kinds_to_try(1_000_000, 64, IndexConfig(memory_limit_mb=100))
+    assert (names(some), names(left_out)) == (["ivf_sq8"], ["flat", "ivf_flat"])
+    few, left_out = kinds_to_try(1_000_000, 64, IndexConfig(memory_limit_mb=40))
+    assert (names(few), names(left_out)) == (["ivf_pq"], ["flat", "ivf_flat", "ivf_sq8"])
+    assert few[0].factory == "OPQ16,IVF4000,PQ16"
+    assert index_type("ivf_sq8", 100_000_000, 64, IndexConfig()).factory == "IVF40000_HNSW32,SQ8"
+    assert index_type("ivf_sq8", 1000, 64, IndexConfig()).n_lists == 1000 // 39
+
+
+def test_nothing_within_the_memory_is_an_error_with_the_sizes():
+    with pytest.raises(DataError, match=r"memory_limit_mb = 0.01 \(Flat: 0.2 MB, not built\); raise memory_limit_mb"):
+        choose_index(VECTORS, np.arange(N), QUERIES, IndexConfig(memory_limit_mb=0.01))
+
+
+def test_nothing_that_reaches_the_recall_is_an_error():
+    config = IndexConfig(kinds=("ivf_sq8",), n_lists=4, wanted_recall=1.0, recall_k=100, n_timed=1)
+    with pytest.raises(DataError, match=r"recall@100 1.0 within .*IVF4,SQ8: .* recall 0\.9"):
+        choose_index(VECTORS, np.arange(N), QUERIES, config)
+
+
+def test_no_recipe_may_go_below_the_floor():
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0.95"):
+        IndexConfig(wanted_recall=0.9)
+
+
+def test_cuda_is_refused_where_faiss_sees_no_gpu(monkeypatch):
+    monkeypatch.setattr(index_device.faiss, "get_num_gpus", lambda: 0)
+    with pytest.raises(ConfigError, match=r"index.device = 'cuda': Faiss sees no GPU.*allowed are 'auto' and 'cpu'"):
+        IndexDevice("cuda")
+    assert IndexDevice("auto").name == IndexDevice("cpu").name == "cpu"
+
+
+def test_a_gpu_is_taken_where_faiss_sees_one(monkeypatch):
+    """Stubs of Faiss's GPU calls: what they do on a GPU is not shown here, that they are called is."""
+    calls = []
+    monkeypatch.setattr(index_device.faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(index_device.faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(
+        index_device.faiss,
+        "index_cpu_to_gpu",
+        lambda resources, number, index: calls.append((resources, number)) or index,
+        raising=False,
+    )
+    monkeypatch.setattr(
+        index_device.faiss,
+        "knn_gpu",
+        lambda resources, q, x, k, metric: faiss.knn(q, x, k, metric=metric),
+        raising=False,
+    )
+    config = IndexConfig(kinds=("ivf_sq8",), n_lists=25, recall_k=K, n_timed=1)
+    found = choose_index(VECTORS, np.arange(N), QUERIES, config)
+    assert (found.device, calls) == ("cuda", [("resources", 0)] * 2)
+    assert IndexDevice("cpu").name == "cpu"
 
 
 def test_the_step_writes_an_exact_index_of_a_small_catalogue(planted, trained, indexed):
-    described = read_json(indexed / "index.json")
-    assert described["type"] == "exact"
-    assert described["recall"] == 1.0
-    assert described["tower_version"] == read_json(trained / "tower.json")["tower_version"]
+    described, tower = read_json(indexed / "index.json"), read_json(trained / "tower.json")
+    assert (described["type"], described["recall"], described["refine"]) == ("Flat", 1.0, 1)
+    assert described["tower_version"] == tower["tower_version"]
+    assert described["item_vectors_sha256"] == tower["item_vectors_sha256"]
     assert described["index_sha256"] == sha256_file(indexed / "index.faiss")
     assert faiss.read_index(str(indexed / "index.faiss")).ntotal == 60
+    assert described["latency_ms"] > 0 and described["memory_bytes"] > 60 * 16 * 4
 
 
 def test_the_step_measures_an_approximate_index_on_users_histories(planted, trained, tmp_path):
-    config = IndexConfig(exact_below=10, n_lists=2, n_probe=1, recall_k=5, n_queries=30)
+    config = IndexConfig(kinds=("ivf_sq8",), recall_k=5, n_queries=30)
     metrics, info = build_index(config, {"snapshot": planted, "candidate": trained}, tmp_path)
     described = read_json(tmp_path / "index.json")
     # 60 items make one list of at least 39 points.
     assert info["type"] == described["type"] == "IVF1,SQ8"
-    assert metrics["n_queries"] == 30
+    assert (metrics["n_queries"], metrics["nprobe"], described["recall_k"]) == (30, 1, 5)
     assert metrics["recall"] >= 0.95
+    assert [trial["outcome"] for trial in described["tried"]] == ["chosen"]

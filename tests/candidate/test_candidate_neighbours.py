@@ -46,7 +46,7 @@ def test_exact_pairs() -> None:
 
 def test_approximate_pairs_of_many_items() -> None:
     vectors = planted(6_000)
-    first, second, _ = similar_pairs(vectors, 0.98, 5, IndexConfig(exact_below=1_000, wanted_recall=0.9))
+    first, second, _ = similar_pairs(vectors, 0.98, 5, IndexConfig(exact_below=1_000))
     wanted = brute_force(vectors, 0.98)
     found = set(zip(first.tolist(), second.tolist(), strict=True))
     assert found <= set(wanted)

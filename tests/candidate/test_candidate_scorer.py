@@ -4,103 +4,10 @@ import faiss
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import stages.candidate.scorer as scorer_module
-from stages.candidate.config import IndexConfig
-from stages.candidate.index import approximate_index, exact_index, with_ids
 from stages.candidate.scorer import CandidateScorer, UserTower, ranker_query
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
-
-N, D = 40, 4
-SUMMARY = {"tower_version": "v", "config": {"features": {}}}
-
-
-def unit(n, seed):
-    vectors = np.random.default_rng(seed).normal(size=(n, D)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-VECTORS = unit(N, 0)
-
-
-def make(index) -> CandidateScorer:
-    return CandidateScorer(tower=None, index=index, item_vectors=VECTORS, summary=SUMMARY)
-
-
-def brute_force(query, k, exclude):
-    scores = VECTORS @ query
-    allowed = np.setdiff1d(np.arange(N), exclude)
-    return allowed[np.lexsort((allowed, -scores[allowed]))][:k]
-
-
-excluded = st.lists(st.lists(st.integers(0, N - 1), max_size=N), min_size=1, max_size=5)
-
-
-@settings(deadline=None)
-@given(excluded, st.integers(1, N + 5), st.integers(0, 100), st.sampled_from([0, 8, 512]))
-def test_exact_search_equals_brute_force_without_the_excluded(exclusions, k, seed, overfetch):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scorer_module, "_OVERFETCH", overfetch)
-        queries = unit(len(exclusions), seed)
-        exclude = [np.array(items, np.int64) for items in exclusions]
-        found = make(exact_index(VECTORS)).search(queries, k, exclude)
-    for query, items, answer in zip(queries, exclude, found, strict=True):
-        np.testing.assert_array_equal(answer.ids, brute_force(query, k, items))
-        np.testing.assert_allclose(answer.scores, VECTORS[answer.ids] @ query, atol=1e-6)
-
-
-@settings(deadline=None)
-@given(excluded, st.integers(1, N + 5), st.integers(0, 100), st.sampled_from([0, 512]))
-def test_approximate_search_always_finds_k_where_they_remain(exclusions, k, seed, overfetch):
-    config = IndexConfig(n_lists=8, codec="flat", n_probe=1)
-    index = approximate_index(np.tile(VECTORS, (10, 1)), np.arange(10 * N), config)
-    index.reset()
-    index.add(VECTORS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scorer_module, "_OVERFETCH", overfetch)
-        exclude = [np.array(items, np.int64) for items in exclusions]
-        found = make(index).search(unit(len(exclusions), seed), k, exclude)
-    for items, answer in zip(exclude, found, strict=True):
-        remaining = N - len(set(items.tolist()))
-        assert len(answer) == min(k, remaining)
-        assert not set(answer.ids.tolist()) & set(items.tolist())
-
-
-withheld = st.sets(st.integers(0, N - 1), min_size=1, max_size=N - 1)
-
-
-@settings(deadline=None, max_examples=60)
-@given(withheld, excluded, st.integers(1, N + 5), st.sampled_from([0, 512]), st.booleans())
-def test_what_is_not_indexed_is_never_found(missing, exclusions, k, overfetch, exact):
-    ids = np.setdiff1d(np.arange(N), sorted(missing))
-    index = with_ids(VECTORS[ids], ids)
-    if not exact:
-        index = approximate_index(np.tile(VECTORS, (10, 1)), np.arange(10 * N), IndexConfig(n_lists=8, codec="flat"))
-        index.reset()
-        index.add_with_ids(VECTORS[ids], ids)
-    searcher = make(index)
-    assert searcher.indexed.tolist() == ids.tolist()
-    queries = unit(len(exclusions), 0)
-    exclude = [np.array(items, np.int64) for items in exclusions]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scorer_module, "_OVERFETCH", overfetch)
-        found = searcher.search(queries, k, exclude)
-    for query, items, answer in zip(queries, exclude, found, strict=True):
-        gone = np.union1d(items, sorted(missing))
-        assert len(answer) == min(k, N - len(gone))
-        assert not np.isin(answer.ids, gone).any()
-        if exact:
-            np.testing.assert_array_equal(answer.ids, brute_force(query, k, gone))
-
-
-def test_ties_are_broken_by_item():
-    vectors = np.tile(VECTORS[:1], (6, 1))
-    scorer = CandidateScorer(tower=None, index=exact_index(vectors), item_vectors=vectors, summary=SUMMARY)
-    answer = scorer.search(VECTORS[:1], 6, [np.array([2])])[0]
-    assert answer.ids.tolist() == [0, 1, 3, 4, 5]
 
 
 @pytest.fixture
@@ -160,8 +67,26 @@ def test_an_index_of_another_tower_is_refused(parts):
         CandidateScorer.load(parts)
 
 
+def test_an_index_of_other_vectors_is_refused(parts):
+    described = read_json(parts / "index.json")
+    write_json(parts / "index.json", {**described, "item_vectors_sha256": "0" * 64})
+    with pytest.raises(ReleaseError, match="made of other item vectors; build the index again"):
+        CandidateScorer.load(parts)
+
+
+def test_a_filter_reaches_the_search(parts):
+    scorer = CandidateScorer.load(parts)
+    mask = np.arange(60) % 4 == 1
+    query = scorer.item_vectors[:1]
+    found = scorer.search(query, 5, [np.array([1])], filters=[mask])[0]
+    allowed = np.flatnonzero(mask)[1:]
+    assert found.ids.tolist() == allowed[np.argsort(-(scorer.item_vectors[allowed] @ query[0]))][:5].tolist()
+
+
 def test_an_index_of_another_size_is_refused(parts):
-    faiss.write_index(exact_index(unit(5, 1)), str(parts / "index.faiss"))
+    index = faiss.IndexFlatIP(4)
+    index.add(np.eye(5, 4, dtype=np.float32))
+    faiss.write_index(index, str(parts / "index.faiss"))
     described = read_json(parts / "index.json")
     write_json(parts / "index.json", {**described, "index_sha256": sha256_file(parts / "index.faiss")})
     with pytest.raises(ReleaseError, match=r"5 x 4, index.json and the vectors \(60, 16\) say \(60, 16\)"):

@@ -32,6 +32,7 @@ def write_inputs(root: Path, salt: str = "") -> dict[str, Path]:
     write_json(candidate / "tower.json", tower)
     (index / "index.faiss").write_bytes(b"index")
     described = {"tower_version": version, "index_sha256": sha256_file(index / "index.faiss"), "n_items": N_ITEMS}
+    described |= {"item_vectors_sha256": vectors, "recall": 0.97}
     write_json(index / "index.json", described)
     write_json(inputs["examples"] / "feature_schema.json", {"names": ["age"], "hash": "schema-1"})
     (inputs["examples"] / "state").mkdir()

@@ -100,6 +100,14 @@ def other_index_bytes(inputs):
     (inputs["index"] / "index.faiss").write_bytes(b"other index")
 
 
+def index_of_other_vectors(inputs):
+    edit_json(inputs["index"] / "index.json", item_vectors_sha256="others")
+
+
+def index_below_the_floor(inputs):
+    edit_json(inputs["index"] / "index.json", recall=0.949)
+
+
 def other_vectors(inputs):
     np.save(inputs["candidate"] / "item_vectors.npy", np.zeros((5, 3), dtype=np.float32))
 
@@ -135,6 +143,8 @@ def other_dimension(inputs):
         (other_tower, r"tower_version is '\w+' in user_tower.onnx, '\w+' in tower.json"),
         (other_index, r"tower_version is .* 'of another tower' in index.json"),
         (other_index_bytes, r"sha256 of index.faiss is '\w+', index_sha256 in index.json is '\w+'"),
+        (index_of_other_vectors, r"item_vectors_sha256 is '\w+' in tower.json, 'others' in index.json"),
+        (index_below_the_floor, r"recall is 0.949 in index.json, allowed is 0.95 or more"),
         (other_vectors, r"sha256 of item_vectors.npy is '\w+', item_vectors_sha256 in tower.json is '\w+'"),
         (fewer_vectors, r"n_items is 5 in items.parquet, 4 in item_vectors.npy, 5 in tower.json"),
         (fewer_items, r"n_items is 4 in items.parquet, 5 in item_vectors.npy"),

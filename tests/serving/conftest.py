@@ -136,7 +136,7 @@ def _write_tower(directory: Path, seed: int) -> None:
     }
     write_json(directory / "tower.json", tower)
     described = {"tower_version": tower["tower_version"], "index_sha256": sha256_file(directory / "index.faiss")}
-    described["n_indexed"] = len(indexed)
+    described |= {"n_indexed": len(indexed), "item_vectors_sha256": tower["item_vectors_sha256"]}
     write_json(directory / "index.json", described)
 
 
@@ -218,6 +218,18 @@ def releases(tmp_path_factory):
     """Two releases of the same catalogue with different models; never change their files."""
     root = tmp_path_factory.mktemp("releases")
     return {tag: build_release(root / tag, tag, seed) for seed, tag in enumerate(("alpha", "beta"))}
+
+
+@pytest.fixture(scope="session")
+def build_once():
+    """``make_release`` for fixtures of a wider scope."""
+    return build_release
+
+
+@pytest.fixture(scope="session")
+def seal_once():
+    """``reseal`` for fixtures of a wider scope."""
+    return write_manifest
 
 
 @pytest.fixture

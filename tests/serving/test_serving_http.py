@@ -100,8 +100,17 @@ def error_of(response):
         ("user_id=u&k=ten", "k", "ten", "an integer from 1 to the release's max_k"),
         ("user_id=u&k=" + "9" * 5000, "k", "9" * 120 + "…", "an integer from 1 to the release's max_k"),
         ("user_id=u&explain=perhaps", "explain", "perhaps", "true or false"),
-        ("user_id=u&limit=3", "limit", "3", "one of the fields user_id, k, explain, context"),
+        ("user_id=u&limit=3", "limit", "3", "one of the fields user_id, k, explain, context, category, max_age_days"),
         ("user_id=u&k=3&k=4", "k", "3, 4", "one value"),
+        (
+            "user_id=u&category=c1&category=c9",
+            "category",
+            "c9",
+            "one of the release's 5 categories: c0, c1, c2, c3, c4",
+        ),
+        ("user_id=u&max_age_days=0", "max_age_days", "0", "a number of days above 0: created at most so long ago"),
+        ("user_id=u&max_age_days=nan", "max_age_days", "nan", "a number of days above 0: created at most so long ago"),
+        ("user_id=u&max_age_days=1&max_age_days=2", "max_age_days", "1, 2", "one value"),
     ],
 )
 def test_a_wrong_query(client, query, field, value, allowed):
@@ -213,7 +222,7 @@ def test_the_openapi_description(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/v1/recommendations", "/v1/events", "/healthz", "/readyz", "/metrics"}
     names = {entry["name"] for entry in paths["/v1/recommendations"]["get"]["parameters"]}
-    assert names == {"user_id", "k", "explain", "context"}
+    assert names == {"user_id", "k", "explain", "context", "category", "max_age_days"}
 
 
 def test_without_a_release_the_server_is_alive_but_not_ready(over_http):
