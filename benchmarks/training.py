@@ -29,22 +29,36 @@ import numpy as np
 from benchmarks.environment import describe
 
 HISTORY, BATCH, DIMENSION, CATEGORIES = 20, 4096, 64, 1000
+HOUR_MS = 3_600_000
 WARM_UP = 3
 CHOICES = ("product", "sparse", "dense")
 
 
 def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
     """Write a job: each user touches 21 items of a skewed catalogue, so that the last has a full history."""
+    from stages.candidate.catalogue import Catalogue
     from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-    from stages.candidate.data import Catalogue, Examples
+    from stages.candidate.data import Examples
     from stages.contracts.files import write_json
     from stages.features.config import FeatureConfig
 
     rng = np.random.default_rng(0)
     n_touches = HISTORY + 1
     items = np.minimum(rng.random(n_users * n_touches) ** 3 * n_items, n_items - 1).astype(np.int32)
-    start = np.repeat(np.arange(n_users, dtype=np.int64) * n_touches, n_touches)
-    Examples(items=items, start=start, end=np.arange(len(items), dtype=np.int64)).save(work)
+    touches = np.arange(len(items), dtype=np.int64)
+    times_ms = touches % n_touches * HOUR_MS
+    Examples(
+        items=items,
+        users=(touches // n_touches).astype(np.int32),
+        times_ms=times_ms,
+        contexts=np.zeros(len(items), dtype=np.int32),
+        start=touches - touches % n_touches,
+        end=touches,
+        version_offsets=np.arange(len(items) + 1, dtype=np.int64),
+        version_times_ms=times_ms,
+        version_signals=np.zeros(len(items), dtype=np.int16),
+        moments=np.zeros((1, 0), dtype=np.int32),
+    ).save(work)
     Catalogue(
         offsets=np.arange(n_items + 1, dtype=np.int64),
         codes=rng.integers(0, CATEGORIES, n_items),
@@ -52,6 +66,7 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
         frequency=np.bincount(items, minlength=n_items).astype(np.int64),
         in_histories=np.ones(n_items, dtype=bool),
         eligible=np.arange(n_items),
+        end_ms=n_touches * HOUR_MS,
     ).save(work)
     candidate = CandidateConfig(dimension=DIMENSION, batch_size=BATCH, n_processes=ranks, device="cpu", epochs=1)
     config = TrainCandidateConfig(candidate=candidate, features=FeatureConfig(history_length=HISTORY))
@@ -59,34 +74,37 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
     write_json(work / "run.json", {"checkpoints": None, "warm_start": None, "identity": {}})
 
 
-def plain_bags(catalogue: Any, config: Any, sparse: bool) -> tuple[Any, Any]:
+def plain_bags(catalogue: Any, settings: Any, sparse: bool) -> tuple[Any, Any]:
     """Return the same towers on ``torch.nn.EmbeddingBag`` and the optimizer of its tables."""
     import torch
     from torch import nn
 
-    from stages.candidate.model import KEYS, TwoTower
-    from stages.candidate.objective import n_categories
+    from stages.candidate.model import TwoTower, sizes_of
 
     class Bags(nn.Module):  # type: ignore[misc]
-        """Looks the four features up in two plain tables."""
+        """Looks each feature up in a plain table of its own."""
 
-        def __init__(self) -> None:
+        def __init__(self, tables: Any) -> None:
             super().__init__()
-            sizes = {"item": (len(catalogue), DIMENSION), "category": (n_categories(catalogue), 16)}
             self.tables = nn.ModuleDict(
-                {name: nn.EmbeddingBag(*size, mode="sum", sparse=sparse) for name, size in sizes.items()}
+                {
+                    table.feature_names[0]: nn.EmbeddingBag(
+                        table.num_embeddings, table.embedding_dim, mode="sum", sparse=sparse
+                    )
+                    for table in tables
+                }
             )
 
         def forward(self, features: Any) -> dict[str, Any]:
             found = {}
-            for name in KEYS:
+            for name, table in self.tables.items():
                 own = features[name]
-                table = self.tables["category" if "category" in name else "item"]
                 found[name] = table(own.values(), own.offsets()[:-1], per_sample_weights=own.weights())
             return found
 
-    model = TwoTower(len(catalogue), n_categories(catalogue), config, torch.device("meta"))
-    model.embeddings = Bags()
+    config = settings.candidate
+    model = TwoTower(sizes_of(catalogue, settings), config, torch.device("meta"))
+    model.embeddings = Bags(model.embeddings.embedding_bag_configs())
     return model, torch.optim.Adagrad(model.embeddings.parameters(), lr=config.sparse_learning_rate)
 
 
@@ -96,8 +114,9 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
     import torch.distributed as dist
 
     from stages.candidate import worker
-    from stages.candidate.batches import Batches
-    from stages.candidate.data import Catalogue, Examples
+    from stages.candidate.batches import make_batches
+    from stages.candidate.catalogue import Catalogue
+    from stages.candidate.data import Examples
     from stages.candidate.objective import LossOfBatch
 
     settings = worker.job(work)
@@ -106,8 +125,8 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
         batches, loss_of, optimizer = worker.build(work, dist.get_rank(), dist.get_world_size())
         return batches, loss_of, [optimizer]
     config, catalogue = settings.candidate, Catalogue.load(work)
-    batches = Batches(Examples.load(work), catalogue, config, settings.features)
-    model, sparse = plain_bags(catalogue, config, sparse=kind == "sparse")
+    batches = make_batches(Examples.load(work), catalogue, config, settings.features)
+    model, sparse = plain_bags(catalogue, settings, sparse=kind == "sparse")
     dense = [value for name, value in model.named_parameters() if not name.startswith("embeddings.")]
     optimizers = [sparse, torch.optim.AdamW(dense, lr=config.dense_learning_rate)]
     return batches, LossOfBatch(model, catalogue, config, batches, torch.device("cpu")), optimizers
