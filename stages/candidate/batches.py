@@ -300,7 +300,9 @@ class SequenceBatches(Batches):
             context=examples.moments[examples.contexts[rows]].astype(np.int64),
         )
         query_row = np.repeat(np.arange(len(sizes)), sizes)
-        return self._batch(every, inputs, rng, share, own, query_row, end_R[query_row] - examples.end[rows])
+        return self._batch(
+            every, inputs, rng, share, own, query_row, (end_R[query_row] - examples.end[rows]).astype(np.int64)
+        )
 
     def _signals(self, begin_R: np.ndarray, end_R: np.ndarray, asked_ms: np.ndarray) -> np.ndarray:
         """Return int64 ``[R, L]`` signals of windows, each as known at the user's next moment."""

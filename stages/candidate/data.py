@@ -20,6 +20,9 @@ from stages.features.history import TowerInputs, age_seconds, event_relevance
 __all__ = ["Catalogue", "Examples", "first_touches", "latest_inputs", "training_examples"]
 
 
+_POSITIONS = ("start", "end", "version_offsets")
+
+
 @dataclass(frozen=True)
 class Examples:
     """First touches of the candidate part, in order of (user, time): both targets and histories.
@@ -36,9 +39,9 @@ class Examples:
         users: int32 ``[E]``.
         times_ms: int64 ``[E]``.
         contexts: int32 ``[E]``, row of ``moments`` that held at the touch.
-        start: int64 ``[E]``, position of the user's first touch.
-        end: int64 ``[E]``, one behind the newest touch strictly before the example.
-        version_offsets: int64 ``[E + 1]``.
+        start: int64 or int32 ``[E]``, position of the user's first touch.
+        end: int64 or int32 ``[E]``, one behind the newest touch strictly before the example.
+        version_offsets: int64 or int32 ``[E + 1]``.
         version_times_ms: int64 ``[V]``, when the version began.
         version_signals: int16 ``[V]``, code of the best event from then on.
         moments: int32 ``[M, X]``, context codes.
@@ -80,8 +83,8 @@ class Examples:
         """Return the inputs of histories ``[start, end)``, cut to the newest L, as of the given times.
 
         Args:
-            start_B: int64, first touches.
-            end_B: int64, one behind the last touches.
+            start_B: first touches.
+            end_B: one behind the last touches.
             time_ms_B: int64, of the requests.
             rows_B: int64, examples whose user and context count.
             length: L.
@@ -133,9 +136,12 @@ class Examples:
         return read
 
     def save(self, directory: Path) -> None:
-        """Write one ``examples_<column>.npy`` a column."""
+        """Write one ``examples_<column>.npy`` a column, positions in 32 bits where these are enough."""
         for field in fields(self):
-            np.save(directory / f"examples_{field.name}.npy", getattr(self, field.name))
+            column = getattr(self, field.name)
+            if field.name in _POSITIONS and column.max(initial=0) < 1 << 31:
+                column = column.astype(np.int32)
+            np.save(directory / f"examples_{field.name}.npy", column)
 
     @classmethod
     def load(cls, directory: Path) -> Examples:
