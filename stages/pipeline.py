@@ -38,6 +38,7 @@ STEPS: tuple[str, ...] = (
     "build_examples",
     "train_light",
     "train_heavy",
+    "rank_baselines",
     "evaluate",
     "assemble",
     "register",
@@ -56,7 +57,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "build_examples": ("dataset", "train_candidate", "retrieve"),
     "train_light": ("dataset", "build_examples"),
     "train_heavy": ("dataset", "train_candidate", "retrieve", "build_examples", "train_light"),
-    "evaluate": ("dataset", "retrieve", "train_light", "train_heavy"),
+    "rank_baselines": ("dataset",),
+    "evaluate": ("dataset", "rank_baselines", "retrieve", "train_light", "train_heavy"),
     "assemble": (
         "dataset",
         "train_candidate",
@@ -88,6 +90,7 @@ _INPUT_NAMES = {
     "build_examples": "examples",
     "train_light": "light",
     "train_heavy": "heavy",
+    "rank_baselines": "baselines",
 }
 
 Upstream = Mapping[str, StageResult]
@@ -310,6 +313,17 @@ def train_heavy(settings: Settings, results: Upstream) -> StageResult:
     return _run(settings, "train_heavy", body, config, results)
 
 
+def rank_baselines(settings: Settings, results: Upstream) -> StageResult:
+    """Answer the evaluation's requests by EASE and implicit ALS, as deep as the ledger looks."""
+    from stages.candidate.config import RankBaselinesConfig
+    from stages.candidate.linear_baselines import rank_baselines as body
+
+    recipe = load_recipe(settings)
+    depth = max(recipe.funnel.candidate_k, recipe.evaluation.ks[-1])
+    config = RankBaselinesConfig(baselines=recipe.baselines, k=depth, features=recipe.features)
+    return _run(settings, "rank_baselines", body, config, results)
+
+
 def evaluate(settings: Settings, results: Upstream) -> StageResult:
     """Judge every stage on the same held-out requests."""
     from stages.evaluation.evaluate import evaluate as body
@@ -377,6 +391,7 @@ _FUNCTIONS: dict[str, Callable[[Settings, Upstream], StageResult]] = {
         build_examples,
         train_light,
         train_heavy,
+        rank_baselines,
         evaluate,
         assemble,
         register,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from stages.candidate.config import CandidateConfig, IndexConfig
+from stages.candidate.config import BaselinesConfig, CandidateConfig, IndexConfig
 from stages.contracts.config import Config
 from stages.contracts.manifest import FunnelSpec
 from stages.dataset.checks.config import ContractsConfig
@@ -36,6 +36,7 @@ class Recipe(Config):
         index: the Faiss index.
         light_ranker: the LightGBM ranker.
         heavy_ranker: the DCN-v2 ranker.
+        baselines: EASE and implicit ALS, rows of the stage ledger.
         evaluation: the stage ledger.
         funnel: sizes and stages of the served funnel, and the objective's weights.
         gate: what a release must gain before it is promoted.
@@ -51,6 +52,7 @@ class Recipe(Config):
     index: IndexConfig = IndexConfig()
     light_ranker: LightRankerConfig = LightRankerConfig()
     heavy_ranker: HeavyRankerConfig = HeavyRankerConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     funnel: FunnelSpec = FunnelSpec()
     gate: GateConfig = GateConfig()

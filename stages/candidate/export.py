@@ -114,9 +114,11 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         What ``tower.json`` holds.
 
     Raises:
-        DataError: if the exported vectors differ from those of the sharded model, or the catalogue is
-            too large for one ONNX file.
+        DataError: if a number of the model is not finite, the exported vectors differ from those of the sharded
+            model, or the catalogue is too large for one ONNX file.
     """
+    for path in sorted((work / "state").rglob("*.npy")):
+        refuse_not_finite(str(path.relative_to(work)), np.load(path, allow_pickle=False))
     state = {
         path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state" / "weights").glob("*.npy"))
     }
@@ -124,6 +126,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     tower = user_tower(state, content_NK, catalogue, config)
     write_onnx(tower, directory / TOWER_FILE, config.features.history_length)
     vectors_ND = item_vectors(state, content_NK, catalogue, config)
+    refuse_not_finite(VECTORS_FILE, vectors_ND)
     np.save(directory / VECTORS_FILE, vectors_ND)
     deviation = _deviation(directory, work, vectors_ND)
     if not deviation <= PARITY:
@@ -146,6 +149,20 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     }
     write_json(directory / TOWER_JSON, summary)
     return summary
+
+
+def refuse_not_finite(name: str, values: np.ndarray) -> None:
+    """Refuse what training must never publish: a finite last loss does not tell what the step after it did.
+
+    Raises:
+        DataError: naming the array and how many of its numbers are NaN or infinite.
+    """
+    wrong = values.size - np.count_nonzero(np.isfinite(values))
+    if wrong:
+        raise DataError(
+            f"candidate training: {wrong:,} of {values.size:,} numbers of {name} are NaN or infinite; lower the "
+            "learning rates"
+        )
 
 
 def item_content(state: dict[str, np.ndarray], catalogue: Catalogue, config: TrainCandidateConfig) -> np.ndarray:

@@ -20,6 +20,8 @@ _COLUMNS = 1024
 _SYSTEMS = 256
 _EASE_BYTES = 12
 """Of an item-item cell while EASE is fitted: float64 to invert, and the float32 that stays."""
+_CELL_BYTES = 16
+"""Of a cell of a sparse matrix: a float64 and its column, which takes 8 bytes in the largest matrices."""
 
 
 def recency_weights(rank: np.ndarray, decay: float) -> np.ndarray:
@@ -32,6 +34,16 @@ def recency_weights(rank: np.ndarray, decay: float) -> np.ndarray:
         raise ConfigError(f"decay = {decay}: allowed is a number above 0")
     weights: np.ndarray = np.exp(-np.asarray(rank, dtype=np.float64) / decay)
     return weights
+
+
+def ease_gigabytes(items: int) -> float:
+    """Return the 10^9 bytes that fitting EASE on so many items takes: two item-item matrices."""
+    return _EASE_BYTES * items**2 / 1e9
+
+
+def als_gigabytes(users: int, items: int, cells: int, factors: int) -> float:
+    """Return the 10^9 bytes that fitting implicit ALS takes: factors, and the matrix by users and by items."""
+    return (8 * factors * (users + items) + 2 * _CELL_BYTES * cells) / 1e9
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Ease:
             raise ConfigError(f"regularisation = {regularisation}: allowed is a number above 0")
         history_UN = _checked(history_UN)
         items = history_UN.shape[1]
-        needed = _EASE_BYTES * items**2 / 1e9
+        needed = ease_gigabytes(items)
         if needed > memory_gb:
             raise ConfigError(
                 f"EASE: {items:,} items need {needed:.1f} GB for a dense item-item matrix, memory_gb = {memory_gb:g}: "

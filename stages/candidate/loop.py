@@ -84,16 +84,12 @@ class Loop:
                 total += loss.detach()
                 bar.update()
                 if every and (step + 1) % every == 0 and step + 1 < self._batches.steps:
-                    done = progress.total + _mean_over_ranks(total)
+                    done = _finite(progress.total + _mean_over_ranks(total), progress.epoch)
                     self._save(progress.model_copy(update={"step": step + 1, "total": done}))
         finally:
             ready.close()
         self._count(time.perf_counter() - started, ready.waited, self._batches.steps - progress.step)
-        mean = (progress.total + _mean_over_ranks(total)) / self._batches.steps
-        if not np.isfinite(mean):
-            raise DataError(
-                f"candidate training: the loss of epoch {progress.epoch + 1} is {mean}; lower the learning rates"
-            )
+        mean = _finite((progress.total + _mean_over_ranks(total)) / self._batches.steps, progress.epoch)
         return Progress(epoch=progress.epoch + 1, losses=(*progress.losses, mean))
 
     def _prepared(self, batch: Batch) -> tuple[Batch, ModelInputs]:
@@ -120,3 +116,10 @@ def _mean_over_ranks(total: torch.Tensor) -> float:
     dist.all_reduce(whole)
     mean: float = whole.item() / dist.get_world_size()
     return mean
+
+
+def _finite(loss: float, epoch: int) -> float:
+    """Return the loss; refuse to go on, or to keep a checkpoint, once it is NaN or infinite."""
+    if not np.isfinite(loss):
+        raise DataError(f"candidate training: the loss of epoch {epoch + 1} is {loss}; lower the learning rates")
+    return loss

@@ -6,14 +6,11 @@ Shapes: D dimensions, L history length, N items, Q requests.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stages.candidate.config import RetrieveConfig
@@ -56,7 +53,7 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     sources = np.full(len(requests), SOURCE_TOWER, dtype=np.int8)
     block = Block()
     rows = tqdm(replay(snapshot.events(), requests, state), "retrieve", len(requests), mininterval=1, file=sys.stderr)
-    with candidate_writer(directory / "candidates.parquet") as write:
+    with CandidateTable.writer(directory / "candidates.parquet") as write:
         for row in rows:
             answering.read(row, block)
             if len(block.rows) == config.block or row == len(requests) - 1:
@@ -177,20 +174,6 @@ def check_features(features: FeatureConfig, scorer: CandidateScorer) -> None:
         found, trained = features.model_dump(mode="json")[name], scorer.features[name]
         if found != trained:
             raise ConfigError(f"features.{name} = {found!r}, the candidate tower was trained with {trained!r}")
-
-
-@contextmanager
-def candidate_writer(path: Path) -> Iterator:
-    """Yield a function that appends a ``CandidateTable`` to a Parquet file."""
-    names = list(CandidateTable.TYPES)
-    schema = pa.schema([(name, pa.from_numpy_dtype(np.dtype(kind))) for name, kind in CandidateTable.TYPES.items()])
-
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-
-        def write(table: CandidateTable) -> None:
-            writer.write_table(pa.table({name: getattr(table, name) for name in names}, schema=schema))
-
-        yield write
 
 
 def measure(table: CandidateTable, targets: Targets, recalls: np.ndarray) -> None:

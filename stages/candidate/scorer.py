@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from stages.candidate.item_search import ItemSearch
-from stages.contracts.errors import ReleaseError
+from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
@@ -120,7 +120,17 @@ class CandidateScorer:
         return cls(UserTower(candidate_dir / TOWER_FILE), index, vectors, summary, described.get("refine", 1))
 
     def embed(self, inputs: TowerInputs) -> np.ndarray:
-        """Return float32 ``[B, D]`` or ``[B, T, D]``; see ``UserTower.embed``."""
+        """Return float32 ``[B, D]`` or ``[B, T, D]``; see ``UserTower.embed``.
+
+        Raises:
+            DataError: if a history holds an item beyond the table.
+        """
+        beyond = (inputs.items < 0) | (inputs.items > self.n_items)
+        if beyond.any():
+            raise DataError(
+                f"history_items = {int(inputs.items[beyond][0])}: allowed are 0 to {self.n_items - 1}, and "
+                f"{self.n_items} at padding"
+            )
         return self._tower.embed(inputs)
 
     def search(

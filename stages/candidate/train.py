@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.candidate.checked import checked_tables
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data import Catalogue, training_examples
 from stages.candidate.progress import relay
@@ -22,7 +23,15 @@ from stages.contracts.steps import Outcome
 
 WORKER = ("-m", "stages.candidate.worker")
 _PERMANENT = {kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError)}
-_WAITED_IN_VAIN = ("timed out", "timeout", "connection closed", "connection reset", "address already in use")
+_WAITED_IN_VAIN = (
+    "timed out",
+    "timeout",
+    "connection closed",
+    "connection refused",
+    "connection reset",
+    "broken pipe",
+    "address already in use",
+)
 
 
 def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
@@ -40,7 +49,7 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
     Raises:
         ConfigError: if the model to start from does not fit, naming what differs.
         EmptyDatasetError: if nothing is left to train on.
-        DataError: if the training diverges.
+        DataError: if an event or an item is malformed, or the training diverges.
         TransientError: if a rank was killed or lost the others.
     """
     # torch is heavy, and workflows that only list their steps import this module.
@@ -96,18 +105,22 @@ def prepare(
 
     Returns:
         The catalogue.
+
+    Raises:
+        DataError: if an event or an item of the snapshot is malformed, see ``checked``.
+        EmptyDatasetError: if nothing is left to train on.
     """
-    meta = snapshot.meta
-    examples = training_examples(snapshot.events(), meta, config.features, snapshot.contexts())
+    meta, (events, items) = snapshot.meta, checked_tables(snapshot)
+    examples = training_examples(events, meta, config.features, snapshot.contexts())
     catalogue = Catalogue.of(
-        snapshot.items(),
+        items,
         examples,
         examples.usable(config.candidate.use_empty_histories),
         config.features.history_length,
         meta.borders.candidate_end_ms,
         word_buckets=config.candidate.word_buckets,
         n_signals=len(meta.signals),
-        n_users=len(snapshot.user_ids()) if config.candidate.user_id else 0,
+        n_users=snapshot.n_users() if config.candidate.user_id else 0,
         context_sizes=[len(column.values) for column in meta.context],
     )
     examples.save(work)
@@ -126,7 +139,7 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
     """
     ranks = config.candidate.n_processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    # Ranks that a failed one leaves behind have nothing to save: they are given seconds, not torch's 30.
+    # Ranks have nothing to save once the launcher is told to stop: they are given seconds, not torch's 30.
     command += ["--shutdown-timeout", "3", "--nproc-per-node", str(ranks), *WORKER, str(work)]
     environment = {
         # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.

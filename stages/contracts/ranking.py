@@ -6,6 +6,10 @@ import numpy as np
 
 from stages.contracts.tables import CandidateTable, RankedTable
 
+BASELINES_FILE = "baselines.json"
+"""Of the step ``rank_baselines``: ``rows``, names of its rankings, each in ``<name>.parquet`` (RankedTable),
+and ``left_out``, why others have none, by name."""
+
 SOURCE_TOWER, SOURCE_POPULAR = 0, 1
 """Codes of ``CandidateTable.source``: the two-tower index, or the popular list that answers a
 request without history. Rankers leave requests of the popular list in their order."""

@@ -6,7 +6,8 @@ Shapes: N items, D vector dimensions, R rows, Q requests. Times are int64 millis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -97,6 +98,19 @@ class ColumnTable:
         """Write the table as Parquet (zstd)."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         pq.write_table(pa.table(columns), path, compression="zstd")  # type: ignore[no-untyped-call]
+
+    @classmethod
+    @contextmanager
+    def writer(cls, path: Path) -> Iterator[Callable[[Self], None]]:
+        """Yield a function that appends a table's rows to a Parquet file (zstd)."""
+        schema = pa.schema([(name, pa.from_numpy_dtype(np.dtype(kind))) for name, kind in cls.TYPES.items()])
+        with pq.ParquetWriter(path, schema, compression="zstd") as file:  # type: ignore[no-untyped-call]
+
+            def append(table: Self) -> None:
+                columns = {name: getattr(table, name) for name in cls.TYPES}
+                file.write_table(pa.table(columns, schema=schema))  # type: ignore[no-untyped-call]
+
+            yield append
 
     def take(self, rows: np.ndarray) -> Self:
         """Return the rows selected by an index or boolean array ``[R]``."""

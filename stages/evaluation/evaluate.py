@@ -17,7 +17,8 @@ from pydantic import Field, field_validator
 
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
-from stages.contracts.files import write_json
+from stages.contracts.files import read_json, write_json
+from stages.contracts.ranking import BASELINES_FILE
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import DAY_MS, PART_EVALUATION, CandidateTable, RankedTable, RequestTable
@@ -27,7 +28,14 @@ from stages.evaluation.measure import RowMeasures, measure
 from stages.evaluation.metrics import HeldOut, popular_head
 from stages.evaluation.report import render_markdown
 
-AGAINST = {"trending": "popularity", "candidates": "popularity", "light": "candidates", "heavy": "light"}
+AGAINST = {
+    "trending": "popularity",
+    "ease": "popularity",
+    "ials": "popularity",
+    "candidates": "popularity",
+    "light": "candidates",
+    "heavy": "light",
+}
 """Which row each row of the ledger is compared with; a row that is absent is skipped over."""
 
 HISTORY_SLICES = ((0, 0), (1, 1), (2, 5), (6, 20), (21, None))
@@ -74,7 +82,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
 
     Args:
         config: cut-offs, bootstrap and baseline.
-        inputs: ``snapshot`` and ``retrieve``; ``light`` and ``heavy`` where those stages ran.
+        inputs: ``snapshot`` and ``retrieve``; ``baselines``, ``light`` and ``heavy`` where those steps ran.
         directory: where the ledger goes.
 
     Returns:
@@ -96,6 +104,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
         name: measure(tables, requests.held, config.ks, config.candidate_k, head)
         for name, tables in _rankings(config, inputs, touches, requests, items.available_from_ms(PART_EVALUATION))
     }
+    left_out: dict[str, str] = _baselines(inputs)["left_out"]
     ledger: dict[str, Any] = {
         "format_version": 1,
         "headline": f"ndcg@{config.ks[0]}",
@@ -105,6 +114,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
         "target_withheld_share": float(items.withheld(PART_EVALUATION)[requests.held.item_index].mean()),
         "rows": [_ledger_row(name, rows, requests, config) for name in rows],
         "slices": _slices(rows, requests),
+        "left_out": left_out,
         "data_fingerprint": snapshot.meta.fingerprint,
     }
     write_json(directory / "ledger.json", ledger)
@@ -148,10 +158,20 @@ def _rankings(
     half_life_ms = config.half_life_days * DAY_MS
     yield "popularity", popularity_rankings(touches, requests.table, available_from_ms, depth)
     yield "trending", popularity_rankings(touches, requests.table, available_from_ms, depth, half_life_ms)
+    for name in _baselines(inputs)["rows"]:
+        yield name, [_read(RankedTable, inputs["baselines"] / f"{name}.parquet", requests.held)]
     yield "candidates", [_read(CandidateTable, inputs["retrieve"] / "candidates.parquet", requests.held)]
     for name in ("light", "heavy"):
         if name in inputs:
             yield name, [_read(RankedTable, inputs[name] / "ranked.parquet", requests.held)]
+
+
+def _baselines(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what ``rank_baselines`` says of its rankings: ``rows``, and reasons in ``left_out``."""
+    if "baselines" not in inputs:
+        return {"rows": [], "left_out": {}}
+    found: dict[str, Any] = read_json(inputs["baselines"] / BASELINES_FILE)
+    return found
 
 
 def _read(kind: type[RankedTable] | type[CandidateTable], path: Path, held: HeldOut) -> RankedTable | CandidateTable:
@@ -212,12 +232,22 @@ def _counts(requests: _Requests, head: np.ndarray) -> dict[str, int]:
     }
 
 
-def _slices(rows: Mapping[str, RowMeasures], requests: _Requests) -> list[dict[str, Any]]:
-    chosen = {"warm users": requests.warm, "new users": ~requests.warm}
+def history_slices(history_length: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which requests, bool ``[Q]``, have a history of which length, by the names of the ledger's slices.
+
+    Args:
+        history_length: int64 ``[Q]``, items that each request's user touched before it.
+    """
+    slices = {}
     for low, high in HISTORY_SLICES:
         label = f"history {low}" if low == high else f"history {low}-{high}" if high else f"history >{low - 1}"
         upper = np.iinfo(np.int64).max if high is None else high
-        chosen[label] = (requests.history_length >= low) & (requests.history_length <= upper)
+        slices[label] = (history_length >= low) & (history_length <= upper)
+    return slices
+
+
+def _slices(rows: Mapping[str, RowMeasures], requests: _Requests) -> list[dict[str, Any]]:
+    chosen = {"warm users": requests.warm, "new users": ~requests.warm, **history_slices(requests.history_length)}
     return [
         {
             "name": label,

@@ -62,6 +62,7 @@ def notes(ledger: Mapping[str, Any]) -> list[str]:
         f"Popularity share@{k}: share of the answers among the {counts['head_items']:,} most popular items (1%); "
         f"of the targets it is {ledger['target_head_share']:.4f}. Trending forgets by half in "
         f"{config['half_life_days']:g} days.",
+        *(f"Without a row: {name}, for {reason}." for name, reason in ledger.get("left_out", {}).items()),
     ]
 
 

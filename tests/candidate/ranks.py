@@ -4,28 +4,42 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
+
+JOINING, SAVING = 0, -1
+
+
+def arm(rank, where):
+    """Make a rank die, or hang, before it writes checkpoint number ``where``, before it joins or saves its result."""
+    from stages.candidate import checkpoint, worker
+
+    owner, name = checkpoint.Checkpoints, "save"
+    if where in (JOINING, SAVING):
+        owner, name = worker, "initialise" if where == JOINING else "save"
+    called, function = [], getattr(owner, name)
+
+    def killing(*arguments):
+        called.append(1)
+        if len(called) == max(where, 1) and int(os.environ["RANK"]) == rank:
+            if (end := os.environ.get("KILL_WITH", "SIGKILL")) == "SLEEP":
+                time.sleep(600)
+            os.kill(os.getpid(), getattr(signal, end))
+        return function(*arguments)
+
+    setattr(owner, name, killing)
+
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     import torch.distributed as dist
 
-    from stages.candidate import checkpoint, worker
+    from stages.candidate import worker
 
-    kill = os.environ.get("KILL_AT")  # "RANK:N": that rank dies when it is about to write its Nth checkpoint
-    if kill:
-        rank, wanted = map(int, kill.split(":"))
-        saved, save = [], checkpoint.Checkpoints.save
-
-        def killing(self, *arguments):
-            saved.append(1)
-            if len(saved) == wanted and int(os.environ["RANK"]) == rank:
-                os.kill(os.getpid(), getattr(signal, os.environ.get("KILL_WITH", "SIGKILL")))
-            save(self, *arguments)
-
-        checkpoint.Checkpoints.save = killing
+    if "KILL_AT" in os.environ:
+        arm(*map(int, os.environ["KILL_AT"].split(":")))  # RANK:WHERE
     if len(sys.argv) == 2:
         worker.main(Path(sys.argv[1]))
     else:

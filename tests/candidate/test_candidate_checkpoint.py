@@ -119,11 +119,20 @@ def test_one_rank_goes_on_where_one_of_two_was_killed(planted, unbroken, tmp_pat
     check_same_within_rounding(unbroken, out, *attempt(planted, out, settings()))
 
 
-def test_a_rank_that_stops_answering_is_waited_for_so_long_only(planted, tmp_path, killed_ranks, monkeypatch):
-    killed_ranks("1:1")
-    monkeypatch.setenv("KILL_WITH", "SIGSTOP")
-    with pytest.raises(TransientError, match=r"rank 0 failed: .*[Tt]imed out"):
-        attempt(planted, tmp_path / "out", settings(n_processes=2, timeout_s=5))
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [("0", "SLEEP"), ("1", "SIGSTOP"), ("-1", "SLEEP")],
+    ids=["joining", "at a checkpoint", "saving"],
+)
+def test_a_rank_that_stops_answering_is_waited_for_so_long_only(
+    planted, tmp_path, killed_ranks, monkeypatch, where, how
+):
+    killed_ranks(f"1:{where}")
+    monkeypatch.setenv("KILL_WITH", how)
+    started = time.monotonic()
+    with pytest.raises(TransientError, match=r"rank 0 failed: .*[Tt]imed? ?out"):
+        attempt(planted, tmp_path / "out", settings(n_processes=2, timeout_s=5, epochs=1))
+    assert time.monotonic() - started < 200  # it would sleep for 600 s, and torch's own time-out is 30 minutes
 
 
 def test_permanent_errors_leave_no_checkpoints(tmp_path):

@@ -37,10 +37,10 @@ def test_each_rank_takes_its_own_gpu_and_they_talk_through_nccl(two_devices, mon
 
 def test_more_ranks_than_gpus_fall_back_or_are_refused(two_devices, monkeypatch):
     joined = []
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: joined.append(backend))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: joined.append((backend, timeout)))
     monkeypatch.setenv("WORLD_SIZE", "3")
-    worker.initialise(CandidateConfig(device="auto"))
-    assert joined == ["gloo"]
+    worker.initialise(CandidateConfig(device="auto", timeout_s=77))
+    assert [(backend, timeout.total_seconds()) for backend, timeout in joined] == [("gloo", 77)]
     with pytest.raises(ConfigError, match="n_processes = 3 needs 3 CUDA devices, found 2"):
         worker.initialise(CandidateConfig(device="cuda"))
 

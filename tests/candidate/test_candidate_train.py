@@ -144,6 +144,8 @@ def test_a_diverging_training_says_so(planted, trained, one_rank, tmp_path):
         ("ConfigError", "no such device", ConfigError),
         ("RuntimeError", "Connection closed by peer", TransientError),
         ("DistBackendError", "Timed out waiting 300s", TransientError),
+        ("RuntimeError", "writev [127.0.0.1]:4242: Broken pipe", TransientError),
+        ("DistNetworkError", "Connection refused", TransientError),
         ("ValueError", "a bug", SluiceError),
     ],
 )

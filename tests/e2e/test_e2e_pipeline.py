@@ -52,7 +52,7 @@ def test_later_settings_do_only_the_later_work(job) -> None:
 def test_the_ledger_has_every_stage_and_the_funnel_beats_popularity(job) -> None:
     ledger = read_json(job.release / "ledger.json")
     rows = {row["name"]: row for row in ledger["rows"]}
-    assert list(rows) == ["popularity", "trending", "candidates", "light", "heavy"]
+    assert list(rows) == ["popularity", "trending", "ease", "ials", "candidates", "light", "heavy"]
     assert rows["candidates"]["metrics"]["ndcg@10"] > rows["popularity"]["metrics"]["ndcg@10"]
     assert rows["heavy"]["metrics"]["ndcg@10"] > rows["popularity"]["metrics"]["ndcg@10"]
 

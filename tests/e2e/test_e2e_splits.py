@@ -33,7 +33,7 @@ def test_a_funnel_on_dealt_pairs(job, tiny: dict[str, Any], split: dict[str, Any
     assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     ledger = json.loads((results["evaluate"].directory / "ledger.json").read_text())
     rows = {row["name"]: row["metrics"]["ndcg@10"] for row in ledger["rows"]}
-    assert set(rows) == {"popularity", "trending", "candidates", "light", "heavy"}
+    assert set(rows) == {"popularity", "trending", "ease", "ials", "candidates", "light", "heavy"}
     assert rows["candidates"] > rows["popularity"] > 0
     slices = {part["name"]: part["requests"] for part in ledger["slices"]}
     # Everybody's history is known, of a dealt user only as history: nobody is new.

@@ -11,7 +11,7 @@ from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import write_json
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, EventTable, RankedTable, RequestTable
-from stages.evaluation.evaluate import EvaluationConfig, evaluate
+from stages.evaluation.evaluate import EvaluationConfig, evaluate, history_slices
 from stages.evaluation.report import render_ledger, write_html
 
 N_USERS, N_ITEMS, N_OLD = 40, 8, 30
@@ -163,6 +163,60 @@ def test_slices_divide_the_requests(ledger):
     assert by_name["history >20"]["rows"] == {}
     assert by_name["new users"]["rows"]["light"]["ndcg@2"] == 1.0
     assert by_name["new users"]["rows"]["popularity"]["recall@2"] == 0.0
+
+
+@pytest.fixture
+def with_baselines(inputs, tmp_path):
+    """The linear baselines' answers as well: EASE is always right, iALS second; nothing is left out."""
+    inputs["baselines"] = write_ranking(tmp_path / "baselines", "ease.parquet", first_place)
+    write_ranking(tmp_path / "ials", "ials.parquet", second_place)
+    (tmp_path / "ials" / "ials.parquet").rename(tmp_path / "baselines" / "ials.parquet")
+    write_json(inputs["baselines"] / "baselines.json", {"rows": ["ease", "ials"], "left_out": {}})
+    (tmp_path / "out").mkdir()
+    return inputs
+
+
+def test_linear_baselines_are_rows_like_the_others(with_baselines, tmp_path):
+    evaluate(CONFIG, with_baselines, tmp_path / "out")
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    names = ["popularity", "trending", "ease", "ials", "candidates", "light", "heavy"]
+    assert [row["name"] for row in ledger["rows"]] == names
+    assert row_of(ledger, "ease")["metrics"]["ndcg@2"] == 1.0
+    ials = row_of(ledger, "ials")
+    assert ials["metrics"] == row_of(ledger, "candidates")["metrics"]
+    assert (ials["against"], ials["verdict"]) == ("popularity", "gains")
+    assert ials["gain"]["value"] == pytest.approx(1 / np.log2(3) - row_of(ledger, "popularity")["metrics"]["ndcg@2"])
+    assert row_of(ledger, "candidates")["against"] == "popularity"
+    by_name = {part["name"]: part for part in ledger["slices"]}
+    assert by_name["new users"]["rows"]["ease"]["ndcg@2"] == 1.0
+    assert ledger["left_out"] == {}
+    assert "Without a row" not in render_ledger(ledger)
+
+
+def test_a_baseline_that_was_left_out_has_a_reason_in_every_report(with_baselines, tmp_path):
+    reason = "90,000 items need 97.2 GB, baselines.memory_gb = 4"
+    write_json(with_baselines["baselines"] / "baselines.json", {"rows": ["ials"], "left_out": {"ease": reason}})
+    evaluate(CONFIG, with_baselines, tmp_path / "out")
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert "ease" not in [row["name"] for row in ledger["rows"]]
+    write_html(ledger, tmp_path / "ledger.html")
+    pages = (tmp_path / "out" / "ledger.md").read_text(), render_ledger(ledger), (tmp_path / "ledger.html").read_text()
+    for page in pages:
+        assert f"Without a row: ease, for {reason}." in page
+    del ledger["left_out"]  # a release from before there were such rows
+    assert "Without a row" not in render_ledger(ledger)
+
+
+def test_histories_are_sliced_by_length():
+    lengths = np.array([0, 1, 2, 5, 6, 20, 21, 10**6])
+    slices = {name: lengths[mask].tolist() for name, mask in history_slices(lengths).items()}
+    assert slices == {
+        "history 0": [0],
+        "history 1": [1],
+        "history 2-5": [2, 5],
+        "history 6-20": [6, 20],
+        "history >20": [21, 10**6],
+    }
 
 
 def test_the_popular_head_is_that_of_the_training_parts(ledger):
