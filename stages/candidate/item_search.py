@@ -20,8 +20,8 @@ from stages.contracts.tables import ScoredItems
 
 OVERFETCH = 512
 """Up to so many excluded items a query are searched for and dropped; more are masked in the search."""
-EXACT_UP_TO = 20_000
-"""Up to so many allowed items are compared one by one: 5 MB of vectors at 64 dimensions."""
+EXACT_UP_TO = 100_000
+"""Up to so many allowed items are compared one by one: 26 MB of vectors at 64 dimensions."""
 
 
 class ItemSearch:

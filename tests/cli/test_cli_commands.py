@@ -34,6 +34,7 @@ def test_surface_of_the_command_line_is_frozen() -> None:
         "demo",
         "ingest",
         "recommend",
+        "refresh",
         "release list",
         "release promote",
         "release rollback",
