@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pytest
 
@@ -20,6 +18,7 @@ from stages.features.history import UNKNOWN_USER, TowerInputs
 from stages.refresh import STEPS
 from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings
+from tests.homes import BORN, add_items, copy_of
 
 if TYPE_CHECKING:
     from conftest import Airflow
@@ -27,37 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(900)
 """The shared run of the whole job comes first."""
 
-BORN = ("born-0", "born-1", "born-2")
 KEPT = ("light_ranker.txt", "heavy_ranker.onnx", "item_tower.onnx", "ledger.json", "feature_schema.json")
-
-
-def copy_of(home: Path, target: Path) -> dict[str, str]:
-    """Copy a finished run's home, so that its releases and warehouse can be changed."""
-    shutil.copytree(home, target, ignore=shutil.ignore_patterns("airflow"))
-    with sqlite3.connect(target / "mlflow.db") as books:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            books.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(home), str(target)))
-        for column in ("source", "storage_location"):
-            books.execute(f"UPDATE model_versions SET {column} = replace({column}, ?, ?)", (str(home), str(target)))
-    return {"SLUICE_HOME": str(target)}
-
-
-def add_items(warehouse: Path) -> list[str]:
-    """Give the catalogue three items like the three most touched ones; return the titles of those."""
-    with duckdb.connect(str(warehouse)) as connection:
-        rows = connection.execute(
-            "SELECT item_id, title, categories, duration_s FROM items JOIN "
-            "(SELECT item_id, count(*) n FROM interactions GROUP BY item_id) USING (item_id) ORDER BY n DESC, item_id "
-            "LIMIT 3"
-        ).fetchall()
-        (born_ms,) = connection.execute("SELECT max(event_time_ms) FROM interactions").fetchone() or (0,)
-        for number, (name, (_, _, categories, duration)) in enumerate(zip(BORN, rows, strict=True)):
-            connection.execute(
-                "INSERT INTO items (item_id, title, categories, created_at_ms, duration_s, row_hash) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                [name, f"Quite another title {number}", categories, born_ms - 1000, duration, number],
-            )
-    return [str(row[0]) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +34,15 @@ def refreshed(job: Any, migrated: Airflow, tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("refresh")
     home = root / "home"
     environ = copy_of(Path(job.settings.home), home)
-    parents = add_items(home / "warehouse.duckdb")
+    add_items(home / "warehouse.duckdb")
     shutil.copytree(migrated.home, root / "airflow")
     run = type(migrated)(root / "airflow").test("refresh_index", {"overrides": job.settings.recipe}, **environ)
-    return run, environ, parents
+    return run, environ
 
 
 @pytest.mark.slow
 def test_every_task_runs_once_and_a_new_champion_serves(job: Any, refreshed: Any) -> None:
-    run, environ, _ = refreshed
+    run, environ = refreshed
     assert run.code == 0, run.output
     assert run.tasks == dict.fromkeys(STEPS, ("success", 1))
     registry = ReleaseRegistry(registry_settings(environ))
