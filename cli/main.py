@@ -101,6 +101,20 @@ def run(**options: Any) -> None:
     verb(**options)
 
 
+@main.command()
+@recipe_options
+@click.option("--promote/--no-promote", default=True, show_default=True, help="Make the refreshed release champion.")
+@reports_errors
+def refresh(**options: Any) -> None:
+    """Embed new items with the champion's tower and publish its index anew, without training.
+
+    The recipe gives the index and the gate; everything else is the champion's.
+    """
+    from cli.run import refresh as verb
+
+    verb(**options)
+
+
 @main.group()
 def dataset() -> None:
     """Check the data that a run would train on."""

@@ -83,6 +83,21 @@ def run(until: str, **options: Any) -> None:
         click.echo(f"release {info['release_id']} is version {info['version']}{champion}")
 
 
+def refresh(base: str | None, **options: Any) -> None:
+    """Run the refresh and print what became of the items."""
+    from stages.refresh import refresh_all
+
+    if base is not None:
+        raise ConfigError(f"--base {base}: a refresh extends the champion; leave it out")
+    results = refresh_all(settings_from(**options))
+    counts, index = results["refresh_vectors"].metrics, results["build_index"]
+    click.echo(f"{counts['items']:,.0f} items, {counts['new_items']:,.0f} of them new to the champion")
+    click.echo(f"index {index.info['type']}: recall@{index.metrics['recall_k']:.0f} {index.metrics['recall']:.4f}")
+    info = results["register"].info
+    champion = " (champion)" if results["promote"].info["promoted"] else ""
+    click.echo(f"release {info['release_id']} is version {info['version']}{champion}")
+
+
 def simulate(directory: Path, overrides: tuple[str, ...]) -> None:
     """Write a synthetic world as Parquet."""
     from stages.simulator.config import WorldConfig

@@ -94,6 +94,7 @@ _INPUT_NAMES = {
 }
 
 Upstream = Mapping[str, StageResult]
+StepFunction = Callable[[Settings, Upstream], StageResult]
 
 
 def load_recipe(settings: Settings) -> Recipe:
@@ -122,15 +123,34 @@ def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]
         ConfigError: if the step is unknown or an upstream result is missing.
         SluiceError: whatever the step itself refuses.
     """
-    if step not in UPSTREAM:
-        raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(STEPS)}")
-    missing = [name for name in UPSTREAM[step] if name not in upstream]
+    return run_declared(step, UPSTREAM, _FUNCTIONS, settings, upstream)
+
+
+def run_declared(
+    step: str,
+    declared: Mapping[str, tuple[str, ...]],
+    functions: Mapping[str, StepFunction],
+    settings: Settings,
+    upstream: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Run one step of a job that declares which results each of its steps takes.
+
+    Args:
+        step: a key of ``declared``.
+        declared: upstream steps by step.
+        functions: what each step does.
+        settings: as for ``run_pipeline_step``.
+        upstream: results by step, as ``StageResult`` or as its JSON.
+    """
+    if step not in declared:
+        raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(declared)}")
+    missing = [name for name in declared[step] if name not in upstream]
     if missing:
         raise ConfigError(f"step {step} needs the results of {missing}, found {sorted(upstream)}")
-    results = {name: StageResult.model_validate(upstream[name]) for name in UPSTREAM[step]}
+    results = {name: StageResult.model_validate(upstream[name]) for name in declared[step]}
     log.info("[sluice] %s: started", step)
     started = time.perf_counter()
-    result = _FUNCTIONS[step](settings, results)
+    result = functions[step](settings, results)
     if not result.seconds:
         result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
     how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
@@ -219,12 +239,12 @@ def dataset(settings: Settings, results: Upstream) -> StageResult:
     from stages.dataset.build import snapshot_body
     from stages.warehouse.engine import Warehouse
 
-    config = _selection(load_recipe(settings), results["ingest"])
+    config = selection(load_recipe(settings), results["ingest"])
     with Warehouse(settings.warehouse_url) as warehouse:
         return run_step("dataset", __version__, snapshot_body(warehouse), config, {}, settings.runs)
 
 
-def _selection(recipe: Recipe, source: StageResult) -> DatasetStepConfig:
+def selection(recipe: Recipe, source: StageResult) -> DatasetStepConfig:
     """Return what identifies the snapshot of a recipe and of what was ingested."""
     from stages.dataset.config import DatasetStepConfig
     from stages.dataset.side_files import resolve_files
@@ -246,7 +266,7 @@ def dataset_report(settings: Settings, results: Upstream) -> StageResult:
     from stages.warehouse.engine import Warehouse
 
     recipe, source = load_recipe(settings), results["ingest"]
-    config = ReportStepConfig(**recipe.report.model_dump(), dataset=_selection(recipe, source))
+    config = ReportStepConfig(**recipe.report.model_dump(), dataset=selection(recipe, source))
     inputs = {"snapshot": results["dataset"]}
     with Warehouse(settings.warehouse_url) as warehouse:
         return run_step("dataset_report", __version__, report_body(warehouse), config, inputs, settings.runs)
@@ -357,7 +377,7 @@ def register(settings: Settings, results: Upstream) -> StageResult:
         reports=sorted(results["dataset_report"].directory.glob("dataset_report.*")),
     )
     info = {"version": registered.version, "run_id": registered.run_id, "release_id": registered.release_id}
-    return _outcome("register", release, results, info)
+    return outcome("register", release, results, info)
 
 
 def promote(settings: Settings, results: Upstream) -> StageResult:
@@ -369,16 +389,17 @@ def promote(settings: Settings, results: Upstream) -> StageResult:
     info: dict[str, Any] = {"version": version, "promoted": settings.promote}
     if settings.promote:
         ReleaseRegistry(settings.registry).promote(version, load_recipe(settings).gate)
-    return _outcome("promote", release, results, info)
+    return outcome("promote", release, results, info)
 
 
-def _outcome(step: str, path: Path, results: Upstream, info: dict[str, Any]) -> StageResult:
+def outcome(step: str, path: Path, results: Upstream, info: dict[str, Any]) -> StageResult:
+    """Return the result of a step that acts on the registry and leaves no directory of its own."""
     upstream = {name: result.fingerprint for name, result in results.items()}
     fingerprint = sha256_text(canonical_json({"step": step, "inputs": upstream}))
     return StageResult(step=step, path=str(path), fingerprint=fingerprint, info=info)
 
 
-_FUNCTIONS: dict[str, Callable[[Settings, Upstream], StageResult]] = {
+_FUNCTIONS: dict[str, StepFunction] = {
     function.__name__: function
     for function in (
         ingest,

@@ -47,3 +47,12 @@ def pipeline_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | 
     from stages.settings import load_settings
 
     return run_pipeline_step(step, load_settings(os.environ, **(params or {})), upstream)
+
+
+@task
+def refresh_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run one step of the refresh: as ``pipeline_step``, with ``step`` one of ``stages.refresh.STEPS``."""
+    from stages.refresh import run_refresh_step
+    from stages.settings import load_settings
+
+    return run_refresh_step(step, load_settings(os.environ, **(params or {})), upstream)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 _NONE = np.zeros(0, dtype=np.int64)
+_NO_SCALE = np.array([0.0, np.inf])
+_SAME_DURATION = 1e-6
+"""Deviation of log durations below which they are rounding apart."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Catalogue:
         n_signals: kinds of events.
         trained_users: bool ``[U]``, users with examples.
         context_sizes: int64 ``[X]``, values of each context column.
+        duration_scale: float64 ``[2]``, mean and deviation behind ``log_duration``; the deviation is infinite
+            where durations do not differ, so that a new item's says as little.
     """
 
     offsets: np.ndarray
@@ -57,6 +62,7 @@ class Catalogue:
     n_signals: int = 1
     trained_users: np.ndarray = None  # type: ignore[assignment]
     context_sizes: np.ndarray = None  # type: ignore[assignment]
+    duration_scale: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         defaults = {
@@ -65,6 +71,7 @@ class Catalogue:
             "created_at_ms": np.zeros(len(self), dtype=np.int64),
             "trained_users": np.zeros(0, dtype=bool),
             "context_sizes": _NONE,
+            "duration_scale": _NO_SCALE,
         }
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -104,10 +111,11 @@ class Catalogue:
         if n_users:
             trained_users[examples.users[rows]] = True
         word_offsets, word_codes = hashed_words(items.title, word_buckets)
+        scale = _log_scale(items.duration_s)
         return cls(
             offsets=items.category_offsets,
             codes=items.category_codes.astype(np.int64),
-            log_duration=_standardised_log(items.duration_s),
+            log_duration=standardised_log(items.duration_s, scale),
             frequency=frequency,
             in_histories=in_histories,
             eligible=np.flatnonzero(((items.created_at_ms < end_ms) & (items.eligible & 1 == 1)) | (frequency > 0)),
@@ -118,6 +126,7 @@ class Catalogue:
             n_signals=n_signals,
             trained_users=trained_users,
             context_sizes=np.array(context_sizes, dtype=np.int64),
+            duration_scale=scale,
         )
 
     def __len__(self) -> int:
@@ -184,11 +193,21 @@ def _bags(
     return chosen, shares, counts
 
 
-def _standardised_log(duration_s: np.ndarray) -> np.ndarray:
-    known = np.isfinite(duration_s) & (duration_s >= 0)
-    logs = np.log1p(np.where(known, duration_s, 0.0))
-    if not known.any():
-        return np.zeros(len(duration_s), dtype=np.float32)
-    mean, deviation = logs[known].mean(), logs[known].std()
-    scaled: np.ndarray = np.where(known, (logs - mean) / max(deviation, 1e-6), 0.0).astype(np.float32)
+def standardised_log(duration_s: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return float32 ``[N]``: ``log1p`` of the seconds by ``Catalogue.duration_scale``, 0 where unknown."""
+    known = _is_known(duration_s)
+    logs = np.log1p(np.where(known, duration_s, 0.0).astype(np.float64))
+    scaled: np.ndarray = np.where(known, (logs - scale[0]) / scale[1], 0.0).astype(np.float32)
     return scaled
+
+
+def _log_scale(duration_s: np.ndarray) -> np.ndarray:
+    logs = np.log1p(duration_s[_is_known(duration_s)].astype(np.float64))
+    if not len(logs) or logs.std() < _SAME_DURATION:
+        return _NO_SCALE
+    return np.array([logs.mean(), logs.std()])
+
+
+def _is_known(duration_s: np.ndarray) -> np.ndarray:
+    known: np.ndarray = np.isfinite(duration_s) & (duration_s >= 0)
+    return known

@@ -236,7 +236,8 @@ class IndexConfig(Config):
         points_a_list: training vectors for each list, at most; bounds the training's time and memory.
         memory_limit_mb: 10^6 bytes that the index may take; None = no limit. Product codes are tried
             only where the other lists exceed it.
-        wanted_recall: recall@recall_k against exact search that the index must reach.
+        wanted_recall: recall@recall_k against exact search that the index must reach, by the lower bound of the
+            mean over the queries (95%, one-sided).
         recall_k: neighbours compared. A run sets it to ``funnel.candidate_k``, what is served.
         n_queries: queries that measure the recall, at most.
         n_timed: of these are timed, one at a time in one thread.

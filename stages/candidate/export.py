@@ -1,4 +1,4 @@
-"""From un-sharded weights to what serving loads: an ONNX user tower and item vectors.
+"""From un-sharded weights to what serving loads: ONNX towers and item vectors.
 
 Shapes: B queries, D dimensions, K content dimensions, L history length, N items, T tastes, U users,
 V context values, X context columns.
@@ -6,13 +6,8 @@ V context values, X context columns.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,20 +18,25 @@ from torch import nn
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.encoders import Histories
+from stages.candidate.item_tower import ITEM_TOWER_FILE
+from stages.candidate.item_tower_export import write_item_tower
 from stages.candidate.model import ItemTower, QueryTower, sizes_of
+from stages.candidate.portable import State, closed, loaded, onnx_model, table_of
 from stages.candidate.scorer import TOWER_FILE, TOWER_JSON, VECTORS_FILE, UserTower
+from stages.candidate.user_tables import PROTOBUF_LIMIT, item_tables
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.features.history import TowerInputs
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 PARITY = 1e-4
 """Largest difference between an exported vector and the sharded model's; vectors have unit length."""
-_PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 class PortableUserTower(nn.Module):  # type: ignore[misc]
     """The user tower without TorchRec: gathers from constant tables, then the trained modules.
+
+    The tables with a row an item (``stages.candidate.user_tables``) are all that knows how many items
+    there are, so that a refresh can append to them.
 
     Args:
         ids_ND: float32 ``[N + 1, D]`` item embeddings; the last row, of padding, is zero.
@@ -60,6 +60,9 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.register_buffer("ids", torch.from_numpy(ids_ND))
         self.register_buffer("content", torch.from_numpy(content_NK))
+        is_item_N1 = torch.ones(len(ids_ND), 1)
+        is_item_N1[-1] = 0.0
+        self.register_buffer("is_item", is_item_N1)
         self.tower = tower
         self.register_buffer("contexts", None if context_VD is None else torch.from_numpy(context_VD))
         self.register_buffer("users", None if user_UD is None else torch.from_numpy(user_UD))
@@ -89,7 +92,7 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
             context: int64 ``[B, X]`` codes, 0 where nothing is known.
             user: int64 ``[B]``; negative or beyond U for a user without a vector.
         """
-        kept_BL = history_items < self.ids.shape[0] - 1
+        kept_BL = F.embedding(history_items, self.is_item)[..., 0] > 0
         histories = Histories(self.ids, self.content, history_items, history_signals, history_ages, kept_BL)
         extra = []
         if context is not None:
@@ -102,7 +105,7 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
 
 
 def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue: Catalogue) -> dict[str, Any]:
-    """Write ``user_tower.onnx``, ``item_vectors.npy`` and ``tower.json``.
+    """Write ``user_tower.onnx``, ``item_tower.onnx``, ``item_vectors.npy`` and ``tower.json``.
 
     Args:
         directory: where to write.
@@ -128,6 +131,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     vectors_ND = item_vectors(state, content_NK, catalogue, config)
     refuse_not_finite(VECTORS_FILE, vectors_ND)
     np.save(directory / VECTORS_FILE, vectors_ND)
+    write_item_tower(state, catalogue, config, directory / ITEM_TOWER_FILE)
     deviation = _deviation(directory, work, vectors_ND)
     if not deviation <= PARITY:
         raise DataError(f"{TOWER_FILE}: differs by {deviation:.2g} from the sharded model, allowed is {PARITY:g}")
@@ -135,6 +139,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     summary = {
         "tower_version": sha256_file(directory / TOWER_FILE),
         "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
+        "item_tower_sha256": sha256_file(directory / ITEM_TOWER_FILE),
         "dim": config.candidate.dimension,
         "inputs": list(tower.inputs),
         "tastes": config.candidate.tastes if config.candidate.encoder == "tastes" else 1,
@@ -165,12 +170,12 @@ def refuse_not_finite(name: str, values: np.ndarray) -> None:
         )
 
 
-def item_content(state: dict[str, np.ndarray], catalogue: Catalogue, config: TrainCandidateConfig) -> np.ndarray:
+def item_content(state: State, catalogue: Catalogue, config: TrainCandidateConfig) -> np.ndarray:
     """Return float32 ``[N, K]``: mean embeddings of each item's categories and, if configured, words."""
     everything = np.arange(len(catalogue)), np.ones(len(catalogue), dtype=np.float32)
-    parts = [_bag_sums(_table(state, "category"), catalogue.category_bags(*everything))]
+    parts = [_bag_sums(table_of(state, "category"), catalogue.category_bags(*everything))]
     if config.candidate.word_buckets:
-        parts.append(_bag_sums(_table(state, "word"), catalogue.word_bags(*everything)))
+        parts.append(_bag_sums(table_of(state, "word"), catalogue.word_bags(*everything)))
     return np.concatenate(parts, axis=1)
 
 
@@ -181,19 +186,8 @@ def _bag_sums(table: np.ndarray, bags: tuple[np.ndarray, np.ndarray, np.ndarray]
     return sums_NK
 
 
-def _table(state: dict[str, np.ndarray], name: str) -> np.ndarray:
-    return state[f"embeddings.embedding_bags.{name}.weight"]
-
-
-def _closed(table: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-    """Return ``table`` with the rows that are not ``known`` and a new last one of zeros."""
-    closed = np.zeros((len(table) + 1, table.shape[1]), dtype=np.float32)
-    closed[:-1] = table if known is None else table * known[:, None]
-    return closed
-
-
 def user_tower(
-    state: dict[str, np.ndarray], content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
+    state: State, content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
 ) -> PortableUserTower:
     """Return the portable user tower; items without training rows speak through their content.
 
@@ -202,37 +196,37 @@ def user_tower(
     """
     settings = config.candidate
     targets = (catalogue.frequency > 0) & settings.shared_item_table
-    ids_ND = _table(state, "item" if settings.shared_item_table else "history")
+    ids_ND = table_of(state, "item" if settings.shared_item_table else "history")
     tables: dict[str, Any] = {
-        "ids_ND": _closed(ids_ND, (catalogue.in_histories | targets).astype(np.float32)),
-        "content_NK": _closed(content_NK),
-        "context_VD": _closed(_table(state, "context")) if settings.context else None,
+        "ids_ND": closed(ids_ND, catalogue.in_histories | targets),
+        "content_NK": closed(content_NK),
+        "context_VD": closed(table_of(state, "context")) if settings.context else None,
         "user_UD": None,
     }
     if settings.user_id:
-        users_UD = _table(state, "user")
-        trained_U = np.zeros(len(users_UD), dtype=np.float32)
+        users_UD = table_of(state, "user")
+        trained_U = np.zeros(len(users_UD), dtype=bool)
         trained_U[: len(catalogue.trained_users)] = catalogue.trained_users
-        tables["user_UD"] = _closed(users_UD, trained_U)
-    if (size := sum(table.nbytes for table in tables.values() if table is not None)) > _PROTOBUF_LIMIT:
+        tables["user_UD"] = closed(users_UD, trained_U)
+    if (size := sum(table.nbytes for table in tables.values() if table is not None)) > PROTOBUF_LIMIT:
         raise DataError(
             f"user tower: the tables of {len(catalogue)} items and {len(catalogue.trained_users)} users make {size} "
-            f"bytes, one ONNX file holds {_PROTOBUF_LIMIT}; lower candidate.dimension, candidate.category_dimension "
+            f"bytes, one ONNX file holds {PROTOBUF_LIMIT}; lower candidate.dimension, candidate.category_dimension "
             "or candidate.word_dimension, or set candidate.user_id = false"
         )
-    tower = _loaded(QueryTower(sizes_of(catalogue, config), settings), state, "query_tower")
+    tower = loaded(QueryTower(sizes_of(catalogue, config), settings), state, "query_tower")
     portable: PortableUserTower = PortableUserTower(tower=tower, context_sizes=catalogue.context_sizes, **tables).eval()
     return portable
 
 
 def item_vectors(
-    state: dict[str, np.ndarray], content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
+    state: State, content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
 ) -> np.ndarray:
     """Return float32 ``[N, D]`` vectors of the whole catalogue, as old as at the end of the candidate part."""
-    ids_ND = _table(state, "item") * (catalogue.frequency > 0).astype(np.float32)[:, None]
+    ids_ND = table_of(state, "item") * (catalogue.frequency > 0).astype(np.float32)[:, None]
     ages_N = catalogue.ages(np.arange(len(catalogue)), catalogue.end_ms)
     columns = [torch.from_numpy(each) for each in (ids_ND, content_NK, catalogue.log_duration, ages_N)]
-    tower = _loaded(ItemTower(config.candidate), state, "item_tower")
+    tower = loaded(ItemTower(config.candidate), state, "item_tower")
     vectors_ND = np.empty((len(catalogue), config.candidate.dimension), dtype=np.float32)
     with torch.inference_mode():
         for start in range(0, len(catalogue), 1 << 16):
@@ -244,62 +238,21 @@ def item_vectors(
 def write_onnx(tower: PortableUserTower, path: Path, length: int) -> None:
     """Write the tower as one ONNX file with a dynamic batch.
 
-    The exporter on ``torch.export`` is used: it takes some seconds where the older tracing one takes
-    a tenth, but that one is deprecated and on its way out. Its notes on where each node comes from in
-    the source are removed, so that equal weights give equal bytes on every machine.
+    Raises:
+        ReleaseError: if the exporter did not keep the tables that a refresh appends to.
     """
-    padding = tower.ids.shape[0] - 1
+    n_items = tower.ids.shape[0] - 1
     values = {
-        "history_items": torch.full((2, length), padding, dtype=torch.int64),
+        "history_items": torch.full((2, length), n_items, dtype=torch.int64),
         "history_signals": torch.zeros(2, length, dtype=torch.int64),
         "history_ages": torch.zeros(2, length, dtype=torch.int64),
         "context": torch.zeros(2, len(tower.context_starts), dtype=torch.int64),
         "user": torch.zeros(2, dtype=torch.int64),
     }
-    with _quiet():
-        program = torch.onnx.export(
-            tower,
-            kwargs={name: values[name] for name in tower.inputs},
-            input_names=list(tower.inputs),
-            output_names=["query"],
-            dynamic_shapes={name: {0: "batch"} for name in tower.inputs},
-            dynamo=True,
-            verbose=False,
-        )
-    model = program.model_proto
-    _strip(model)
+    dynamic = {name: {0: "batch"} for name in tower.inputs}
+    model = onnx_model(tower, {name: values[name] for name in tower.inputs}, ["query"], dynamic)
+    item_tables(model, n_items)
     onnx.save_model(model, str(path))
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    model.doc_string = model.graph.doc_string = ""
-    graph = model.graph
-    for value in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del value.metadata_props[:]
-        value.doc_string = ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's progress lines and its notes on other packages' deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _loaded(module: ModuleT, state: dict[str, np.ndarray], name: str) -> ModuleT:
-    own = {key: value for key, value in state.items() if key.startswith(f"{name}.")}
-    module.load_state_dict({key.removeprefix(f"{name}."): torch.from_numpy(value) for key, value in own.items()})
-    module.eval()
-    return module
 
 
 def _deviation(directory: Path, work: Path, vectors_ND: np.ndarray) -> float:

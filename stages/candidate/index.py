@@ -65,7 +65,17 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
         "tried": [asdict(trial) for trial in chosen.tried],
     }
     write_json(directory / INDEX_JSON, described)
-    names = ("n_items", "n_indexed", "recall", "recall_k", "n_queries", "latency_ms", "memory_bytes", "build_seconds")
+    names = (
+        "n_items",
+        "n_indexed",
+        "recall",
+        "recall_lower",
+        "recall_k",
+        "n_queries",
+        "latency_ms",
+        "memory_bytes",
+        "build_seconds",
+    )
     metrics = {name: float(described[name]) for name in names} | {
         name: float(value) for name, value in chosen.trial.parameters.items()
     }

@@ -25,6 +25,8 @@ from stages.contracts.errors import DataError
 
 log = logging.getLogger("sluice")
 
+_ONE_SIDED = 1.645
+"""Standard errors below the mean that leave 5% outside."""
 _NEARLY = 1.1
 """An index that is less than a tenth slower and smaller is preferred: such gaps are the clock's noise."""
 
@@ -38,6 +40,8 @@ class Trial:
         parameters: ``nprobe`` or ``efSearch``; empty for an exact index.
         refine: so many times k items are fetched and scored again.
         recall: mean share of the exact neighbours that were found; None where it was not built.
+        recall_lower: what the mean over all queries exceeds with 95% confidence (one-sided, normal); it has to
+            reach the wanted recall, for the sample's own mean would fall short every other time.
         latency_ms: median of one query in one thread.
         memory_bytes: of the index; the expected size where it was not built.
         build_seconds: training and filling.
@@ -48,6 +52,7 @@ class Trial:
     parameters: dict[str, int]
     refine: int
     recall: float | None
+    recall_lower: float | None
     latency_ms: float | None
     memory_bytes: int
     build_seconds: float
@@ -80,7 +85,9 @@ def choose_index(item_vectors_MD: np.ndarray, ids_N: np.ndarray, queries_BD: np.
     device = IndexDevice(config.device)
     vectors_ND = np.ascontiguousarray(item_vectors_MD[ids_N], dtype=np.float32)
     fitting, too_large = kinds_to_try(len(ids_N), vectors_ND.shape[1], config)
-    tried = [Trial(each.factory, {}, 1, None, None, each.estimate, 0.0, "over the memory limit") for each in too_large]
+    tried = [
+        Trial(each.factory, {}, 1, None, None, None, each.estimate, 0.0, "over the memory limit") for each in too_large
+    ]
     bench = _Bench(item_vectors_MD, ids_N, vectors_ND, queries_BD, config, device)
     best: tuple[Any, Trial] | None = None
     for each in fitting:
@@ -100,7 +107,7 @@ def choose_index(item_vectors_MD: np.ndarray, ids_N: np.ndarray, queries_BD: np.
 def _judged(trial: Trial, config: IndexConfig) -> Trial:
     limit = config.memory_limit_mb
     outcome = trial.outcome
-    if trial.recall is None or trial.recall < config.wanted_recall:
+    if trial.recall_lower is None or trial.recall_lower < config.wanted_recall:
         outcome = "recall not reached"
     elif limit is not None and trial.memory_bytes > limit * 1e6:
         outcome = "over the memory limit"
@@ -115,7 +122,7 @@ def _preferred(trial: Trial, best: Trial) -> bool:
 def _why_none(tried: list[Trial], config: IndexConfig) -> str:
     found = "; ".join(
         f"{trial.type}: {trial.memory_bytes / 1e6:.1f} MB, "
-        + ("not built" if trial.recall is None else f"recall {trial.recall:.4f}")
+        + ("not built" if trial.recall is None else f"recall {trial.recall:.4f}, at least {trial.recall_lower:.4f}")
         for trial in tried
     )
     return (
@@ -150,42 +157,42 @@ class _Bench:
         seconds = time.perf_counter() - started
         trials = []
         for refine in chosen.refine:
-            parameters, recall = self._tune(index, refine)
-            latency_ms = self._latency_ms(index, refine)
-            trials.append(
-                Trial(chosen.factory, parameters, refine, recall, latency_ms, index_bytes(index), round(seconds, 3))
-            )
-        good = [trial for trial in trials if trial.recall is not None and trial.recall >= self._config.wanted_recall]
+            parameters, recall, lower = self._tune(index, refine)
+            costs = self._latency_ms(index, refine), index_bytes(index), round(seconds, 3)
+            trials.append(Trial(chosen.factory, parameters, refine, recall, lower, *costs))
+        good = [trial for trial in trials if (trial.recall_lower or 0.0) >= self._config.wanted_recall]
         best = min(good, key=lambda trial: trial.latency_ms or 0.0) if good else trials[-1]
         for value in best.parameters.values():
             set_effort(index, value)
         return index, best
 
-    def _tune(self, index: Any, refine: int) -> tuple[dict[str, int], float]:
-        """Set the smallest effort that reaches the recall, or the largest; return it with the recall."""
+    def _tune(self, index: Any, refine: int) -> tuple[dict[str, int], float, float]:
+        """Set the smallest effort that reaches the recall, or the largest; return it, the recall and its bound."""
         name, low, high = effort(index, self._k * refine)
         if not name:
-            return {}, 1.0
+            return {}, 1.0, 1.0
         wanted, value, below = self._config.wanted_recall, low, low - 1
-        while (recall := self._recall(index, refine, value)) < wanted and value < high:
+        while (measured := self._recall(index, refine, value))[1] < wanted and value < high:
             below, value = value, min(2 * value, high)
-        while recall >= wanted and value - below > max(1, below // 8):
+        while measured[1] >= wanted and value - below > max(1, below // 8):
             middle = (below + value) // 2
-            if (closer := self._recall(index, refine, middle)) >= wanted:
-                value, recall = middle, closer
+            if (closer := self._recall(index, refine, middle))[1] >= wanted:
+                value, measured = middle, closer
             else:
                 below = middle
         set_effort(index, value)
-        return {name: value}, recall
+        return {name: value}, *measured
 
-    def _recall(self, index: Any, refine: int, value: int) -> float:
+    def _recall(self, index: Any, refine: int, value: int) -> tuple[float, float]:
         if self._exact_BK is None:
             faiss.omp_set_num_threads(self._threads)
             self._exact_BK = self._ids_N[self._device.nearest(self._queries_BD, self._vectors_ND, self._k)]
         set_effort(index, value)
         nothing = [np.empty(0, dtype=np.int64)] * len(self._queries_BD)
         found = ItemSearch(index, self._item_vectors_MD, refine).search(self._queries_BD, self._k, nothing)
-        return recall_at([items.ids for items in found], self._exact_BK)
+        shares_B = recalls([items.ids for items in found], self._exact_BK)
+        error = shares_B.std(ddof=1) / len(shares_B) ** 0.5 if len(shares_B) > 1 else 0.0
+        return float(shares_B.mean()), float(shares_B.mean() - _ONE_SIDED * error)
 
     def _latency_ms(self, index: Any, refine: int) -> float:
         search, nothing = ItemSearch(index, self._item_vectors_MD, refine), [np.empty(0, dtype=np.int64)]
@@ -216,10 +223,9 @@ def set_effort(index: Any, value: int) -> None:
     inner.hnsw.efSearch = value
 
 
-def recall_at(found: list[np.ndarray] | np.ndarray, exact_BK: np.ndarray) -> float:
-    """Return the mean share of each query's exact neighbours that were found."""
-    shares = [np.isin(exact, ids).mean() for ids, exact in zip(found, exact_BK, strict=True)]
-    return float(np.mean(shares))
+def recalls(found: list[np.ndarray], exact_BK: np.ndarray) -> np.ndarray:
+    """Return float64 ``[B]``, the share of each query's exact neighbours that were found."""
+    return np.array([np.isin(exact, ids).mean() for ids, exact in zip(found, exact_BK, strict=True)])
 
 
 def index_bytes(index: Any) -> int:

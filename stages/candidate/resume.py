@@ -152,7 +152,7 @@ def _grown(kind: str, versions: tuple[IdMapVersion, ...], snapshot: Snapshot) ->
 
 
 def warm_start_version(path: str) -> str:
-    """Return the tower version of the model at ``path``.
+    """Return the tower version of the model at ``path``; of a refreshed one, the version that was trained.
 
     Raises:
         ConfigError: if there is none.
@@ -163,7 +163,8 @@ def warm_start_version(path: str) -> str:
             f"candidate.warm_start = {path!r}: has no {TOWER_JSON}; allowed is the directory of a finished "
             "train_candidate step, or of a release"
         )
-    version: str = read_json(tower)["tower_version"]
+    summary = read_json(tower)
+    version: str = summary.get("trained_version", summary["tower_version"])
     return version
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from stages.candidate.checked import checked_tables
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data import Catalogue, training_examples
+from stages.candidate.item_tower import ITEM_TOWER_FILE, item_tower_deviation
 from stages.candidate.progress import relay
 from stages.candidate.resume import RUN_FILE, STATE, STATE_JSON, describe, identity, kept_checkpoints, warm_state
+from stages.candidate.scorer import VECTORS_FILE, load_vectors
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError, SluiceError, TransientError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import Snapshot
@@ -44,16 +46,18 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
     Args:
         config: model, training and features.
         inputs: ``snapshot``.
-        directory: receives ``user_tower.onnx``, ``item_vectors.npy``, ``tower.json`` and ``state/``.
+        directory: receives ``user_tower.onnx``, ``item_tower.onnx``, ``item_vectors.npy``, ``tower.json`` and
+            ``state/``.
 
     Raises:
         ConfigError: if the model to start from does not fit, naming what differs.
         EmptyDatasetError: if nothing is left to train on.
-        DataError: if an event or an item is malformed, or the training diverges.
+        DataError: if an event or an item is malformed, the training diverges, or an exported tower does
+            not give what was trained.
         TransientError: if a rank was killed or lost the others.
     """
     # torch is heavy, and workflows that only list their steps import this module.
-    from stages.candidate.export import export
+    from stages.candidate.export import PARITY, export
 
     snapshot = Snapshot(inputs["snapshot"])
     warm, run = warm_state(config, snapshot, directory.parent), identity(config, snapshot)
@@ -68,6 +72,10 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
         trained = read_json(work / "metrics.json")
         shutil.move(work / STATE, directory / STATE)
     write_json(directory / STATE / STATE_JSON, describe(config, snapshot).model_dump(mode="json"))
+    vectors_ND = load_vectors(directory, summary)
+    deviation = item_tower_deviation(directory, snapshot.items(), vectors_ND, catalogue.end_ms)
+    if not deviation <= PARITY:
+        raise DataError(f"{ITEM_TOWER_FILE}: differs by {deviation:.2g} from {VECTORS_FILE}, allowed is {PARITY:g}")
     losses = summary["losses"]
     metrics = {
         "examples": float(catalogue.frequency.sum()),
@@ -77,6 +85,7 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "export_deviation": summary["export_deviation"],
+        "item_tower_deviation": deviation,
         "examples_per_s": round(trained["examples_per_s"], 1),
         "input_wait_share": round(trained["input_wait_share"], 4),
         "resumed_at_step": float(trained["first_step"]),

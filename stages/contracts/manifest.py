@@ -9,7 +9,7 @@ A release is one directory:
     items.parquet, users.parquet, aliases.parquet    the id maps and the catalogue
     state/               serving state as of ``as_of_ms`` (stages.features)
     feature_schema.json  names and hash of the ranking features
-    user_tower.onnx, item_vectors.npy, tower.json    the candidate generator
+    user_tower.onnx, item_tower.onnx, item_vectors.npy, tower.json    the candidate generator
     index.faiss, index.json
     light_ranker.txt, light_ranker.json
     heavy_ranker.onnx, heavy_ranker.json

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import read_array
-from stages.contracts.files import write_json
+from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import CandidateTable, RequestTable
@@ -75,6 +75,35 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
         "positive_share": float(np.mean(relevance > 0)),
     }
     return metrics, {"feature_schema_hash": schema.hash, "features": len(schema.names)}
+
+
+def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
+    """Replay the events into a serving state, without requests or features.
+
+    Args:
+        config: what the state keeps.
+        inputs: ``snapshot``, and ``champion``, the release whose rankers will read the features.
+        directory: receives ``feature_schema.json`` and ``state/``.
+
+    Raises:
+        DataError: if the champion's rankers read other features than these.
+    """
+    snapshot = Snapshot(inputs["snapshot"])
+    meta = snapshot.meta
+    schema = feature_schema(config.features, meta.tasks, meta.context)
+    wanted = read_json(inputs["champion"] / "feature_schema.json")["hash"]
+    if schema.hash != wanted:
+        raise DataError(f"feature schema {schema.hash[:12]}…, the champion's rankers read {wanted[:12]}…; train anew")
+    users = len(snapshot.user_ids())
+    state = FunnelState.empty(snapshot.items(), config.features, meta.signals, meta.tasks, users, meta.context)
+    events, none = snapshot.events(), np.zeros(0, dtype=np.int64)
+    nothing = RequestTable(none, none, none, none.astype(np.int8))
+    for _ in replay(events, nothing, state, snapshot.contexts()):
+        pass
+    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
+    (directory / STATE_DIRECTORY).mkdir()
+    state.save(directory / STATE_DIRECTORY)
+    return {"events": float(len(events)), "users": float(users)}, {"feature_schema_hash": schema.hash}
 
 
 def _fill_features(

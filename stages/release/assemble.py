@@ -25,7 +25,7 @@ RELEASE_DIRECTORY = "release"
 
 PARTS = {
     "snapshot": ("snapshot.json", "items.parquet", "users.parquet", "aliases.parquet", "blocked.parquet"),
-    "candidate": ("user_tower.onnx", "item_vectors.npy", "tower.json"),
+    "candidate": ("user_tower.onnx", "item_tower.onnx", "item_vectors.npy", "tower.json"),
     "index": ("index.faiss", "index.json"),
     "examples": ("feature_schema.json", "state"),
     "light": ("light_ranker.txt", "light_ranker.json"),

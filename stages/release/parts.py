@@ -70,6 +70,7 @@ def check_parts(release: Path) -> PartsIdentity:
             "item_vectors_sha256", _values(metas, "item_vectors_sha256", required=("tower.json", "index.json"))
         ),
         *_recall_fault(metas["index.json"]),
+        *_hash_fault(release / "item_tower.onnx", "tower.json", metas["tower.json"], "item_tower_sha256"),
         *_hash_fault(release / "index.faiss", "index.json", metas["index.json"], "index_sha256"),
     ]
     if faults:

@@ -144,3 +144,17 @@ def test_ties_are_broken_by_item():
     index = make_index(index_type("flat", 6, D, config), vectors, np.arange(6), config, IndexDevice("cpu"))
     answer = ItemSearch(index, vectors).search(VECTORS[:1], 6, [np.array([2])])[0]
     assert answer.ids.tolist() == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("n_allowed", "exactly"), [(8, True), (9, True), (40, True), (41, False), (60, False)])
+def test_few_allowed_items_and_sparse_ones_are_compared_exactly(monkeypatch, n_allowed, exactly):
+    """Up to 8 items of any index, or 40 where they are at most a tenth of it; else lists are searched."""
+    monkeypatch.setattr(module, "EXACT_UP_TO", 8)
+    for ids, few in ((np.arange(N), exactly), (np.arange(80), n_allowed <= 8)):
+        search, asked = ItemSearch(made("ivf_flat", ids, 1), VECTORS, 1), []
+        inner = search._filtered.search
+        monkeypatch.setattr(
+            search._filtered, "search", lambda *a, inner=inner, asked=asked: asked.append(1) or inner(*a)
+        )
+        search.search(VECTORS[:1], 3, [np.empty(0, np.int64)], [np.arange(N) < n_allowed])
+        assert bool(asked) != few, len(ids)

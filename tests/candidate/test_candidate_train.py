@@ -49,6 +49,7 @@ def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, 
     out.mkdir()
     metrics, info = train_candidate(config, {"snapshot": planted}, out)
     assert sorted(path.name for path in out.iterdir()) == [
+        "item_tower.onnx",
         "item_vectors.npy",
         "state",
         "tower.json",
@@ -61,6 +62,7 @@ def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, 
     assert 0 <= metrics["input_wait_share"] <= 1
     # The exported towers equal the forward pass over rows that lay on two ranks.
     assert metrics["export_deviation"] < 1e-5
+    assert metrics["item_tower_deviation"] < 1e-5
     assert block_purity(out, single_items) > 0.85
     assert "two-tower" in capfd.readouterr().err
     # The same batches and negatives as on one rank: the same losses, see test_candidate_sharding.

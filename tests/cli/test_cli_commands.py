@@ -34,6 +34,7 @@ def test_surface_of_the_command_line_is_frozen() -> None:
         "demo",
         "ingest",
         "recommend",
+        "refresh",
         "release list",
         "release promote",
         "release rollback",
@@ -80,6 +81,8 @@ def test_subclasses_take_their_parents_code() -> None:
         (["run", "--config", "{configs}/demo.yaml", "--as-of", "soon"], 2, "as_of = 'soon'"),
         (["release", "verify", "{tmp}"], 4, "manifest.json: missing"),
         (["recommend", "someone"], 4, "champion"),
+        (["refresh", "--config", "{configs}/demo.yaml", "--base", "x"], 2, "--base x: a refresh extends the champion"),
+        (["refresh", "--config", "{configs}/demo.yaml"], 4, "champion"),
         (["run", "--config", "{configs}/demo.yaml", "--set", "funnel.objective={lik: 1}"], 2, "lik"),
     ],
 )

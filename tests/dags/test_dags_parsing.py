@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from stages import refresh
 from stages.pipeline import STEPS, UPSTREAM
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ for path in sys.argv[1:]:
         if isinstance(value, DAG):
             found[value.dag_id] = value
 dag = found["train_funnel"]
+refresh = found["refresh_index"]
 print(json.dumps({
+    "refresh_upstream": {task.task_id: sorted(task.upstream_task_ids) for task in refresh.tasks},
+    "refresh_params": sorted(refresh.params),
+    "refresh_alerts": [len(task.on_failure_callback) for task in refresh.tasks],
     "loaded": sorted(set(sys.modules) - before),
     "dags": sorted(found),
     "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
@@ -83,6 +88,12 @@ def test_the_graph_is_the_pipelines(parsed: Any) -> None:
     assert parsed["upstream"] == {step: sorted(UPSTREAM[step]) for step in STEPS}
 
 
+def test_the_refresh_draws_its_own_graph(parsed: Any) -> None:
+    assert parsed["refresh_upstream"] == {step: sorted(refresh.UPSTREAM[step]) for step in refresh.STEPS}
+    assert parsed["refresh_params"] == ["as_of", "config", "data", "mapping", "overrides", "promote"]
+    assert set(parsed["refresh_alerts"]) == {1}
+
+
 def test_every_task_retries_ends_and_reports(parsed: Any) -> None:
     assert parsed["retries"] == [2]
     assert parsed["delays"] == [0.1]
@@ -108,4 +119,4 @@ def test_the_trigger_form_explains_every_parameter(parsed: Any) -> None:
 
 
 def test_airflow_itself_finds_no_import_error(migrated: Airflow) -> None:
-    assert _run(BAG, migrated) == {"dags": ["train_funnel"], "errors": {}}
+    assert _run(BAG, migrated) == {"dags": ["refresh_index", "train_funnel"], "errors": {}}

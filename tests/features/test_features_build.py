@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import Examples
-from stages.contracts.files import write_json
+from stages.contracts.files import sha256_tree, write_json
 from stages.contracts.snapshot import ItemTable, SnapshotMeta, Targets, Task, TimeBorders
 from stages.contracts.tables import DAY_MS, CandidateTable, EventTable, RequestTable
-from stages.features.build import ExamplesConfig, build_examples, join_labels
+from stages.features.build import ExamplesConfig, build_examples, build_state, join_labels
 from stages.features.config import FeatureConfig
 from stages.features.ranking import feature_schema, ranking_features
 from stages.features.state import FunnelState
@@ -117,6 +117,23 @@ def test_examples_hold_point_in_time_features_labels_and_the_final_state(
     final = FunnelState.load(out / "state", make_state().items, CONFIG.features, SIGNALS, TASKS)
     assert [final.seen(user).tolist() for user in range(3)] == [[1, 4, 5], [1, 4], []]
     assert final.n_users == 3
+
+
+def test_a_refresh_replays_to_the_state_that_examples_end_with(inputs: dict[str, Path], tmp_path: Path) -> None:
+    build_examples(CONFIG, inputs, inputs["out"])
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    metrics, info = build_state(CONFIG, {"snapshot": inputs["snapshot"], "champion": inputs["out"]}, alone)
+    assert metrics == {"events": 5, "users": 3}
+    assert sha256_tree(alone / "state") == sha256_tree(inputs["out"] / "state")
+    assert (alone / "feature_schema.json").read_bytes() == (inputs["out"] / "feature_schema.json").read_bytes()
+    assert info["feature_schema_hash"] == feature_schema(CONFIG.features, TASKS).hash
+
+
+def test_a_refresh_is_refused_where_rankers_read_other_features(inputs: dict[str, Path]) -> None:
+    write_json(inputs["candidate"] / "feature_schema.json", {"names": [], "hash": "0" * 64})
+    with pytest.raises(DataError, match=r"feature schema \w{12}…, the champion's rankers read 0{12}…; train anew"):
+        build_state(CONFIG, {"snapshot": inputs["snapshot"], "champion": inputs["candidate"]}, inputs["out"])
 
 
 def test_requests_without_candidates_are_left_out(inputs: dict[str, Path]) -> None:

@@ -25,10 +25,12 @@ def write_inputs(root: Path, salt: str = "") -> dict[str, Path]:
     _write_snapshot(inputs["snapshot"])
     candidate, index = inputs["candidate"], inputs["index"]
     (candidate / "user_tower.onnx").write_bytes(b"tower")
+    (candidate / "item_tower.onnx").write_bytes(b"item tower")
     np.save(candidate / "item_vectors.npy", np.ones((N_ITEMS, DIM), dtype=np.float32))
     version = sha256_file(candidate / "user_tower.onnx")
     vectors = sha256_file(candidate / "item_vectors.npy")
     tower = {"tower_version": version, "item_vectors_sha256": vectors, "n_items": N_ITEMS, "dim": DIM}
+    tower["item_tower_sha256"] = sha256_file(candidate / "item_tower.onnx")
     write_json(candidate / "tower.json", tower)
     (index / "index.faiss").write_bytes(b"index")
     described = {"tower_version": version, "index_sha256": sha256_file(index / "index.faiss"), "n_items": N_ITEMS}

@@ -36,7 +36,15 @@ def test_a_release_holds_every_part_and_verifies(inputs, tmp_path):
             "users.parquet",
             "blocked.parquet",
         ),
-        *("aliases.parquet", "user_tower.onnx", "item_vectors.npy", "tower.json", "index.faiss", "index.json"),
+        *(
+            "aliases.parquet",
+            "user_tower.onnx",
+            "item_tower.onnx",
+            "item_vectors.npy",
+            "tower.json",
+            "index.faiss",
+            "index.json",
+        ),
         *("feature_schema.json", "state/state.json", "state/counts.npy", "light_ranker.txt", "light_ranker.json"),
         *("heavy_ranker.onnx", "heavy_ranker.json"),
     }
@@ -92,6 +100,10 @@ def other_tower(inputs):
     (inputs["candidate"] / "user_tower.onnx").write_bytes(b"other tower")
 
 
+def other_item_tower(inputs):
+    (inputs["candidate"] / "item_tower.onnx").write_bytes(b"other item tower")
+
+
 def other_index(inputs):
     edit_json(inputs["index"] / "index.json", tower_version="of another tower")
 
@@ -141,6 +153,7 @@ def other_dimension(inputs):
     ("change", "message"),
     [
         (other_tower, r"tower_version is '\w+' in user_tower.onnx, '\w+' in tower.json"),
+        (other_item_tower, r"sha256 of item_tower.onnx is '\w+', item_tower_sha256 in tower.json is '\w+'"),
         (other_index, r"tower_version is .* 'of another tower' in index.json"),
         (other_index_bytes, r"sha256 of index.faiss is '\w+', index_sha256 in index.json is '\w+'"),
         (index_of_other_vectors, r"item_vectors_sha256 is '\w+' in tower.json, 'others' in index.json"),

@@ -1,0 +1,213 @@
+"""The refresh: new items become findable and the index is published anew, without training.
+
+A champion's towers and rankers stay; its id maps, its catalogue, its serving state and its index follow
+the warehouse. What comes out is a release like any other: registered, promoted, rolled back the same way.
+Importing this module is cheap, as with ``stages.pipeline``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import __version__
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ConfigError, ReleaseError
+from stages.contracts.files import read_json, sha256_file
+from stages.contracts.results import StageResult
+from stages.contracts.steps import run_step
+from stages.pipeline import (
+    StepFunction,
+    Upstream,
+    check_data,
+    ingest,
+    load_recipe,
+    outcome,
+    run_declared,
+    selection,
+)
+from stages.settings import Settings
+
+if TYPE_CHECKING:
+    from stages.recipe import Recipe
+
+STEPS: tuple[str, ...] = (
+    "champion",
+    "ingest",
+    "check_data",
+    "dataset",
+    "refresh_vectors",
+    "refresh_state",
+    "build_index",
+    "assemble",
+    "register",
+    "promote",
+)
+"""The steps in an order in which they can run."""
+
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "champion": (),
+    "ingest": (),
+    "check_data": ("ingest",),
+    "dataset": ("ingest", "check_data", "champion"),
+    "refresh_vectors": ("champion", "dataset"),
+    "refresh_state": ("champion", "dataset"),
+    "build_index": ("champion", "dataset", "refresh_vectors"),
+    "assemble": ("champion", "dataset", "refresh_vectors", "refresh_state", "build_index"),
+    "register": ("assemble", "champion", "dataset", "refresh_vectors", "build_index"),
+    "promote": ("register", "assemble", "champion"),
+}
+"""The earlier steps whose results each step takes."""
+
+
+def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one step of the refresh by name, as ``stages.pipeline.run_pipeline_step`` does for the main job."""
+    return run_declared(step, UPSTREAM, _FUNCTIONS, settings, upstream)
+
+
+def refresh_all(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, StageResult]:
+    """Run every step in this process and return their results by name."""
+    results: dict[str, StageResult] = {}
+    for step in STEPS:
+        if progress is not None:
+            progress(step)
+        results[step] = StageResult.model_validate(run_refresh_step(step, settings, results))
+    return results
+
+
+def champion(settings: Settings, results: Upstream) -> StageResult:
+    """Pull the release that serves now.
+
+    Raises:
+        ReleaseError: if there is no champion.
+    """
+    from stages.contracts.manifest import MANIFEST_FILE
+    from stages.release.registry import CHAMPION, ReleaseRegistry
+
+    directory = ReleaseRegistry(settings.registry).pull(CHAMPION, Path(settings.home) / "serving" / "releases")
+    fingerprint = sha256_file(directory / MANIFEST_FILE)
+    info = {"release_id": directory.name}
+    return StageResult(step="champion", path=str(directory), fingerprint=fingerprint, info=info)
+
+
+def released_recipe(settings: Settings, results: Upstream) -> Recipe:
+    """Return the champion's recipe with this run's index and gate: the towers and rankers fit no other one.
+
+    Raises:
+        ReleaseError: if the champion's recipe is not readable by this version.
+    """
+    from stages.recipe import Recipe
+
+    directory = results["champion"].directory
+    own = load_recipe(settings)
+    try:
+        recipe = parse_config(Recipe, read_json(directory / "config.json"), str(directory / "config.json"))
+    except ConfigError as error:
+        raise ReleaseError(f"the champion cannot be refreshed by this version: {error}") from None
+    grown = recipe.dataset.model_copy(update={"base": str(directory)})
+    return recipe.model_copy(update={"dataset": grown, "index": own.index, "gate": own.gate})
+
+
+def dataset(settings: Settings, results: Upstream) -> StageResult:
+    """Select as the champion's recipe does, with new rows behind the champion's."""
+    from stages.dataset.build import snapshot_body
+    from stages.warehouse.engine import Warehouse
+
+    config = selection(released_recipe(settings, results), results["ingest"])
+    with Warehouse(settings.warehouse_url) as warehouse:
+        return run_step("dataset", __version__, snapshot_body(warehouse), config, {}, settings.runs)
+
+
+def refresh_vectors(settings: Settings, results: Upstream) -> StageResult:
+    """Embed the grown catalogue with the released item tower."""
+    from stages.candidate.refresh import RefreshVectorsConfig
+    from stages.candidate.refresh import refresh_vectors as body
+
+    inputs = {"champion": results["champion"], "snapshot": results["dataset"]}
+    return run_step("refresh_vectors", __version__, body, RefreshVectorsConfig(), inputs, settings.runs)
+
+
+def refresh_state(settings: Settings, results: Upstream) -> StageResult:
+    """Bring histories and counters up to the as-of time."""
+    from stages.features.build import ExamplesConfig, build_state
+
+    config = ExamplesConfig(features=released_recipe(settings, results).features)
+    inputs = {"champion": results["champion"], "snapshot": results["dataset"]}
+    return run_step("refresh_state", __version__, build_state, config, inputs, settings.runs)
+
+
+def build_index(settings: Settings, results: Upstream) -> StageResult:
+    """Choose and measure the index of the grown catalogue."""
+    from stages.candidate.index import build_index as body
+
+    recipe = released_recipe(settings, results)
+    config = recipe.index.model_copy(update={"recall_k": recipe.funnel.candidate_k})
+    inputs = {"snapshot": results["dataset"], "candidate": results["refresh_vectors"]}
+    return run_step("build_index", __version__, body, config, inputs, settings.runs)
+
+
+def assemble(settings: Settings, results: Upstream) -> StageResult:
+    """Put the new parts and the champion's rankers and ledger into one release."""
+    from stages.release.assemble import AssembleConfig
+    from stages.release.assemble import assemble as body
+
+    recipe = released_recipe(settings, results)
+    released = results["champion"]
+    # Where the base lies on this machine is not part of what was released.
+    resolved = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"base": None})})
+    config = AssembleConfig(funnel=recipe.funnel, resolved=resolved.model_dump(mode="json"))
+    inputs = {
+        "snapshot": results["dataset"],
+        "candidate": results["refresh_vectors"],
+        "index": results["build_index"],
+        "examples": results["refresh_state"],
+        "evaluate": released,
+        **{stage: released for stage in recipe.funnel.stages},
+    }
+    if "heavy" in inputs:
+        inputs["light"] = released  # the heavy ranker reads the light one's scores
+    return run_step("assemble", __version__, body, config, inputs, settings.runs)
+
+
+def register(settings: Settings, results: Upstream) -> StageResult:
+    """Register the release under the alias ``challenger``, with the release that it refreshes."""
+    from stages.release.registry import ReleaseRegistry
+
+    release = results["assemble"].directory / "release"
+    stage_metrics = {name: dict(result.metrics) for name, result in results.items() if result.metrics}
+    registered = ReleaseRegistry(settings.registry).register(
+        release,
+        params={"refreshed_from": results["champion"].info["release_id"]},
+        stage_metrics={name: metrics for name, metrics in stage_metrics.items() if name != "assemble"},
+    )
+    info = {"version": registered.version, "run_id": registered.run_id, "release_id": registered.release_id}
+    return outcome("register", release, results, info)
+
+
+def promote(settings: Settings, results: Upstream) -> StageResult:
+    """Make the refreshed release the champion; the gate reads the ledger that came with its rankers."""
+    from stages.release.registry import ReleaseRegistry
+
+    version = int(results["register"].info["version"])
+    if settings.promote:
+        ReleaseRegistry(settings.registry).promote(version, released_recipe(settings, results).gate)
+    info: dict[str, Any] = {"version": version, "promoted": settings.promote}
+    return outcome("promote", results["assemble"].directory / "release", results, info)
+
+
+_FUNCTIONS: dict[str, StepFunction] = {
+    function.__name__: function
+    for function in (
+        champion,
+        ingest,
+        check_data,
+        dataset,
+        refresh_vectors,
+        refresh_state,
+        build_index,
+        assemble,
+        register,
+        promote,
+    )
+}
