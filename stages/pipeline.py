@@ -34,6 +34,7 @@ STEPS: tuple[str, ...] = (
     "dataset_report",
     "train_candidate",
     "build_index",
+    "train_sources",
     "retrieve",
     "build_examples",
     "train_light",
@@ -52,7 +53,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "dataset_report": ("ingest", "dataset"),
     "train_candidate": ("dataset",),
     "build_index": ("dataset", "train_candidate"),
-    "retrieve": ("dataset", "train_candidate", "build_index"),
+    "train_sources": ("dataset", "train_candidate", "build_index"),
+    "retrieve": ("dataset", "train_candidate", "build_index", "train_sources"),
     "build_examples": ("dataset", "train_candidate", "retrieve"),
     "train_light": ("dataset", "build_examples"),
     "train_heavy": ("dataset", "train_candidate", "retrieve", "build_examples", "train_light"),
@@ -61,6 +63,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
         "dataset",
         "train_candidate",
         "build_index",
+        "train_sources",
         "build_examples",
         "train_light",
         "train_heavy",
@@ -73,6 +76,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
         "dataset_report",
         "train_candidate",
         "build_index",
+        "train_sources",
+        "retrieve",
         "train_light",
         "train_heavy",
         "evaluate",
@@ -85,6 +90,7 @@ _INPUT_NAMES = {
     "dataset": "snapshot",
     "train_candidate": "candidate",
     "build_index": "index",
+    "train_sources": "sources",
     "build_examples": "examples",
     "train_light": "light",
     "train_heavy": "heavy",
@@ -274,6 +280,16 @@ def build_index(settings: Settings, results: Upstream) -> StageResult:
     return _run(settings, "build_index", body, config, results)
 
 
+def train_sources(settings: Settings, results: Upstream) -> StageResult:
+    """Train the sources beside the two-tower index, and settle how many candidates each names."""
+    from stages.candidate.source_config import TrainSourcesConfig
+    from stages.candidate.train_sources import train_sources as body
+
+    recipe = load_recipe(settings)
+    config = TrainSourcesConfig(sources=recipe.sources, candidate_k=recipe.funnel.candidate_k, features=recipe.features)
+    return _run(settings, "train_sources", body, config, results)
+
+
 def retrieve(settings: Settings, results: Upstream) -> StageResult:
     """Answer the rankers' and the evaluation's requests with candidates."""
     from stages.candidate.config import RetrieveConfig
@@ -289,7 +305,11 @@ def build_examples(settings: Settings, results: Upstream) -> StageResult:
     from stages.features.build import ExamplesConfig
     from stages.features.build import build_examples as body
 
-    return _run(settings, "build_examples", body, ExamplesConfig(features=load_recipe(settings).features), results)
+    recipe = load_recipe(settings)
+    config = ExamplesConfig(
+        features=recipe.features, sources=recipe.sources.read_names, trending=recipe.sources.counted
+    )
+    return _run(settings, "build_examples", body, config, results)
 
 
 def train_light(settings: Settings, results: Upstream) -> StageResult:
@@ -373,6 +393,7 @@ _FUNCTIONS: dict[str, Callable[[Settings, Upstream], StageResult]] = {
         dataset_report,
         train_candidate,
         build_index,
+        train_sources,
         retrieve,
         build_examples,
         train_light,

@@ -7,6 +7,7 @@ import pytest
 
 from stages.contracts.item_filter import ItemFilter
 from stages.contracts.tables import DAY_MS
+from stages.features.history import Moment, tower_inputs
 
 AS_OF_MS = 1_700_000_000_000
 N_ITEMS, FUTURE_ITEM, WITHHELD = 300, 299, (3, 17, 298)
@@ -92,9 +93,8 @@ def test_the_stale_popular_list_is_filtered_too(release, start):
 def test_the_filtered_retrieval_is_the_best_of_what_is_allowed(client, service):
     release = service.funnel.release
     body = recommend(client, "u2", k=50, category="c3")
-    from stages.features.history import tower_inputs
-
-    query = release.candidate.embed(*tower_inputs([release.state.history(2)], release.config, N_ITEMS))[0]
+    moment = Moment(body["time_ms"], 2)
+    query = release.candidate.embed(tower_inputs([release.state.history(2)], [moment], release.config, N_ITEMS))[0]
     allowed = of_category(service, 3) - set(release.state.seen(2).tolist()) - {FUTURE_ITEM, *WITHHELD}
     best = sorted(allowed, key=lambda item: -float(release.candidate.item_vectors[item] @ query))[:60]
     ranks = {int(item["item_id"][1:]): item["explain"].get("candidate", {}).get("rank") for item in body["items"]}
