@@ -1,77 +1,115 @@
-"""Quotas that are learned: blocks go, one at a time, to the source whose next items find most of what is missing.
+"""Quotas that are learned: blocks move, one at a time, from the two-tower index to the source that gains most.
 
-Shapes: P targets, S sources.
+Shapes: R requests, E listed items of all requests, S sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from stages.candidate.source_config import TOWER
+from stages.contracts.tables import ScoredItems
 
 
 @dataclass(frozen=True)
-class TargetRanks:
-    """Where each source has the targets of some requests.
+class ListedItems:
+    """Every item that some source named for some requests, request by request, the two-tower list first in its order.
 
     Attributes:
         names: S sources.
-        ranks: int32 ``[P, S]``, 0-based position in the source's list, -1 where it is not in it.
-        weights: float64 ``[P]``, what finding a target adds to the mean recall of the requests.
+        ranks: int32 ``[E, S]``, 0-based position in the source's list, -1 where it is not in it.
+        request: int64 ``[E]``, 0 to R - 1, ascending.
+        gains: float64 ``[E]``, what the item adds to its request's recall; 0 for what is no target.
+        n_requests: R.
     """
 
     names: tuple[str, ...]
     ranks: np.ndarray
-    weights: np.ndarray
+    request: np.ndarray
+    gains: np.ndarray
+    n_requests: int
 
     @classmethod
-    def of(cls, names: Sequence[str], request_of: np.ndarray, ranks: np.ndarray) -> TargetRanks:
-        """Weigh each target by its share of its request's targets.
+    def of(cls, names: Sequence[str], requests: Iterable[tuple[Mapping[str, ScoredItems], np.ndarray]]) -> ListedItems:
+        """Line the lists up.
 
         Args:
-            names: S sources.
-            request_of: int64 ``[P]``, the request of each target.
-            ranks: int32 ``[P, S]``.
+            names: S sources, one of them ``tower``.
+            requests: each one's lists by source, and its int64 targets.
         """
-        _, request, counts = np.unique(request_of, return_inverse=True, return_counts=True)
-        return cls(tuple(names), ranks, 1.0 / (counts[request] * max(len(counts), 1)))
+        ranks, lengths, gains = [], [], []
+        for lists, targets in requests:
+            tower = lists[TOWER].ids
+            others = np.unique(np.concatenate([lists[name].ids for name in names]))
+            items = np.concatenate([tower, others[~np.isin(others, tower)]])
+            ranks.append(_ranks(items, lists, names))
+            lengths.append(len(items))
+            gains.append(np.isin(items, targets) / max(len(targets), 1))
+        return cls(
+            names=tuple(names),
+            ranks=np.concatenate([np.zeros((0, len(names)), dtype=np.int32), *ranks]),
+            request=np.repeat(np.arange(len(lengths)), lengths),
+            gains=np.concatenate([np.zeros(0), *gains]),
+            n_requests=len(lengths),
+        )
 
-    def recall(self, quotas: Mapping[str, int]) -> float:
-        """Return the mean recall of each source's first items together; what fills a list up is left out."""
+    def recalls(self, quotas: Mapping[str, int], k: int) -> np.ndarray:
+        """Return float64 ``[R]``: the recall of each request, of ``k`` items as ``Blend.mix`` chooses them."""
         limits = np.array([quotas[name] for name in self.names])
-        found = ((self.ranks >= 0) & (self.ranks < limits)).any(axis=1)
-        return float(self.weights[found].sum())
+        named = ((self.ranks >= 0) & (self.ranks < limits)).any(axis=1)
+        left = k - np.bincount(self.request, named, minlength=self.n_requests)
+        filling = ~named & (self.ranks[:, self.names.index(TOWER)] >= 0)
+        before: np.ndarray = np.cumsum(filling) - filling
+        starts = np.searchsorted(self.request, np.arange(self.n_requests))
+        place = before - np.append(before, 0)[starts][self.request]
+        chosen = named | (filling & (place < left[self.request]))
+        recalls: np.ndarray = np.bincount(self.request, self.gains * chosen, minlength=self.n_requests)
+        return recalls
+
+    def alone(self, name: str, k: int) -> float:
+        """Return the mean recall of one source's first ``k`` items."""
+        place = self.names.index(name)
+        found = (self.ranks[:, place] >= 0) & (self.ranks[:, place] < k)
+        return float(self.gains[found].sum() / max(self.n_requests, 1))
 
 
-def learn_quotas(targets: TargetRanks, candidate_k: int, block: int) -> dict[str, int]:
-    """Give ``candidate_k`` away in blocks, each to the source with the largest gain in recall.
+def learn_quotas(listed: ListedItems, candidate_k: int, block: int) -> dict[str, int]:
+    """Begin with the two-tower index alone, and move blocks of its quota to other sources while recall grows.
 
-    Recall of a union of lists is submodular in the lists, for which greedy choice is good (Nemhauser, Wolsey and
-    Fisher, 1978); blocks are ranges of one list, so that their bound is not ours. Where gains are equal, such as none,
-    the two-tower index gets the block; where the result finds less than it would alone, it gets everything.
+    Each step tries a block for every other source, takes the one with the largest mean recall (of equals the first),
+    and stops where its gain is not above the standard error of the gain over requests: what is left is chance. So the
+    result is never below the two-tower index on these requests.
 
     Args:
-        targets: of requests that nothing is judged on.
+        listed: of requests that nothing is judged on.
         candidate_k: items to give away.
         block: items at a time.
 
     Returns:
         The quota of each source; their sum is ``candidate_k``.
     """
-    names = targets.names
-    tower = names.index(TOWER)
-    quotas = np.zeros(len(names), dtype=np.int64)
-    missing = np.ones(len(targets.ranks), dtype=bool)
-    while (left := candidate_k - int(quotas.sum())) > 0:
-        size = min(block, left)
-        next_PS = (targets.ranks >= quotas) & (targets.ranks < quotas + size)
-        gains = targets.weights[missing] @ next_PS[missing]
-        chosen = tower if gains[tower] >= gains.max() else int(gains.argmax())
-        missing &= ~next_PS[:, chosen]
-        quotas[chosen] += size
-    learned = dict(zip(names, quotas.tolist(), strict=True))
-    alone = {name: candidate_k if name == TOWER else 0 for name in names}
-    return learned if targets.recall(learned) >= targets.recall(alone) else alone
+    quotas = dict.fromkeys(listed.names, 0) | {TOWER: candidate_k}
+    best = listed.recalls(quotas, candidate_k)
+    others = [name for name in listed.names if name != TOWER]
+    while others and (size := min(block, quotas[TOWER])) > 0:
+        tried = [{**quotas, TOWER: quotas[TOWER] - size, name: quotas[name] + size} for name in others]
+        recalls = [listed.recalls(each, candidate_k) for each in tried]
+        chosen = int(np.argmax([values.mean() for values in recalls]))
+        gain = recalls[chosen] - best
+        if not gain.mean() > gain.std() / np.sqrt(len(gain)):
+            break
+        quotas, best = tried[chosen], recalls[chosen]
+    return quotas
+
+
+def _ranks(items: np.ndarray, lists: Mapping[str, ScoredItems], names: Sequence[str]) -> np.ndarray:
+    """Return int32 ``[n, S]``: where each list has each of the distinct ``items``."""
+    ranks = np.full((len(items), len(names)), -1, dtype=np.int32)
+    by_id = np.argsort(items)
+    for column, name in enumerate(names):
+        ids = lists[name].ids
+        ranks[by_id[np.searchsorted(items[by_id], ids)], column] = np.arange(len(ids))
+    return ranks

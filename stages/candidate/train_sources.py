@@ -1,6 +1,6 @@
 """The step ``train_sources``: neighbours of items for the sources that need them, and the quota of each source.
 
-Shapes: N items, P targets, S sources.
+Shapes: N items.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from stages.candidate.answering import Block, Retriever, check_features, empty_state
 from stages.candidate.blend import Blend
 from stages.candidate.item_neighbours import content_neighbours, fitted_neighbours, training_matrix
-from stages.candidate.quota_learning import TargetRanks, learn_quotas
+from stages.candidate.quota_learning import ListedItems, learn_quotas
 from stages.candidate.scorer import CandidateScorer
 from stages.candidate.source_config import TOWER, TrainSourcesConfig
 from stages.candidate.source_files import SOURCES_DIRECTORY, SourcesSummary, write_neighbours, write_summary
@@ -68,13 +68,12 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
     write_summary(target, summary)
     metrics: dict[str, float] = {}
     if learned:
-        targets = target_ranks(config, snapshot, scorer, target)
+        listed = listed_items(config, snapshot, scorer, target)
         block = max(1, round(config.sources.learning.block_share * config.candidate_k))
-        quotas = learn_quotas(targets, config.candidate_k, block)
+        quotas = learn_quotas(listed, config.candidate_k, block)
         write_summary(target, summary.model_copy(update={"quotas": quotas}))
-        alone = {name: {other: config.candidate_k * (other == name) for other in names} for name in names}
-        metrics = {"learned_recall": targets.recall(quotas)}
-        metrics |= {f"recall_{name}": targets.recall(quota) for name, quota in alone.items()}
+        metrics = {"learned_recall": float(listed.recalls(quotas, config.candidate_k).mean())}
+        metrics |= {f"recall_{name}": listed.alone(name, config.candidate_k) for name in names}
     shares = {f"quota_{name}": quota / config.candidate_k for name, quota in quotas.items()}
     return shares | metrics, {"quotas": quotas, "learned": learned}
 
@@ -102,10 +101,10 @@ def _write_files(config: TrainSourcesConfig, snapshot: Snapshot, target: Path) -
     return hashes
 
 
-def target_ranks(
+def listed_items(
     config: TrainSourcesConfig, snapshot: Snapshot, scorer: CandidateScorer, directory: Path
-) -> TargetRanks:
-    """Ask every source for lists of ``candidate_k`` at requests of the ranker part, and look the targets up.
+) -> ListedItems:
+    """Ask every source for lists of ``candidate_k`` at requests of the ranker part.
 
     Requests without history are left out: the popular list answers them.
 
@@ -120,16 +119,17 @@ def target_ranks(
         EmptyDatasetError: if no request is left.
     """
     check_features(config.features, scorer)
-    names, targets = config.sources.names, snapshot.targets()
+    targets = snapshot.targets()
     wanted = _sample(snapshot.requests(), targets, config)
     answered = _lists(config, snapshot, scorer, Blend.load(directory, scorer.n_items), wanted)
-    found = [_ranks(targets, row, lists, names) for row, lists in answered]
-    if not found:
+    starts = np.searchsorted(targets.request_id, np.arange(len(snapshot.requests()) + 1))
+    pairs = ((lists, targets.item_index[starts[row] : starts[row + 1]]) for row, lists in answered)
+    listed = ListedItems.of(config.sources.names, pairs)
+    if not listed.n_requests:
         raise EmptyDatasetError(
             f"sources.quotas = 'learned': none of {len(wanted)} requests of the ranker part has a history"
         )
-    request_of, ranks = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    return TargetRanks.of(names, request_of, ranks)
+    return listed
 
 
 def _lists(
@@ -159,15 +159,3 @@ def _sample(requests: RequestTable, targets: Targets, config: TrainSourcesConfig
     if len(rows) > limit:
         rows = np.random.default_rng(config.sources.learning.seed).choice(rows, limit, replace=False)
     return rows
-
-
-def _ranks(
-    targets: Targets, row: int, lists: Mapping[str, ScoredItems], names: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the request of each of its targets, int64 ``[P]``, and where each list has them, int32 ``[P, S]``."""
-    wanted = targets.item_index[slice(*np.searchsorted(targets.request_id, [row, row + 1]))]
-    ranks = np.full((len(wanted), len(names)), -1, dtype=np.int32)
-    for column, name in enumerate(names):
-        same = lists[name].ids == wanted[:, None]
-        ranks[:, column] = np.where(same.any(axis=1), same.argmax(axis=1) if same.shape[1] else -1, -1)
-    return np.full(len(wanted), row, dtype=np.int64), ranks
