@@ -24,8 +24,11 @@ class AnsweredItem:
         item_id, title: from the catalogue.
         score: of the last stage that ranked it.
         rank: position in the answer, from 0.
-        source: ``tower`` for retrieved items, ``popular`` for items of the popular list.
+        source: which source named it (the first, see ``stages.candidate.blend``), such as ``tower``; ``popular``
+            for items of the popular list.
         places: score and rank at each stage that ran; empty unless asked for.
+        named_by: score and rank in the list of every source that named it; empty unless asked for, and where the
+            index is the only source.
     """
 
     item_id: str
@@ -34,6 +37,7 @@ class AnsweredItem:
     rank: int
     source: str
     places: dict[str, Place] = field(default_factory=dict)
+    named_by: dict[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Answer:
         counts: how many items were cut where: ``catalogue``, ``withheld_excluded`` (by the item
             policy), ``filtered_excluded`` (by the request's filter), ``seen_excluded``,
             ``unborn_excluded``, ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from
-            the popular list) and ``returned``. A stage that did not run has no count.
+            the popular list) and ``returned``; with several sources ``retrieved_<source>``, by the first that
+            named an item. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
         explain: whether the explanation was asked for.
     """
@@ -89,6 +94,11 @@ class Answer:
             "source": item.source,
         }
         if self.explain:
-            places = item.places.items()
-            body["explain"] = {stage: {"score": place.score, "rank": place.rank} for stage, place in places}
+            body["explain"] = _plain(item.places)
+            if item.named_by:
+                body["sources"] = _plain(item.named_by)
         return body
+
+
+def _plain(places: dict[str, Place]) -> dict[str, Any]:
+    return {name: {"score": place.score, "rank": place.rank} for name, place in places.items()}

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,9 +23,11 @@ from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
 from serving.release import LoadedRelease
-from stages.candidate.scorer import ranker_query
+from serving.trace import Trace
+from stages.candidate.scorer import Asked, Blended, ranker_query
 from stages.contracts.item_filter import FilterIndex, ItemFilter
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
+from stages.contracts.sources import SOURCE_NAMES
 from stages.contracts.tables import SERVING, ScoredItems
 from stages.contracts.value_rules import apply_value_rules
 from stages.features.history import Moment, TowerInputs, tower_inputs
@@ -38,29 +39,6 @@ UNKNOWN = -1
 _NOTHING = np.empty(0, dtype=np.int64)
 _SHOWN = 20
 """Categories that an error lists."""
-
-
-@dataclass
-class _Trace:
-    """One request on its way through the funnel."""
-
-    user: int
-    time_ms: int
-    seen: np.ndarray
-    inputs: TowerInputs | None
-    available_ms: np.ndarray
-    mask: np.ndarray | None = None
-    context: tuple[int, ...] = ()
-    stages: list[tuple[str, ScoredItems]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, stage: str) -> None:
-        """Book the time since the last lap to ``stage``."""
-        now = time.perf_counter()
-        self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (now - self._last) * 1000
-        self._last = now
 
 
 class Funnel:
@@ -251,9 +229,9 @@ class Funnel:
         if faults:
             raise FieldError(faults)
 
-    def _begin(self, user_id: str, time_ms: int, context: tuple[int, ...], wanted: ItemFilter) -> _Trace:
+    def _begin(self, user_id: str, time_ms: int, context: tuple[int, ...], wanted: ItemFilter) -> Trace:
         """Read the user's history and seen items, as copies, and what the filter allows."""
-        trace = _Trace(UNKNOWN, time_ms, _NOTHING, inputs=None, available_ms=self._available_ms, context=context)
+        trace = Trace(UNKNOWN, time_ms, _NOTHING, inputs=None, available_ms=self._available_ms, context=context)
         if wanted:
             trace.mask = self._filters.mask(wanted, time_ms)
             trace.available_ms = np.where(trace.mask, self._available_ms, NEVER_AVAILABLE_MS)
@@ -267,24 +245,47 @@ class Funnel:
                 if len(history.items):
                     moment = Moment(time_ms, user, context)
                     trace.inputs = tower_inputs([history], [moment], config, len(self.release.items))
+                    self._read_sources(trace, history.items)
         trace.counts["catalogue"] = len(self.release.items)
         trace.counts["withheld_excluded"] = self._n_withheld
         trace.counts["seen_excluded"] = len(trace.seen)
         trace.lap("history")
         return trace
 
-    def _rank(self, trace: _Trace, inputs: TowerInputs) -> None:
+    def _read_sources(self, trace: Trace, history: np.ndarray) -> None:
+        """Ask the sources that read the state; the caller holds the lock."""
+        release = self.release
+        if release.blend is not None:
+            trace.asked = Asked(history, trace.time_ms, trace.context, trace.seen, trace.available_ms)
+            trace.early = release.blend.read(trace.asked, release.state, release.manifest.funnel.candidate_k)
+
+    def _retrieve(self, trace: Trace, query_BD: np.ndarray) -> Blended:
+        """Search the index, and mix in what the other sources name."""
+        release, k = self.release, self.release.manifest.funnel.candidate_k
+        first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
+        unborn, unborn_ms = self._by_birth[first:], self._births[first:]
+        excluded = np.union1d(trace.seen, unborn) if len(unborn) else trace.seen
+        tower = release.candidate.search(query_BD, k, [excluded], [trace.mask])[0]
+        trace.counts["unborn_excluded"] = int((unborn_ms < NEVER_AVAILABLE_MS).sum())
+        blended = Blended.of_one(tower, "tower")
+        if release.blend is not None and trace.asked is not None:
+            trace.lap("index")
+            lists = release.blend.complete(trace.early, trace.asked, release.state, tower, k)
+            blended = release.blend.mix(lists, k)
+            for name in release.blend.names:
+                named = blended.source == SOURCE_NAMES.index(name)
+                trace.counts[f"retrieved_{name}"] = int(np.count_nonzero(named))
+        trace.counts["retrieved"] = len(blended.items)
+        return blended
+
+    def _rank(self, trace: Trace, inputs: TowerInputs) -> None:
         """Retrieve and rank; appends (stage, what it passed on) to the trace."""
         release, spec = self.release, self.release.manifest.funnel
         query_BD = release.candidate.embed(inputs)
         trace.lap("embed")
-        first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
-        unborn, unborn_ms = self._by_birth[first:], self._births[first:]
-        excluded = np.union1d(trace.seen, unborn) if len(unborn) else trace.seen
-        retrieved = release.candidate.search(query_BD, spec.candidate_k, [excluded], [trace.mask])[0]
+        trace.blended = self._retrieve(trace, query_BD)
+        retrieved = trace.blended.items
         trace.stages.append(("candidate", retrieved))
-        trace.counts["unborn_excluded"] = int((unborn_ms < NEVER_AVAILABLE_MS).sum())
-        trace.counts["retrieved"] = len(retrieved)
         trace.lap("candidate")
         if release.light is None or not len(retrieved):
             return
@@ -308,7 +309,7 @@ class Funnel:
         trace.lap("heavy")
 
     def _light_scores(
-        self, trace: _Trace, retrieved: ScoredItems, light: LightScorer
+        self, trace: Trace, retrieved: ScoredItems, light: LightScorer
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return features ``[n, F]``, light scores ``[n]`` and 0-based light ranks ``[n]``.
 
@@ -327,6 +328,7 @@ class Funnel:
                 ranks,
                 release.candidate.item_vectors,
                 trace.context,
+                None if trace.blended is None else trace.blended.sources,
             )
         trace.lap("features")
         scores = light.score(features)
@@ -334,7 +336,7 @@ class Funnel:
         light_ranks[np.argsort(-scores, kind="stable")] = ranks
         return features, scores, light_ranks
 
-    def _fill(self, trace: _Trace, chosen: np.ndarray, missing: int) -> ScoredItems:
+    def _fill(self, trace: Trace, chosen: np.ndarray, missing: int) -> ScoredItems:
         """Return up to ``missing`` popular items that are neither seen nor chosen.
 
         Where every live count has decayed to nothing, the release's own popular list answers first.
@@ -349,7 +351,7 @@ class Funnel:
         trace.lap("popular")
         return popular
 
-    def _stale_list(self, popular: ScoredItems, trace: _Trace, missing: int, excluded: np.ndarray) -> ScoredItems:
+    def _stale_list(self, popular: ScoredItems, trace: Trace, missing: int, excluded: np.ndarray) -> ScoredItems:
         fallback = self.release.fallback
         born = trace.available_ms[fallback.ids] <= trace.time_ms
         kept = np.flatnonzero(born & ~np.isin(fallback.ids, excluded))[:missing]
@@ -358,27 +360,18 @@ class Funnel:
         return ScoredItems(np.concatenate([fallback.ids[kept], rest]), scores)
 
     def _items(
-        self, trace: _Trace, ranked: ScoredItems, found: int, filling: ScoredItems, explain: bool
+        self, trace: Trace, ranked: ScoredItems, found: int, filling: ScoredItems, explain: bool
     ) -> tuple[AnsweredItem, ...]:
-        places = _places(trace.stages, ranked.ids[:found]) if explain else [{} for _ in range(found)]
-        catalogue = self.release.items
+        ids, catalogue = ranked.ids[:found], self.release.items
+        nothing: list[dict[str, Place]] = [{} for _ in range(found)]
+        places, named_by = (trace.places(ids), trace.named_by(ids)) if explain else (nothing, nothing)
+        first = trace.first_sources(ids)
         items = []
-        for rank, (index, score) in enumerate(zip(ranked.ids[:found], ranked.scores, strict=False)):
+        for rank, (index, score) in enumerate(zip(ids, ranked.scores, strict=False)):
             item_id, title = str(catalogue.item_id[index]), str(catalogue.title[index])
-            items.append(AnsweredItem(item_id, title, float(score), rank, "tower", places[rank]))
+            items.append(AnsweredItem(item_id, title, float(score), rank, first[rank], places[rank], named_by[rank]))
         for place, (index, score) in enumerate(zip(filling.ids, filling.scores, strict=True)):
             item_id, title = str(catalogue.item_id[index]), str(catalogue.title[index])
             popular = {"popular": Place(float(score), place)} if explain else {}
             items.append(AnsweredItem(item_id, title, float(score), found + place, "popular", popular))
         return tuple(items)
-
-
-def _places(stages: list[tuple[str, ScoredItems]], ids: np.ndarray) -> list[dict[str, Place]]:
-    """Return score and rank of each of ``ids`` at every stage."""
-    places: list[dict[str, Place]] = [{} for _ in ids]
-    for name, passed in stages:
-        rank_of = {int(item): rank for rank, item in enumerate(passed.ids)}
-        for position, item in enumerate(ids):
-            rank = rank_of[int(item)]
-            places[position][name] = Place(float(passed.scores[rank]), rank)
-    return places

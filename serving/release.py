@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from stages.candidate.scorer import CandidateScorer
+from stages.candidate.scorer import SOURCES_DIRECTORY, Blend, CandidateScorer
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ReleaseError, SluiceError
 from stages.contracts.files import read_json
@@ -63,6 +63,7 @@ class LoadedRelease:
         blocked: reason by the id of an item that the content policy keeps out of everything.
         state: histories and counters as of ``manifest.as_of_ms``; posted events advance it.
         candidate: the candidate generator.
+        blend: the sources beside its index, None without any.
         fallback: the popular list as of ``manifest.as_of_ms``, for a state without live popularity.
         light, heavy: the rankers, None where the funnel does not need them. A heavy ranker reads the
             light ranker's score, so that it needs both.
@@ -79,6 +80,7 @@ class LoadedRelease:
     blocked: dict[str, str]
     state: FunnelState
     candidate: CandidateScorer
+    blend: Blend | None
     fallback: ScoredItems
     light: LightScorer | None
     heavy: HeavyScorer | None
@@ -98,19 +100,21 @@ def load_release(directory: Path) -> LoadedRelease:
     with _reading(directory, "config.json"):
         features = read_json(directory / "config.json")["features"]
         config = parse_config(FeatureConfig, features, "config.json, section features")
-    schema = feature_schema(config, meta.tasks, meta.context)
-    _check_equal(directory, _claims(directory, manifest, meta, schema))
     with _reading(directory, "items.parquet, users.parquet, aliases.parquet, blocked.parquet"):
         items = read_items(directory / "items.parquet", len(meta.categories))
         aliases = _pairs(directory / "aliases.parquet", "item_id", "item_index")
         users = _pairs(directory / "users.parquet", "user_id", "user_index")
         blocked = _pairs(directory / "blocked.parquet", "item_id", "reason")
+    blend = _blend(directory, manifest, len(items))
+    schema = feature_schema(config, meta.tasks, meta.context, () if blend is None else blend.names)
+    _check_equal(directory, _claims(directory, manifest, meta, schema))
     with _reading(directory, "the candidate generator"):
         candidate = CandidateScorer.load(directory)
         claims = _tower_claims(manifest, items, config, candidate)
     _check_equal(directory, claims)
+    trending = None if blend is None else blend.trending
     with _reading(directory, "state/"):
-        state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks, meta.context)
+        state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks, meta.context, trending)
     light, heavy = _rankers(directory, manifest, schema)
     item_index = _item_index(directory, items, aliases, blocked)
     return LoadedRelease(
@@ -125,6 +129,7 @@ def load_release(directory: Path) -> LoadedRelease:
         blocked=blocked,
         state=state,
         candidate=candidate,
+        blend=blend,
         fallback=_fallback(directory, item_index),
         light=light,
         heavy=heavy,
@@ -179,6 +184,23 @@ def _check_parts(directory: Path, manifest: ReleaseManifest) -> None:
     missing = sorted(needed - set(manifest.parts))
     if missing:
         raise ReleaseError(f"release {directory}: the manifest does not list {missing}, which the funnel needs")
+
+
+def _blend(directory: Path, manifest: ReleaseManifest, n_items: int) -> Blend | None:
+    """Load the sources beside the index; a release without any, such as an older one, has no such directory."""
+    if not any(part.startswith(f"{SOURCES_DIRECTORY}/") for part in manifest.parts):
+        return None
+    with _reading(directory, "the sources"):
+        blend = Blend.load(directory / SOURCES_DIRECTORY, n_items)
+    if blend is not None:
+        said, k = blend.summary, manifest.funnel.candidate_k
+        pairs = (
+            ("candidate_k", k, said.candidate_k),
+            ("tower_version", manifest.tower_version, said.tower_version),
+            ("data fingerprint", manifest.data_fingerprint, said.data_fingerprint),
+        )
+        _check_equal(directory, [(what, "manifest.json", a, "sources.json", b) for what, a, b in pairs])
+    return blend
 
 
 def _rankers(

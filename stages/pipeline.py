@@ -6,8 +6,6 @@ or asking for help loads neither torch nor MLflow.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 from stages import __version__
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
-from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
 from stages.contracts.steps import Step, run_step, step_fingerprint
+from stages.running import StepFunction, Upstream, outcome, run_declared
 from stages.settings import Settings
 
 if TYPE_CHECKING:
     from stages.contracts.config import Config
     from stages.dataset.config import DatasetStepConfig
     from stages.recipe import Recipe
-
-log = logging.getLogger("sluice")
 
 STEPS: tuple[str, ...] = (
     "ingest",
@@ -34,6 +30,7 @@ STEPS: tuple[str, ...] = (
     "dataset_report",
     "train_candidate",
     "build_index",
+    "train_sources",
     "retrieve",
     "build_examples",
     "train_light",
@@ -53,7 +50,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "dataset_report": ("ingest", "dataset"),
     "train_candidate": ("dataset",),
     "build_index": ("dataset", "train_candidate"),
-    "retrieve": ("dataset", "train_candidate", "build_index"),
+    "train_sources": ("dataset", "train_candidate", "build_index"),
+    "retrieve": ("dataset", "train_candidate", "build_index", "train_sources"),
     "build_examples": ("dataset", "train_candidate", "retrieve"),
     "train_light": ("dataset", "build_examples"),
     "train_heavy": ("dataset", "train_candidate", "retrieve", "build_examples", "train_light"),
@@ -63,6 +61,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
         "dataset",
         "train_candidate",
         "build_index",
+        "train_sources",
         "build_examples",
         "train_light",
         "train_heavy",
@@ -75,6 +74,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
         "dataset_report",
         "train_candidate",
         "build_index",
+        "train_sources",
+        "retrieve",
         "train_light",
         "train_heavy",
         "evaluate",
@@ -87,14 +88,12 @@ _INPUT_NAMES = {
     "dataset": "snapshot",
     "train_candidate": "candidate",
     "build_index": "index",
+    "train_sources": "sources",
     "build_examples": "examples",
     "train_light": "light",
     "train_heavy": "heavy",
     "rank_baselines": "baselines",
 }
-
-Upstream = Mapping[str, StageResult]
-StepFunction = Callable[[Settings, Upstream], StageResult]
 
 
 def load_recipe(settings: Settings) -> Recipe:
@@ -124,51 +123,6 @@ def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]
         SluiceError: whatever the step itself refuses.
     """
     return run_declared(step, UPSTREAM, _FUNCTIONS, settings, upstream)
-
-
-def run_declared(
-    step: str,
-    declared: Mapping[str, tuple[str, ...]],
-    functions: Mapping[str, StepFunction],
-    settings: Settings,
-    upstream: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Run one step of a job that declares which results each of its steps takes.
-
-    Args:
-        step: a key of ``declared``.
-        declared: upstream steps by step.
-        functions: what each step does.
-        settings: as for ``run_pipeline_step``.
-        upstream: results by step, as ``StageResult`` or as its JSON.
-    """
-    if step not in declared:
-        raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(declared)}")
-    missing = [name for name in declared[step] if name not in upstream]
-    if missing:
-        raise ConfigError(f"step {step} needs the results of {missing}, found {sorted(upstream)}")
-    results = {name: StageResult.model_validate(upstream[name]) for name in declared[step]}
-    log.info("[sluice] %s: started", step)
-    started = time.perf_counter()
-    result = functions[step](settings, results)
-    if not result.seconds:
-        result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
-    how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
-    log.info("[sluice] %s: %s%s", step, how, headline(result))
-    return result.model_dump(mode="json")
-
-
-def headline(result: StageResult) -> str:
-    """Return the few numbers of a result that a log line has room for."""
-    wanted = [name for name in result.metrics if name.endswith("/ndcg@10")] or list(result.metrics)[:6]
-    words = [f"{name} {_short(result.metrics[name])}" for name in wanted]
-    words += [f"{name} {result.info[name]}" for name in ("release_id", "version") if name in result.info]
-    return f" ({', '.join(words)})" if words else ""
-
-
-def _short(value: float) -> str:
-    """Return a count in full, anything else to four digits."""
-    return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
 
 
 def run_all(
@@ -297,6 +251,16 @@ def build_index(settings: Settings, results: Upstream) -> StageResult:
     return _run(settings, "build_index", body, config, results)
 
 
+def train_sources(settings: Settings, results: Upstream) -> StageResult:
+    """Train the sources beside the two-tower index, and settle how many candidates each names."""
+    from stages.candidate.source_config import TrainSourcesConfig
+    from stages.candidate.train_sources import train_sources as body
+
+    recipe = load_recipe(settings)
+    config = TrainSourcesConfig(sources=recipe.sources, candidate_k=recipe.funnel.candidate_k, features=recipe.features)
+    return _run(settings, "train_sources", body, config, results)
+
+
 def retrieve(settings: Settings, results: Upstream) -> StageResult:
     """Answer the rankers' and the evaluation's requests with candidates."""
     from stages.candidate.config import RetrieveConfig
@@ -312,7 +276,11 @@ def build_examples(settings: Settings, results: Upstream) -> StageResult:
     from stages.features.build import ExamplesConfig
     from stages.features.build import build_examples as body
 
-    return _run(settings, "build_examples", body, ExamplesConfig(features=load_recipe(settings).features), results)
+    recipe = load_recipe(settings)
+    config = ExamplesConfig(
+        features=recipe.features, sources=recipe.sources.read_names, trending=recipe.sources.counted
+    )
+    return _run(settings, "build_examples", body, config, results)
 
 
 def train_light(settings: Settings, results: Upstream) -> StageResult:
@@ -392,13 +360,6 @@ def promote(settings: Settings, results: Upstream) -> StageResult:
     return outcome("promote", release, results, info)
 
 
-def outcome(step: str, path: Path, results: Upstream, info: dict[str, Any]) -> StageResult:
-    """Return the result of a step that acts on the registry and leaves no directory of its own."""
-    upstream = {name: result.fingerprint for name, result in results.items()}
-    fingerprint = sha256_text(canonical_json({"step": step, "inputs": upstream}))
-    return StageResult(step=step, path=str(path), fingerprint=fingerprint, info=info)
-
-
 _FUNCTIONS: dict[str, StepFunction] = {
     function.__name__: function
     for function in (
@@ -408,6 +369,7 @@ _FUNCTIONS: dict[str, StepFunction] = {
         dataset_report,
         train_candidate,
         build_index,
+        train_sources,
         retrieve,
         build_examples,
         train_light,

@@ -9,7 +9,9 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from stages.candidate.config import BaselinesConfig, CandidateConfig, IndexConfig
+from stages.candidate.source_config import SourcesConfig
 from stages.contracts.config import Config
+from stages.contracts.errors import ConfigError
 from stages.contracts.manifest import FunnelSpec
 from stages.dataset.checks.config import ContractsConfig
 from stages.dataset.config import DatasetConfig
@@ -34,6 +36,7 @@ class Recipe(Config):
         features: histories, counters and ranking features.
         candidate: the two-tower model and its training.
         index: the Faiss index.
+        sources: what names candidates beside it, and how many each.
         light_ranker: the LightGBM ranker.
         heavy_ranker: the DCN-v2 ranker.
         baselines: EASE and implicit ALS, rows of the stage ledger.
@@ -50,6 +53,7 @@ class Recipe(Config):
     features: FeatureConfig = FeatureConfig()
     candidate: CandidateConfig = CandidateConfig()
     index: IndexConfig = IndexConfig()
+    sources: SourcesConfig = SourcesConfig()
     light_ranker: LightRankerConfig = LightRankerConfig()
     heavy_ranker: HeavyRankerConfig = HeavyRankerConfig()
     baselines: BaselinesConfig = BaselinesConfig()
@@ -70,4 +74,18 @@ class Recipe(Config):
             raise ValueError(
                 f"funnel.light_k = {self.funnel.light_k} must not exceed candidate_k = {self.funnel.candidate_k}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Recipe:
+        counted, columns = self.sources.counted, list(self.dataset.context.columns)
+        if counted is not None and counted.segment is not None and counted.segment not in columns:
+            raise ValueError(
+                f"sources.trending.segment = {counted.segment!r} must be one of dataset.context.columns = {columns}"
+            )
+        if self.sources.blends and self.sources.quotas != "learned":
+            try:
+                self.sources.counts(self.funnel.candidate_k)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return self

@@ -1,4 +1,6 @@
-"""The candidate generator at serving time: user tower in ONNX Runtime, index in Faiss.
+"""The candidate generator at serving time: user tower in ONNX Runtime, index in Faiss, and the other sources.
+
+Serving and the step ``retrieve`` use the same ``CandidateScorer`` and, for a blend, the same ``Blend``.
 
 Shapes: B queries, D dimensions, L history length, N items. No torch here.
 """
@@ -13,11 +15,16 @@ import faiss
 import numpy as np
 import onnxruntime
 
+from stages.candidate.blend import Blend, Blended
 from stages.candidate.item_search import ItemSearch
+from stages.candidate.item_sources import Asked
+from stages.candidate.source_files import SOURCES_DIRECTORY
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
+
+__all__ = ["SOURCES_DIRECTORY", "Asked", "Blend", "Blended", "CandidateScorer", "UserTower", "ranker_query"]
 
 TOWER_FILE, TOWER_JSON, VECTORS_FILE = "user_tower.onnx", "tower.json", "item_vectors.npy"
 INPUTS = ("history_items", "history_signals", "history_ages", "context", "user")

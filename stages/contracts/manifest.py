@@ -11,6 +11,7 @@ A release is one directory:
     feature_schema.json  names and hash of the ranking features
     user_tower.onnx, item_tower.onnx, item_vectors.npy, tower.json    the candidate generator
     index.faiss, index.json
+    sources/             sources.json and what the other sources of candidates need
     light_ranker.txt, light_ranker.json
     heavy_ranker.onnx, heavy_ranker.json
     fallback.json        popular items for users without history

@@ -13,9 +13,10 @@ from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import read_array
 from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import Snapshot, Targets
+from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import CandidateTable, RequestTable
-from stages.features.config import FeatureConfig
+from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import feature_schema, ranking_features
 from stages.features.replay import replay
 from stages.features.state import FunnelState
@@ -24,9 +25,17 @@ STATE_DIRECTORY = "state"
 
 
 class ExamplesConfig(Config):
-    """Configuration of ``build_examples``."""
+    """Configuration of ``build_examples``.
+
+    Attributes:
+        features: what the state keeps and the features read.
+        sources: names of the candidates' sources that features tell apart; empty where there is one only.
+        trending: short windows that the state counts for a source; None without one.
+    """
 
     features: FeatureConfig = FeatureConfig()
+    sources: tuple[str, ...] = ()
+    trending: TrendingConfig | None = None
 
 
 def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
@@ -37,7 +46,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     Args:
         config: what the state keeps and the features read.
         inputs: ``snapshot``, ``candidate`` (``item_vectors.npy``) and ``retrieve``
-            (``candidates.parquet``).
+            (``candidates.parquet``; with several sources ``source_scores.parquet``).
         directory: receives ``rows.parquet``, ``features.npy`` float32 ``[R, F]``, ``relevance.npy``
             float32 ``[R]``, ``labels.npy`` float32 ``[R, T]``, ``feature_schema.json`` and ``state/``.
 
@@ -52,21 +61,25 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     rows = CandidateTable.read(path)
     _check_inputs(rows, path, requests, vectors, len(items))
 
+    said = _read_sources(config, inputs["retrieve"], len(rows))
+
     meta, contexts = snapshot.meta, snapshot.contexts()
-    schema = feature_schema(config.features, tasks, meta.context)
+    schema = feature_schema(config.features, tasks, meta.context, config.sources)
     relevance, labels = join_labels(rows, snapshot.targets(), len(items))
-    state = FunnelState.empty(items, config.features, meta.signals, tasks, len(snapshot.user_ids()), meta.context)
+    n_users = len(snapshot.user_ids())
+    state = FunnelState.empty(items, config.features, meta.signals, tasks, n_users, meta.context, config.trending)
     features = np.lib.format.open_memmap(
         directory / "features.npy", mode="w+", dtype=np.float32, shape=(len(rows), len(schema.names))
     )
     moments = replay(snapshot.events(), requests, state, contexts)
-    answered = _fill_features(features, rows, requests, moments, state, vectors, contexts)
+    answered = _fill_features(features, rows, said, requests, moments, state, vectors, contexts)
     features.flush()
 
     rows.write(directory / "rows.parquet")
     np.save(directory / "relevance.npy", relevance)
     np.save(directory / "labels.npy", labels)
-    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
+    described = {"names": list(schema.names), "hash": schema.hash, "sources": list(config.sources)}
+    write_json(directory / "feature_schema.json", described)
     (directory / STATE_DIRECTORY).mkdir()
     state.save(directory / STATE_DIRECTORY)
     metrics = {
@@ -109,6 +122,7 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
 def _fill_features(
     features: np.ndarray,
     rows: CandidateTable,
+    said: SourceScores | None,
     requests: RequestTable,
     moments: Iterator[int],
     state: FunnelState,
@@ -132,8 +146,22 @@ def _fill_features(
             rows.rank[of_request],
             vectors,
             contexts[requests.context[request]].tolist(),
+            None if said is None else said.take(of_request),
         )
     return answered
+
+
+def _read_sources(config: ExamplesConfig, directory: Path, n_rows: int) -> SourceScores | None:
+    """Return what the sources say of each candidate row, None where there is one source only."""
+    path = directory / SOURCE_SCORES_FILE
+    if not config.sources:
+        if path.is_file():
+            raise DataError(f"{path} tells sources apart, but sources = []: retrieve followed another recipe")
+        return None
+    said = SourceScores.read(path, config.sources)
+    if len(said) != n_rows:
+        raise DataError(f"{path} has {len(said)} rows, the candidates have {n_rows}")
+    return said
 
 
 def join_labels(rows: CandidateTable, targets: Targets, n_items: int) -> tuple[np.ndarray, np.ndarray]:

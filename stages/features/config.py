@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.contracts.config import Config
 
 HalfLife = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class FeatureConfig(Config):
@@ -49,3 +50,29 @@ class FeatureConfig(Config):
         if any(short >= long for short, long in pairwise(half_lives)):
             raise ValueError("must be strictly ascending")
         return half_lives
+
+
+class TrendingConfig(Config):
+    """Short windows in which touches are counted exactly; see ``stages.features.trending``.
+
+    Attributes:
+        windows_minutes: lengths of the windows, shortest first.
+        weights: of each window's shares in the score.
+        segment: context column by whose values touches are counted as well; None for everybody alike.
+        segment_smoothing: pseudo-touches at everybody's shares in each segment's shares.
+    """
+
+    windows_minutes: tuple[Positive, ...] = Field(default=(10.0, 60.0, 1440.0), min_length=1)
+    weights: tuple[Positive, ...] = Field(default=(1.0, 0.5, 0.01), min_length=1)
+    segment: str | None = None
+    segment_smoothing: Positive = 50.0
+
+    @model_validator(mode="after")
+    def _one_weight_a_window(self) -> TrendingConfig:
+        if any(short >= long for short, long in pairwise(self.windows_minutes)):
+            raise ValueError(f"windows_minutes = {list(self.windows_minutes)}: must be strictly ascending")
+        if len(self.windows_minutes) != len(self.weights):
+            raise ValueError(
+                f"windows_minutes = {list(self.windows_minutes)} and weights = {list(self.weights)}: must be as many"
+            )
+        return self

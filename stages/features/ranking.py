@@ -16,6 +16,7 @@ import numpy as np
 
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
+from stages.contracts.sources import SourceScores
 from stages.contracts.tables import DAY_MS
 from stages.features.config import FeatureConfig
 from stages.features.parts import (
@@ -34,7 +35,7 @@ from stages.features.state import FunnelState
 
 FEATURES: tuple[tuple[str, str, str], ...] = (
     # name ({h}, {g}: half-life and the next longer one in days; {task}: task name; {context}: name of
-    # a context column), meaning, unit
+    # a context column; {source}: name of a source, where there are several), meaning, unit
     ("retrieval_score", "score of the retrieval source", "as given"),
     ("retrieval_log_rank", "position in the retrieved list", "log(1 + rank)"),
     ("item_popularity_{h}d", "first touches of the item, decayed", "log(1 + count)"),
@@ -86,6 +87,8 @@ FEATURES: tuple[tuple[str, str, str], ...] = (
     ("context_{context}", "share of first touches that had the request's value, 0 where unknown", "share"),
     ("item_context_{context}", "share of that value among the item's touches over its share in all", "log ratio"),
     ("category_context_{context}", "the same of the item's categories, mean", "log ratio"),
+    ("source_{source}_score", "the source's own score, 0 where its list does not hold the item", "as given"),
+    ("source_{source}_reciprocal_rank", "1 / (1 + position in the source's list), 0 where it is not in it", "1"),
 )
 """Name, meaning and unit. Every value is finite; what a user or item lacks is 0 unless stated."""
 
@@ -105,12 +108,21 @@ class FeatureSchema:
 
 @lru_cache(maxsize=64)
 def feature_schema(
-    config: FeatureConfig, tasks: tuple[Task, ...], context: tuple[ContextColumn, ...] = ()
+    config: FeatureConfig,
+    tasks: tuple[Task, ...],
+    context: tuple[ContextColumn, ...] = (),
+    sources: tuple[str, ...] = (),
 ) -> FeatureSchema:
     """Return names and hash of the ranking features.
 
     The hash also covers what each task counts as positive: a rate of something else is another
     feature. A task's relevance and weight are no part of any feature.
+
+    Args:
+        config: what features read.
+        tasks: whose rates are features.
+        context: columns of the moment.
+        sources: names of the candidates' sources; empty where there is one only, which nothing has to tell.
     """
     half_lives = [f"{days:g}" for days in config.half_lives_days]
     names: list[str] = []
@@ -123,6 +135,8 @@ def feature_schema(
             names += [template.format(task=task.name) for task in tasks]
         elif "{context}" in template:
             names += [template.format(context=column.name) for column in context]
+        elif "{source}" in template:
+            names += [template.format(source=source) for source in sources]
         else:
             names.append(template)
     positives = [task.model_dump(mode="json", include={"name", "signals", "min_value"}) for task in tasks]
@@ -132,6 +146,7 @@ def feature_schema(
         "tasks": positives,
         "context": [column.model_dump(mode="json") for column in context],
     }
+    payload |= {"sources": sources} if sources else {}
     return FeatureSchema(names=tuple(names), hash=sha256_text(canonical_json(payload)))
 
 
@@ -144,6 +159,7 @@ def ranking_features(
     ranks: np.ndarray,
     item_vectors: np.ndarray,
     context: Sequence[int] = (),
+    sources: SourceScores | None = None,
 ) -> np.ndarray:
     """Return the features of one request's candidates, from the state as it stands.
 
@@ -159,6 +175,7 @@ def ranking_features(
         item_vectors: float32 ``[N, D]``, row = item index.
         context: code of each of the state's context columns at the request, 0 where nothing is
             known; empty = nothing is.
+        sources: what every source says of the candidates, n rows; None where there is one source only.
 
     Returns:
         float32 ``[n, F]``, finite, columns in the order of ``feature_schema``.
@@ -178,7 +195,9 @@ def ranking_features(
     for name, period in (("hour", DAY_MS), ("weekday", 7 * DAY_MS)):
         angle = 2 * math.pi * (time_ms % period) / period
         columns |= {f"{name}_sin": math.sin(angle), f"{name}_cos": math.cos(angle)}
-    names = feature_schema(state.config, state.tasks, state.context).names
+    columns |= _source_columns(sources)
+    told_apart = () if sources is None else sources.names
+    names = feature_schema(state.config, state.tasks, state.context, told_apart).names
     features = np.empty((len(items), len(names)), dtype=np.float32)
     for position, name in enumerate(names):
         features[:, position] = columns[name]
@@ -211,6 +230,17 @@ def heavy_features(
     item_columns[:] = vectors
     np.multiply(query, vectors, out=product_columns)
     return out
+
+
+def _source_columns(sources: SourceScores | None) -> Columns:
+    columns: Columns = {}
+    if sources is None:
+        return columns
+    for place, name in enumerate(sources.names):
+        named = sources.ranks[:, place] >= 0
+        columns[f"source_{name}_score"] = np.where(named, sources.scores[:, place], 0.0)
+        columns[f"source_{name}_reciprocal_rank"] = np.where(named, 1.0 / (1.0 + np.abs(sources.ranks[:, place])), 0.0)
+    return columns
 
 
 def _item_columns(state: FunnelState, time_ms: int, items: np.ndarray) -> Columns:

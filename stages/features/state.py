@@ -15,7 +15,7 @@ from stages.contracts.errors import DataError
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import ScoredItems
-from stages.features.config import FeatureConfig
+from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.counters import NEVER_MS, DecayedCounts, memory_cells
 from stages.features.covisitation import Covisitation
 from stages.features.keyed_rows import KeyedRows, Row
@@ -30,6 +30,7 @@ from stages.features.state_files import (
     load_arrays,
     state_identity,
 )
+from stages.features.trending import Trending
 
 _LARGEST = float(np.finfo(np.float32).max)
 _ITEMS, _TIMES, _SIGNALS, _VALUES, _POSITIVES, _LATEST = range(6)
@@ -84,6 +85,7 @@ class FunnelState:
         context_counts: int32 ``[V, N]`` first touches of an item while a context value held;
             context_categories: int64 ``[V, C]`` the same by category; context_totals: int64 ``[V]``.
         covisitation: links between items.
+        trending: recent touches, None where they are not counted.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class FunnelState:
         tasks: tuple[Task, ...],
         context: tuple[ContextColumn, ...],
         arrays: dict[str, np.ndarray],
+        trending: TrendingConfig | None = None,
     ) -> None:
         """Build from the arrays that ``save`` writes; use ``empty`` or ``load``."""
         self.items, self.config, self.signals, self.tasks, self.context = items, config, signals, tasks, context
@@ -114,6 +117,7 @@ class FunnelState:
         self.context_totals = arrays["context_totals"]
         self._users = KeyedRows("users", USER_COLUMNS, arrays)
         self.covisitation = Covisitation(arrays, len(items), config.covisitation_neighbours)
+        self.trending = None if trending is None else Trending(trending, context, arrays, len(items))
         # Single elements of a memory view are read and written several times faster than numpy's.
         self._cells = {name: memory_cells(getattr(self, name)) for name in (*SUMMED, "totals", "category_touches")}
         self._positives = [memory_cells(row) for row in self.positives]
@@ -131,6 +135,7 @@ class FunnelState:
         tasks: tuple[Task, ...],
         n_users: int = 0,
         context: tuple[ContextColumn, ...] = (),
+        trending: TrendingConfig | None = None,
     ) -> FunnelState:
         """Return the state before any event.
 
@@ -141,12 +146,13 @@ class FunnelState:
             tasks: whose positives are counted, T of them.
             n_users: users known beforehand; others join with their first event.
             context: columns of what is known about moments.
+            trending: which short windows to count, None for none.
         """
-        shapes = array_shapes(items, config, tasks, context)
+        shapes = array_shapes(items, config, tasks, context, trending)
         arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
         for prefix in DECAYED:
             arrays[f"{prefix}_last_ms"].fill(NEVER_MS)
-        state = cls(items, config, signals, tasks, context, arrays)
+        state = cls(items, config, signals, tasks, context, arrays, trending)
         state.n_users = n_users
         return state
 
@@ -284,7 +290,10 @@ class FunnelState:
             np.save(directory / f"{name}.npy", getattr(self, name))
         self._users.save(directory, self.n_users)
         self.covisitation.save(directory)
-        identity = state_identity(self.items, self.config, self.signals, self.tasks, self.context)
+        trending = None if self.trending is None else self.trending.config
+        if self.trending is not None:
+            self.trending.save(directory)
+        identity = state_identity(self.items, self.config, self.signals, self.tasks, self.context, trending)
         write_json(directory / STATE_FILE, identity)
 
     @classmethod
@@ -296,6 +305,7 @@ class FunnelState:
         signals: tuple[str, ...],
         tasks: tuple[Task, ...],
         context: tuple[ContextColumn, ...] = (),
+        trending: TrendingConfig | None = None,
     ) -> FunnelState:
         """Load what ``save`` wrote; arrays are memory-mapped copy-on-write, files never change.
 
@@ -303,9 +313,9 @@ class FunnelState:
             ReleaseError: if a file is missing, malformed or was saved for other items, signals,
                 tasks, context or configuration.
         """
-        check_identity(directory / STATE_FILE, state_identity(items, config, signals, tasks, context))
-        arrays = load_arrays(directory, array_shapes(items, config, tasks, context))
-        return cls(items, config, signals, tasks, context, arrays)
+        check_identity(directory / STATE_FILE, state_identity(items, config, signals, tasks, context, trending))
+        arrays = load_arrays(directory, array_shapes(items, config, tasks, context, trending))
+        return cls(items, config, signals, tasks, context, arrays, trending)
 
     def _check(self, user_index: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
         if user_index < 0:
@@ -345,6 +355,8 @@ class FunnelState:
             self.context_categories[value, categories] += 1
         previous = history[: -self.config.covisitation_window - 1 : -1]
         self.covisitation.link(item_index, previous)
+        if self.trending is not None:
+            self.trending.add(item_index, time_ms, context)
 
     def _repeat(self, row: Row, slot: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
         _, _, signals, values, positives, latest = row.columns

@@ -14,8 +14,9 @@ import numpy as np
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
-from stages.features.config import FeatureConfig
+from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.covisitation import COLUMNS as LINK_COLUMNS
+from stages.features.trending import COLUMNS as TRENDING_COLUMNS
 
 STATE_FILE = "state.json"
 FORMAT_VERSION = 2
@@ -52,12 +53,18 @@ DECAYED = {
 RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
     f"neighbours_{name}" for name in ("offsets", *LINK_COLUMNS)
 )
+LOG = tuple(f"trending_{name}" for name in TRENDING_COLUMNS)
+"""Arrays as long as there are recent touches; only a state that counts trends has them."""
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 def array_shapes(
-    items: ItemTable, config: FeatureConfig, tasks: Sequence[Task], context: Sequence[ContextColumn]
+    items: ItemTable,
+    config: FeatureConfig,
+    tasks: Sequence[Task],
+    context: Sequence[ContextColumn],
+    trending: TrendingConfig | None = None,
 ) -> Shapes:
     """Return shape (when empty, for the ragged ones) and dtype of every array of a state."""
     n, c, t, k = len(items), items.n_categories, len(tasks), len(config.half_lives_days)
@@ -89,6 +96,8 @@ def array_shapes(
     for prefix, columns in (("users", USER_COLUMNS), ("neighbours", LINK_COLUMNS)):
         shapes[f"{prefix}_offsets"] = ((1,), count)
         shapes |= {f"{prefix}_{name}": ((0,), dtype) for name, dtype in columns.items()}
+    if trending is not None:
+        shapes |= {f"trending_{name}": ((0,), dtype) for name, dtype in TRENDING_COLUMNS.items()}
     return shapes
 
 
@@ -98,9 +107,11 @@ def state_identity(
     signals: Sequence[str],
     tasks: Sequence[Task],
     context: Sequence[ContextColumn],
+    trending: TrendingConfig | None = None,
 ) -> dict[str, Any]:
     """Return what a saved state belongs to, as ``state.json`` holds it."""
-    return {
+    kept = {} if trending is None else {"trending": trending.model_dump(mode="json")}
+    return kept | {
         "format_version": FORMAT_VERSION,
         "n_items": len(items),
         "n_categories": items.n_categories,
@@ -137,10 +148,13 @@ def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
     arrays = {}
     for name, (shape, dtype) in shapes.items():
         arrays[name] = _load_array(directory / f"{name}.npy", dtype)
-        if name not in RAGGED and arrays[name].shape != shape:
+        if name not in (*RAGGED, *LOG) and arrays[name].shape != shape:
             raise ReleaseError(f"{directory / name}.npy has shape {arrays[name].shape}, expected {shape}")
     for name in ("users", "neighbours"):
         _check_rows(directory, name, arrays)
+    lengths = {f"{name}.npy": len(arrays[name]) for name in LOG if name in arrays}
+    if len(set(lengths.values())) > 1:
+        raise ReleaseError(f"{directory}: {lengths} must be equally long")
     return arrays
 
 

@@ -27,15 +27,19 @@ PARTS = {
     "snapshot": ("snapshot.json", "items.parquet", "users.parquet", "aliases.parquet", "blocked.parquet"),
     "candidate": ("user_tower.onnx", "item_tower.onnx", "item_vectors.npy", "tower.json"),
     "index": ("index.faiss", "index.json"),
+    "sources": ("sources",),
     "examples": ("feature_schema.json", "state"),
     "light": ("light_ranker.txt", "light_ranker.json"),
     "heavy": ("heavy_ranker.onnx", "heavy_ranker.json"),
     "evaluate": ("ledger.json",),
 }
-"""What a release takes from each input; ``state`` is a directory."""
+"""What a release takes from each input; ``state`` and ``sources`` are directories."""
 
 OPTIONAL = ("light", "heavy")
 """Inputs that may be absent if ``FunnelSpec.stages`` leaves the stage out."""
+
+IF_GIVEN = ("sources",)
+"""Inputs that may be absent: without them the two-tower index is the only source."""
 
 
 class AssembleConfig(Config):
@@ -62,8 +66,8 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
 
     Args:
         config: see ``AssembleConfig``.
-        inputs: directories ``snapshot``, ``candidate``, ``index``, ``examples``, ``light``, ``heavy``
-            and ``evaluate``.
+        inputs: directories ``snapshot``, ``candidate``, ``index``, ``sources``, ``examples``, ``light``,
+            ``heavy`` and ``evaluate``.
         directory: where the release goes.
 
     Returns:
@@ -127,7 +131,7 @@ def _check_stages(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> None:
     unknown = [stage for stage in funnel.stages if stage not in OPTIONAL]
     if unknown:
         raise ConfigError(f"funnel.stages: unknown {unknown}, allowed are {list(OPTIONAL)}")
-    needed = [name for name in PARTS if name not in OPTIONAL or name in funnel.stages]
+    needed = [name for name in PARTS if name not in (*OPTIONAL, *IF_GIVEN) or name in funnel.stages]
     missing = [name for name in needed if name not in inputs]
     if missing:
         raise ReleaseError(f"assemble: inputs {missing} are missing; this funnel needs {needed}")

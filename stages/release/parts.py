@@ -14,6 +14,8 @@ from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.manifest import RECALL_FLOOR
 
+SOURCES = "sources/sources.json"
+
 
 @dataclass(frozen=True)
 class PartsIdentity:
@@ -38,7 +40,7 @@ def check_parts(release: Path) -> PartsIdentity:
     """
     names = ("tower.json", "index.json", "feature_schema.json", "state/state.json")
     metas = {name: _json(release / name) for name in names}
-    for name in ("light_ranker.json", "heavy_ranker.json"):
+    for name in ("light_ranker.json", "heavy_ranker.json", SOURCES):
         if (release / name).is_file():
             metas[name] = _json(release / name)
     vectors = np.load(release / "item_vectors.npy", mmap_mode="r", allow_pickle=False)
@@ -72,6 +74,7 @@ def check_parts(release: Path) -> PartsIdentity:
         *_recall_fault(metas["index.json"]),
         *_hash_fault(release / "item_tower.onnx", "tower.json", metas["tower.json"], "item_tower_sha256"),
         *_hash_fault(release / "index.faiss", "index.json", metas["index.json"], "index_sha256"),
+        *_source_faults(release, metas),
     ]
     if faults:
         raise ReleaseError("the parts do not belong together: " + "; ".join(faults))
@@ -105,7 +108,7 @@ def _value(meta: Mapping[str, Any], key: str, file: str) -> Any:
 
 
 def _disagreement(what: str, values: Mapping[str, Any]) -> list[str]:
-    if len(set(values.values())) == 1:
+    if all(value == next(iter(values.values())) for value in values.values()):
         return []
     return [f"{what} is " + ", ".join(f"{value!r} in {file}" for file, value in values.items())]
 
@@ -113,6 +116,36 @@ def _disagreement(what: str, values: Mapping[str, Any]) -> list[str]:
 def _hash_fault(path: Path, file: str, meta: Mapping[str, Any], key: str) -> list[str]:
     wanted, found = _value(meta, key, file), sha256_file(path)
     return [] if found == wanted else [f"sha256 of {path.name} is {found!r}, {key} in {file} is {wanted!r}"]
+
+
+def _source_faults(release: Path, metas: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Compare the sources with the features that tell them apart, the snapshot and their own files."""
+    told_apart = metas["feature_schema.json"].get("sources", [])
+    if SOURCES not in metas:
+        return (
+            []
+            if not told_apart
+            else [f"feature_schema.json tells the sources {told_apart} apart, {SOURCES} is missing"]
+        )
+    meta, snapshot = metas[SOURCES], _json(release / "snapshot.json")
+    names = list(_value(meta, "names", SOURCES))
+    faults = [
+        *_disagreement("sources", {"feature_schema.json": told_apart, SOURCES: names if len(names) > 1 else []}),
+        *_disagreement(
+            "data_fingerprint",
+            {
+                "snapshot.json": _value(snapshot, "fingerprint", "snapshot.json"),
+                SOURCES: _value(meta, "data_fingerprint", SOURCES),
+            },
+        ),
+    ]
+    for name, wanted in _value(meta, "files", SOURCES).items():
+        path = (release / SOURCES).with_name(name)
+        if not path.is_file():
+            faults.append(f"{path.name} is missing, {SOURCES} names it")
+        elif (found := sha256_file(path)) != wanted:
+            faults.append(f"sha256 of {path.name} is {found!r} in the file, {wanted!r} in {SOURCES}")
+    return faults
 
 
 def _recall_fault(meta: Mapping[str, Any]) -> list[str]:

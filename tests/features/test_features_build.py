@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import Examples
 from stages.contracts.files import sha256_tree, write_json
 from stages.contracts.snapshot import ItemTable, SnapshotMeta, Targets, Task, TimeBorders
+from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.tables import DAY_MS, CandidateTable, EventTable, RequestTable
 from stages.features.build import ExamplesConfig, build_examples, build_state, join_labels
-from stages.features.config import FeatureConfig
+from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import feature_schema, ranking_features
 from stages.features.state import FunnelState
 
@@ -134,6 +136,43 @@ def test_a_refresh_is_refused_where_rankers_read_other_features(inputs: dict[str
     write_json(inputs["candidate"] / "feature_schema.json", {"names": [], "hash": "0" * 64})
     with pytest.raises(DataError, match=r"feature schema \w{12}…, the champion's rankers read 0{12}…; train anew"):
         build_state(CONFIG, {"snapshot": inputs["snapshot"], "champion": inputs["candidate"]}, inputs["out"])
+
+
+def test_examples_of_a_blend_hold_what_the_sources_said_and_a_state_that_counts_trends(
+    inputs: dict[str, Path], make_items: Callable[..., ItemTable], make_state: MakeState
+) -> None:
+    names = ("tower", "trending")
+    scores = np.array([[3, np.nan], [2, 7], [1, np.nan], [np.nan, np.nan], [np.nan, 5]], dtype=np.float32)
+    ranks = np.array([[0, -1], [1, 2], [2, -1], [-1, -1], [-1, 0]], dtype=np.int32)
+    said = SourceScores(names, scores, ranks)
+    path = inputs["retrieve"] / SOURCE_SCORES_FILE
+    pq.write_table(said.table(), path)
+    windows = TrendingConfig(windows_minutes=(1,), weights=(1,))
+    config = CONFIG.model_copy(update={"sources": names, "trending": windows})
+    build_examples(config, inputs, inputs["out"])
+    examples = Examples.read(inputs["out"])
+    state = make_state(EVENTS[:3], history_length=3)
+    table = examples.rows.take(np.arange(3))
+    arguments = (table.item_index, table.score, table.rank, np.eye(N, 4, dtype=np.float32), (), said.take(slice(0, 3)))
+    np.testing.assert_array_equal(examples.features[:3], ranking_features(state, *REQUESTS[0], *arguments))
+    column = examples.feature_names.index("source_trending_score")
+    assert examples.features[:, column].tolist() == [0, 7, 0, 0, 5]
+    described = json.loads((inputs["out"] / "feature_schema.json").read_text())
+    assert described["sources"] == list(names)
+    assert described["hash"] == feature_schema(CONFIG.features, TASKS, (), names).hash
+    state = FunnelState.load(inputs["out"] / "state", make_items(), CONFIG.features, SIGNALS, TASKS, trending=windows)
+    assert state.trending is not None
+    assert state.trending.scores(T0 + 9)[0].tolist() == [1, 4, 5]
+
+    for other, message in (
+        ((), r"tells sources apart, but sources = \[\]"),
+        (("tower", "ease"), r"holds the sources \['tower', 'trending'\], expected \['tower', 'ease'\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            build_examples(config.model_copy(update={"sources": other}), inputs, inputs["out"])
+    pq.write_table(said.take(slice(0, 4)).table(), path)
+    with pytest.raises(DataError, match="has 4 rows, the candidates have 5"):
+        build_examples(config, inputs, inputs["out"])
 
 
 def test_requests_without_candidates_are_left_out(inputs: dict[str, Path]) -> None:

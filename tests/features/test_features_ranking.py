@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stages.contracts.snapshot import ContextColumn
+from stages.contracts.sources import SourceScores
 from stages.contracts.tables import DAY_MS
 from stages.features.config import FeatureConfig
 from stages.features.ranking import FEATURES, feature_schema, heavy_features, ranking_features
@@ -281,3 +282,26 @@ def test_heavy_features_layout() -> None:
         [[1, 2, 0.5, 0, 2, 3, 5, 6, 10, 18], [3, 4, 0.25, math.log(2), 2, 3, 7, 8, 14, 24]],
         rtol=1e-6,
     )
+
+
+def test_what_each_source_says_of_each_candidate(state: FunnelState) -> None:
+    said = SourceScores(
+        ("tower", "ease"),
+        np.array([[0.5, np.nan], [np.nan, -2.0], [0.25, 8.0]], dtype=np.float32),
+        np.array([[0, -1], [-1, 3], [9, 0]], dtype=np.int32),
+    )
+    items, scores, ranks = np.array([2, 3, 5]), np.ones(3, dtype=np.float32), np.arange(3, dtype=np.int32)
+    values = ranking_features(state, 0, NOW, items, scores, ranks, VECTORS, (), said)
+    names = feature_schema(state.config, state.tasks, (), said.names).names
+    assert names[:-4] == feature_schema(state.config, state.tasks).names
+    got = {name: values[:, place].tolist() for place, name in enumerate(names)}
+    assert list(got)[-4:] == [f"source_{name}_{what}" for what in ("score", "reciprocal_rank") for name in said.names]
+    assert got["source_tower_score"] == [0.5, 0, 0.25]
+    assert got["source_ease_score"] == [0, -2, 8]
+    assert got["source_tower_reciprocal_rank"] == approx(1, 0, 0.1)
+    assert got["source_ease_reciprocal_rank"] == approx(0, 0.25, 1)
+    np.testing.assert_array_equal(
+        values[:, :-4], ranking_features(state, 0, NOW, items, scores, ranks, VECTORS), "the others are untouched"
+    )
+    hashes = {feature_schema(state.config, state.tasks, (), sources).hash for sources in ((), ("tower", "ease"))}
+    assert len(hashes) == 2

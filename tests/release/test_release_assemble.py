@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.contracts.errors import ConfigError, ReleaseError
-from stages.contracts.files import write_json
+from stages.contracts.files import sha256_file, write_json
 from stages.contracts.manifest import FunnelSpec, read_manifest, verify_release
 from stages.contracts.snapshot import Snapshot
 from stages.release.assemble import AssembleConfig, assemble, popular_list
@@ -185,6 +185,63 @@ def test_a_missing_part_and_a_lacking_key_are_named(inputs, tmp_path):
     write_json(inputs["candidate"] / "tower.json", {"dim": 3})
     with pytest.raises(ReleaseError, match=r"tower\.json lacks the key 'tower_version', found \['dim'\]"):
         assemble_into(tmp_path / "two", inputs)
+
+
+@pytest.fixture
+def blended(inputs):
+    """Inputs with a source beside the index, and features that tell the two apart."""
+    directory = inputs["index"].parent / "sources_step"
+    target = directory / "sources"
+    target.mkdir(parents=True)
+    np.save(target / "ease_items.npy", np.arange(3, dtype=np.int32))
+    meta = {
+        "names": ["tower", "ease"],
+        "n_items": 5,
+        "tower_version": sha256_file(inputs["candidate"] / "user_tower.onnx"),
+        "data_fingerprint": "f" * 64,
+        "files": {"ease_items.npy": sha256_file(target / "ease_items.npy")},
+    }
+    write_json(target / "sources.json", meta)
+    edit_json(inputs["examples"] / "feature_schema.json", sources=["tower", "ease"])
+    return {**inputs, "sources": directory}
+
+
+def test_the_sources_are_parts_of_the_release(blended, inputs, tmp_path):
+    (_, info), release = assemble_into(tmp_path / "out", blended)
+    assert {"sources/sources.json", "sources/ease_items.npy"} <= set(verify_release(release).parts)
+    edit_json(inputs["examples"] / "feature_schema.json", sources=[])
+    (_, without), release = assemble_into(tmp_path / "without", inputs)
+    assert not [name for name in verify_release(release).parts if name.startswith("sources/")]
+    assert info != without
+    (release / "sources").mkdir()
+    (release / "sources" / "sources.json").write_text("{}")
+    with pytest.raises(ReleaseError, match=r"sources/sources\.json: not in the manifest"):
+        verify_release(release)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tower_version": "other"}, r"tower_version is .* 'other' in sources/sources.json"),
+        ({"n_items": 6}, r"n_items is .* 6 in sources/sources.json"),
+        ({"data_fingerprint": "0"}, r"data_fingerprint is 'f+' in snapshot.json, '0' in sources/sources.json"),
+        ({"names": ["tower"]}, r"sources is \['tower', 'ease'\] in feature_schema.json, \[\] in sources/sources.json"),
+        ({"files": {"ease_items.npy": "0"}}, r"sha256 of ease_items.npy is '\w+' in the file, '0' in sources"),
+        ({"files": {"ials_items.npy": "0"}}, r"ials_items.npy is missing, sources/sources.json names it"),
+    ],
+)
+def test_sources_of_something_else_are_refused(blended, tmp_path, changes, message):
+    edit_json(blended["sources"] / "sources" / "sources.json", **changes)
+    with pytest.raises(ReleaseError, match=message):
+        assemble_into(tmp_path / "out", blended)
+
+
+def test_features_that_tell_missing_sources_apart_are_refused(blended, tmp_path):
+    del blended["sources"]
+    with pytest.raises(
+        ReleaseError, match=r"tells the sources \['tower', 'ease'\] apart, sources/sources.json is missing"
+    ):
+        assemble_into(tmp_path / "out", blended)
 
 
 def test_a_bypassed_stage_may_be_absent_but_a_stage_in_use_may_not(inputs, tmp_path):

@@ -22,11 +22,13 @@ from serving.config import ServeConfig
 from serving.events import EventLog
 from serving.service import Service
 from serving.source import DirectorySource
-from stages.contracts.files import sha256_file, sha256_tree, write_json
+from stages.candidate.source_config import SourcesConfig
+from stages.candidate.source_files import SourcesSummary, write_neighbours, write_summary
+from stages.contracts.files import read_json, sha256_file, sha256_tree, write_json
 from stages.contracts.manifest import FunnelSpec, ReleaseManifest
 from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders, read_items
 from stages.contracts.tables import DAY_MS
-from stages.features.config import FeatureConfig
+from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import feature_schema
 from stages.features.state import FunnelState
 
@@ -72,11 +74,11 @@ def _write_catalogue(directory: Path, tag: str, seed: int) -> None:
     pq.write_table(pa.table(aliases), directory / "aliases.parquet")
 
 
-def _write_state(directory: Path, seed: int) -> None:
+def _write_state(directory: Path, seed: int, trending: TrendingConfig | None) -> None:
     """Every user but the last clicks some items; popularity falls with the item index."""
     rng = np.random.default_rng(seed)
     items = read_items(directory / "items.parquet", N_CATEGORIES)
-    state = FunnelState.empty(items, FEATURES, SIGNALS, TASKS, N_USERS)
+    state = FunnelState.empty(items, FEATURES, SIGNALS, TASKS, N_USERS, trending=trending)
     times = np.sort(rng.integers(AS_OF_MS - 20 * DAY_MS, AS_OF_MS, 1200))
     skew = 1.0 / np.arange(1, N_ITEMS)
     chosen = rng.choice(N_ITEMS - 1, size=len(times), p=skew / skew.sum())
@@ -140,9 +142,9 @@ def _write_tower(directory: Path, seed: int) -> None:
     write_json(directory / "index.json", described)
 
 
-def _write_rankers(directory: Path, seed: int) -> None:
+def _write_rankers(directory: Path, seed: int, sources: tuple[str, ...]) -> None:
     rng = np.random.default_rng(seed)
-    schema = feature_schema(FEATURES, TASKS)
+    schema = feature_schema(FEATURES, TASKS, (), sources)
     width = len(schema.names)
     rows = rng.normal(size=(400, width))
     data = lgb.Dataset(rows, label=rows @ rng.normal(size=width))
@@ -167,6 +169,30 @@ def _write_rankers(directory: Path, seed: int) -> None:
     write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
 
 
+def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:
+    """Neighbours by chance; each source names an equal part of the 60 candidates."""
+    rng = np.random.default_rng(seed)
+    target = directory / "sources"
+    target.mkdir()
+    files = {}
+    for name in set(config.names) & {"ease", "ials", "content"}:
+        lists = [rng.choice(N_ITEMS, 30, replace=False) for _ in range(N_ITEMS)]
+        neighbours = np.arange(0, 30 * N_ITEMS + 1, 30), np.concatenate(lists), rng.random(30 * N_ITEMS)
+        files |= write_neighbours(target, name, neighbours)
+    summary = SourcesSummary(
+        names=config.names,
+        quotas=config.counts(60),
+        learned=False,
+        candidate_k=60,
+        n_items=N_ITEMS,
+        tower_version=sha256_file(directory / "user_tower.onnx"),
+        data_fingerprint="f" * 64,
+        config=config,
+        files=files,
+    )
+    write_summary(target, summary)
+
+
 def write_manifest(directory: Path, release_id: str, **changes) -> None:
     """Seal a release directory; ``changes`` override fields of the manifest."""
     (directory / "manifest.json").unlink(missing_ok=True)
@@ -174,7 +200,7 @@ def write_manifest(directory: Path, release_id: str, **changes) -> None:
         "release_id": release_id,
         "as_of_ms": AS_OF_MS,
         "parts": sha256_tree(directory),
-        "feature_schema_hash": feature_schema(FEATURES, TASKS).hash,
+        "feature_schema_hash": read_json(directory / "feature_schema.json")["hash"],
         "tower_version": sha256_file(directory / "user_tower.onnx"),
         "data_fingerprint": "f" * 64,
         "funnel": FunnelSpec(candidate_k=60, light_k=20, max_k=50, objective=OBJECTIVE),
@@ -184,7 +210,7 @@ def write_manifest(directory: Path, release_id: str, **changes) -> None:
     write_json(directory / "manifest.json", manifest.model_dump(mode="json"))
 
 
-def build_release(directory: Path, tag: str, seed: int, **changes) -> Path:
+def build_release(directory: Path, tag: str, seed: int, sources: SourcesConfig | None = None, **changes) -> Path:
     """Write a whole release; titles start with ``tag``, which is also the end of its id."""
     directory.mkdir(parents=True)
     borders = TimeBorders(
@@ -205,9 +231,11 @@ def build_release(directory: Path, tag: str, seed: int, **changes) -> Path:
     write_json(directory / "config.json", {"features": FEATURES.model_dump(mode="json"), "seed": seed})
     write_json(directory / "ledger.json", {})
     _write_catalogue(directory, tag, seed)
-    _write_state(directory, seed)
+    _write_state(directory, seed, None if sources is None else sources.counted)
     _write_tower(directory, seed)
-    _write_rankers(directory, seed)
+    _write_rankers(directory, seed, () if sources is None else sources.read_names)
+    if sources is not None:
+        _write_sources(directory, seed, sources)
     write_json(directory / "fallback.json", [{"item_id": f"i{index}", "score": 50.0 - index} for index in range(50)])
     write_manifest(directory, f"2023-11-14-{tag}", **changes)
     return directory

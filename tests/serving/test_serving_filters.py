@@ -93,7 +93,7 @@ def test_the_stale_popular_list_is_filtered_too(release, start):
 def test_the_filtered_retrieval_is_the_best_of_what_is_allowed(client, service):
     release = service.funnel.release
     body = recommend(client, "u2", k=50, category="c3")
-    moment = Moment(service.funnel.clock(), 2, ())
+    moment = Moment(body["time_ms"], 2)
     query = release.candidate.embed(tower_inputs([release.state.history(2)], [moment], release.config, N_ITEMS))[0]
     allowed = of_category(service, 3) - set(release.state.seen(2).tolist()) - {FUTURE_ITEM, *WITHHELD}
     best = sorted(allowed, key=lambda item: -float(release.candidate.item_vectors[item] @ query))[:60]

@@ -1,0 +1,105 @@
+"""Where candidates come from: the names of the sources, and what each says of each candidate.
+
+Shapes: R candidate rows, S sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.contracts.errors import DataError
+
+SOURCE_NAMES = ("tower", "popular", "covisitation", "trending", "ease", "ials", "content")
+"""By their codes in ``CandidateTable.source``; new ones come at the end."""
+
+SOURCE_SCORES_FILE = "source_scores.parquet"
+_MASK = "sources"
+
+
+def source_code(name: str) -> int:
+    """Return the code of a source."""
+    return SOURCE_NAMES.index(name)
+
+
+@dataclass(frozen=True)
+class SourceScores:
+    """What each source says of each candidate (``source_scores.parquet``, rows as in ``candidates.parquet``).
+
+    Attributes:
+        names: S sources, in the order of the columns.
+        scores: float32 ``[R, S]``, the source's own score; NaN where its list does not hold the item.
+        ranks: int32 ``[R, S]``, 0-based position in the source's list; -1 where it does not hold the item.
+    """
+
+    names: tuple[str, ...]
+    scores: np.ndarray
+    ranks: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = (len(self.ranks), len(self.names))
+        for name, values, dtype in (("scores", self.scores, np.float32), ("ranks", self.ranks, np.int32)):
+            if values.shape != shape or values.dtype != dtype:
+                raise DataError(
+                    f"SourceScores.{name} must be {np.dtype(dtype)} {list(shape)}, found {values.dtype} "
+                    f"{list(values.shape)}"
+                )
+        if not np.array_equal(np.isnan(self.scores), self.ranks < 0):
+            raise DataError("SourceScores: a source has a score exactly where it has a rank")
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    @classmethod
+    def nothing(cls, names: Sequence[str], rows: int) -> SourceScores:
+        """Return rows that no source names, such as those of the popular list."""
+        shape = rows, len(names)
+        return cls(tuple(names), np.full(shape, np.nan, dtype=np.float32), np.full(shape, -1, dtype=np.int32))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[SourceScores]) -> SourceScores:
+        """Return the rows of at least one part, all of the same sources."""
+        scores, ranks = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "ranks"))
+        return cls(parts[0].names, scores, ranks)
+
+    def mask(self) -> np.ndarray:
+        """Return int32 ``[R]``: bit c is set where the source of code c names the item."""
+        bits = np.array([1 << source_code(name) for name in self.names], dtype=np.int32)
+        mask: np.ndarray = ((self.ranks >= 0) * bits).sum(axis=1, dtype=np.int32)
+        return mask
+
+    def take(self, rows: np.ndarray | slice) -> SourceScores:
+        """Return some rows."""
+        return SourceScores(self.names, self.scores[rows], self.ranks[rows])
+
+    def table(self) -> pa.Table:
+        """Return the columns ``sources`` (the mask), ``<name>_score`` and ``<name>_rank``."""
+        columns = {_MASK: self.mask()}
+        for place, name in enumerate(self.names):
+            columns |= {f"{name}_score": self.scores[:, place], f"{name}_rank": self.ranks[:, place]}
+        return pa.table(columns)
+
+    @classmethod
+    def read(cls, path: Path, names: Sequence[str]) -> SourceScores:
+        """Read the columns of ``names``.
+
+        Raises:
+            DataError: if the file is unreadable, or was written for other sources.
+        """
+        try:
+            table = pq.read_table(path)  # type: ignore[no-untyped-call]
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from None
+        found = [column.removesuffix("_rank") for column in table.column_names if column.endswith("_rank")]
+        if found != list(names):
+            raise DataError(f"{path} holds the sources {found}, expected {list(names)}")
+        scores, ranks = np.empty((len(table), len(names)), np.float32), np.empty((len(table), len(names)), np.int32)
+        for place, name in enumerate(names):
+            scores[:, place] = table[f"{name}_score"].to_numpy()
+            ranks[:, place] = table[f"{name}_rank"].to_numpy()
+        return cls(tuple(names), scores, ranks)

@@ -1,0 +1,156 @@
+"""What many people touched within the last minutes and hours, among everybody and by segment.
+
+First touches are kept in a log that goes back as far as the longest window, so that counts over sliding windows are
+exact: a decayed counter would still name what was read all morning, minutes after nobody does. Only first touches
+count, so that one user raises an item once.
+
+Shapes: E touches within the longest window, M distinct items among them, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from stages.contracts.errors import ConfigError
+from stages.contracts.snapshot import ContextColumn
+from stages.features.config import TrendingConfig
+from stages.features.counters import NEVER_MS
+
+COLUMNS: dict[str, np.dtype] = {
+    "times_ms": np.dtype(np.int64),
+    "items": np.dtype(np.int32),
+    "segments": np.dtype(np.int16),
+}
+"""One entry a touch: when, which item, and the code of the moment's segment, 0 where it is unknown."""
+
+_MINUTE_MS = 60_000
+_CAPACITY = 1024
+
+
+class Trending:
+    """Touches within the longest window, oldest first.
+
+    A touch that comes late counts at the newest time seen so far, as in ``counters``. Older entries are dropped
+    when the log is full, so that it takes at most twice the memory of the busiest stretch of that length.
+
+    Args:
+        config: windows, weights and segment.
+        context: columns of the state; one of them may be the segment.
+        arrays: ``trending_times_ms``, ``trending_items`` and ``trending_segments``, each ``[E]``.
+        n_items: N.
+
+    Raises:
+        ConfigError: if the segment is none of the context columns.
+    """
+
+    def __init__(
+        self,
+        config: TrendingConfig,
+        context: Sequence[ContextColumn],
+        arrays: Mapping[str, np.ndarray],
+        n_items: int,
+    ) -> None:
+        self.config = config
+        self._place, self._values = _segment(config, context)
+        self._windows_ms = [round(minutes * _MINUTE_MS) for minutes in config.windows_minutes]
+        self._size = len(arrays["trending_items"])
+        self._log = tuple(_grown(arrays[f"trending_{name}"], self._size) for name in COLUMNS)
+        self._newest_ms = int(self._log[0][self._size - 1]) if self._size else NEVER_MS
+        # Where each item stands among the distinct ones of a read: written before it is read, allocated once.
+        self._position = np.zeros(n_items, dtype=np.int64)
+
+    def add(self, item: int, time_ms: int, context: Sequence[int] = ()) -> None:
+        """Count one touch.
+
+        Args:
+            item: item index.
+            time_ms: when it happened.
+            context: positions of what held then, as ``FunnelState.context_values`` returns them.
+        """
+        self._newest_ms = max(time_ms, self._newest_ms)
+        if self._size == len(self._log[0]):
+            self._make_room()
+        segment = next((value - self._values.start + 1 for value in context if value in self._values), 0)
+        for column, value in zip(self._log, (self._newest_ms, item, segment), strict=True):
+            column[self._size] = value
+        self._size += 1
+
+    def segment(self, context: Sequence[int]) -> int:
+        """Return the segment's code among a request's ``context`` codes, 0 where it is unknown."""
+        return context[self._place] if self._place is not None and len(context) else 0
+
+    def scores(self, time_ms: int, segment: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items of the longest window and their weighted shares of all windows' touches.
+
+        The share in a segment is (count + s * everybody's share) / (touches of the segment + s), with s pseudo-touches
+        (Dirichlet smoothing, Zhai and Lafferty, 2004), so that a segment that is unknown or quiet is like everybody.
+
+        Args:
+            time_ms: windows end there, or at the newest touch if that is later; their first moment is included.
+            segment: code of a value of the segment's column; 0 for everybody.
+
+        Returns:
+            int64 ``[M]`` items, ascending, and float64 ``[M]`` scores above 0.
+        """
+        time_ms = max(time_ms, self._newest_ms)
+        times, items, segments = (column[: self._size] for column in self._log)
+        starts = np.searchsorted(times, [time_ms - window for window in self._windows_ms], side="left")
+        distinct = self._place_distinct(items[starts[-1] :])
+        scores = np.zeros(len(distinct))
+        for start, weight in zip(starts.tolist(), self.config.weights, strict=True):
+            position = self._position[items[start:]]
+            counts = np.bincount(position, minlength=len(distinct))
+            shares = counts / max(len(position), 1)
+            if segment:
+                of_segment = position[segments[start:] == segment]
+                smoothing = self.config.segment_smoothing
+                counts = np.bincount(of_segment, minlength=len(distinct))
+                shares = (counts + smoothing * shares) / (len(of_segment) + smoothing)
+            scores += weight * shares
+        return distinct, scores
+
+    def save(self, directory: Path) -> None:
+        """Write one ``trending_<column>.npy`` a column: what later reads can still see."""
+        first = self._oldest_kept()
+        for name, column in zip(COLUMNS, self._log, strict=True):
+            np.save(directory / f"trending_{name}.npy", column[first : self._size])
+
+    def _place_distinct(self, items: np.ndarray) -> np.ndarray:
+        """Number the distinct ``items`` in ``_position``; return them int64, ascending."""
+        order = np.arange(len(items))
+        self._position[items] = order
+        distinct = np.sort(items[self._position[items] == order]).astype(np.int64)
+        self._position[distinct] = np.arange(len(distinct))
+        return distinct
+
+    def _oldest_kept(self) -> int:
+        oldest_ms = self._newest_ms - self._windows_ms[-1]
+        return int(np.searchsorted(self._log[0][: self._size], oldest_ms, side="left"))
+
+    def _make_room(self) -> None:
+        first = self._oldest_kept()
+        self._log = tuple(_grown(column[first : self._size], 2 * (self._size - first)) for column in self._log)
+        self._size -= first
+
+
+def _segment(config: TrendingConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:
+    """Return the place of the segment's column, and the positions of its values among all columns' values."""
+    if config.segment is None:
+        return None, range(0)
+    names = [column.name for column in context]
+    if config.segment not in names:
+        raise ConfigError(f"sources.trending.segment = {config.segment!r}: unknown, the context columns are {names}")
+    place = names.index(config.segment)
+    starts = list(accumulate((len(column.values) for column in context), initial=0))
+    return place, range(starts[place], starts[place + 1])
+
+
+def _grown(values: np.ndarray, capacity: int) -> np.ndarray:
+    """Return a copy of ``values`` with room for ``capacity`` entries."""
+    grown = np.empty(max(_CAPACITY, capacity), dtype=values.dtype)
+    grown[: len(values)] = values
+    return grown

@@ -1,0 +1,266 @@
+"""Each source against brute force on tiny data; the blend's quotas, order and origin."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from stages.candidate.blend import RRF_K, Blend, Blended
+from stages.candidate.item_neighbours import content_neighbours, fitted_neighbours, training_matrix
+from stages.candidate.item_sources import (
+    Asked,
+    CovisitationSource,
+    NeighbourSource,
+    TrendingSource,
+    best_of,
+)
+from stages.candidate.linear import ImplicitAls
+from stages.candidate.source_config import EaseConfig, SourcesConfig
+from stages.candidate.source_files import SourcesSummary
+from stages.contracts.errors import ConfigError, ReleaseError
+from stages.contracts.snapshot import NEVER_AVAILABLE_MS, ItemTable, Task
+from stages.contracts.sources import source_code
+from stages.contracts.tables import ScoredItems
+from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.state import FunnelState
+
+N = 8
+HOUR = 3_600_000
+NOW = 100 * HOUR
+CONFIG = SourcesConfig(history_length=2, history_decay=2.0, covisitation_smoothing=3.0)
+DECAY = math.exp(-1 / 2)
+
+
+def items_of(categories: list[list[int]], titles: list[str] | None = None, created: list[int] | None = None):
+    n = len(categories)
+    return ItemTable(
+        item_id=np.array([f"i{i}" for i in range(n)], dtype=object),
+        title=np.array(titles or [""] * n, dtype=object),
+        created_at_ms=np.array(created or [0] * n, dtype=np.int64),
+        duration_s=np.ones(n, np.float32),
+        category_offsets=np.concatenate([[0], np.cumsum([len(codes) for codes in categories])]).astype(np.int64),
+        category_codes=np.array([code for codes in categories for code in codes], dtype=np.int32),
+        n_categories=4,
+    )
+
+
+def state_of(touches: list[tuple[int, int, int]], trending: TrendingConfig | None = None) -> FunnelState:
+    tasks = (Task(name="click", signals=("click",), relevance=1.0),)
+    state = FunnelState.empty(items_of([[]] * N), FeatureConfig(), ("click",), tasks, trending=trending)
+    for user, item, time_ms in touches:
+        state.apply(user, item, 0, 1.0, time_ms)
+    return state
+
+
+def asked(history: list[int], seen: list[int] | None = None, never: tuple[int, ...] = ()) -> Asked:
+    available = np.zeros(N, dtype=np.int64)
+    available[list(never)] = NEVER_AVAILABLE_MS
+    seen_items = np.array(history if seen is None else seen, dtype=np.int64)
+    return Asked(np.array(history, dtype=np.int64), NOW, (), seen_items, available)
+
+
+def scored(*ids: int) -> ScoredItems:
+    return ScoredItems(np.array(ids, dtype=np.int64), np.linspace(1, 0.5, len(ids), dtype=np.float32))
+
+
+def test_covisitation_equals_its_formula() -> None:
+    """Users 0 to 2 touch 1 then 2; user 3 touches 3, 2, 4: links 1-2 three times 1; 3-2 and 2-4 of 1, 3-4 of 1/2."""
+    touches = [(user, item, user) for user in range(3) for item in (1, 2)] + [(3, item, 9) for item in (3, 2, 4)]
+    state = state_of(touches)
+    found = best_of(CovisitationSource(CONFIG).pool(asked([2, 3]), state), asked([2, 3]), 5)
+    link_1 = 3 / math.sqrt(4) / math.sqrt(3 + 3)
+    link_4 = (1 / math.sqrt(4) + DECAY * 0.5 / math.sqrt(1)) / math.sqrt(1 + 3)
+    assert found.ids.tolist() == [1, 4]
+    assert found.scores == pytest.approx([link_1, link_4])
+    assert link_1 > link_4, "the order is that of the formula"
+    older = best_of(CovisitationSource(CONFIG).pool(asked([5, 6, 2]), state), asked([5, 6, 2]), 5)
+    assert len(older) == 0, "the third newest item is not read"
+
+
+def test_trending_names_what_the_last_hours_touched_without_the_seen() -> None:
+    windows = TrendingConfig(windows_minutes=(60, 600), weights=(1.0, 0.1))
+    state = state_of([(0, 1, 0), (1, 2, NOW - 5 * HOUR), (2, 2, NOW - 1), (3, 3, NOW - 1), (4, 5, NOW - 1)], windows)
+    found = best_of(TrendingSource().pool(asked([3]), state), asked([3]), 5)
+    assert found.ids.tolist() == [2, 5]
+    assert found.scores == pytest.approx([1 / 3 + 0.1 * 2 / 4, 1 / 3 + 0.1 / 4])
+    with pytest.raises(ReleaseError, match="counts nothing for the source 'trending'"):
+        TrendingSource().pool(asked([3]), state_of([]))
+
+
+def test_trained_neighbours_are_summed_over_the_newest_items() -> None:
+    offsets = np.array([0, 2, 4, 4, 5, 5, 5, 5, 5])
+    source = NeighbourSource("ease", offsets, np.array([4, 5, 5, 6, 7]), np.array([0.5, 0.3, 0.4, 0.1, 9.0]), CONFIG)
+    found = best_of(source.pool(asked([0, 1, 3]), state_of([])), asked([0, 1, 3]), 9)
+    assert found.ids.tolist() == [5, 4, 6]
+    assert found.scores == pytest.approx([0.3 + DECAY * 0.4, 0.5, DECAY * 0.1])
+    assert len(best_of(source.pool(asked([]), state_of([])), asked([]), 9)) == 0
+
+
+def test_exclusions_and_filters_act_before_the_cut() -> None:
+    """Whatever is left out makes room for what comes after it."""
+    pool = np.arange(N), np.linspace(2, 1, N)
+    assert best_of(pool, asked([]), 3).ids.tolist() == [0, 1, 2]
+    assert best_of(pool, asked([], seen=[0, 2], never=(1, 4)), 3).ids.tolist() == [3, 5, 6]
+    ties = best_of((np.array([5, 2, 7]), np.ones(3)), asked([]), 2)
+    assert ties.ids.tolist() == [2, 5], "ties by item index"
+    assert best_of((np.array([1, 2]), np.array([0.0, -1.0])), asked([]), 2).ids.tolist() == []
+
+
+HISTORIES = np.array([[1, 1, 0, 0, 1], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [1, 0, 0, 1, 0]], dtype=float)
+
+
+def rows_of(neighbours) -> list[dict[int, float]]:
+    offsets, items, weights = neighbours
+    return [dict(zip(items[a:b].tolist(), weights[a:b].tolist(), strict=True)) for a, b in pairwise(offsets)]
+
+
+def test_ease_neighbours_are_the_best_positive_weights_of_the_closed_form() -> None:
+    config = SourcesConfig(ease=EaseConfig(regularisation=2.0), neighbours=2)
+    inverse = np.linalg.inv(HISTORIES.T @ HISTORIES + 2.0 * np.eye(5))
+    weights = -inverse / np.diagonal(inverse)
+    np.fill_diagonal(weights, 0)
+    weights[:, 4] = 0  # may not be named
+    found = rows_of(fitted_neighbours("ease", sparse.csr_matrix(HISTORIES), config, np.arange(4)))
+    for item, row in enumerate(found):
+        best = sorted((other for other in range(5) if weights[item, other] > 0), key=lambda o: -weights[item, o])[:2]
+        assert list(row) == best
+        assert list(row.values()) == pytest.approx([weights[item, other] for other in best], rel=1e-5)
+    assert sum(map(len, found)) > 4
+
+
+def test_ials_neighbours_are_the_answers_to_histories_of_one_item() -> None:
+    config = SourcesConfig(neighbours=3)
+    ials = config.ials.model_copy(update={"factors": 2})
+    config = config.model_copy(update={"ials": ials})
+    matrix = sparse.csr_matrix(HISTORIES)
+    model = ImplicitAls.fit(matrix, 2, ials.confidence, ials.regularisation, ials.iterations, ials.seed)
+    found = rows_of(fitted_neighbours("ials", matrix, config, np.arange(5)))
+    for item, row in enumerate(found):
+        scores = model.score(sparse.csr_matrix(np.eye(5)[[item]]))[0]
+        scores[item] = 0
+        best = [other for other in np.argsort(-scores).tolist() if scores[other] > 0][:3]
+        assert list(row) == best
+
+
+def test_ease_of_a_large_catalogue_says_what_to_do() -> None:
+    config = SourcesConfig(ease=EaseConfig(memory_gb=1e-7))
+    with pytest.raises(ConfigError, match=r"5 items need .* memory_gb = 1e-07: .* or use implicit ALS"):
+        fitted_neighbours("ease", sparse.csr_matrix(HISTORIES), config, np.arange(5))
+
+
+def test_what_models_see_is_what_active_users_touched_in_the_candidate_part(event_table) -> None:
+    rows = [(0, 1, 0, 0, True), (0, 1, 0, 0, True), (1, 2, 0, 0, False), (1, 0, 0, 1, True), (2, 0, 1, 0, True)]
+    user, item, signal, part, active = zip(*rows, strict=True)
+    events = event_table(user, item, np.arange(5), part, signal, active)
+    assert training_matrix(events, np.array([1]), (3, 4)).toarray().tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4]
+
+
+def test_content_neighbours_equal_dense_tf_idf_cosines() -> None:
+    titles = ["the red Fox", "red fox, red dog", "blue dog", "", "blue whale"]
+    categories = [[0], [0, 1], [1], [], [1]]
+    features = [{"c0", "the", "red", "fox"}, {"c0", "c1", "red", "fox", "dog"}, {"c1", "blue", "dog"}, set()]
+    features.append({"c1", "blue", "whale"})
+    names = sorted(set().union(*features))
+    held = np.array([[name in words for name in names] for words in features], dtype=float)
+    weighted = held * (1 + np.log(5 / held.sum(axis=0)))
+    unit = weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, 0)
+    found = rows_of(content_neighbours(items_of(categories, titles), 2, np.arange(5)))
+    for item, row in enumerate(found):
+        best = [other for other in np.argsort(-cosine[item], kind="stable").tolist() if cosine[item, other] > 0][:2]
+        assert list(row) == best
+        assert list(row.values()) == pytest.approx(cosine[item, best].tolist(), rel=1e-5)
+    assert found[3] == {}
+
+
+def test_equally_similar_items_are_told_apart_by_their_time() -> None:
+    table = items_of([[0], [0], [0], [0], [1]], created=[50, 10, 60, 45, 50])
+    found = rows_of(content_neighbours(table, 2, np.array([1, 2, 3, 4])))
+    assert list(found[0]) == [3, 2], "items of the same category, the nearest in time first"
+    assert list(found[3]) == [2, 1], "item 0 may not be named"
+    assert found[4] == {}
+
+
+def blend_of(quotas: dict[str, int], k: int) -> Blend:
+    names = tuple(quotas)
+    config = SourcesConfig(names=names)
+    summary = SourcesSummary(
+        names=names,
+        quotas=quotas,
+        learned=False,
+        candidate_k=k,
+        n_items=N,
+        tower_version="t",
+        data_fingerprint="f",
+        config=config,
+    )
+    return Blend(summary, [])
+
+
+def test_each_source_gives_its_quota_and_the_tower_fills_the_rest() -> None:
+    blend = blend_of({"tower": 2, "trending": 2, "content": 1}, 5)
+    lists = {"tower": scored(0, 1, 2, 3, 4), "trending": scored(1, 6, 7), "content": scored(6, 5)}
+    mixed = blend.mix(lists, 5)
+    # Tower 0, 1; trending 1, 6; content 6: three items, so that the tower goes on with 2 and 3.
+    assert sorted(mixed.items.ids.tolist()) == [0, 1, 2, 3, 6]
+    fused = {
+        0: 2 / 5 / (RRF_K + 1),
+        1: 2 / 5 / (RRF_K + 2) + 2 / 5 / (RRF_K + 1),
+        2: 2 / 5 / (RRF_K + 3),
+        3: 2 / 5 / (RRF_K + 4),
+        6: 2 / 5 / (RRF_K + 2) + 1 / 5 / (RRF_K + 1),
+    }
+    order = sorted(fused, key=lambda item: -fused[item])
+    assert mixed.items.ids.tolist() == order == [1, 6, 0, 2, 3]
+    assert mixed.items.scores == pytest.approx([fused[item] for item in order])
+    first = dict(zip(order, mixed.source.tolist(), strict=True))
+    codes = {name: source_code(name) for name in blend.names}
+    assert first == {1: codes["trending"], 6: codes["content"], 0: 0, 2: 0, 3: 0}
+    assert mixed.sources is not None
+    assert mixed.sources.ranks.tolist() == [[1, 0, -1], [-1, 1, 0], [0, -1, -1], [2, -1, -1], [3, -1, -1]]
+    bits = {name: 1 << code for name, code in codes.items()}
+    assert mixed.sources.mask()[:2].tolist() == [bits["tower"] | bits["trending"], bits["trending"] | bits["content"]]
+    np.testing.assert_array_equal(mixed.sources.scores[0], [np.float32(0.875), 1.0, np.nan])
+
+
+LISTS = st.permutations(range(N)).flatmap(lambda order: st.integers(0, N).map(lambda n: order[:n]))
+
+
+@given(st.permutations(range(N)), LISTS, LISTS, st.integers(1, N), st.integers(0, 3), st.integers(0, 3))
+def test_the_blend_is_the_union_of_the_quotas_and_loses_nothing(tower, one, two, k, quota_one, quota_two) -> None:
+    quota_one = min(quota_one, k)
+    quotas = {"tower": k - min(k, quota_one + quota_two), "ease": quota_one, "content": min(quota_two, k - quota_one)}
+    lists = {"tower": scored(*tower[:k]), "ease": scored(*one[:k]), "content": scored(*two[:k])}
+    mixed = blend_of(quotas, k).mix(lists, k)
+    found = mixed.items.ids.tolist()
+    wanted = {item for name, items in lists.items() for item in items.ids[: quotas[name]].tolist()}
+    filling = [item for item in tower[:k] if item not in wanted][: k - len(wanted)]
+    assert len(found) == k and set(found) == wanted | set(filling)
+    assert mixed.sources is not None
+    for row, item in enumerate(found):
+        for column, items in enumerate(lists.values()):
+            place = np.flatnonzero(items.ids == item)
+            assert mixed.sources.ranks[row, column] == (place[0] if len(place) else -1)
+    again = blend_of(quotas, k).mix(lists, k)
+    assert again.items.ids.tolist() == found
+
+
+def test_a_quota_of_nothing_changes_no_candidate() -> None:
+    lists = {"tower": scored(3, 1, 0), "ease": scored(7, 6, 1)}
+    mixed = blend_of({"tower": 3, "ease": 0}, 3).mix(lists, 3)
+    assert mixed.items.ids.tolist() == [3, 1, 0]
+    assert set(mixed.source.tolist()) == {0}
+    assert mixed.sources is not None and mixed.sources.ranks[:, 1].tolist() == [-1, 2, -1]
+
+
+def test_nothing_left_is_an_empty_answer() -> None:
+    mixed = blend_of({"tower": 2, "ease": 1}, 3).mix({"tower": scored(), "ease": scored()}, 3)
+    assert isinstance(mixed, Blended)
+    assert len(mixed.items) == len(mixed.source) == 0

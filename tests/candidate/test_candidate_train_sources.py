@@ -1,0 +1,260 @@
+"""The step ``train_sources`` and a blended ``retrieve`` on the planted world, and quotas that are learned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.candidate.blend import Blend
+from stages.candidate.config import IndexConfig, RetrieveConfig
+from stages.candidate.index import build_index
+from stages.candidate.quota_learning import ListedItems, learn_quotas
+from stages.candidate.retrieve import retrieve
+from stages.candidate.source_config import LearningConfig, SourcesConfig, TrainSourcesConfig
+from stages.candidate.source_files import SourcesSummary, read_summary
+from stages.candidate.train_sources import train_sources
+from stages.contracts.errors import ConfigError, ReleaseError
+from stages.contracts.files import sha256_file, write_json
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
+from stages.contracts.tables import CandidateTable, ScoredItems
+from stages.features.config import FeatureConfig, TrendingConfig
+
+FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
+N_ITEMS, BLOCK, K = 60, 15, 8
+WINDOWS = TrendingConfig(windows_minutes=(0.01, 0.05), weights=(1.0, 0.5))  # the world lasts twelve seconds
+ALL = ("tower", "covisitation", "trending", "ease", "ials", "content")
+
+
+@pytest.fixture(scope="module")
+def world(planted, trained, tmp_path_factory) -> dict[str, Path]:
+    """The planted world, whose categories say nothing, with a tower that is wrong about every other item."""
+    root = tmp_path_factory.mktemp("half")
+    snapshot, candidate, index = (root / name for name in ("snapshot", "candidate", "index"))
+    shutil.copytree(planted, snapshot)
+    items = pq.read_table(snapshot / "items.parquet")
+    shuffled = np.random.default_rng(5).permutation(np.arange(N_ITEMS) // BLOCK)
+    column = pa.array([[int(code)] for code in shuffled], pa.list_(pa.int32()))
+    # Titles are numbers that no two items share.
+    place = items.column_names.index("categories")
+    pq.write_table(items.set_column(place, "categories", column), snapshot / "items.parquet")
+    shutil.copytree(trained, candidate)
+    vectors = np.load(candidate / "item_vectors.npy")
+    odd = np.arange(1, N_ITEMS, 2)
+    vectors[odd] = vectors[(odd + BLOCK + 1) % N_ITEMS]
+    np.save(candidate / "item_vectors.npy", vectors)
+    summary = json.loads((candidate / "tower.json").read_text())
+    write_json(
+        candidate / "tower.json", {**summary, "item_vectors_sha256": sha256_file(candidate / "item_vectors.npy")}
+    )
+    index.mkdir()
+    inputs = {"snapshot": snapshot, "candidate": candidate, "index": index}
+    build_index(IndexConfig(), inputs, index)
+    return inputs
+
+
+def run(world: dict[str, Path], directory: Path, **sources) -> tuple[dict[str, float], dict[str, Path]]:
+    """Train the sources; return metrics and the inputs of ``retrieve``."""
+    directory.mkdir()
+    config = TrainSourcesConfig(sources=SourcesConfig(**sources), candidate_k=K, features=FEATURES)
+    metrics, _ = train_sources(config, world, directory)
+    return metrics, {**world, "sources": directory}
+
+
+def retrieved(inputs: dict[str, Path], directory: Path) -> dict[str, float]:
+    directory.mkdir()
+    return retrieve(RetrieveConfig(candidate_k=K, block=37, features=FEATURES), inputs, directory)[0]
+
+
+def test_the_tower_alone_is_answered_as_before(world, tmp_path) -> None:
+    metrics, inputs = run(world, tmp_path / "sources")
+    assert metrics == {"quota_tower": 1.0}
+    assert Blend.load(tmp_path / "sources" / "sources", N_ITEMS) is None
+    assert [path.name for path in (tmp_path / "sources" / "sources").iterdir()] == ["sources.json"]
+    without = retrieved(world, tmp_path / "without")
+    assert retrieved(inputs, tmp_path / "with") == without
+    tables = [(tmp_path / name / "candidates.parquet").read_bytes() for name in ("with", "without")]
+    assert tables[0] == tables[1]
+    assert not (tmp_path / "with" / SOURCE_SCORES_FILE).exists()
+
+
+def test_learned_quotas_go_to_what_finds_more_and_hold_on_later_requests(world, tmp_path) -> None:
+    sources = {
+        "names": ("tower", "ease", "content"),
+        "quotas": "learned",
+        "learning": LearningConfig(block_share=0.125),
+    }
+    metrics, inputs = run(world, tmp_path / "sources", **sources)
+    assert metrics["quota_content"] == 0, "categories say nothing"
+    assert metrics["quota_ease"] >= 0.4, "the tower is wrong about every other item"
+    assert metrics["quota_tower"] + metrics["quota_ease"] + metrics["quota_content"] == pytest.approx(1)
+    assert metrics["learned_recall"] > metrics["recall_tower"] + 0.1
+    later = retrieved(inputs, tmp_path / "retrieved")
+    assert later["evaluation_recall"] > later["evaluation_recall_tower"] + 0.1
+    assert later["evaluation_recall_content"] < later["evaluation_recall_tower"]
+
+
+def test_the_evaluation_part_teaches_no_quota(world, tmp_path) -> None:
+    """With the answers to later requests exchanged, quotas and neighbours are the same."""
+    changed = {**world, "snapshot": tmp_path / "snapshot"}
+    shutil.copytree(world["snapshot"], changed["snapshot"])
+    targets = pq.read_table(changed["snapshot"] / "targets.parquet")
+    requests = Snapshot(world["snapshot"]).requests()
+    item = targets["item_index"].to_numpy().copy()
+    later = requests.part[targets["request_id"].to_numpy()] == 2
+    item[later] = (item[later] + 1) % N_ITEMS
+    place = targets.column_names.index("item_index")
+    pq.write_table(targets.set_column(place, "item_index", pa.array(item)), changed["snapshot"] / "targets.parquet")
+    sources = {"names": ("tower", "ease", "content"), "quotas": "learned"}
+    first, _ = run(world, tmp_path / "one", **sources)
+    second, _ = run(changed, tmp_path / "two", **sources)
+    assert later.sum() > 100
+    assert first == second
+
+
+def test_every_source_answers_each_request_with_unseen_items_that_exist(world, tmp_path) -> None:
+    _, inputs = run(world, tmp_path / "sources", names=ALL, trending=WINDOWS)
+    metrics = retrieved(inputs, tmp_path / "retrieved")
+    table = CandidateTable.read(tmp_path / "retrieved" / "candidates.parquet")
+    said = SourceScores.read(tmp_path / "retrieved" / SOURCE_SCORES_FILE, ALL)
+    snapshot = Snapshot(world["snapshot"])
+    requests, events, born = snapshot.requests(), snapshot.events(), snapshot.items().created_at_ms
+    assert len(said) == len(table) == K * len(requests)
+    assert (born[table.item_index] <= requests.request_time_ms[table.request_id]).all()
+    for request in range(0, len(requests), 9):
+        before = events.event_time_ms < requests.request_time_ms[request]
+        seen = events.item_index[before & (events.user_index == requests.user_index[request])]
+        items = table.item_index[table.request_id == request].tolist()
+        assert len(set(items)) == K and not set(items) & set(seen.tolist())
+    popular = table.source == 1
+    assert (said.ranks[popular] == -1).all()
+    assert (said.mask()[~popular] > 0).all()
+    assert set(np.unique(table.source)) == set(range(7)), "each source is the first for something"
+    # A source names its first items itself: its quota's worth, ranks 0 and on.
+    for column, name in enumerate(ALL):
+        ranks = said.ranks[:, column]
+        assert ranks.max() < K and (ranks >= 0).any(), name
+        assert 0 <= metrics[f"evaluation_recall_{name}"] <= 1
+    listed = list(metrics)[:5]
+    assert listed == [
+        "requests",
+        "ranker_recall",
+        "ranker_recall_tower",
+        "evaluation_recall",
+        "evaluation_recall_tower",
+    ]
+    wanted = snapshot.targets()
+    found = set(zip(table.request_id.tolist(), table.item_index.tolist(), strict=True))
+    hits = np.array([pair in found for pair in zip(wanted.request_id, wanted.item_index, strict=True)])
+    assert metrics["evaluation_recall"] == pytest.approx(hits[requests.part[wanted.request_id] == 2].mean())
+
+
+def test_the_towers_own_recall_is_that_of_a_run_without_other_sources(world, tmp_path) -> None:
+    _, inputs = run(world, tmp_path / "sources", names=("tower", "ease"), quotas={"tower": 2, "ease": 0.5})
+    assert read_summary(tmp_path / "sources" / "sources", N_ITEMS).quotas == {"tower": 2, "ease": 4}
+    both, alone = retrieved(inputs, tmp_path / "both"), retrieved(world, tmp_path / "alone")
+    for part in ("ranker", "evaluation"):
+        assert both[f"{part}_recall_tower"] == alone[f"{part}_recall"]
+
+
+def test_a_changed_or_missing_file_is_refused(world, tmp_path) -> None:
+    _, inputs = run(world, tmp_path / "sources", names=("tower", "ease"))
+    directory = inputs["sources"] / "sources"
+    weights = np.load(directory / "ease_weights.npy")
+    np.save(directory / "ease_weights.npy", weights[::-1])
+    with pytest.raises(ReleaseError, match=r"ease_weights\.npy: sha256 .* sources\.json says"):
+        Blend.load(directory, N_ITEMS)
+    (directory / "ease_weights.npy").unlink()
+    with pytest.raises(ReleaseError, match=r"ease_weights\.npy: missing"):
+        retrieved(inputs, tmp_path / "retrieved")
+    with pytest.raises(ReleaseError, match="n_items = 60, expected 61"):
+        Blend.load(directory, N_ITEMS + 1)
+    summary = json.loads((directory / "sources.json").read_text())
+    write_json(directory / "sources.json", {**summary, "quotas": {"tower": 7, "ease": 2}})
+    with pytest.raises(ReleaseError, match="sum of quotas above candidate_k = 1, expected 0"):
+        Blend.load(directory, N_ITEMS)
+
+
+def test_other_features_than_the_towers_are_refused(world, tmp_path) -> None:
+    config = TrainSourcesConfig(sources=SourcesConfig(names=("tower", "ease"), quotas="learned"), candidate_k=K)
+    with pytest.raises(ConfigError, match=r"features\.history_length = 50, the candidate tower was trained with 8"):
+        train_sources(config, world, tmp_path)
+
+
+def scored(*ids: int) -> ScoredItems:
+    return ScoredItems(np.array(ids, dtype=np.int64), np.linspace(1, 0.5, len(ids), dtype=np.float32))
+
+
+def listed(*requests: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> ListedItems:
+    """Requests (list of the tower, list of EASE, targets)."""
+    pairs = [({"tower": scored(*tower), "ease": scored(*ease)}, np.array(wanted)) for tower, ease, wanted in requests]
+    return ListedItems.of(("tower", "ease"), pairs)
+
+
+LISTS = st.permutations(range(9)).flatmap(lambda order: st.integers(0, 6).map(lambda n: tuple(order[:n])))
+REQUEST = st.tuples(st.permutations(range(9)).map(lambda order: tuple(order[:6])), LISTS, LISTS)
+
+
+@given(st.lists(REQUEST, min_size=1, max_size=4), st.integers(0, 6))
+def test_recall_while_learning_is_the_recall_of_what_the_blend_would_choose(requests, quota) -> None:
+    quotas = {"tower": 6 - quota, "ease": quota}
+    config = SourcesConfig(names=("tower", "ease"))
+    summary = SourcesSummary(
+        names=config.names,
+        quotas=quotas,
+        learned=True,
+        candidate_k=6,
+        n_items=9,
+        tower_version="t",
+        data_fingerprint="f",
+        config=config,
+    )
+    blend = Blend(summary, [])
+    wanted = []
+    for tower, ease, targets in requests:
+        found = blend.mix({"tower": scored(*tower), "ease": scored(*ease)}, 6).items.ids
+        wanted.append(np.isin(targets, found).mean() if targets else 0.0)
+    assert listed(*requests).recalls(quotas, 6) == pytest.approx(wanted)
+
+
+def test_blocks_move_while_they_gain() -> None:
+    """EASE has the target among its first four in eight of ten requests, the tower early in all, with others late."""
+    tower, ease = tuple(range(10)), tuple(range(20, 30))
+    requests = [(tower, ease, (20 + number % 4, 0)) for number in range(8)] + [(tower, ease, (1,))] * 2
+    lined_up = listed(*requests)
+    assert learn_quotas(lined_up, 10, 2) == {"tower": 6, "ease": 4}
+    assert lined_up.alone("tower", 10) == pytest.approx((8 * 0.5 + 2) / 10)
+    assert lined_up.recalls({"tower": 6, "ease": 4}, 10).mean() == pytest.approx(1)
+    assert learn_quotas(lined_up, 10, 3) == {"tower": 4, "ease": 6}, "the second block gains the fourth item"
+
+
+def test_what_is_named_twice_costs_the_tower_nothing() -> None:
+    """EASE repeats the tower but for its third item: three places for it take one from the tower."""
+    requests = [((0, 1, 2, 3), (0, 1, 9, 8), (wanted,)) for wanted in (0, 1, 2, 9, 9, 9)]
+    assert learn_quotas(listed(*requests), 4, 3) == {"tower": 1, "ease": 3}
+    assert listed(*requests).recalls({"tower": 1, "ease": 3}, 4).tolist() == [1] * 6
+
+
+def test_a_gain_within_its_standard_error_is_chance() -> None:
+    """One request of a hundred gains by EASE: 0.01 with a standard error of 0.00995 each time; two others lose."""
+    gains = [((0, 1, 2, 3), (8, 9), (8,))]
+    loses = [((0, 1, 2, 3), (8, 9), (3,))]
+    same = [((0, 1, 2, 3), (8, 9), (0,))] * 90
+    assert learn_quotas(listed(*same, *gains * 4, *loses * 3), 4, 1) == {"tower": 4, "ease": 0}
+    assert learn_quotas(listed(*same, *gains * 9, *loses * 1), 4, 1) == {"tower": 3, "ease": 1}
+    assert learn_quotas(listed(*same, *loses * 9), 4, 1) == {"tower": 4, "ease": 0}
+
+
+def test_a_request_with_many_targets_counts_once() -> None:
+    requests = [((0, 1), (7, 8), (7, 8, 0))] + [((0, 1), (7, 8), (1,))] * 2
+    assert listed(*requests).recalls({"tower": 0, "ease": 2}, 2).tolist() == [pytest.approx(2 / 3), 0, 0]
+    assert listed(*requests).alone("ease", 2) == pytest.approx(2 / 9)
+    assert learn_quotas(listed(*requests), 2, 1) == {"tower": 2, "ease": 0}

@@ -1,0 +1,62 @@
+"""What sources say of candidates: checks, the mask, and the file."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.contracts.errors import DataError
+from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
+from stages.contracts.sources import SOURCE_NAMES, SourceScores, source_code
+
+NAMES = ("tower", "trending", "content")
+
+
+def said(*ranks: tuple[int, ...]) -> SourceScores:
+    table = np.array(ranks, dtype=np.int32).reshape(-1, len(NAMES))
+    return SourceScores(NAMES, np.where(table < 0, np.nan, 10.0 - table).astype(np.float32), table)
+
+
+def test_codes_never_change():
+    """Files of finished steps hold them."""
+    assert SOURCE_NAMES == ("tower", "popular", "covisitation", "trending", "ease", "ials", "content")
+    assert (source_code("tower"), source_code("popular")) == (SOURCE_TOWER, SOURCE_POPULAR)
+
+
+def test_the_mask_has_a_bit_a_source():
+    assert said((0, -1, -1), (-1, -1, -1), (2, 0, 5)).mask().tolist() == [1 << 0, 0, 1 << 0 | 1 << 3 | 1 << 6]
+
+
+@given(st.lists(st.tuples(*[st.integers(-1, 5)] * 3), max_size=8))
+def test_the_file_gives_back_what_was_written(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("sources") / "source_scores.parquet"
+    written = said(*rows)
+    pq.write_table(written.table(), path)
+    read = SourceScores.read(path, NAMES)
+    np.testing.assert_array_equal(read.scores, written.scores)
+    np.testing.assert_array_equal(read.ranks, written.ranks)
+    assert pq.read_table(path)["sources"].to_pylist() == written.mask().tolist()
+
+
+def test_rows_of_no_source_join_the_others():
+    joined = SourceScores.concatenate([said((1, 0, -1)), SourceScores.nothing(NAMES, 2)])
+    assert joined.mask().tolist() == [1 | 1 << 3, 0, 0]
+    assert len(joined.take(slice(1, 3))) == 2
+
+
+def test_malformed_tables_are_refused(tmp_path):
+    ranks = np.array([[0, -1, 2]], dtype=np.int32)
+    with pytest.raises(DataError, match=r"scores must be float32 \[1, 3\], found float32 \[1, 2\]"):
+        SourceScores(NAMES, np.zeros((1, 2), np.float32), ranks)
+    with pytest.raises(DataError, match=r"scores must be float32 \[1, 3\], found float64"):
+        SourceScores(NAMES, np.zeros((1, 3)), ranks)
+    with pytest.raises(DataError, match="a score exactly where it has a rank"):
+        SourceScores(NAMES, np.zeros((1, 3), np.float32), ranks)
+    path = tmp_path / "source_scores.parquet"
+    pq.write_table(said((0, 1, 2)).table(), path)
+    with pytest.raises(DataError, match=r"holds the sources \['tower', 'trending', 'content'\], expected \['tower'\]"):
+        SourceScores.read(path, ["tower"])
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        SourceScores.read(path, NAMES)
