@@ -17,16 +17,8 @@ from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.results import StageResult
 from stages.contracts.steps import run_step
-from stages.pipeline import (
-    StepFunction,
-    Upstream,
-    check_data,
-    ingest,
-    load_recipe,
-    outcome,
-    run_declared,
-    selection,
-)
+from stages.job import StepFunction, Upstream, outcome, run_declared
+from stages.pipeline import check_data, ingest, load_recipe, selection
 from stages.settings import Settings
 
 if TYPE_CHECKING:
