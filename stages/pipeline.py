@@ -15,7 +15,7 @@ from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
 from stages.contracts.results import StageResult
 from stages.contracts.steps import Step, run_step, step_fingerprint
-from stages.running import StepFunction, Upstream, outcome, run_declared
+from stages.job import StepFunction, Upstream, outcome, run_declared
 from stages.settings import Settings
 
 if TYPE_CHECKING:

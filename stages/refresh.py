@@ -17,8 +17,8 @@ from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.results import StageResult
 from stages.contracts.steps import run_step
+from stages.job import StepFunction, Upstream, outcome, run_declared
 from stages.pipeline import check_data, ingest, load_recipe, selection
-from stages.running import StepFunction, Upstream, outcome, run_declared
 from stages.settings import Settings
 
 if TYPE_CHECKING:

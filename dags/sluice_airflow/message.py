@@ -11,6 +11,8 @@ ERROR_LENGTH = 2400
 """Characters of an error that a message carries; Slack cuts a text off at a few thousand."""
 
 _RUN_OPTIONS = {"data": "--data", "mapping": "--mapping", "config": "--config", "as_of": "--as-of"}
+_VERBS = {"refresh_index": "refresh"}
+"""Of the command that does the same without Airflow, by DAG; ``run`` for every other."""
 
 
 def failure_message(context: Mapping[str, Any]) -> str:
@@ -19,13 +21,14 @@ def failure_message(context: Mapping[str, Any]) -> str:
     error = context.get("exception") or "no exception is known: the task's process may have been killed"
     reason = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
     params = {name: value for name, value in (context.get("params") or {}).items() if value is not None}
+    commands = _trigger_command(instance.dag_id, params), _sluice_command(instance.dag_id, params)
     return "\n".join(
         [
             f":rotating_light: *{_escape(instance.dag_id)}* failed in step *{_escape(instance.task_id)}*",
             f"run: `{_escape(instance.run_id)}`, try {instance.try_number}",
             f"```{_escape(_shorten(reason))}```",
             "run it again; steps that had finished are re-used:",
-            f"```{_escape(_trigger_command(instance.dag_id, params))}\n{_escape(_sluice_command(params))}```",
+            "```" + "\n".join(map(_escape, commands)) + "```",
         ]
     )
 
@@ -34,8 +37,8 @@ def _trigger_command(dag_id: str, params: Mapping[str, Any]) -> str:
     return shlex.join(["airflow", "dags", "trigger", dag_id, "--conf", json.dumps(params, sort_keys=True)])
 
 
-def _sluice_command(params: Mapping[str, Any]) -> str:
-    words = ["sluice", "run"]
+def _sluice_command(dag_id: str, params: Mapping[str, Any]) -> str:
+    words = ["sluice", _VERBS.get(dag_id, "run")]
     for name, option in _RUN_OPTIONS.items():
         if name in params:
             words += [option, str(params[name])]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from cli.main import EXIT_CODES, main, reports_errors
 from stages.contracts.errors import SluiceError, TransientError
 from stages.contracts.results import StageResult
-from stages.running import headline
+from stages.job import headline
 
 ROOT = Path(__file__).resolve().parents[2]
 

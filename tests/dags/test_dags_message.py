@@ -24,8 +24,8 @@ def words() -> ModuleType:
     return module
 
 
-def _context(error: object, params: dict[str, object] | None = None) -> dict[str, object]:
-    instance = SimpleNamespace(dag_id="train_funnel", run_id="manual__1", task_id="dataset", try_number=3)
+def _context(error: object, params: dict[str, object] | None = None, dag_id: str = "train_funnel") -> dict[str, object]:
+    instance = SimpleNamespace(dag_id=dag_id, run_id="manual__1", task_id="dataset", try_number=3)
     return {"task_instance": instance, "exception": error, "params": params or {}}
 
 
@@ -65,6 +65,14 @@ def test_the_commands_repeat_the_runs_parameters(words: ModuleType) -> None:
     assert run[:8] == ["sluice", "run", "--data", "my data/ml-100k", "--as-of", params["as_of"], "--processes", "2"]
     assert run[8:10] == ["--warm-start", "runs/train_candidate/0123"]
     assert run[10:] == ["--set", "candidate.dim=32", "--set", 'candidate.name="it\'s"', "--no-promote"]
+
+
+def test_a_failed_refresh_is_repeated_by_a_refresh(words: ModuleType) -> None:
+    """The command of the main job would train."""
+    text = words.failure_message(_context(ValueError("x"), {"data": "clicks.csv"}, "refresh_index"))
+    trigger, refresh = (shlex.split(line) for line in text.split("```")[3].splitlines())
+    assert trigger[:4] == ["airflow", "dags", "trigger", "refresh_index"]
+    assert refresh == ["sluice", "refresh", "--data", "clicks.csv"]
 
 
 def test_a_broken_contract_is_told_with_its_numbers_and_its_rows(words: ModuleType) -> None:

@@ -1,4 +1,7 @@
-"""What every job of steps shares: one declared step is checked, timed, logged and run."""
+"""How a job runs its steps: the main one (``stages.pipeline``) and the refresh (``stages.refresh``) alike.
+
+Importing this module is cheap, as with those two.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,9 @@ def run_declared(
         functions: what each step does.
         settings: as for ``run_pipeline_step``.
         upstream: results by step, as ``StageResult`` or as its JSON.
+
+    Raises:
+        ConfigError: if the step is unknown or an upstream result is missing.
     """
     if step not in declared:
         raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(declared)}")
