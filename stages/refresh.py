@@ -32,6 +32,7 @@ STEPS: tuple[str, ...] = (
     "refresh_vectors",
     "refresh_state",
     "build_index",
+    "refresh_sources",
     "assemble",
     "register",
     "promote",
@@ -46,7 +47,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "refresh_vectors": ("champion", "dataset"),
     "refresh_state": ("champion", "dataset"),
     "build_index": ("champion", "dataset", "refresh_vectors"),
-    "assemble": ("champion", "dataset", "refresh_vectors", "refresh_state", "build_index"),
+    "refresh_sources": ("champion", "dataset", "refresh_vectors"),
+    "assemble": ("champion", "dataset", "refresh_vectors", "refresh_state", "build_index", "refresh_sources"),
     "register": ("assemble", "champion", "dataset", "refresh_vectors", "build_index"),
     "promote": ("register", "assemble", "champion"),
 }
@@ -124,7 +126,9 @@ def refresh_state(settings: Settings, results: Upstream) -> StageResult:
     """Bring histories and counters up to the as-of time."""
     from stages.features.build import ExamplesConfig, build_state
 
-    config = ExamplesConfig(features=released_recipe(settings, results).features)
+    recipe = released_recipe(settings, results)
+    sources, trending = recipe.sources.read_names, recipe.sources.counted
+    config = ExamplesConfig(features=recipe.features, sources=sources, trending=trending)
     inputs = {"champion": results["champion"], "snapshot": results["dataset"]}
     return run_step("refresh_state", __version__, build_state, config, inputs, settings.runs)
 
@@ -137,6 +141,15 @@ def build_index(settings: Settings, results: Upstream) -> StageResult:
     config = recipe.index.model_copy(update={"recall_k": recipe.funnel.candidate_k})
     inputs = {"snapshot": results["dataset"], "candidate": results["refresh_vectors"]}
     return run_step("build_index", __version__, body, config, inputs, settings.runs)
+
+
+def refresh_sources(settings: Settings, results: Upstream) -> StageResult:
+    """Let the other sources of candidates follow the catalogue."""
+    from stages.candidate.refresh_sources import RefreshSourcesConfig
+    from stages.candidate.refresh_sources import refresh_sources as body
+
+    inputs = {"champion": results["champion"], "snapshot": results["dataset"], "candidate": results["refresh_vectors"]}
+    return run_step("refresh_sources", __version__, body, RefreshSourcesConfig(), inputs, settings.runs)
 
 
 def assemble(settings: Settings, results: Upstream) -> StageResult:
@@ -157,6 +170,8 @@ def assemble(settings: Settings, results: Upstream) -> StageResult:
         "evaluate": released,
         **{stage: released for stage in recipe.funnel.stages},
     }
+    if results["refresh_sources"].info["names"]:
+        inputs["sources"] = results["refresh_sources"]
     if "heavy" in inputs:
         inputs["light"] = released  # the heavy ranker reads the light one's scores
     return run_step("assemble", __version__, body, config, inputs, settings.runs)
@@ -198,6 +213,7 @@ _FUNCTIONS: dict[str, StepFunction] = {
         refresh_vectors,
         refresh_state,
         build_index,
+        refresh_sources,
         assemble,
         register,
         promote,

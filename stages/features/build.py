@@ -103,17 +103,18 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
     """
     snapshot = Snapshot(inputs["snapshot"])
     meta = snapshot.meta
-    schema = feature_schema(config.features, meta.tasks, meta.context)
+    schema = feature_schema(config.features, meta.tasks, meta.context, config.sources)
     wanted = read_json(inputs["champion"] / "feature_schema.json")["hash"]
     if schema.hash != wanted:
         raise DataError(f"feature schema {schema.hash[:12]}…, the champion's rankers read {wanted[:12]}…; train anew")
-    users = len(snapshot.user_ids())
-    state = FunnelState.empty(snapshot.items(), config.features, meta.signals, meta.tasks, users, meta.context)
+    items, users = snapshot.items(), len(snapshot.user_ids())
+    state = FunnelState.empty(items, config.features, meta.signals, meta.tasks, users, meta.context, config.trending)
     events, none = snapshot.events(), np.zeros(0, dtype=np.int64)
     nothing = RequestTable(none, none, none, none.astype(np.int8))
     for _ in replay(events, nothing, state, snapshot.contexts()):
         pass
-    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
+    described = {"names": list(schema.names), "hash": schema.hash, "sources": list(config.sources)}
+    write_json(directory / "feature_schema.json", described)
     (directory / STATE_DIRECTORY).mkdir()
     state.save(directory / STATE_DIRECTORY)
     return {"events": float(len(events)), "users": float(users)}, {"feature_schema_hash": schema.hash}

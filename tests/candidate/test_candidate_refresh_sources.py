@@ -1,0 +1,102 @@
+"""The sources of a release, and a catalogue that has grown."""
+
+import numpy as np
+import pytest
+
+from stages.candidate.blend import Blend
+from stages.candidate.item_neighbours import content_neighbours
+from stages.candidate.refresh_sources import RefreshSourcesConfig, refresh_sources
+from stages.candidate.source_config import SourcesConfig
+from stages.candidate.source_files import SourcesSummary, load_neighbours, read_summary, write_neighbours, write_summary
+from stages.contracts.errors import ReleaseError
+from stages.contracts.files import write_json
+from stages.contracts.snapshot import Snapshot
+from tests.candidate.test_candidate_refresh import grow
+
+RELEASED, NEW = 60, 4
+RING = np.arange(RELEASED + 1), (np.arange(RELEASED) + 1) % RELEASED, np.linspace(1, 2, RELEASED)
+
+
+@pytest.fixture
+def inputs(planted, tmp_path):
+    """What a refresh reads: a release's snapshot, the grown one, and the refreshed tower."""
+    grown, champion = grow(planted, tmp_path / "grown"), grow(planted, tmp_path / "champion")
+    (champion / "items.parquet").write_bytes((planted / "items.parquet").read_bytes())
+    (tmp_path / "candidate").mkdir()
+    write_json(tmp_path / "candidate" / "tower.json", {"tower_version": "refreshed"})
+    return {"champion": champion, "snapshot": grown, "candidate": tmp_path / "candidate"}
+
+
+def release_sources(champion, *names):
+    """Give a release sources whose neighbours are a ring of items."""
+    directory = champion / "sources"
+    directory.mkdir()
+    files = {}
+    for name in {"ease", "content"} & set(names):
+        files |= write_neighbours(directory, name, RING)
+    summary = SourcesSummary(
+        names=names,
+        quotas=dict.fromkeys(names, 5),
+        learned=True,
+        candidate_k=20,
+        n_items=RELEASED,
+        tower_version="trained",
+        data_fingerprint="before",
+        config=SourcesConfig(names=names, quotas="learned"),
+        files=files,
+    )
+    write_summary(directory, summary)
+    return summary
+
+
+def run(inputs, directory):
+    directory.mkdir()
+    metrics, info = refresh_sources(RefreshSourcesConfig(), inputs, directory)
+    return metrics, info, directory / "sources"
+
+
+def test_what_was_fitted_stays_and_content_is_found_anew(inputs, tmp_path):
+    before = release_sources(inputs["champion"], "tower", "ease", "content")
+    metrics, info, target = run(inputs, tmp_path / "out")
+    assert (metrics, info) == ({"sources": 3.0}, {"names": ["tower", "ease", "content"]})
+    snapshot, summary = Snapshot(inputs["snapshot"]), read_summary(target, RELEASED + NEW)
+    assert summary.tower_version == "refreshed" and summary.data_fingerprint == snapshot.meta.fingerprint
+    assert (summary.quotas, summary.learned, summary.config) == (before.quotas, True, before.config)
+    offsets, items, weights = load_neighbours(target, "ease", summary)
+    np.testing.assert_array_equal(offsets, [*RING[0], *[RELEASED] * NEW])
+    np.testing.assert_array_equal(items, RING[1])
+    np.testing.assert_allclose(weights, RING[2], rtol=1e-6)
+    offsets, items, _ = load_neighbours(target, "content", summary)
+    grown = snapshot.items()
+    for found, wanted in zip((offsets, items), content_neighbours(grown, 100, grown.recommendable())[:2], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    # New item 0 has its block's category and most of its title's words.
+    assert RELEASED in items[offsets[0] : offsets[1]]
+    assert all(offsets[RELEASED + new + 1] > offsets[RELEASED + new] for new in range(NEW))
+    assert Blend.load(target, RELEASED + NEW).names == ("tower", "ease", "content")
+
+
+def test_the_tower_alone_stays_the_only_source(inputs, tmp_path):
+    release_sources(inputs["champion"], "tower")
+    metrics, _, target = run(inputs, tmp_path / "out")
+    assert metrics == {"sources": 1.0}
+    assert sorted(path.name for path in target.iterdir()) == ["sources.json"]
+    assert read_summary(target, RELEASED + NEW).names == ("tower",)
+
+
+def test_a_release_of_an_earlier_version_has_no_sources(inputs, tmp_path):
+    metrics, info, target = run(inputs, tmp_path / "out")
+    assert (metrics, info) == ({"sources": 1.0}, {"names": []})
+    assert not target.exists()
+
+
+def test_a_changed_file_and_a_smaller_catalogue_are_refused(inputs, tmp_path):
+    release_sources(inputs["champion"], "tower", "ease")
+    release_sources(inputs["snapshot"], "tower")
+    exchanged = {**inputs, "champion": inputs["snapshot"], "snapshot": inputs["champion"]}
+    with pytest.raises(ReleaseError, match="of 64 items, the snapshot has 60; it must extend the release"):
+        run(exchanged, tmp_path / "less")
+    path = inputs["champion"] / "sources" / "ease_items.npy"
+    np.save(path, RING[1][::-1].astype(np.int32))
+    with pytest.raises(ReleaseError, match=r"ease_items.npy: sha256 \w{12}…, sources.json says"):
+        run(inputs, tmp_path / "changed")
