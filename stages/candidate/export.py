@@ -117,9 +117,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         DataError: if the exported vectors differ from those of the sharded model, or the catalogue is
             too large for one ONNX file.
     """
-    state = {
-        path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state" / "weights").glob("*.npy"))
-    }
+    state = exported_weights(work / "state")
     content_NK = item_content(state, catalogue, config)
     tower = user_tower(state, content_NK, catalogue, config)
     write_onnx(tower, directory / TOWER_FILE, config.features.history_length)
@@ -146,6 +144,12 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     }
     write_json(directory / TOWER_JSON, summary)
     return summary
+
+
+def exported_weights(state: Path) -> dict[str, np.ndarray]:
+    """Return the weights by parameter; where there is a moving average of one, that."""
+    files = {path.stem: path for kind in ("weights", "average") for path in sorted((state / kind).glob("*.npy"))}
+    return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
 
 
 def item_content(state: dict[str, np.ndarray], catalogue: Catalogue, config: TrainCandidateConfig) -> np.ndarray:
