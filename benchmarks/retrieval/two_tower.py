@@ -26,7 +26,7 @@ from stages.candidate.directed import DirectedRidge
 from stages.candidate.linear import Ease
 from stages.features.config import FeatureConfig
 
-WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
+WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
 """Weights of the closed form that are tried where none is given."""
 _HELD_SEED = 2_000_003
 """Added to a seed for the blend's own validation."""
