@@ -3,6 +3,7 @@
     python -m benchmarks.retrieval --protocol ml-100k --data path/to/ml-100k
     python -m benchmarks.retrieval --protocol ml-1m-m1 --data path/to/Gowalla_m1 --models ease --set ease.memory_gb=21
     python -m benchmarks.retrieval --protocol beauty --data path/to/beauty --validation --set ease.regularisation=250
+    python -m benchmarks.retrieval --protocol ml-1m-loo --data path/to/ml-1m --models blend --seeds 1
 
 The last printed line is one JSON object.
 """
@@ -12,33 +13,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from benchmarks.environment import describe
 from benchmarks.retrieval import replay_protocols, static
-from benchmarks.retrieval.models import MODELS
 from benchmarks.retrieval.protocols import PROTOCOLS
-from benchmarks.retrieval.replay_models import REPLAY_MODELS
+from benchmarks.retrieval.registry import REPLAYED, STATIC, configure, merged, read_recipe
 from benchmarks.retrieval.replay_protocols import REPLAYS
-from stages.contracts.config import Config, parse_config
+from benchmarks.retrieval.towers import workplace
 from stages.contracts.errors import ConfigError, SluiceError
-
-ModelT = TypeVar("ModelT", bound=Config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 2 and one line on stderr for an error that is the user's."""
     options = parser().parse_args(arguments)
     try:
-        result, text = measure(options)
+        with workplace(options.work):
+            result, text = measure(options)
     except SluiceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(text)
     part = "validation" if options.validation else "test"
-    heading = {"benchmark": "retrieval", **describe("numpy", "scipy"), "protocol": options.protocol, "part": part}
+    versions = describe("numpy", "scipy", "torch")
+    heading = {"benchmark": "retrieval", **versions, "protocol": options.protocol, "part": part}
     print(json.dumps({**heading, **result}))
     return 0
 
@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--models", default="", help="names with commas between; all baselines where left out")
     found.add_argument("--seeds", default="", help="whole numbers with commas between; not of a replay")
     found.add_argument("--validation", action="store_true", help="judge on a part cut from the training rows")
+    found.add_argument("--recipe", type=Path, help="settings of models; configs/retrieval/PROTOCOL.yaml if left out")
+    found.add_argument("--work", type=Path, help="where trained towers are kept and found again; else forgotten")
     found.add_argument("--set", action="append", default=[], metavar="MODEL.KEY=VALUE", help="a setting of a model")
     found.add_argument("--samples", type=int, default=200, help="of the bootstrap over users, in a replay")
     return found
@@ -66,11 +68,13 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         if seeds:
             raise ConfigError(f"--seeds {options.seeds}: a replay has none; allowed is --set ials.seed=N")
         replay = REPLAYS[options.protocol]
-        walkers = configure(REPLAY_MODELS, chosen or replay.models, replay.settings, options.set)
+        settings = merged(replay.settings, read_recipe(options.recipe, options.protocol, REPLAYED))
+        walkers = configure(REPLAYED, chosen or replay.models, settings, options.set)
         result = replay_protocols.run(replay, options.data, walkers, options.validation, options.samples)
         return result, replay_protocols.table(result)
     protocol = PROTOCOLS[options.protocol]
-    models = configure(MODELS, chosen or protocol.models, protocol.settings, options.set)
+    settings = merged(protocol.settings, read_recipe(options.recipe, options.protocol, STATIC))
+    models = configure(STATIC, chosen or protocol.models, settings, options.set)
     result = static.run(protocol, options.data, models, seeds or protocol.seeds, options.validation)
     return result, static.table(result)
 
@@ -81,30 +85,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(",") if word)
     except ValueError:
         raise ConfigError(f"--seeds {text}: allowed are whole numbers with commas between") from None
-
-
-def configure(
-    known: Mapping[str, type[ModelT]],
-    chosen: Sequence[str],
-    settings: Mapping[str, Mapping[str, Any]],
-    changes: Sequence[str],
-) -> dict[str, ModelT]:
-    """Return the chosen models with the protocol's settings and, over those, the user's ``MODEL.KEY=VALUE``.
-
-    Raises:
-        ConfigError: if a model or a key is not known, or a value is not allowed.
-    """
-    for name in chosen:
-        if name not in known:
-            raise ConfigError(f"--models {name}: allowed are {', '.join(known)}")
-    wanted: dict[str, dict[str, Any]] = {name: dict(settings.get(name, {})) for name in chosen}
-    for change in changes:
-        place, _, value = change.partition("=")
-        name, _, key = place.partition(".")
-        if name not in wanted or not key or not value:
-            raise ConfigError(f"--set {change}: allowed is MODEL.KEY=VALUE of one of {', '.join(wanted)}")
-        wanted[name][key] = value
-    return {name: parse_config(known[name], values, f"--set {name}") for name, values in wanted.items()}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
+from stages.candidate.directed import power_weights
 from stages.candidate.linear import recency_weights
 from stages.contracts.errors import DataError
 
@@ -61,6 +62,16 @@ class Interactions:
             DataError: if the data have no order.
         """
         return self._matrix(recency_weights(self.rank_from_latest, decay).astype(np.float32))
+
+    def power_matrix(self, power: float, latest: int) -> sparse.csr_matrix:
+        """Like ``matrix``, with k ** -power for a user's k-th latest item, and nothing beyond the ``latest`` ones.
+
+        Raises:
+            DataError: if the data have no order.
+        """
+        matrix = self._matrix(power_weights(self.rank_from_latest + 1, power, latest).astype(np.float32))
+        matrix.eliminate_zeros()
+        return matrix
 
     @cached_property
     def rank_from_latest(self) -> np.ndarray:

@@ -32,13 +32,14 @@ class Batch:
         users: int64 ``[B]``, UNKNOWN_USER where hidden.
         context: int64 ``[B, X]``.
         items: int64 ``[C]``, the rank's positives first, then its shared negatives, then padding to what
-            every rank sends.
+            every rank sends; with the full softmax no positives.
         item_named: bool ``[C]``, candidates whose id counts.
         item_ages: int64 ``[C]`` seconds.
         candidates: int64, the items of all ranks' candidates, in the order of ``share.order``.
         share: which part of the whole batch this is.
         query_row: int64 ``[B]``, history of each query; None means query b has history b.
         query_place: int64 ``[B]``, newest entry of that history that the query may see.
+        positive_place: int64 ``[B]``, with the full softmax: place of each positive among ``candidates``.
     """
 
     history: np.ndarray
@@ -55,6 +56,7 @@ class Batch:
     share: Share
     query_row: np.ndarray | None = None
     query_place: np.ndarray | None = None
+    positive_place: np.ndarray | None = None
 
     @property
     def n_queries(self) -> int:
@@ -114,18 +116,18 @@ class Batches:
                 "use_empty_histories or move the border of the candidate part"
             )
         self.steps = len(self._rows) // self.size
-        self._n_histories = self.size
         self.shared = SharedNegatives(catalogue, config)
+        self._full = config.loss == "full_softmax"
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step ``start`` on, the same ones each time it is called."""
         order = np.random.default_rng([self._config.seed, epoch]).permutation(self._rows)
-        share = Share.even(self.size, self.shared.n, self._rank, self._world)
+        share = Share.even(self.size, self.shared.n, self._rank, self._world, not self._full)
         for step in range(start, self.steps):
             rng = np.random.default_rng([self._config.seed, epoch, step])
             rows = order[step * self.size : (step + 1) * self.size]
             inputs = self._examples.inputs(rows[share.queries], self._features.history_length, len(self._catalogue))
-            yield self._batch(rows, inputs, rng, share, share.queries)
+            yield self._batch(rows, inputs, rng, share, share.queries, self.size)
 
     def probe(self, n: int) -> Batch:
         """Return the first ``n`` examples, whole on every rank: nothing hidden, no negatives, ages as exported."""
@@ -152,6 +154,7 @@ class Batches:
         rng: np.random.Generator,
         share: Share,
         histories: slice,
+        n_histories: int,
         query_row: np.ndarray | None = None,
         query_place: np.ndarray | None = None,
     ) -> Batch:
@@ -162,19 +165,21 @@ class Batches:
             inputs: of the rank's histories.
             rng: of the whole batch: what it draws does not depend on the rank.
             share: of the rank.
-            histories: which of the batch's histories the rank has; the batch ends with the last rank's.
+            histories: which of the batch's histories the rank has.
+            n_histories: of the batch.
             query_row: as in ``Batch``.
             query_place: as in ``Batch``.
         """
         config = self._config
         candidates = np.concatenate([self._examples.items[rows], self.shared.draw(rng)]).astype(np.int64)
-        kept = self._drawn(rng, histories, inputs.items.shape) >= config.history_dropout
+        drawn = (n_histories, inputs.items.shape[1])
+        kept = rng.random(drawn, dtype=np.float32)[histories] >= config.history_dropout
         if query_place is None:
             kept[:, 0] = True  # a history never becomes empty
         elif query_row is not None:
             kept[query_row, query_place] = True
         kept &= inputs.items < len(self._catalogue)
-        named = self._drawn(rng, histories, inputs.items.shape) >= config.item_id_dropout
+        named = rng.random(drawn, dtype=np.float32)[histories] >= config.item_id_dropout
         item_named = rng.random(len(candidates), dtype=np.float32) >= config.item_id_dropout
         parts = _history(inputs)
         if config.user_id:
@@ -190,27 +195,15 @@ class Batches:
             **parts,
             kept=kept,
             named=named,
-            items=_own(candidates, share),
-            item_named=_own(item_named, share),
-            item_ages=_own(ages, share),
+            items=share.own(candidates),
+            item_named=share.own(item_named),
+            item_ages=share.own(ages),
             candidates=candidates[share.order()],
             share=share,
             query_row=query_row,
             query_place=query_place,
+            positive_place=self.shared.place(candidates[share.queries]) if self._full else None,
         )
-
-    def _drawn(self, rng: np.random.Generator, histories: slice, shape: tuple[int, ...]) -> np.ndarray:
-        """Return float32 ``shape`` of a rank's histories, out of one draw for all of the batch's."""
-        drawn: np.ndarray = rng.random((self._n_histories, shape[1]), dtype=np.float32)[histories]
-        return drawn
-
-
-def _own(values: np.ndarray, share: Share) -> np.ndarray:
-    """Return a rank's share of the values of all candidates, zeros behind."""
-    own = np.zeros(share.rows, dtype=values.dtype)
-    found = np.concatenate([values[: share.n_queries][share.queries], values[share.n_queries :][share.shared]])
-    own[: len(found)] = found
-    return own
 
 
 def _history(inputs: TowerInputs) -> dict[str, np.ndarray]:
@@ -229,6 +222,9 @@ class SequenceBatches(Batches):
     The examples are those of ``Batches``: the one of touch e is the query of the newest touch strictly
     before it. Windows of L touches tile a user's sequence; where that is longer than L, the tiling
     starts elsewhere in each epoch. A signal is known as it stood at the touch that follows.
+
+    A step has equally many windows, or with ``windows_by_length`` windows of about one length that hold equally
+    many examples.
     """
 
     def __init__(
@@ -249,20 +245,44 @@ class SequenceBatches(Batches):
                 "n_processes"
             )
         queries_a_window = len(self._rows) / n_windows
-        self._n_histories = max(world, min(round(self.size / queries_a_window), n_windows))
-        self.steps = max(1, n_windows // self._n_histories)
+        self._a_step = max(world, min(round(self.size / queries_a_window), n_windows))
+        self.steps = max(1, n_windows // self._a_step)
+        if config.windows_by_length:
+            self.steps = max(1, min(round(len(self._rows) / self.size), n_windows // world))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step ``start`` on, the same ones each time it is called."""
         order_rng = np.random.default_rng([self._config.seed, epoch])
         windows = self._windows(order_rng)
         bounds = np.append(windows, len(self._rows))
-        # As many windows as the steps take: tilings of different epochs differ a little in number.
-        order = np.resize(order_rng.permutation(len(windows)), self.steps * self._n_histories)
+        dealt = self._alike(bounds, order_rng) if self._config.windows_by_length else self._random(bounds, order_rng)
         for step in range(start, self.steps):
-            chosen = order[step * self._n_histories : (step + 1) * self._n_histories]
             rng = np.random.default_rng([self._config.seed, epoch, step])
-            yield self._sequences(bounds[chosen], bounds[chosen + 1], rng)
+            yield self._sequences(bounds[dealt[step]], bounds[dealt[step] + 1], rng)
+
+    def _random(self, bounds: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return the windows of each step, equally many."""
+        # As many windows as the steps take: tilings of different epochs differ a little in number.
+        order = np.resize(rng.permutation(len(bounds) - 1), self.steps * self._a_step)
+        return np.split(order, self.steps)
+
+    def _alike(self, bounds: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return the windows of each step, of about one length, with about equally many examples a step."""
+        begin, end = self._extent(bounds[1:])
+        order = np.lexsort((rng.random(len(begin)), end - begin))
+        examples = np.cumsum(np.diff(bounds)[order])
+        cuts = np.searchsorted(examples, np.arange(1, self.steps) * examples[-1] / self.steps)
+        # Each rank needs a window of each step.
+        least = self._world * np.arange(1, self.steps)
+        cuts = np.minimum(np.maximum.accumulate(cuts - least), len(order) - self._world * self.steps).clip(0) + least
+        steps = np.split(order, cuts)
+        return [steps[place] for place in rng.permutation(self.steps)]
+
+    def _extent(self, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the touches, from and to, of the windows whose examples end before positions of ``_rows``."""
+        last = self._rows[stop - 1]
+        end = self._examples.end[last]
+        return np.maximum(self._examples.start[last], end - self._length), end
 
     def _windows(self, rng: np.random.Generator | None) -> np.ndarray:
         """Return int64 positions in ``_rows`` at which a new window's examples start."""
@@ -285,28 +305,27 @@ class SequenceBatches(Batches):
         places = np.arange(sizes.sum()) - np.repeat(ends - sizes - first, sizes)
         shares = [part(len(sizes), rank, self._world) for rank in range(self._world)]
         borders = (0, *(int(ends[each.stop - 1]) for each in shares))
-        share, own = Share(borders, self.shared.n, self._rank), shares[self._rank]
+        share, own = Share(borders, self.shared.n, self._rank, not self._full), shares[self._rank]
         every, last = self._rows[places], self._rows[stop[own] - 1]
-        rows, sizes = every[share.queries], sizes[own]
-        end_R = examples.end[last]
-        begin_R = np.maximum(examples.start[last], end_R - self._length)
-        asked_ms = examples.times_ms[last]
-        window = examples.window(begin_R, end_R, asked_ms, last, self._length, n_items)
+        begin, end = self._extent(stop)
+        length = int((end - begin).max()) if self._config.windows_by_length else self._length
+        begin_R, end_R, asked_ms = begin[own], end[own], examples.times_ms[last]
+        rows, n_windows, sizes = every[share.queries], len(sizes), sizes[own]
+        window = examples.window(begin_R, end_R, asked_ms, last, length, n_items)
         inputs = TowerInputs(
             items=window.items,
-            signals=self._signals(begin_R, end_R, asked_ms),
+            signals=self._signals(begin_R, end_R, asked_ms, length),
             ages=window.ages,
             users=examples.users[rows].astype(np.int64),
             context=examples.moments[examples.contexts[rows]].astype(np.int64),
         )
         query_row = np.repeat(np.arange(len(sizes)), sizes)
-        return self._batch(
-            every, inputs, rng, share, own, query_row, (end_R[query_row] - examples.end[rows]).astype(np.int64)
-        )
+        query_place = (end_R[query_row] - examples.end[rows]).astype(np.int64)
+        return self._batch(every, inputs, rng, share, own, n_windows, query_row, query_place)
 
-    def _signals(self, begin_R: np.ndarray, end_R: np.ndarray, asked_ms: np.ndarray) -> np.ndarray:
-        """Return int64 ``[R, L]`` signals of windows, each as known at the user's next moment."""
-        touch_RL = end_R[:, None] - 1 - np.arange(self._length)
+    def _signals(self, begin_R: np.ndarray, end_R: np.ndarray, asked_ms: np.ndarray, length: int) -> np.ndarray:
+        """Return int64 ``[R, length]`` signals of windows, each as known at the user's next moment."""
+        touch_RL = end_R[:, None] - 1 - np.arange(length)
         kept_RL = touch_RL >= begin_R[:, None]
         touch_RL = np.where(kept_RL, touch_RL, 0)
         own_ms = self._examples.times_ms[touch_RL]

@@ -29,6 +29,9 @@ class CandidateConfig(Config):
         heads: of each block; must divide the dimension.
         dropout: inside of the blocks.
         time_bias: whether attention is biased by the time between events.
+        distance_bias: where the learned bias by distance d starts: ``decay`` at -d / ``features.history_decay``,
+            ``logarithm`` at -c log(1 + d), with c from 2 to 1/2 over the heads.
+        input_scale: multiplies the item rows that attention reads; sqrt(dimension) in SASRec.
         user_id: add a vector of the user; users without training rows have none.
         user_id_dropout: probability of hiding it in training, so that the history alone serves as well.
         context: add vectors of what is known of the moment (``dataset.context``).
@@ -39,12 +42,15 @@ class CandidateConfig(Config):
             part, at which an item to come is new.
         hidden: widths of each tower's hidden layers; empty makes the towers linear.
         shared_item_table: one item table for histories and for candidates; otherwise two.
+        initial_deviation: standard deviation of the item tables' first values; None is dimension ** -0.5.
         temperature: divides the product of the two vectors in every loss but ``ccl``.
         item_id_dropout: probability of hiding an item's id in training, so that the rest of the
             towers learns to speak for items without training rows.
         history_dropout: probability of leaving an item out of a training history.
         use_empty_histories: train also on a user's first events, whose history is empty.
-        loss: ``softmax`` (sampled softmax), ``bpr``, ``ccl`` (cosine contrastive) or ``gbce``.
+        loss: ``softmax`` (sampled softmax), ``bpr``, ``ccl`` (cosine contrastive), ``gbce`` or ``full_softmax``,
+            over every item that may be a negative, to which what is said of negatives but ``mask_history``
+            does not apply.
         logq_correction: correct the negatives for how often they are sampled.
         correction: ``mixture`` corrects by an item's expected count over both kinds of negatives,
             ``by_kind`` each kind by its own and averages the two; without effect without ``logq_correction``.
@@ -59,10 +65,20 @@ class CandidateConfig(Config):
         gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
         epochs: passes over the examples.
         batch_size: examples a step, over all ranks; cut where the data is smaller.
+        windows_by_length: with ``sequences``: windows of one length form a batch, which is cut to it, and batches
+            hold equally many examples; otherwise equally many windows, drawn at random.
         sparse_optimizer: the fused optimizer of the embedding tables; fbgemm has no fused Adam on the CPU.
         sparse_learning_rate: its learning rate.
         dense_learning_rate: Adam's learning rate for the towers.
+        dense_beta2: Adam's decay of squared gradients.
         weight_decay: decoupled weight decay of the dense part.
+        clip_norm: longest gradient of the dense part; None leaves gradients as they are.
+        schedule: of both learning rates after the warm-up: ``constant``, or ``cosine`` down to ``final_rate``.
+        warmup_steps: steps over which both learning rates rise linearly.
+        final_rate: share of the learning rates that is left at the end of ``cosine``.
+        average: export an exponential moving average of the weights: ``none``, ``dense`` or ``all``, with the
+            tables, which costs a pass over them a step.
+        average_decay: of that average; smaller at first, see ``average.decay_at``.
         sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
             whose result does not depend on the number of ranks. Column-wise needs ``adagrad``: row-wise
             Adagrad keeps one sum a row, of which each rank would see its columns only.
@@ -90,6 +106,8 @@ class CandidateConfig(Config):
     heads: int = Field(default=2, ge=1)
     dropout: Probability = 0.2
     time_bias: bool = True
+    distance_bias: Literal["decay", "logarithm"] = "decay"
+    input_scale: Positive = 1.0
     user_id: bool = False
     user_id_dropout: Probability = 0.5
     context: bool = False
@@ -99,11 +117,12 @@ class CandidateConfig(Config):
     item_age: bool = False
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     shared_item_table: bool = True
+    initial_deviation: Positive | None = None
     temperature: Positive = 0.15
     item_id_dropout: Probability = 0.1
     history_dropout: Probability = 0.1
     use_empty_histories: bool = False
-    loss: Literal["softmax", "bpr", "ccl", "gbce"] = "softmax"
+    loss: Literal["softmax", "bpr", "ccl", "gbce", "full_softmax"] = "softmax"
     logq_correction: bool = True
     correction: Literal["mixture", "by_kind"] = "mixture"
     in_batch_negatives: bool = True
@@ -116,10 +135,18 @@ class CandidateConfig(Config):
     gbce_calibration: float = Field(default=0.75, ge=0.0, le=1.0)
     epochs: int = Field(default=8, ge=1)
     batch_size: int = Field(default=512, ge=2)
+    windows_by_length: bool = False
     sparse_optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
     sparse_learning_rate: Positive = 0.1
     dense_learning_rate: Positive = 1e-3
+    dense_beta2: Probability = 0.999
     weight_decay: float = Field(default=0.0, ge=0.0)
+    clip_norm: Positive | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_rate: float = Field(default=0.0, ge=0.0, le=1.0)
+    average: Literal["none", "dense", "all"] = "none"
+    average_decay: Probability = 0.995
     sharding: Literal["auto", "table_wise", "column_wise", "row_wise", "data_parallel"] = "auto"
     n_processes: int = Field(default=1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -157,6 +184,8 @@ class CandidateConfig(Config):
     def _parts_fit(self) -> CandidateConfig:
         if self.training == "sequences" and self.encoder != "attention":
             raise ValueError(f"training = 'sequences' with encoder = {self.encoder!r}: it needs encoder = 'attention'")
+        if self.windows_by_length and self.training != "sequences":
+            raise ValueError(f"windows_by_length with training = {self.training!r}: it needs training = 'sequences'")
         if self.encoder == "attention" and self.dimension % self.heads:
             raise ValueError(f"heads = {self.heads} must divide dimension = {self.dimension}")
         if self.loss == "ccl" and self.normalisation != "cosine":

@@ -187,9 +187,10 @@ class AttentionEncoder(nn.Module):  # type: ignore[misc]
     def __init__(self, sizes: Sizes, config: CandidateConfig, width: int) -> None:
         super().__init__()
         dimension, heads, length = config.dimension, config.heads, sizes.history_length
+        self._input_scale = config.input_scale
         self.content = nn.Linear(width - dimension, dimension)
         self.signal_SD = nn.Parameter(torch.zeros(sizes.signals, dimension))
-        self.position_LH = nn.Parameter((-torch.arange(length) / sizes.history_decay)[:, None].repeat(1, heads))
+        self.position_LH = nn.Parameter(distance_start(config.distance_bias, length, heads, sizes.history_decay))
         self.time_AH = nn.Parameter(torch.zeros(N_AGES, heads)) if config.time_bias else None
         self.blocks = nn.ModuleList(AttentionBlock(dimension, heads, config.dropout) for _ in range(config.blocks))
         self.dropout, self.norm = nn.Dropout(config.dropout), nn.LayerNorm(dimension)
@@ -201,7 +202,7 @@ class AttentionEncoder(nn.Module):  # type: ignore[misc]
     def sequence(self, histories: Histories) -> torch.Tensor:
         """Return ``[B, L, D]``: what each entry and those before it say."""
         ids_BLD, content_BLK = histories.rows()
-        x_BLD = ids_BLD + self.content(content_BLK) + F.embedding(histories.signals, self.signal_SD)
+        x_BLD = self._input_scale * ids_BLD + self.content(content_BLK) + F.embedding(histories.signals, self.signal_SD)
         x_BLD, bias_BHLL = self.dropout(x_BLD), self._bias(histories)
         for block in self.blocks:
             x_BLD = block(x_BLD, bias_BHLL)
@@ -220,6 +221,17 @@ class AttentionEncoder(nn.Module):  # type: ignore[misc]
         # An entry sees itself even where it does not count, so that no row of the softmax is empty.
         seen_BLL = histories.kept[:, None, :] & (distance_LL >= 0) | (distance_LL == 0)
         return bias.permute(0, 3, 1, 2).masked_fill(~seen_BLL[:, None], MASKED)
+
+
+def distance_start(kind: str, length: int, heads: int, decay: float) -> torch.Tensor:
+    """Return the bias by distance that attention starts from, float32 ``[L, H]``; see ``distance_bias``.
+
+    A logarithm in the exponent makes a power law of the distance, whose heads forget at different rates.
+    """
+    distance_L1 = torch.arange(length)[:, None]
+    if kind == "decay":
+        return (-distance_L1 / decay).repeat(1, heads)
+    return -torch.log1p(distance_L1.float()) * 2.0 ** torch.linspace(1.0, -1.0, heads)
 
 
 ENCODERS = {"mean": MeanEncoder, "tastes": TastesEncoder, "attention": AttentionEncoder}

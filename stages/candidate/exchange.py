@@ -28,16 +28,19 @@ class Share:
         borders: R + 1 positions in the batch: rank r has the queries from border r to the next one.
         n_shared: shared negatives of the batch.
         rank: of R.
+        with_positives: whether positives are candidates of their own; otherwise they are among the shared ones.
     """
 
     borders: tuple[int, ...]
     n_shared: int
     rank: int
+    with_positives: bool = True
 
     @classmethod
-    def even(cls, n_queries: int, n_shared: int, rank: int, world: int) -> Share:
+    def even(cls, n_queries: int, n_shared: int, rank: int, world: int, with_positives: bool = True) -> Share:
         """Return an even share of ``n_queries`` queries."""
-        return cls((0, *(part(n_queries, each, world).stop for each in range(world))), n_shared, rank)
+        borders = (0, *(part(n_queries, each, world).stop for each in range(world)))
+        return cls(borders, n_shared, rank, with_positives)
 
     @property
     def n_queries(self) -> int:
@@ -63,7 +66,13 @@ class Share:
     def rows(self) -> int:
         """Return c, the candidates that each rank embeds: its positives, its negatives, padding."""
         most = max(late - early for early, late in pairwise(self.borders))
-        return most + -(-self.n_shared // self.world)
+        return most * self.with_positives + -(-self.n_shared // self.world)
+
+    def own(self, values: np.ndarray) -> np.ndarray:
+        """Return this rank's share of values of all positives, then all shared negatives; zeros pad it."""
+        positives = values[self.queries] if self.with_positives else values[:0]
+        found = np.concatenate([positives, values[self.n_queries :][self.shared]])
+        return np.pad(found, (0, self.rows - len(found)))
 
     def _queries_of(self, rank: int) -> slice:
         return slice(self.borders[rank], self.borders[rank + 1])
@@ -80,6 +89,8 @@ class Share:
         The other ranks' positives follow, then the shared negatives; numbers are positions in the
         batch, positives before shared negatives.
         """
+        if not self.with_positives:
+            return self.n_queries + np.arange(self.n_shared, dtype=np.int64)
         own = self.queries
         others = np.r_[0 : own.start, own.stop : self.n_queries + self.n_shared]
         return np.concatenate([np.arange(own.start, own.stop), others]).astype(np.int64)
@@ -89,9 +100,9 @@ class Share:
         place = np.empty(self.n_queries + self.n_shared, dtype=np.int64)
         for rank in range(self.world):
             queries, shared = self._queries_of(rank), part(self.n_shared, rank, self.world)
-            n_queries = queries.stop - queries.start
+            n_queries = (queries.stop - queries.start) * self.with_positives
             start = rank * self.rows
-            place[queries] = start + np.arange(n_queries)
+            place[queries][:n_queries] = start + np.arange(n_queries)
             place[self.n_queries + shared.start : self.n_queries + shared.stop] = (
                 start + n_queries + np.arange(shared.stop - shared.start)
             )

@@ -122,9 +122,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     """
     for path in sorted((work / "state").rglob("*.npy")):
         refuse_not_finite(str(path.relative_to(work)), np.load(path, allow_pickle=False))
-    state = {
-        path.stem: np.load(path, allow_pickle=False) for path in sorted((work / "state" / "weights").glob("*.npy"))
-    }
+    state = exported_weights(work / "state")
     content_NK = item_content(state, catalogue, config)
     tower = user_tower(state, content_NK, catalogue, config)
     write_onnx(tower, directory / TOWER_FILE, config.features.history_length)
@@ -168,6 +166,12 @@ def refuse_not_finite(name: str, values: np.ndarray) -> None:
             f"candidate training: {wrong:,} of {values.size:,} numbers of {name} are NaN or infinite; lower the "
             "learning rates"
         )
+
+
+def exported_weights(state: Path) -> State:
+    """Return the weights by parameter; where there is a moving average of one, that."""
+    files = {path.stem: path for kind in ("weights", "average") for path in sorted((state / kind).glob("*.npy"))}
+    return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
 
 
 def item_content(state: State, catalogue: Catalogue, config: TrainCandidateConfig) -> np.ndarray:

@@ -11,12 +11,15 @@ import torch.distributed as dist
 from torchrec.optim.keyed import CombinedOptimizer
 from tqdm import tqdm
 
+from stages.candidate.average import Average
 from stages.candidate.batches import Batch, Batches
 from stages.candidate.checkpoint import Checkpoints, Progress
 from stages.candidate.config import CandidateConfig
 from stages.candidate.inputs import ModelInputs
 from stages.candidate.objective import LossOfBatch
+from stages.candidate.plan import dense_parameters
 from stages.candidate.prefetch import Prefetched
+from stages.candidate.schedule import Schedule
 from stages.candidate.state import State
 from stages.contracts.errors import DataError
 
@@ -37,9 +40,10 @@ class Loop:
         batches: of this rank.
         loss_of: the model's loss.
         optimizer: of all parameters.
-        config: passes, prefetching and checkpoints.
+        config: passes, rates, prefetching and checkpoints.
         checkpoints: where they go; None writes none.
         state: what a checkpoint holds.
+        average: of the weights, taken after each step; None takes none.
     """
 
     def __init__(
@@ -50,9 +54,12 @@ class Loop:
         config: CandidateConfig,
         checkpoints: Checkpoints | None,
         state: State,
+        average: Average | None = None,
     ) -> None:
         self._batches, self._loss_of, self._optimizer = batches, loss_of, optimizer
         self._config, self._checkpoints, self._state = config, checkpoints, state
+        self._average, self._schedule = average, Schedule(optimizer, config, config.passes * batches.steps)
+        self._dense = list(dense_parameters(loss_of.model).values())
         self.clock = Clock()
 
     def run(self, progress: Progress, bar: tqdm) -> Progress:
@@ -76,12 +83,7 @@ class Loop:
         ready = Prefetched(source, self._prepared, self._config.prefetch)
         try:
             for step, (batch, inputs) in enumerate(ready, start=progress.step):
-                torch.manual_seed(self._seed(progress.epoch, step))
-                self._optimizer.zero_grad()
-                loss = self._loss_of(batch, inputs)
-                loss.backward()
-                self._optimizer.step()
-                total += loss.detach()
+                total += self._step(progress.epoch, step, batch, inputs)
                 bar.update()
                 if every and (step + 1) % every == 0 and step + 1 < self._batches.steps:
                     done = _finite(progress.total + _mean_over_ranks(total), progress.epoch)
@@ -91,6 +93,21 @@ class Loop:
         self._count(time.perf_counter() - started, ready.waited, self._batches.steps - progress.step)
         mean = _finite((progress.total + _mean_over_ranks(total)) / self._batches.steps, progress.epoch)
         return Progress(epoch=progress.epoch + 1, losses=(*progress.losses, mean))
+
+    def _step(self, epoch: int, step: int, batch: Batch, inputs: ModelInputs) -> torch.Tensor:
+        """Train one step and return its loss."""
+        number = epoch * self._batches.steps + step
+        torch.manual_seed(self._seed(epoch, step))
+        self._schedule.set(number)
+        self._optimizer.zero_grad()
+        loss = self._loss_of(batch, inputs)
+        loss.backward()
+        if self._config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._dense, self._config.clip_norm)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update(number)
+        return loss.detach()
 
     def _prepared(self, batch: Batch) -> tuple[Batch, ModelInputs]:
         return batch, self._loss_of.prepare(batch)

@@ -99,6 +99,31 @@ def sampled_softmax(
     return F.cross_entropy(logits_BC, torch.arange(batch, device=query_BD.device))
 
 
+def full_softmax(
+    query_BD: torch.Tensor,
+    candidate_CD: torch.Tensor,
+    place_B: torch.Tensor,
+    temperature: float,
+    items_C: torch.Tensor,
+    history_BL: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the mean cross-entropy of each query's positive among all of the catalogue.
+
+    Args:
+        query_BD: queries, or ``[B, T, D]``.
+        candidate_CD: each item once.
+        place_B: int64, where each query's positive is among the candidates.
+        temperature: divides the dot products.
+        items_C: int64, the candidates' items.
+        history_BL: int64, items that are no negatives of each query; its positive stays, wherever it is.
+    """
+    logits_BC = candidate_scores(query_BD, candidate_CD) / temperature
+    if history_BL is not None:
+        masked_BC = among(items_C, history_BL).scatter_(1, place_B[:, None], False)
+        logits_BC = logits_BC.masked_fill(masked_BC, MASKED)
+    return F.cross_entropy(logits_BC, place_B)
+
+
 def bpr(scores_BC: torch.Tensor, masked_BC: torch.Tensor, log_q_C: torch.Tensor | None = None) -> torch.Tensor:
     """Return Bayesian personalised ranking's loss (Rendle et al., UAI 2009).
 
@@ -197,13 +222,7 @@ def not_negative(
     positive_B = items_C[:batch]
     masked_BC = items_C[None, :] == positive_B[:, None]
     if history_BL is not None:
-        # One scatter over the distinct candidates costs B x C, comparing with the history B x C x L.
-        unique_U, column_C = items_C.unique(return_inverse=True)
-        place_BL = torch.searchsorted(unique_U, history_BL.contiguous()).clamp(max=len(unique_U) - 1)
-        found_BL = unique_U[place_BL] == history_BL
-        seen_BU = torch.zeros(batch, len(unique_U) + 1, dtype=torch.bool, device=items_C.device)
-        seen_BU.scatter_(1, torch.where(found_BL, place_BL, len(unique_U)), True)
-        masked_BC |= seen_BU[:, :-1][:, column_C]
+        masked_BC |= among(items_C, history_BL)
     if not in_batch:
         masked_BC[:, : batch if n_positives is None else n_positives] = True
     elif group_B is not None:
@@ -211,3 +230,15 @@ def not_negative(
     own_B = torch.arange(batch, device=items_C.device)
     masked_BC[own_B, own_B] = False
     return masked_BC
+
+
+def among(items_C: torch.Tensor, history_BL: torch.Tensor) -> torch.Tensor:
+    """Return bool ``[B, C]``: which items are in each row's list."""
+    # One scatter over the distinct items costs B x C, comparing with the lists B x C x L.
+    unique_U, column_C = items_C.unique(return_inverse=True)
+    place_BL = torch.searchsorted(unique_U, history_BL.contiguous()).clamp(max=len(unique_U) - 1)
+    found_BL = unique_U[place_BL] == history_BL
+    seen_BU = torch.zeros(len(history_BL), len(unique_U) + 1, dtype=torch.bool, device=items_C.device)
+    seen_BU.scatter_(1, torch.where(found_BL, place_BL, len(unique_U)), True)
+    seen_BC: torch.Tensor = seen_BU[:, :-1][:, column_C]
+    return seen_BC

@@ -141,9 +141,9 @@ class TwoTower(nn.Module):  # type: ignore[misc]
 
     def __init__(self, sizes: Sizes, config: CandidateConfig, device: torch.device | None = None) -> None:
         super().__init__()
-        tables = [_table("item", sizes.items, config.dimension, ITEM)]
+        tables = [_table("item", sizes.items, config.dimension, ITEM, config.initial_deviation)]
         if not config.shared_item_table:
-            tables.append(_table("history", sizes.items, config.dimension, HISTORY))
+            tables.append(_table("history", sizes.items, config.dimension, HISTORY, config.initial_deviation))
         tables.append(_table("category", max(1, sizes.categories), config.category_dimension, CATEGORY))
         if sizes.words:
             tables.append(_table("word", sizes.words, config.word_dimension, WORD))
@@ -174,13 +174,14 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         return query_BD, self.item_tower(ids_CD, content_CK, inputs.log_duration, inputs.item_age_s)
 
 
-def _table(name: str, rows: int, dimension: int, feature: str) -> EmbeddingBagConfig:
+def _table(name: str, rows: int, dimension: int, feature: str, deviation: float | None = None) -> EmbeddingBagConfig:
+    # Of length about one whatever the table's size; the default shrinks with the number of rows.
+    spread = dimension**-0.5 if deviation is None else deviation
     return EmbeddingBagConfig(
         name=name,
         num_embeddings=rows,
         embedding_dim=dimension,
         feature_names=[feature],
         pooling=PoolingType.SUM,
-        # Of length about one whatever the table's size; the default shrinks with the number of rows.
-        init_fn=lambda weight: nn.init.normal_(weight, std=dimension**-0.5),
+        init_fn=lambda weight: nn.init.normal_(weight, std=spread),
     )

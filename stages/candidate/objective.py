@@ -20,6 +20,7 @@ from stages.candidate.losses import (
     by_kind_log_q,
     candidate_scores,
     cosine_contrastive,
+    full_softmax,
     gbce_exponent,
     generalised_bce,
     mixture_log_q,
@@ -104,8 +105,11 @@ class LossOfBatch:
             query_BD, candidate_cD, _ = self.forward(batch, inputs)
         query_BD, candidate_CD = query_BD.float(), gather_candidates(candidate_cD.float(), batch.share)
         items_C, config = self._tensor(batch.candidates), self._config
-        log_q_C = self._log_q(items_C, batch.share.n_queries)
         seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
+        if batch.positive_place is not None:
+            place_B = self._tensor(batch.positive_place)
+            return batch.share.weight * self._full(query_BD, candidate_CD, items_C, seen_BL, place_B)
+        log_q_C = self._log_q(items_C, batch.share.n_queries)
         plain = config.in_batch_negatives and batch.query_row is None and query_BD.dim() == 2
         if config.loss == "softmax" and plain:
             loss = fused_sampled_softmax(query_BD, candidate_CD, items_C, config.temperature, log_q_C, seen_BL)
@@ -119,6 +123,19 @@ class LossOfBatch:
             batch.share.n_queries,
         )
         return batch.share.weight * self.loss(query_BD, candidate_CD, masked_BC, log_q_C, batch.share)
+
+    def _full(
+        self,
+        query_BD: torch.Tensor,
+        candidate_CD: torch.Tensor,
+        items_C: torch.Tensor,
+        seen_BL: torch.Tensor | None,
+        place_B: torch.Tensor,
+    ) -> torch.Tensor:
+        temperature = self._config.temperature
+        if query_BD.dim() == 2:
+            return fused_sampled_softmax(query_BD, candidate_CD, items_C, temperature, None, seen_BL, place_B)
+        return full_softmax(query_BD, candidate_CD, place_B, temperature, items_C, seen_BL)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -178,7 +178,7 @@ def combined_optimizer(model: DistributedModelParallel, config: CandidateConfig)
     """Return the fused optimizer of the tables, that of copied tables and AdamW of the dense part."""
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     copied = {name: value for name, value in rest.items() if name.startswith("embeddings.")}
-    dense = {name: value for name, value in rest.items() if name not in copied}
+    dense = dense_parameters(model)
     parts = [model.fused_optimizer]
     if copied:
         kind = _OPTIMIZERS[config.sparse_optimizer]
@@ -187,9 +187,17 @@ def combined_optimizer(model: DistributedModelParallel, config: CandidateConfig)
     return CombinedOptimizer(parts)
 
 
+def dense_parameters(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
+    """Return the parameters of the towers by name, without any table."""
+    return {name: value for name, value in model.named_parameters() if not name.startswith("embeddings.")}
+
+
 def adam(parameters: list[nn.Parameter], config: CandidateConfig) -> torch.optim.AdamW:
     """Return AdamW whose state is there before the first step, so that a checkpoint can fill it."""
-    optimizer = torch.optim.AdamW(parameters, lr=config.dense_learning_rate, weight_decay=config.weight_decay)
+    betas = (0.9, config.dense_beta2)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.dense_learning_rate, betas=betas, weight_decay=config.weight_decay
+    )
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.tensor(0.0),

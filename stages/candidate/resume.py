@@ -45,6 +45,7 @@ _SHAPE = (
     "blocks",
     "heads",
     "time_bias",
+    "input_scale",
     "user_id",
     "context",
     "category_dimension",
@@ -56,6 +57,8 @@ _SHAPE = (
     "sparse_optimizer",
 )
 """Fields that a warm start must share with the model it starts from."""
+_FORMER = {"candidate.input_scale": 1.0}
+"""What models have whose description does not yet say it."""
 
 
 class StateDescription(Config):
@@ -201,10 +204,11 @@ def _find_state(path: Path, version: str, beside: Path) -> Path:
 
 
 def _check(path: str, found: StateDescription, config: TrainCandidateConfig, snapshot: Snapshot) -> None:
+    shape = {**_FORMER, **found.shape}
     other = [
-        f"{name} = {value!r}, the model there has {found.shape.get(name)!r}"
+        f"{name} = {value!r}, the model there has {shape.get(name)!r}"
         for name, value in _shape(config).items()
-        if found.shape.get(name) != value
+        if shape.get(name) != value
     ]
     other += [
         f"its {versions[-1].size} rows of {kind} (version {len(versions)}, {versions[-1].hash[:12]}) are not the first "

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torchrec.optim.keyed import CombinedOptimizer
 from tqdm import tqdm
 
+from stages.candidate.average import Average, make_average
 from stages.candidate.batches import Batch, Batches, make_batches
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.checkpoint import Checkpoints, Progress
@@ -58,14 +59,16 @@ def train(directory: Path, progress: bool = True) -> list[float]:
     torch.set_num_threads(config.threads)
     batches, loss_of, optimizer = build(directory, rank, world)
     state = training_state(loss_of.model, optimizer)
-    checkpoints, reached = go_on(run, config, state)
-    loop = Loop(batches, loss_of, optimizer, config, checkpoints, state)
+    average = make_average(state, config)
+    checkpoints, reached = go_on(run, config, state, average)
+    state |= average.state if average is not None else {}
+    loop = Loop(batches, loss_of, optimizer, config, checkpoints, state, average)
     hidden = rank != 0 or not progress
     first = reached.epoch * batches.steps + reached.step
     total = config.passes * batches.steps
     with tqdm(total=total, initial=first, desc=PROGRESS, unit="step", mininterval=1, disable=hidden) as bar:
         losses = list(loop.run(reached, bar).losses)
-    save(loss_of, state, batches.probe(PROBE), directory)
+    save(loss_of, state, average, batches.probe(PROBE), directory)
     if rank == 0:
         clock = loop.clock
         report = {"losses": losses, "steps": batches.steps, "device": loss_of.device.type, "first_step": first}
@@ -95,15 +98,22 @@ def build(directory: Path, rank: int, world: int) -> tuple[Batches, LossOfBatch,
     return batches, LossOfBatch(model, catalogue, config, batches, device), combined_optimizer(model, config)
 
 
-def go_on(run: dict[str, Any], config: CandidateConfig, state: State) -> tuple[Checkpoints | None, Progress]:
-    """Fill ``state`` from the newest checkpoint, or without one from the model to start from, if any."""
+def go_on(
+    run: dict[str, Any], config: CandidateConfig, state: State, average: Average | None
+) -> tuple[Checkpoints | None, Progress]:
+    """Fill ``state`` from the newest checkpoint, or without one from the model to start from, if any.
+
+    A checkpoint holds the averages too; what is started from does not, and they begin at its weights.
+    """
     checkpoints = None
     if run["checkpoints"] is not None:
         checkpoints = Checkpoints(Path(run["checkpoints"]), config.keep_checkpoints, run["identity"])
         if checkpoints.found():
-            return checkpoints, checkpoints.resume(state)
+            return checkpoints, checkpoints.resume(state if average is None else {**state, **average.state})
     if run["warm_start"] is not None:
         read_arrays(state, Path(run["warm_start"]))
+        if average is not None:
+            average.restart()
     return checkpoints, Progress()
 
 
@@ -123,15 +133,17 @@ def own_device(config: CandidateConfig, world: int) -> torch.device:
     return device
 
 
-def save(loss_of: LossOfBatch, state: State, probe: Batch, directory: Path) -> None:
-    """Write the un-sharded state, and the outputs of ``probe`` by the sharded model.
+def save(loss_of: LossOfBatch, state: State, average: Average | None, probe: Batch, directory: Path) -> None:
+    """Write the un-sharded state, and the outputs of ``probe`` by the sharded model, of averaged weights if there are.
 
     Every rank takes part: sharded lookups are collectives.
     """
+    write_arrays(state, directory / STATE)
+    if average is not None:
+        average.publish()
     loss_of.model.eval()
     with torch.no_grad():
         query_BD, candidate_CD, _ = loss_of.forward(probe)
-    write_arrays(state, directory / STATE)
     if dist.get_rank() == 0:
         arrays = {**vars(probe.inputs), "candidates": probe.items}
         outputs = {"query": query_BD.cpu().numpy(), "vectors": candidate_CD.cpu().numpy()}

@@ -97,7 +97,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--models", "magic"], "--models magic: allowed are popularity"),
         (["--models", "ease", "--set", "ease.lambda=3"], "--set ease: lambda: unknown key"),
-        (["--models", "ease", "--set", "ease.regularisation=0"], "regularisation = '0'"),
+        (["--models", "ease", "--set", "ease.regularisation=0"], "regularisation = 0"),
         (["--models", "ease", "--set", "ials.factors=3"], "allowed is MODEL.KEY=VALUE of one of ease"),
         (["--models", "ease_recency"], "no order"),
         (["--seeds", "one"], "--seeds one: allowed are whole numbers"),

@@ -1,0 +1,101 @@
+"""Every model by name, and its settings: the protocol's, a recipe's, the user's.
+
+A recipe is a YAML mapping of models to their settings, ``configs/retrieval/<protocol>.yaml`` unless another is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from benchmarks.retrieval.models import MODELS, Model
+from benchmarks.retrieval.replay_models import REPLAY_MODELS, ReplayModel
+from benchmarks.retrieval.two_tower import Blend, DirectedRidgeModel, ReplayTwoTower, TwoTower
+from stages.contracts.config import Config, parse_config, read_yaml
+from stages.contracts.errors import ConfigError
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "retrieval"
+ModelT = TypeVar("ModelT", bound=Config)
+Settings = dict[str, dict[str, Any]]
+
+STATIC: dict[str, type[Model]] = {
+    **MODELS,
+    "directed_ridge": DirectedRidgeModel,
+    "two_tower": TwoTower,
+    "blend": Blend,
+}
+REPLAYED: dict[str, type[ReplayModel]] = {**REPLAY_MODELS, "two_tower": ReplayTwoTower}
+
+
+def read_recipe(path: Path | None, protocol: str, known: Mapping[str, type[ModelT]]) -> Settings:
+    """Return the settings by model of a recipe, or of the protocol's own where there is one.
+
+    Raises:
+        ConfigError: if it is no mapping of known models to settings.
+    """
+    if path is None:
+        path = RECIPES / f"{protocol}.yaml"
+        if not path.is_file():
+            return {}
+    found = read_yaml(path)
+    for name, settings in found.items():
+        if name not in known or not isinstance(settings, dict):
+            raise ConfigError(f"{path}: {name}: allowed are settings of {', '.join(known)}")
+    return found
+
+
+def configure(
+    known: Mapping[str, type[ModelT]],
+    chosen: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]],
+    changes: Sequence[str],
+) -> dict[str, ModelT]:
+    """Return the chosen models, each after what it is made of, with settings and, over those, ``MODEL.KEY=VALUE``.
+
+    A model that is made of another takes that one's settings, and the other is run as well.
+
+    Raises:
+        ConfigError: if a model or a key is not known, or a value is not allowed.
+    """
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"--models {name}: allowed are {', '.join(known)}")
+    parts = {name: tuple(getattr(known[name], "parts", ())) for name in chosen}
+    names = list(dict.fromkeys(name for each in chosen for name in (*parts[each], each)))
+    wanted: Settings = {name: dict(settings.get(name, {})) for name in names}
+    for change in changes:
+        place, _, value = change.partition("=")
+        name, _, key = place.partition(".")
+        if name not in wanted or not key or not value:
+            raise ConfigError(f"--set {change}: allowed is MODEL.KEY=VALUE of one of {', '.join(wanted)}")
+        wanted[name] = changed(wanted[name], key.split("."), parsed(value))
+    for name, made_of in parts.items():
+        wanted[name] = {**wanted[name], **{part: wanted[part] for part in made_of}}
+    return {name: parse_config(known[name], values, f"--set {name}") for name, values in wanted.items()}
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``first`` with the values of ``second`` over it, mappings within mappings likewise."""
+    found = dict(first)
+    for key, value in second.items():
+        within = found.get(key)
+        found[key] = merged(within, value) if isinstance(within, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
+def changed(values: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return the values with one of them, however deep, replaced."""
+    for key in reversed(keys):
+        value = {key: value}
+    return merged(values, value)
+
+
+def parsed(text: str) -> Any:
+    """Return a value as YAML reads it, or the text itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

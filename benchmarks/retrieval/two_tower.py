@@ -1,0 +1,217 @@
+"""The two-tower as a model of the static protocols and of replays, and its blend with a closed form.
+
+The blend is the candidate stage as well: its closed-form part is one more source of scores. ``--models blend`` prints
+both, for the tower is fitted once.
+
+Legend: U users, N items, B users or events of a block, D dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from benchmarks.retrieval.data import Interactions, Split
+from benchmarks.retrieval.judge import METRICS, Scorer, judge
+from benchmarks.retrieval.log import Log
+from benchmarks.retrieval.models import Count, Model, Positive
+from benchmarks.retrieval.protocols import deal_by_user, leave_last_out
+from benchmarks.retrieval.replay import Pool, Walker
+from benchmarks.retrieval.replay_models import ReplayModel, recent_counts
+from benchmarks.retrieval.towers import TouchHistories, latest_queries, shuffled, train_towers
+from stages.candidate.config import CandidateConfig
+from stages.candidate.directed import DirectedRidge
+from stages.candidate.linear import Ease
+from stages.features.config import FeatureConfig
+
+WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
+"""Weights of the closed form that are tried where none is given."""
+_HELD_SEED = 2_000_003
+"""Added to a seed for the blend's own validation."""
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class TwoTower(Model):
+    """The product's two-tower: ``stages.candidate`` trained on the rows, answering with the exported files.
+
+    Attributes:
+        candidate: model and training; ``seed`` is that of the run.
+        features: ``history_length`` is L.
+        orders: 0 keeps the rows in the order of their times, or of the file; n trains on n orders of each user's rows
+            drawn at random, for protocols that hold out items at random.
+    """
+
+    deterministic: ClassVar[bool] = False
+    candidate: CandidateConfig = CandidateConfig()
+    features: FeatureConfig = FeatureConfig()
+    orders: Annotated[int, Field(ge=0)] = 0
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Train, embed every user's latest history; a user without rows gets what is popular."""
+        rows = shuffled(train, self.orders, seed) if self.orders else train
+        trained = train_towers(rows, self.candidate.model_copy(update={"seed": seed}), self.features)
+        query_UD = latest_queries(trained, train, self.features.history_length)
+        popular_N = np.bincount(train.item, minlength=train.items).astype(np.float32)
+        known_U = np.bincount(train.user, minlength=train.users) > 0
+
+        def score(users: np.ndarray) -> np.ndarray:
+            scores_BN = trained.scores(query_UD[users])
+            scores_BN[~known_U[users]] = popular_N
+            return scores_BN
+
+        return score
+
+
+class DirectedRidgeModel(Model):
+    """The next item from a history, by a ridge regression.
+
+    Attributes:
+        regularisation: lambda.
+        power: the item k places back weighs k ** -power.
+        latest: items of a history that count.
+        memory_gb: what the item-item matrices may take.
+    """
+
+    regularisation: Positive = 300.0
+    power: NotNegative = 0.7
+    latest: Count = 200
+    memory_gb: Positive = 4.0
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Solve in closed form."""
+        order = np.lexsort((-train.rank_from_latest, train.user))
+        ridge = DirectedRidge.fit(
+            train.user[order], train.item[order], train.items, self.regularisation, self.power, self.latest,
+            self.memory_gb,
+        )  # fmt: skip
+        history = train.power_matrix(self.power, self.latest)
+        return lambda users: ridge.score(history[users])
+
+
+class BlendEase(Model):
+    """EASE as a part of a blend.
+
+    Attributes:
+        regularisation, memory_gb: as of the model ``ease``.
+        decay: of the history's weights, as of ``ease_recency``; None weighs all items alike.
+    """
+
+    regularisation: Positive = 500.0
+    memory_gb: Positive = 4.0
+    decay: Positive | None = None
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Solve in closed form."""
+        history = train.matrix if self.decay is None else train.recency_matrix(self.decay)
+        ease = Ease.fit(train.matrix, self.regularisation, self.memory_gb)
+        return lambda users: ease.score(history[users])
+
+
+class Blend(Model):
+    """The two-tower's scores and, times a weight, a closed form's, each standardised over the catalogue for each user.
+
+    Attributes:
+        two_tower: as the model of that name.
+        closed_form: which one is added.
+        ease, ridge: its settings.
+        weight: of the closed form; None chooses it among ``WEIGHTS`` on rows cut from the training rows, for which
+            both parts are fitted once more.
+        hold_out: what is cut for that: ``last``, each user's latest row, or ``share``, a fifth of his rows at random.
+        metric, k: by which it is chosen.
+    """
+
+    deterministic: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = ("two_tower",)
+    two_tower: TwoTower = TwoTower()
+    closed_form: Literal["ease", "ridge"] = "ease"
+    ease: BlendEase = BlendEase()
+    ridge: DirectedRidgeModel = DirectedRidgeModel()
+    weight: NotNegative | None = None
+    hold_out: Literal["last", "share"] = "last"
+    metric: str = "ndcg"
+    k: Count = 10
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> Blend:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric = {self.metric!r}: allowed are {', '.join(METRICS)}")
+        return self
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Fit both parts, and where no weight is given choose one first."""
+        weight = self._chosen(train, seed) if self.weight is None else self.weight
+        tower, closed = self._parts(train, seed)
+        return lambda users: blended(tower(users), closed(users), weight)
+
+    def _parts(self, train: Interactions, seed: int) -> tuple[Scorer, Scorer]:
+        closed: Model = self.ease if self.closed_form == "ease" else self.ridge
+        return self.two_tower.fit(train, seed), closed.fit(train, seed)
+
+    def _chosen(self, train: Interactions, seed: int) -> float:
+        """Return the weight that is best on rows cut from the training rows; of equal ones the smallest."""
+        split = held_out(train, self.hold_out, seed + _HELD_SEED)
+        tower, closed = self._parts(split.train, seed)
+
+        def worth(weight: float) -> float:
+            found = judge(lambda users: blended(tower(users), closed(users), weight), split, self.k)
+            return float(found[self.metric].mean())
+
+        return max(WEIGHTS, key=worth)
+
+
+def held_out(train: Interactions, kind: str, seed: int) -> Split:
+    """Cut validation from training rows: each user's latest row, or a fifth of his rows at random."""
+    return leave_last_out(train, False) if kind == "last" else deal_by_user(train, seed, 0.2)
+
+
+def blended(tower_BN: np.ndarray, closed_BN: np.ndarray, weight: float) -> np.ndarray:
+    """Return the sum of standardised scores, float32 ``[B, N]``."""
+    total: np.ndarray = standardised(tower_BN) + np.float32(weight) * standardised(closed_BN)
+    return total
+
+
+def standardised(scores_BN: np.ndarray) -> np.ndarray:
+    """Return each row with mean 0 and standard deviation 1; a constant row becomes zeros."""
+    scores_BN = scores_BN.astype(np.float32)
+    spread_B1 = scores_BN.std(axis=1, keepdims=True)
+    found: np.ndarray = (scores_BN - scores_BN.mean(axis=1, keepdims=True)) / np.where(spread_B1 > 0, spread_B1, 1)
+    return found
+
+
+class ReplayTwoTower(ReplayModel):
+    """The two-tower trained on the past; each event's history is embedded as it stands before it.
+
+    Who has no history that the tower knows is answered with what is popular. Items that came after training have no
+    vector and are not answered.
+
+    Attributes:
+        candidate, features: as of ``TwoTower``.
+        seed: of the training.
+    """
+
+    candidate: CandidateConfig = CandidateConfig()
+    features: FeatureConfig = FeatureConfig()
+    seed: Annotated[int, Field(ge=0)] = 1
+
+    def prepare(self, log: Log, train: int) -> Walker:
+        """Train on the first ``train`` events."""
+        items = int(log.item[:train].max()) + 1
+        rows = Interactions(
+            log.user[:train], log.item[:train], log.time_ms[:train] // 1000, int(log.user[:train].max()) + 1, items
+        )
+        trained = train_towers(rows, self.candidate.model_copy(update={"seed": self.seed}), self.features)
+        known = np.flatnonzero(log.item < items)
+        histories = TouchHistories(
+            log.user[known], log.item[known], log.time_ms[known], self.features.history_length, items
+        )
+
+        def walk(rows: slice) -> Pool:
+            events = np.arange(rows.start, rows.stop)
+            start, end = histories.before(log.user[rows], np.searchsorted(known, events))
+            scores_BN = trained.scores(trained.queries(histories.inputs(start, end, log.time_ms[rows])))
+            scores_BN[start == end] = recent_counts(log, rows.start, None)[:items]
+            return Pool(np.arange(items), scores_BN)
+
+        return walk
