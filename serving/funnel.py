@@ -1,9 +1,9 @@
 """The online funnel: history, retrieval, light ranker, heavy ranker, and the popular list.
 
-Threads: the state is read in two short sections (the user's history and seen items; the ranking
-features) and written by ``apply_event``, all under one lock. The models run outside of it. What was
-applied before ``recommend`` was called is always taken into account; an event that arrives while an
-answer is being made may or may not reach its features.
+Threads: the state is read in two short sections (the user's history and seen items, with the lists of the
+sources that read the state; the ranking features) and written by ``apply_event``, all under one lock. The
+models run outside of it. What was applied before ``recommend`` was called is always taken into account; an
+event that arrives while an answer is being made may or may not reach its features.
 
 Shapes: B = 1 request, L history length, N items, D vector dimensions, n retrieved items, F features.
 """

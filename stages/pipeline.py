@@ -23,26 +23,6 @@ if TYPE_CHECKING:
     from stages.dataset.config import DatasetStepConfig
     from stages.recipe import Recipe
 
-STEPS: tuple[str, ...] = (
-    "ingest",
-    "check_data",
-    "dataset",
-    "dataset_report",
-    "train_candidate",
-    "build_index",
-    "train_sources",
-    "retrieve",
-    "build_examples",
-    "train_light",
-    "train_heavy",
-    "rank_baselines",
-    "evaluate",
-    "assemble",
-    "register",
-    "promote",
-)
-"""The steps in an order in which they can run."""
-
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "ingest": (),
     "check_data": ("ingest",),
@@ -83,6 +63,9 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "promote": ("register", "assemble"),
 }
 """The earlier steps whose results each step takes."""
+
+STEPS: tuple[str, ...] = tuple(UPSTREAM)
+"""The steps in an order in which they can run."""
 
 _INPUT_NAMES = {
     "dataset": "snapshot",

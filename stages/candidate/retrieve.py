@@ -21,6 +21,7 @@ from stages.candidate.config import RetrieveConfig
 from stages.candidate.scorer import CandidateScorer
 from stages.candidate.source_config import TOWER
 from stages.candidate.source_files import SOURCES_DIRECTORY
+from stages.contracts.errors import ReleaseError
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE
 from stages.contracts.steps import Outcome
@@ -48,7 +49,7 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     snapshot = Snapshot(inputs["snapshot"])
     scorer = CandidateScorer.load(inputs["candidate"], inputs["index"])
     check_features(config.features, scorer)
-    blend = Blend.load(inputs["sources"] / SOURCES_DIRECTORY, scorer.n_items) if "sources" in inputs else None
+    blend = _load_blend(config, inputs, snapshot, scorer)
     requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
     answering = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
@@ -71,6 +72,29 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
                 block = Block()
     np.save(directory / "queries.npy", queries_QD)
     return measured.metrics(requests), {"tower_version": scorer.tower_version}
+
+
+def _load_blend(
+    config: RetrieveConfig, inputs: Mapping[str, Path], snapshot: Snapshot, scorer: CandidateScorer
+) -> Blend | None:
+    """Load the sources beside the index, None without any.
+
+    Raises:
+        ReleaseError: naming what they were made for, if that is something else.
+    """
+    blend = Blend.load(inputs["sources"] / SOURCES_DIRECTORY, scorer.n_items) if "sources" in inputs else None
+    if blend is None:
+        return None
+    said = blend.summary
+    pairs = {
+        "tower_version": (said.tower_version, scorer.tower_version),
+        "data_fingerprint": (said.data_fingerprint, snapshot.meta.fingerprint),
+        "candidate_k": (said.candidate_k, config.candidate_k),
+    }
+    wrong = [f"{what} = {found!r}, expected {wanted!r}" for what, (found, wanted) in pairs.items() if found != wanted]
+    if wrong:
+        raise ReleaseError(f"{inputs['sources'] / SOURCES_DIRECTORY}: made for something else: " + "; ".join(wrong))
+    return blend
 
 
 @contextmanager

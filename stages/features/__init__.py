@@ -4,6 +4,7 @@ config.py         FeatureConfig
 counters.py       exponentially decayed counts
 keyed_rows.py     growing rows over a memory-mapped base
 covisitation.py   item-to-item links of neighbouring touches
+trending.py       touches within short windows, by segment
 state.py          FunnelState: everything that advances by events
 history.py        inputs of the user tower
 replay.py         requests in time order against the state of their moment

@@ -4,7 +4,10 @@ First touches are kept in a log that goes back as far as the longest window, so 
 exact: a decayed counter would still name what was read all morning, minutes after nobody does. Only first touches
 count, so that one user raises an item once.
 
-Shapes: E touches within the longest window, M distinct items among them, N items.
+Counts are kept with the places in the log where each window began and ended, so that the next read adds what came and
+takes off what fell out.
+
+Shapes: E touches within the longest window, M distinct items among them, N items, W windows.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ class Trending:
     """Touches within the longest window, oldest first.
 
     A touch that comes late counts at the newest time seen so far, as in ``counters``. Older entries are dropped
-    when the log is full, so that it takes at most twice the memory of the busiest stretch of that length.
+    when the log is full, so that it takes at most twice the memory of the busiest stretch of that length. The counts
+    take 4 W N bytes for everybody, and for each segment that is asked for.
 
     Args:
         config: windows, weights and segment.
@@ -60,8 +64,8 @@ class Trending:
         self._size = len(arrays["trending_items"])
         self._log = tuple(_grown(arrays[f"trending_{name}"], self._size) for name in COLUMNS)
         self._newest_ms = int(self._log[0][self._size - 1]) if self._size else NEVER_MS
-        # Where each item stands among the distinct ones of a read: written before it is read, allocated once.
-        self._position = np.zeros(n_items, dtype=np.int64)
+        self._n_items = n_items
+        self._tallies: dict[int, _Tally] = {}
 
     def add(self, item: int, time_ms: int, context: Sequence[int] = ()) -> None:
         """Count one touch.
@@ -96,20 +100,16 @@ class Trending:
         Returns:
             int64 ``[M]`` items, ascending, and float64 ``[M]`` scores above 0.
         """
-        time_ms = max(time_ms, self._newest_ms)
-        times, items, segments = (column[: self._size] for column in self._log)
-        starts = np.searchsorted(times, [time_ms - window for window in self._windows_ms], side="left")
-        distinct = self._place_distinct(items[starts[-1] :])
+        everybody = self._tally(0, time_ms)
+        distinct = np.flatnonzero(everybody.counts_WN[-1])
+        of_segment = self._tally(segment, time_ms) if segment else None
         scores = np.zeros(len(distinct))
-        for start, weight in zip(starts.tolist(), self.config.weights, strict=True):
-            position = self._position[items[start:]]
-            counts = np.bincount(position, minlength=len(distinct))
-            shares = counts / max(len(position), 1)
-            if segment:
-                of_segment = position[segments[start:] == segment]
-                smoothing = self.config.segment_smoothing
-                counts = np.bincount(of_segment, minlength=len(distinct))
-                shares = (counts + smoothing * shares) / (len(of_segment) + smoothing)
+        smoothing = self.config.segment_smoothing
+        for window, weight in enumerate(self.config.weights):
+            shares = everybody.counts_WN[window, distinct] / max(int(everybody.totals_W[window]), 1)
+            if of_segment is not None:
+                counts, total = of_segment.counts_WN[window, distinct], int(of_segment.totals_W[window])
+                shares = (counts + smoothing * shares) / (total + smoothing)
             scores += weight * shares
         return distinct, scores
 
@@ -119,13 +119,26 @@ class Trending:
         for name, column in zip(COLUMNS, self._log, strict=True):
             np.save(directory / f"trending_{name}.npy", column[first : self._size])
 
-    def _place_distinct(self, items: np.ndarray) -> np.ndarray:
-        """Number the distinct ``items`` in ``_position``; return them int64, ascending."""
-        order = np.arange(len(items))
-        self._position[items] = order
-        distinct = np.sort(items[self._position[items] == order]).astype(np.int64)
-        self._position[distinct] = np.arange(len(distinct))
-        return distinct
+    def _tally(self, segment: int, time_ms: int) -> _Tally:
+        """Return a segment's counts at ``time_ms``, everybody's for 0."""
+        time_ms = max(time_ms, self._newest_ms)
+        times = self._log[0][: self._size]
+        starts_W = np.searchsorted(times, [time_ms - window for window in self._windows_ms], side="left")
+        tally = self._tallies.get(segment)
+        if tally is None or (starts_W < tally.starts_W).any():  # a moment before the last one that was read
+            tally = self._tallies[segment] = _Tally(len(starts_W), self._n_items)
+        for window, start in enumerate(starts_W.tolist()):
+            self._count(tally, window, segment, slice(tally.end, self._size), 1)
+            self._count(tally, window, segment, slice(int(tally.starts_W[window]), start), -1)
+        tally.starts_W, tally.end = starts_W, self._size
+        return tally
+
+    def _count(self, tally: _Tally, window: int, segment: int, entries: slice, amount: int) -> None:
+        items = self._log[1][entries]
+        if segment:
+            items = items[self._log[2][entries] == segment]
+        np.add.at(tally.counts_WN[window], items, amount)
+        tally.totals_W[window] += amount * len(items)
 
     def _oldest_kept(self) -> int:
         oldest_ms = self._newest_ms - self._windows_ms[-1]
@@ -135,6 +148,22 @@ class Trending:
         first = self._oldest_kept()
         self._log = tuple(_grown(column[first : self._size], 2 * (self._size - first)) for column in self._log)
         self._size -= first
+        self._tallies.clear()  # their places are those of the former log
+
+
+class _Tally:
+    """Touches of each item within each window, as of a moment.
+
+    Attributes:
+        counts_WN: int32.
+        totals_W: int64, sums over the items.
+        starts_W, end: which entries of the log they count.
+    """
+
+    def __init__(self, windows: int, n_items: int) -> None:
+        self.counts_WN = np.zeros((windows, n_items), dtype=np.int32)
+        self.totals_W = np.zeros(windows, dtype=np.int64)
+        self.starts_W, self.end = np.zeros(windows, dtype=np.int64), 0
 
 
 def _segment(config: TrendingConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:

@@ -183,6 +183,16 @@ def test_a_changed_or_missing_file_is_refused(world, tmp_path) -> None:
         Blend.load(directory, N_ITEMS)
 
 
+def test_sources_of_another_run_are_refused(world, tmp_path) -> None:
+    _, inputs = run(world, tmp_path / "sources", names=("tower", "ease"))
+    path = inputs["sources"] / "sources" / "sources.json"
+    summary = json.loads(path.read_text())
+    for name, value in (("tower_version", "other"), ("data_fingerprint", "0"), ("candidate_k", K + 1)):
+        write_json(path, {**summary, name: value})
+        with pytest.raises(ReleaseError, match=rf"made for something else: {name} = '?{value}'?, expected"):
+            retrieved(inputs, tmp_path / name)
+
+
 def test_other_features_than_the_towers_are_refused(world, tmp_path) -> None:
     config = TrainSourcesConfig(sources=SourcesConfig(names=("tower", "ease"), quotas="learned"), candidate_k=K)
     with pytest.raises(ConfigError, match=r"features\.history_length = 50, the candidate tower was trained with 8"):

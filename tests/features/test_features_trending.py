@@ -106,6 +106,31 @@ def test_counts_equal_a_scan_of_all_touches(touches: list[tuple[int, int, int]],
     assert list(found) == sorted(found)
 
 
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("touch"), st.integers(0, N - 1), st.integers(0, 9), st.integers(0, 2)),
+        st.tuples(st.just("read"), st.integers(-90, 90), st.integers(0, 2)),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_reads_between_touches_change_nothing(steps: list[tuple]) -> None:
+    """Whatever was read before, and at whichever moment, counts are those of a log that is read for the first time."""
+    log, touches, minute = log_of([], BY_REGION), [], 0
+    for kind, *values in steps:
+        if kind == "touch":
+            item, later, code = values
+            minute += later
+            touches.append((item, minute, (2 + code,) if code else ()))
+            log.add(item, T0 + minute * MINUTE, touches[-1][2])
+        else:
+            shift, segment = values
+            moment = T0 + (minute + shift) * MINUTE
+            assert named(log.scores(moment, segment)) == named(log_of(touches, BY_REGION).scores(moment, segment))
+
+
 EVENTS = st.lists(
     st.tuples(
         st.integers(0, 3),
@@ -162,6 +187,8 @@ def test_memory_is_bounded_by_the_longest_window() -> None:
     log = log_of([], TWO)
     for minute in range(20_000):
         log.add(minute % N, T0 + minute * MINUTE)
+        if minute % 100 == 99:
+            assert log.scores(T0 + minute * MINUTE)[1].sum() == pytest.approx(1.5)
     assert len(log._log[0]) == 1024
     assert sum(named(log.scores(T0 + 19_999 * MINUTE)).values()) == pytest.approx(1.5)
 
