@@ -82,10 +82,9 @@ class DirectedRidgeModel(Model):
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
         order = np.lexsort((-train.rank_from_latest, train.user))
-        ridge = DirectedRidge.fit(
-            train.user[order], train.item[order], train.items, self.regularisation, self.power, self.latest,
-            self.memory_gb,
-        )  # fmt: skip
+        user, item = train.user[order], train.item[order]
+        settings = (self.regularisation, self.power, self.latest, self.memory_gb)
+        ridge = DirectedRidge.fit(user, item, train.items, *settings)
         history = train.power_matrix(self.power, self.latest)
         return lambda users: ridge.score(history[users])
 
