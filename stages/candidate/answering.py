@@ -158,7 +158,7 @@ def empty_state(snapshot: Snapshot, features: FeatureConfig, blend: Blend | None
     meta, trending = snapshot.meta, None if blend is None else blend.trending
     segmented = trending is not None and trending.segment is not None
     context = meta.context if segmented else ()
-    n_users = len(snapshot.user_ids())
+    n_users = snapshot.n_users()
     return FunnelState.empty(snapshot.items(), features, meta.signals, meta.tasks, n_users, context, trending)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 
 from stages.candidate.catalogue import Catalogue
 from stages.contracts.errors import EmptyDatasetError
@@ -222,6 +223,13 @@ def first_touches(
         version_signals=events.signal[versions].astype(np.int16),
         moments=np.zeros((1, 0), np.int32) if moments is None else moments,
     )
+
+
+def touch_matrix(examples: Examples, n_items: int) -> sparse.csr_matrix:
+    """Return ones where a user touched an item, float64 ``[U, N]``; users without touches have no row."""
+    _, user = np.unique(examples.users, return_inverse=True)
+    cells = (user, examples.items.astype(np.int64))
+    return sparse.csr_matrix((np.ones(len(user)), cells), shape=(int(user.max()) + 1, n_items))
 
 
 def latest_inputs(

@@ -17,25 +17,11 @@ from stages.candidate.linear import Ease, ImplicitAls
 from stages.candidate.source_config import SourcesConfig
 from stages.candidate.source_files import Neighbours
 from stages.contracts.snapshot import ItemTable
-from stages.contracts.tables import PART_CANDIDATE, EventTable
 
 _BLOCK = 256
 _WORD = re.compile(r"\w+")
 
 Row = tuple[np.ndarray, np.ndarray]
-
-
-def training_matrix(events: EventTable, exposures: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
-    """Return ones where an active user touched an item in the candidate part, float64 ``[U, N]``.
-
-    Args:
-        events: of the snapshot.
-        exposures: int64 codes of signals that are no touch.
-        shape: U and N.
-    """
-    kept = events.active & (events.part == PART_CANDIDATE) & ~np.isin(events.signal, exposures)
-    pairs = np.unique(events.user_index[kept] * shape[1] + events.item_index[kept])
-    return sparse.csr_matrix((np.ones(len(pairs)), (pairs // shape[1], pairs % shape[1])), shape=shape)
 
 
 def fitted_neighbours(
@@ -49,7 +35,7 @@ def fitted_neighbours(
 
     Args:
         name: ``ease`` or ``ials``.
-        history_UN: from ``training_matrix``.
+        history_UN: from ``touch_matrix``.
         config: settings of the model, and how many neighbours are kept.
         allowed: int64 items that may be named.
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from stages.candidate.checked import checked_tables
 from stages.candidate.config import BaselinesConfig, RankBaselinesConfig
-from stages.candidate.data import Examples, training_examples
+from stages.candidate.data import touch_matrix, training_examples
 from stages.candidate.linear import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.files import write_json
 from stages.contracts.ranking import BASELINES_FILE
@@ -107,13 +107,6 @@ def answer_all(fitted: Mapping[str, Baseline], answering: Answering, events: Eve
                 for name, baseline in fitted.items():
                     write[name](answering.answer(baseline, block))
                 block = Block()
-
-
-def touch_matrix(examples: Examples, n_items: int) -> sparse.csr_matrix:
-    """Return ones where a user touched an item, float64 ``[U, N]``; users without touches have no row."""
-    _, user = np.unique(examples.users, return_inverse=True)
-    cells = (user, examples.items.astype(np.int64))
-    return sparse.csr_matrix((np.ones(len(user)), cells), shape=(int(user.max()) + 1, n_items))
 
 
 def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tuple[dict[str, Baseline], dict[str, str]]:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from stages.candidate.answering import Block, Retriever, check_features, empty_state
 from stages.candidate.blend import Blend
-from stages.candidate.item_neighbours import content_neighbours, fitted_neighbours, training_matrix
+from stages.candidate.data import touch_matrix, training_examples
+from stages.candidate.item_neighbours import content_neighbours, fitted_neighbours
 from stages.candidate.quota_learning import ListedItems, learn_quotas
 from stages.candidate.scorer import CandidateScorer
 from stages.candidate.source_config import TOWER, TrainSourcesConfig
@@ -86,14 +87,12 @@ def _configured(config: TrainSourcesConfig) -> dict[str, int]:
 
 def _write_files(config: TrainSourcesConfig, snapshot: Snapshot, target: Path) -> dict[str, str]:
     """Fit and write the neighbours of every source that has some; return the files' sha256."""
-    sources, meta, items = config.sources, snapshot.meta, snapshot.items()
+    sources, items = config.sources, snapshot.items()
     allowed = items.recommendable()
     hashes: dict[str, str] = {}
     fitted = [name for name in sources.names if name in ("ease", "ials")]
     if fitted:
-        is_exposure = [name in config.features.exposure_signals for name in meta.signals]
-        shape = len(snapshot.user_ids()), len(items)
-        history_UN = training_matrix(snapshot.events(), np.flatnonzero(is_exposure), shape)
+        history_UN = touch_matrix(training_examples(snapshot.events(), snapshot.meta, config.features), len(items))
         for name in fitted:
             hashes |= write_neighbours(target, name, fitted_neighbours(name, history_UN, sources, allowed))
     if "content" in sources.names:

@@ -66,7 +66,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     meta, contexts = snapshot.meta, snapshot.contexts()
     schema = feature_schema(config.features, tasks, meta.context, config.sources)
     relevance, labels = join_labels(rows, snapshot.targets(), len(items))
-    n_users = len(snapshot.user_ids())
+    n_users = snapshot.n_users()
     state = FunnelState.empty(items, config.features, meta.signals, tasks, n_users, meta.context, config.trending)
     features = np.lib.format.open_memmap(
         directory / "features.npy", mode="w+", dtype=np.float32, shape=(len(rows), len(schema.names))
@@ -107,7 +107,7 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
     wanted = read_json(inputs["champion"] / "feature_schema.json")["hash"]
     if schema.hash != wanted:
         raise DataError(f"feature schema {schema.hash[:12]}…, the champion's rankers read {wanted[:12]}…; train anew")
-    items, users = snapshot.items(), len(snapshot.user_ids())
+    items, users = snapshot.items(), snapshot.n_users()
     state = FunnelState.empty(items, config.features, meta.signals, meta.tasks, users, meta.context, config.trending)
     events, none = snapshot.events(), np.zeros(0, dtype=np.int64)
     nothing = RequestTable(none, none, none, none.astype(np.int8))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.candidate.data import Catalogue, first_touches, latest_inputs, training_examples
+from stages.candidate.data import Catalogue, first_touches, latest_inputs, touch_matrix, training_examples
 from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.snapshot import ItemTable, Snapshot, SnapshotMeta, Task, TimeBorders
 from stages.features.config import FeatureConfig
@@ -120,6 +120,13 @@ def test_only_active_touches_of_the_candidate_part_are_read(event_table):
         active=[True, True, True, False, True, True],
     )
     assert training_examples(events, META, FeatureConfig()).items.tolist() == [0, 2]
+
+
+def test_linear_models_see_what_active_users_touched_in_the_candidate_part(event_table):
+    rows = [(0, 1, 0, 0, True), (0, 1, 0, 0, True), (1, 2, 0, 0, False), (1, 0, 0, 1, True), (2, 0, 1, 0, True)]
+    user, item, signal, part, active = zip(*rows, strict=True)
+    examples = training_examples(event_table(user, item, np.arange(5), part, signal, active), META, FeatureConfig())
+    assert touch_matrix(examples, 4).toarray().tolist() == [[0, 1, 0, 0]]
 
 
 def test_nothing_to_train_on_says_what_removed_it(event_table):

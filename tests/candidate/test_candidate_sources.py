@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from stages.candidate.blend import RRF_K, Blend, Blended
-from stages.candidate.item_neighbours import content_neighbours, fitted_neighbours, training_matrix
+from stages.candidate.item_neighbours import content_neighbours, fitted_neighbours
 from stages.candidate.item_sources import (
     Asked,
     CovisitationSource,
@@ -152,13 +152,6 @@ def test_ease_of_a_large_catalogue_says_what_to_do() -> None:
     config = SourcesConfig(ease=EaseConfig(memory_gb=1e-7))
     with pytest.raises(ConfigError, match=r"5 items need .* memory_gb = 1e-07: .* or use implicit ALS"):
         fitted_neighbours("ease", sparse.csr_matrix(HISTORIES), config, np.arange(5))
-
-
-def test_what_models_see_is_what_active_users_touched_in_the_candidate_part(event_table) -> None:
-    rows = [(0, 1, 0, 0, True), (0, 1, 0, 0, True), (1, 2, 0, 0, False), (1, 0, 0, 1, True), (2, 0, 1, 0, True)]
-    user, item, signal, part, active = zip(*rows, strict=True)
-    events = event_table(user, item, np.arange(5), part, signal, active)
-    assert training_matrix(events, np.array([1]), (3, 4)).toarray().tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4]
 
 
 def test_content_neighbours_equal_dense_tf_idf_cosines() -> None:
