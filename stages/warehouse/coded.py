@@ -39,10 +39,10 @@ from stages.warehouse.pair_splits import USER_GROUPS, PairSplit, pairs_marked_tw
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
 from stages.warehouse.repeats import (
     CODED,
-    REPEATED,
     all_first,
     first_rows,
     kept_rows,
+    repeated_keys,
     repeated_rows,
     time_at,
     time_histogram,
@@ -52,7 +52,7 @@ from stages.warehouse.tables import INTERACTIONS
 
 BATCH_ROWS = 1 << 17
 RANGE_ROWS = 1 << 24
-"""Events whose repeats are looked for, or that are sorted, at a time on DuckDB: they fit into 2 GB."""
+"""Events that are sorted at a time on DuckDB: they fit into 2 GB."""
 _BINS = 4096
 FIRST_TIMES_SCHEMA = pa.schema([("id", pa.string()), ("first_ms", pa.int64())])
 EVENTS_SCHEMA = pa.schema(
@@ -88,7 +88,7 @@ def open_selection(
         start_ms: int ms UTC; older events are left out, also from de-duplication.
         end_ms: the as-of time; events from then on are left out.
         batch_rows: largest number of rows of a batch.
-        range_rows: events that DuckDB handles at a time, see ``RANGE_ROWS``.
+        range_rows: events that DuckDB sorts at a time, see ``RANGE_ROWS``.
 
     Raises:
         ConfigError: if there is no signal or no time between start and end.
@@ -128,6 +128,7 @@ class CodedSelection:
         self._touched: pa.ChunkedArray | None = None
         self._every_item_is_mapped = False
         self._repeats_are_listed = False
+        self._n_users = self._n_items = 0
 
     def items(self) -> pa.Table:
         """Return the ids of the selected events' items with their first times, ``FIRST_TIMES_SCHEMA``."""
@@ -151,6 +152,7 @@ class CodedSelection:
         """Stage ``item_id``, ``item_index``, ``canonical``; events of other items are left out from now on."""
         touched = self.items()["id"] if self._touched is None else self._touched
         self._every_item_is_mapped = bool(pc.all(pc.is_in(touched, item_map["item_id"].combine_chunks())).as_py())
+        self._n_items = 1 + (pc.max(item_map["item_index"]).as_py() or 0)
         self._stage(ITEM_MAP, item_map)
 
     def code(self, user_map: pa.Table, context_map: pa.Table) -> None:
@@ -160,6 +162,7 @@ class CodedSelection:
             user_map: ``user_id``, ``user_index``.
             context_map: ``context``, ``context_index``; what it lacks gets 0.
         """
+        self._n_users = 1 + (pc.max(user_map["user_index"]).as_py() or 0)
         self._stage(USER_MAP, user_map)
         self._stage(CONTEXT_MAP, context_map)
         statement = coded_statement(self._signals, self._start_ms, self._end_ms, len(context_map) > 0)
@@ -264,14 +267,9 @@ class CodedSelection:
         """Make the table of the events that are not the first of their kind, once."""
         if self._repeats_are_listed:
             return
-        n_groups = 1
-        if self._connection.dialect.name == "duckdb":
-            size = self._connection.execute(sa.select(sa.func.count()).select_from(CODED)).scalar_one()
-            n_groups = max(1, -(-int(size) // self._range_rows))
-        self._scratch.make("repeated_events", repeated_rows(0, n_groups))
-        for group in range(1, n_groups):
-            rows = repeated_rows(group, n_groups)
-            self._connection.execute(sa.insert(REPEATED).from_select(REPEATED.c.keys(), rows))
+        sizes = (self._n_users, self._n_items, len(self._signals))
+        self._scratch.make("repeated_keys", repeated_keys(*sizes))
+        self._scratch.make("repeated_events", repeated_rows(*sizes))
         self._repeats_are_listed = True
 
     def _bin_ms(self) -> int:

@@ -6,10 +6,10 @@ final, at its own time (``max``: the earliest that attains it). The later parts 
 changed the value, with the value as of that row, so that what becomes known later never shows
 earlier. Sums are made of millionths.
 
-Where every kind keeps its first event, what has to go is listed first, a group of users at a time,
-and left out when the events are read, a stretch of time at a time. Neither the numbering nor the
-sorting then needs more memory than one group or one stretch, so that neither spills, however many
-events there are.
+Where every kind keeps its first event, the pairs that have several are found first, by counting,
+then their events are numbered, which are few, and what has to go is left out when the events are
+read, a stretch of time at a time. So each event is read a fixed number of times, however many there
+are, and no more is sorted at once than one stretch.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ CODED = sa.table(
 """The selected events before repeats are removed."""
 REPEATED = sa.table("repeated_events", sa.column("event_id", sa.BigInteger), sa.column("event_time_ms", sa.BigInteger))
 """The events that are not the first of their user, item and kind."""
+_FEW = 1 << 63
 _PAIR = (CODED.c.user_index, CODED.c.item_index, CODED.c.signal)
 _ORDER = (CODED.c.event_time_ms, CODED.c.event_id)
 
@@ -45,14 +46,29 @@ def all_first(policies: Mapping[int, RepeatPolicy]) -> bool:
     return set(policies.values()) == {"first"}
 
 
-def repeated_rows(group: int, n_groups: int) -> sa.Select[Any]:
-    """Return the SELECT of the columns of ``REPEATED``, of one of several groups of users."""
-    turn = sa.func.row_number().over(partition_by=_PAIR, order_by=_ORDER).label("turn")
-    numbered = sa.select(CODED.c.event_id, CODED.c.event_time_ms, turn)
-    if n_groups > 1:
-        numbered = numbered.where(sa.func.mod(CODED.c.user_index, n_groups) == group)
-    rows = numbered.subquery("numbered")
+def repeated_keys(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
+    """Return the SELECT of the keys, ``key0`` and so on, of users, items and kinds with several events."""
+    keys = _keys(n_users, n_items, n_signals)
+    return sa.select(*keys).group_by(*keys).having(sa.func.count() > 1)
+
+
+def repeated_rows(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
+    """Return the SELECT of the columns of ``REPEATED``, once ``repeated_keys`` has been made a table of that name."""
+    keys = _keys(n_users, n_items, n_signals)
+    several = sa.table("repeated_keys", *(sa.column(key.name, sa.BigInteger) for key in keys))
+    same = sa.and_(*(several.c[key.name] == key.element for key in keys))
+    turn = sa.func.row_number().over(partition_by=list(several.c), order_by=_ORDER).label("turn")
+    joined = CODED.join(several, same)
+    rows = sa.select(CODED.c.event_id, CODED.c.event_time_ms, turn).select_from(joined).subquery("numbered")
     return sa.select(rows.c.event_id, rows.c.event_time_ms).where(rows.c.turn > 1)
+
+
+def _keys(n_users: int, n_items: int, n_signals: int) -> list[sa.Label[Any]]:
+    """Return what an event shares with its repeats: one number where it fits into 64 bits, which is quicker."""
+    if n_users * n_items * n_signals >= _FEW:
+        return [column.label(f"key{place}") for place, column in enumerate(_PAIR)]
+    pair = sa.cast(CODED.c.user_index, sa.BigInteger) * n_items + CODED.c.item_index
+    return [(pair * n_signals + CODED.c.signal).label("key0")]
 
 
 def first_rows(start_ms: int | None = None, end_ms: int | None = None) -> sa.Select[Any]:

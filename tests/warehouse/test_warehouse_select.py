@@ -138,9 +138,17 @@ def test_repeats_show_only_what_was_known(warehouse: Warehouse) -> None:
 
 
 @pytest.mark.parametrize("range_rows", [1, 7, 50, 100_000])
-def test_groups_of_users_and_stretches_of_time_change_no_row(duck: Warehouse, range_rows: int) -> None:
+def test_stretches_of_time_change_no_row(duck: Warehouse, range_rows: int) -> None:
     load(duck, world(5))
     assert coded(duck, range_rows=range_rows) == coded(duck)
+
+
+def test_pairs_too_many_for_one_number_change_no_row(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(warehouse, world(5))
+    packed = coded(warehouse)
+    monkeypatch.setattr("stages.warehouse.repeats._FEW", 1)
+    assert coded(warehouse) == packed
+    assert len(packed[0]) < len(stored(warehouse))
 
 
 def test_quantiles_are_times_of_the_sorted_first_events(warehouse: Warehouse) -> None:
