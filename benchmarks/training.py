@@ -3,10 +3,12 @@
     python -m benchmarks.training [--items 1e6] [--users 1e6] [--steps 15] [--repeat 3] [--big] [--home DIR]
 
 The product's own step (the worker's batches, model, loss and optimizers, started by torchrun) trains on
-a skewed world: 64 dimensions, history 20, batch 4096, 1,024 shared negatives. The same batches, towers and
-loss then run on ``torch.nn.EmbeddingBag`` with sparse gradients and Adagrad, and with dense ones. Each
-is a process of its own with one thread; repeats alternate, ratios are of medians. Then 2 ranks against 1
-with the same whole batch, growth over the number of items, and where the time of a step goes.
+a skewed world: 64 dimensions, history 20, batch 4096, 1,024 shared negatives. The same model and batches
+then run as one writes them in plain PyTorch (``benchmarks.plain_towers``): on ``torch.nn.EmbeddingBag`` with
+sparse gradients and Adagrad, and with dense ones. To tell what the tables alone do, the product's own towers
+and loss run with its tables replaced by such bags, too (``sparse_tables``, ``dense_tables``). Each is a process
+of its own with one thread; repeats alternate, ratios are of medians. Then 2 ranks against 1 with the same
+whole batch, growth over the number of items, and where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from benchmarks.environment import describe
 HISTORY, BATCH, DIMENSION, CATEGORIES = 20, 4096, 64, 1000
 HOUR_MS = 3_600_000
 WARM_UP = 3
-CHOICES = ("product", "sparse", "dense")
+CHOICES = ("product", "sparse", "dense", "sparse_tables", "dense_tables")
 
 
 def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
@@ -76,8 +78,8 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
     write_json(work / "run.json", {"checkpoints": None, "warm_start": None, "identity": {}})
 
 
-def plain_bags(catalogue: Any, settings: Any, sparse: bool) -> tuple[Any, Any]:
-    """Return the same towers on ``torch.nn.EmbeddingBag`` and the optimizer of its tables."""
+def product_on_bags(catalogue: Any, settings: Any, sparse: bool) -> Any:
+    """Return the product's towers on ``torch.nn.EmbeddingBag``, which looks up what they ask for."""
     import torch
     from torch import nn
 
@@ -104,10 +106,9 @@ def plain_bags(catalogue: Any, settings: Any, sparse: bool) -> tuple[Any, Any]:
                 found[name] = table(own.values(), own.offsets()[:-1], per_sample_weights=own.weights())
             return found
 
-    config = settings.candidate
-    model = TwoTower(sizes_of(catalogue, settings), config, torch.device("meta"))
+    model = TwoTower(sizes_of(catalogue, settings), settings.candidate, torch.device("meta"))
     model.embeddings = Bags(model.embeddings.embedding_bag_configs())
-    return model, torch.optim.Adagrad(model.embeddings.parameters(), lr=config.sparse_learning_rate)
+    return model
 
 
 def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
@@ -115,6 +116,7 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
     import torch
     import torch.distributed as dist
 
+    from benchmarks.plain_towers import PlainLoss, PlainTowers
     from stages.candidate import worker
     from stages.candidate.batches import make_batches
     from stages.candidate.catalogue import Catalogue
@@ -128,10 +130,18 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
         return batches, loss_of, [optimizer]
     config, catalogue = settings.candidate, Catalogue.load(work)
     batches = make_batches(Examples.load(work), catalogue, config, settings.features)
-    model, sparse = plain_bags(catalogue, settings, sparse=kind == "sparse")
-    dense = [value for name, value in model.named_parameters() if not name.startswith("embeddings.")]
-    optimizers = [sparse, torch.optim.AdamW(dense, lr=config.dense_learning_rate)]
-    return batches, LossOfBatch(model, catalogue, config, batches, torch.device("cpu")), optimizers
+    sparse = kind.startswith("sparse")
+    loss_of: Any
+    if kind in ("sparse", "dense"):
+        loss_of = PlainLoss(PlainTowers(catalogue, settings, sparse), catalogue, config, batches)
+    else:
+        model = product_on_bags(catalogue, settings, sparse)
+        loss_of = LossOfBatch(model, catalogue, config, batches, torch.device("cpu"))
+    named = dict(loss_of.model.named_parameters())
+    dense = [value for name, value in named.items() if name.startswith(("query_tower.", "item_tower."))]
+    tables = [value for name, value in named.items() if not name.startswith(("query_tower.", "item_tower."))]
+    of_tables = torch.optim.Adagrad(tables, lr=config.sparse_learning_rate)
+    return batches, loss_of, [of_tables, torch.optim.AdamW(dense, lr=config.dense_learning_rate)]
 
 
 def measure(work: Path, kind: str, steps: int) -> dict[str, Any]:
@@ -272,7 +282,7 @@ def medians(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(home: Path, n_users: int, n_items: int, steps: int, repeat: int) -> dict[str, Any]:
-    """Measure the three models in turn, and two ranks."""
+    """Measure the models in turn, and two ranks."""
     write_world(home, n_users, n_items, 1)
     results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*CHOICES, "two_ranks")}
     for _ in range(repeat):
@@ -281,7 +291,7 @@ def compare(home: Path, n_users: int, n_items: int, steps: int, repeat: int) -> 
         results["two_ranks"].append(child(home, "measure", "product", steps, ranks=2))
     found: dict[str, Any] = {kind: medians(own) for kind, own in results.items()}
     ours = found["product"]
-    for other in ("sparse", "dense"):
+    for other in CHOICES[1:]:
         found[f"times_{other}"] = round(ours["examples_per_s"] / found[other]["examples_per_s"], 2)
         found[f"times_{other}_by_processor_time"] = round(found[other]["processor_ms"] / ours["processor_ms"], 2)
         found[f"memory_of_{other}"] = round(ours["own_gb"] / found[other]["own_gb"], 2)
