@@ -94,7 +94,8 @@ class InputMaker:
         self._is_present_N[batch.items] = True
         distinct_U = np.flatnonzero(self._is_present_N)
         self._is_present_N[distinct_U] = False
-        self._slot_N.fill(len(distinct_U))
+        # Only what the batch names is read: a fill would pass over the whole catalogue.
+        self._slot_N[batch.history] = len(distinct_U)
         self._slot_N[distinct_U] = np.arange(len(distinct_U))
         return distinct_U
 
