@@ -339,7 +339,8 @@ class Funnel:
     def _fill(self, trace: Trace, chosen: np.ndarray, missing: int) -> ScoredItems:
         """Return up to ``missing`` popular items that are neither seen nor chosen.
 
-        Where every live count has decayed to nothing, the release's own popular list answers first.
+        Where every live count has decayed to nothing, the release's own popular list answers first. A request without
+        history gets what is trending before it, where that is a source.
         """
         if missing <= 0:
             return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
@@ -348,6 +349,10 @@ class Funnel:
             popular = self.release.state.popular(trace.time_ms, missing, excluded, trace.available_ms)
         if not popular.scores.any():
             popular = self._stale_list(popular, trace, missing, excluded)
+        if trace.inputs is None and self.release.blend is not None:
+            asked = Asked(_NOTHING, trace.time_ms, trace.context, trace.seen, trace.available_ms)
+            with self._lock:
+                popular = self.release.blend.for_newcomer(asked, self.release.state, popular, missing)
         trace.lap("popular")
         return popular
 

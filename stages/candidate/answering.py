@@ -30,7 +30,7 @@ class Block:
         waiting: of these, what the tower answers; the lists below are parallel to it.
         histories, moments, exclude: what the tower and the index are asked with.
         asked, early: what the other sources are asked with, and the lists of those that read the state.
-        popular: answers from the popular list by request row.
+        popular: answers without history, from the popular list or what is trending, by request row.
         answers: all answers by request row.
         lists: every source's list by request row, where there are several sources.
     """
@@ -101,15 +101,18 @@ class Retriever:
         available_ms = self._available_ms[part]
         block.rows.append(row)
         history, seen = self._state.history(user), self._state.seen(user)
+        asked = Asked(history.items, time_ms, context, seen, available_ms)
         if len(history.items) == 0:
-            block.popular[row] = self._state.popular(time_ms, self._k, seen, available_ms)
+            popular = self._state.popular(time_ms, self._k, seen, available_ms)
+            if self._blend is not None:
+                popular = self._blend.for_newcomer(asked, self._state, popular, self._k)
+            block.popular[row] = popular
             return
         block.waiting.append(row)
         block.histories.append(history)
         block.moments.append(Moment(time_ms, user, context))
         block.exclude.append(np.concatenate([seen, self._births[part].after(time_ms)]))
         if self._blend is not None:
-            asked = Asked(history.items, time_ms, context, seen, available_ms)
             block.asked.append(asked)
             block.early.append(self._blend.read(asked, self._state, self._k))
 

@@ -128,6 +128,27 @@ class Blend:
             if source.reads_state == reads_state
         }
 
+    def for_newcomer(self, asked: Asked, state: FunnelState, popular: ScoredItems, k: int) -> ScoredItems:
+        """Return up to ``k`` items for a request without history: what is trending, then what is popular.
+
+        Whoever shares the state holds its lock.
+
+        Args:
+            asked: with an empty history.
+            state: as it stands at the moment of the request.
+            popular: what the request is answered with where nothing is trending, or that is no source.
+            k: items wanted.
+
+        Returns:
+            ``popular`` itself, or both lists with 1 / (60 + rank) as scores, for the two have none in common.
+        """
+        source = next((each for each in self._sources if each.name == "trending"), None)
+        trending = None if source is None else best_of(source.pool(asked, state), asked, k)
+        if trending is None or not len(trending):
+            return popular
+        ids = np.concatenate([trending.ids, popular.ids[~np.isin(popular.ids, trending.ids)]])[:k]
+        return ScoredItems(ids=ids, scores=(1.0 / (RRF_K + 1.0 + np.arange(len(ids)))).astype(np.float32))
+
     def mix(self, lists: Mapping[str, ScoredItems], k: int) -> Blended:
         """Choose by quotas and order by fused rank; see the module.
 

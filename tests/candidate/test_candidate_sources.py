@@ -16,6 +16,7 @@ from stages.candidate.item_neighbours import content_neighbours, fitted_neighbou
 from stages.candidate.item_sources import (
     Asked,
     CovisitationSource,
+    ItemSource,
     NeighbourSource,
     TrendingSource,
     best_of,
@@ -181,7 +182,7 @@ def test_equally_similar_items_are_told_apart_by_their_time() -> None:
     assert found[4] == {}
 
 
-def blend_of(quotas: dict[str, int], k: int) -> Blend:
+def blend_of(quotas: dict[str, int], k: int, sources: tuple[ItemSource, ...] = ()) -> Blend:
     names = tuple(quotas)
     config = SourcesConfig(names=names)
     summary = SourcesSummary(
@@ -194,7 +195,7 @@ def blend_of(quotas: dict[str, int], k: int) -> Blend:
         data_fingerprint="f",
         config=config,
     )
-    return Blend(summary, [])
+    return Blend(summary, list(sources))
 
 
 def test_each_source_gives_its_quota_and_the_tower_fills_the_rest() -> None:
@@ -257,3 +258,18 @@ def test_nothing_left_is_an_empty_answer() -> None:
     mixed = blend_of({"tower": 2, "ease": 1}, 3).mix({"tower": scored(), "ease": scored()}, 3)
     assert isinstance(mixed, Blended)
     assert len(mixed.items) == len(mixed.source) == 0
+
+
+def test_a_newcomer_gets_what_is_trending_and_then_what_is_popular() -> None:
+    windows = TrendingConfig(windows_minutes=(60,), weights=(1.0,))
+    popular, request = scored(0, 2, 1, 4), asked([], never=(5,))
+    state = state_of([(1, 2, NOW - 2), (2, 2, NOW - 1), (3, 3, NOW - 1), (4, 5, NOW - 1)], windows)
+    blend = blend_of({"tower": 3, "trending": 1}, 4, (TrendingSource(),))
+    found = blend.for_newcomer(request, state, popular, 4)
+    assert found.ids.tolist() == [2, 3, 0, 1], "item 5 may not be named"
+    assert (np.diff(found.scores) < 0).all()
+    assert blend.for_newcomer(request, state, popular, 1).ids.tolist() == [2]
+    quiet = state_of([(1, 2, NOW - 2 * HOUR)], windows)
+    assert blend.for_newcomer(request, quiet, popular, 4) is popular
+    without = blend_of({"tower": 3, "content": 1}, 4)
+    assert without.for_newcomer(request, state, popular, 4) is popular
