@@ -171,6 +171,19 @@ def read_columns(path: Path, columns: list[str]) -> list[np.ndarray]:
         raise DataError(f"{path}: {error}; allowed is Parquet with {', '.join(columns)}") from None
 
 
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a Parquet file.
+
+    Raises:
+        DataError: if the file is unreadable.
+    """
+    try:
+        names: list[str] = pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: {error}; allowed is Parquet") from None
+    return names
+
+
 def read_sequences(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return user and item, int64 ``[R]``, of lines ``user item item …``, in their order; also of a ``.gz``.
 

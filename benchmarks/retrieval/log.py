@@ -5,7 +5,8 @@ Legend: E events, B events of a block, H items of histories, U users, N items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -36,15 +37,23 @@ class Log:
     Attributes:
         user, item: int64 ``[E]``, numbered from 0 as they appear.
         time_ms: int64 ``[E]``, not decreasing.
+        segments: by name, int64 ``[E]``, what held at each event (a region, say), numbered from 0 as it appears.
     """
 
     user: np.ndarray
     item: np.ndarray
     time_ms: np.ndarray
+    segments: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, user: np.ndarray, item: np.ndarray, time_ms: np.ndarray) -> Log:
-        """Sort raw events by time, stably, and number users and items.
+    def of(
+        cls,
+        user: np.ndarray,
+        item: np.ndarray,
+        time_ms: np.ndarray,
+        segments: Mapping[str, np.ndarray] | None = None,
+    ) -> Log:
+        """Sort raw events by time, stably, and number users, items and values of segments.
 
         Raises:
             DataError: if there are none.
@@ -52,7 +61,13 @@ class Log:
         if not len(user):
             raise DataError("the log holds no event; allowed is one or more")
         order = np.argsort(time_ms, kind="stable")
-        return cls(number(user[order])[0], number(item[order])[0], time_ms[order])
+        named = {name: number(values[order])[0] for name, values in (segments or {}).items()}
+        return cls(number(user[order])[0], number(item[order])[0], time_ms[order], named)
+
+    def first(self, end: int) -> Log:
+        """Return the log of the first ``end`` events."""
+        named = {name: values[:end] for name, values in self.segments.items()}
+        return Log(self.user[:end], self.item[:end], self.time_ms[:end], named)
 
     def __len__(self) -> int:
         return len(self.user)

@@ -18,6 +18,7 @@ from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.replay import Pool, Walker
 from stages.candidate.linear import Ease, ImplicitAls, recency_weights
 from stages.contracts.config import Config
+from stages.contracts.errors import DataError
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -146,6 +147,77 @@ class Blend(CoVisitation):
         return walk
 
 
+class SegmentShare(Config):
+    """One more share of a ``SegmentBlend``: that of the clicks of the request's own segment.
+
+    Attributes:
+        name: of the segment, as in ``Log.segments``.
+        minutes: length of the window.
+        weight: of the share.
+        smoothing: clicks of everybody's distribution that are added to the segment's, as in
+            ``stages.features.trending``.
+    """
+
+    name: str
+    minutes: Positive
+    weight: NotNegative = 0.5
+    smoothing: NotNegative = 100.0
+
+
+class SegmentBlend(Blend):
+    """The blend with shares of what is clicked in the request's own segments, such as its region.
+
+    Attributes:
+        segments: further shares.
+    """
+
+    segments: tuple[SegmentShare, ...] = ()
+
+    def prepare(self, log: Log, train: int) -> Walker:
+        """As its parts are prepared.
+
+        Raises:
+            DataError: if the log lacks a segment.
+        """
+        for each in self.segments:
+            if each.name not in log.segments:
+                found = ", ".join(log.segments) or "none"
+                raise DataError(
+                    f"segments.name = {each.name!r}: the log has no such column; allowed is one of: {found}"
+                )
+        blend = super().prepare(log, train)
+
+        def walk(rows: slice) -> Pool:
+            pool = blend(rows)
+            places, items = np.full(log.items, -1), pool.items
+            places[items] = np.arange(len(items))
+            scores = np.maximum(pool.scores, 0.0)
+            for each in self.segments:
+                scores = scores + each.weight * _segment_shares(log, rows, each, places, len(items))
+            return Pool(items, np.where(scores > 0, scores, -np.inf))
+
+        return walk
+
+
+def _segment_shares(log: Log, rows: slice, share: SegmentShare, places: np.ndarray, size: int) -> np.ndarray:
+    """Return the smoothed shares of ``size`` items in each event's own segment, float64 ``[B, M]``."""
+    values = log.segments[share.name]
+    since = np.searchsorted(log.time_ms, log.time_ms[rows.start] - share.minutes * 60_000)
+    window = slice(int(since), rows.start)
+    n_values = int(values[: rows.stop].max()) + 1
+    item = places[log.item[window]]
+    named = item >= 0
+    cells = values[window][named] * size + item[named]
+    counts_SM = np.bincount(cells, minlength=n_values * size).reshape(n_values, size)
+    totals_S = np.bincount(values[window], minlength=n_values)
+    everybody_M = counts_SM.sum(axis=0) / max(int(totals_S.sum()), 1)
+    # Without smoothing a segment that nobody clicked in says nothing.
+    whole_S = np.maximum(totals_S + share.smoothing, 1e-9)
+    shares_SM = (counts_SM + share.smoothing * everybody_M) / whole_S[:, None]
+    own: np.ndarray = shares_SM[values[rows]]
+    return own
+
+
 class ReplayEase(ReplayModel):
     """EASE trained on the past, on histories as they are at each event; without one, what is popular.
 
@@ -201,6 +273,7 @@ REPLAY_MODELS: dict[str, type[ReplayModel]] = {
     "last_10_minutes": LastTenMinutes,
     "co_visitation": CoVisitation,
     "blend": Blend,
+    "segment_blend": SegmentBlend,
     "ials": ReplayIals,
     "ease": ReplayEase,
     "ease_recency": RecencyReplayEase,

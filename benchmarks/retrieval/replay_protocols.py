@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.retrieval.data import read_columns, read_movielens
+from benchmarks.retrieval.data import column_names, read_columns, read_movielens
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.replay import METRICS, Replay, report, walk
 from benchmarks.retrieval.replay_models import ReplayModel
@@ -20,6 +20,9 @@ from stages.contracts.errors import DataError
 
 GLOBO_BLOCK = 500
 """Clicks between two refreshes of what is trending."""
+
+GLOBO_SEGMENTS = ("region", "referrer_type")
+"""What is known at a click and read where the file has it."""
 
 _DAY_MS = 86_400_000
 
@@ -49,14 +52,16 @@ def read_globo(data: Path, validation: bool) -> Replay:
     if len(files) != 1:
         raise DataError(f"{data}: {len(files)} Parquet files; allowed is one, or its path")
     user, item, clicked = read_columns(files[0], ["user_id", "article_id", "clicked_at"])
-    log = Log.of(user, item, clicked.astype("datetime64[ms]").astype(np.int64))
+    there = [name for name in GLOBO_SEGMENTS if name in column_names(files[0])]
+    segments = dict(zip(there, read_columns(files[0], there), strict=True))
+    log = Log.of(user, item, clicked.astype("datetime64[ms]").astype(np.int64), segments)
     last = int(log.time_ms[-1]) // _DAY_MS - (2 if validation else 0)
     borders = np.searchsorted(log.time_ms, np.array([last - 1, last, last + 1]) * _DAY_MS).tolist()
     if not 0 < borders[0] < borders[1] < borders[2]:
         raise DataError(f"{files[0]}: allowed is a log with clicks on two days to judge and before them")
     names = [str(np.datetime64(day, "D")) for day in (last - 1, last)]
     return Replay(
-        _first(log, borders[2]),
+        log.first(borders[2]),
         {name: slice(*rows) for name, rows in zip(names, pairwise(borders), strict=True)},
         train=borders[0],
         block=GLOBO_BLOCK,
@@ -77,11 +82,7 @@ def read_movielens_replay(data: Path, validation: bool) -> Replay:
     train = round(0.8 * end)
     borders = np.linspace(train, end, 11).round().astype(int).tolist()
     parts = {f"tenth {n}": slice(borders[n - 1], borders[n]) for n in range(1, 11)}
-    return Replay(_first(log, end), parts, train=train, block=1)
-
-
-def _first(log: Log, end: int) -> Log:
-    return Log(log.user[:end], log.item[:end], log.time_ms[:end])
+    return Replay(log.first(end), parts, train=train, block=1)
 
 
 def run(
@@ -123,6 +124,18 @@ REPLAYS: dict[str, ReplayProtocol] = {
         settings={
             "co_visitation": {"recent": 200, "latest": 2, "decay": 0.4},
             "blend": {"recent": 200, "latest": 2, "decay": 0.4, "hour": 0.25},
+            "segment_blend": {
+                "recent": 200,
+                "latest": 2,
+                "decay": 0.4,
+                "hour": 0.0,
+                "together": 1.5,
+                "segments": [
+                    {"name": "region", "minutes": 60, "weight": 0.5, "smoothing": 100},
+                    {"name": "region", "minutes": 360, "weight": 0.1, "smoothing": 30},
+                    {"name": "referrer_type", "minutes": 10, "weight": 1.0, "smoothing": 100},
+                ],
+            },
         },
     ),
     "ml-100k-replay": ReplayProtocol(

@@ -14,7 +14,16 @@ import pytest
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.replay import METRICS, Pool, Replay, rank_targets, report, walk
-from benchmarks.retrieval.replay_models import Blend, CoVisitation, RecencyReplayEase, ReplayEase, ReplayIals, Trending
+from benchmarks.retrieval.replay_models import (
+    Blend,
+    CoVisitation,
+    RecencyReplayEase,
+    ReplayEase,
+    ReplayIals,
+    SegmentBlend,
+    SegmentShare,
+    Trending,
+)
 from benchmarks.retrieval.replay_protocols import read_globo, read_movielens_replay
 from stages.candidate.linear import Ease
 from stages.contracts.errors import DataError
@@ -28,7 +37,9 @@ def log() -> Log:
     """Few users and items, so that items are met again; many events at equal times."""
     rng = np.random.default_rng(3)
     size = 400
-    return Log.of(rng.integers(0, 40, size) * 7, rng.geometric(0.12, size), np.sort(rng.integers(0, 90, size)) * MINUTE)
+    times = np.sort(rng.integers(0, 90, size)) * MINUTE
+    users, items = rng.integers(0, 40, size) * 7, rng.geometric(0.12, size)
+    return Log.of(users, items, times, {"region": rng.integers(10, 13, size), "device": rng.integers(0, 2, size)})
 
 
 @pytest.fixture
@@ -136,6 +147,34 @@ def test_blend_event_by_event(replay: Replay) -> None:
     assert found.tolist() == slow_ranks(replay, SlowBlend(model, {10: 0.7, 60: 0.31, 1440: 0.013}, 1.9))
 
 
+SHARES = (
+    SegmentShare(name="region", minutes=20, weight=0.7, smoothing=3),
+    SegmentShare(name="device", minutes=60, weight=0.2, smoothing=0),
+)
+
+
+def test_shares_of_a_segment_event_by_event(log: Log) -> None:
+    rows = slice(331, 351)
+    plain, pool = Blend().prepare(log, 250)(rows), SegmentBlend(segments=SHARES).prepare(log, 250)(rows)
+    assert pool.items.tolist() == plain.items.tolist()
+    for place, event in enumerate(range(rows.start, rows.stop)):
+        for column, item in enumerate(pool.items.tolist()):
+            expected = max(float(np.broadcast_to(plain.scores, pool.scores.shape)[place, column]), 0.0)
+            for share in SHARES:
+                value = log.segments[share.name]
+                since = log.time_ms[rows.start] - share.minutes * MINUTE
+                window = [e for e in range(rows.start) if log.time_ms[e] >= since]
+                mine = [e for e in window if value[e] == value[event]]
+                everybody = sum(log.item[e] == item for e in window) / len(window)
+                count = sum(log.item[e] == item for e in mine)
+                expected += share.weight * (count + share.smoothing * everybody) / (len(mine) + share.smoothing)
+            assert pool.scores[place, column] == pytest.approx(expected if expected > 0 else -np.inf)
+    assert not np.allclose(pool.scores[0], pool.scores[1:].max(axis=0))
+    wrong = SegmentBlend(segments=(SegmentShare(name="os", minutes=5),))
+    with pytest.raises(DataError, match=r"segments.name = 'os'.*region, device"):
+        wrong.prepare(log, 250)
+
+
 @pytest.mark.parametrize("block", [1, 20])
 @pytest.mark.parametrize("model", [ReplayEase(regularisation=3), RecencyReplayEase(regularisation=3)])
 def test_trained_weights_on_live_histories(replay: Replay, model: ReplayEase, block: int) -> None:
@@ -169,10 +208,23 @@ def test_without_a_history_the_popular_list_answers() -> None:
         assert pool.scores.tolist() == [[1, 2, 1]]
 
 
-@pytest.mark.parametrize("model", [Trending(), CoVisitation(), Blend(), RecencyReplayEase(), ReplayIals(factors=2)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        Trending(),
+        CoVisitation(),
+        Blend(),
+        SegmentBlend(segments=SHARES),
+        RecencyReplayEase(),
+        ReplayIals(factors=2),
+    ],
+)
 def test_nothing_later_is_used(log: Log, model: object) -> None:
     """Scores of a block stay as they are when everything from its last event on becomes something else."""
-    other = Log(log.user.copy(), log.item.copy(), log.time_ms.copy())
+    segments = {name: values.copy() for name, values in log.segments.items()}
+    other = Log(log.user.copy(), log.item.copy(), log.time_ms.copy(), segments)
+    for values in segments.values():
+        values[320:] = values.max()
     other.item[320:] = log.item.max()
     other.user[320:] = log.user.max()
     rows = slice(310, 321)
@@ -236,6 +288,7 @@ def clicks(tmp_path: Path) -> Path:
     size, days = 600, 5
     seconds = np.sort(rng.integers(0, days * DAY_S, size)) + 17_440 * DAY_S
     columns = {"user_id": rng.integers(0, 40, size), "article_id": rng.integers(0, 30, size)}
+    columns["region"] = rng.integers(0, 3, size)
     times = pa.array(seconds * 1_000_000, pa.timestamp("us"))
     pq.write_table(pa.table({**columns, "clicked_at": times}), tmp_path / "clicks.parquet")
     return tmp_path
@@ -246,6 +299,8 @@ def test_globo_days(clicks: Path, tmp_path: Path) -> None:
     assert list(test.parts) == ["2017-10-04", "2017-10-05"]
     assert list(validation.parts) == ["2017-10-02", "2017-10-03"]
     assert len(validation.log) == test.train == test.rows.start
+    assert list(test.log.segments) == ["region"]
+    assert len(validation.log.segments["region"]) == len(validation.log)
     for replay in (test, validation):
         for name, rows in replay.parts.items():
             days = np.unique(replay.log.time_ms[rows].astype("datetime64[ms]").astype("datetime64[D]"))
@@ -273,6 +328,8 @@ def test_the_command_replays(clicks: Path, capsys: pytest.CaptureFixture[str]) -
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["models"]["blend"]["rows"])[:2] == ["2017-10-04", "2017-10-05"]
     assert result["models"]["blend"]["settings"]["together"] == 2
+    assert main([*command, "--models", "segment_blend"]) == 2  # its settings name a column that is not there
+    assert "'referrer_type'" in capsys.readouterr().err
     assert main([*command, "--seeds", "1"]) == 2
     assert main([*command[:-1], "0"]) == 2
     assert "--samples 0: allowed" in capsys.readouterr().err
