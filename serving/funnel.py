@@ -344,15 +344,14 @@ class Funnel:
         """
         if missing <= 0:
             return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
-        excluded = np.concatenate([trace.seen, chosen])
+        release, excluded = self.release, np.concatenate([trace.seen, chosen])
         with self._lock:
-            popular = self.release.state.popular(trace.time_ms, missing, excluded, trace.available_ms)
-        if not popular.scores.any():
-            popular = self._stale_list(popular, trace, missing, excluded)
-        if trace.inputs is None and self.release.blend is not None:
-            asked = Asked(_NOTHING, trace.time_ms, trace.context, trace.seen, trace.available_ms)
-            with self._lock:
-                popular = self.release.blend.for_newcomer(asked, self.release.state, popular, missing)
+            popular = release.state.popular(trace.time_ms, missing, excluded, trace.available_ms)
+            if not popular.scores.any():
+                popular = self._stale_list(popular, trace, missing, excluded)
+            if trace.inputs is None and release.blend is not None:
+                asked = Asked(_NOTHING, trace.time_ms, trace.context, trace.seen, trace.available_ms)
+                popular = release.blend.for_newcomer(asked, release.state, popular, missing)
         trace.lap("popular")
         return popular
 

@@ -36,7 +36,8 @@ CODED = sa.table(
 """The selected events before repeats are removed."""
 REPEATED = sa.table("repeated_events", sa.column("event_id", sa.BigInteger), sa.column("event_time_ms", sa.BigInteger))
 """The events that are not the first of their user, item and kind."""
-_FEW = 1 << 63
+_PACKED_KEYS = 1 << 63
+"""As many keys fit into a signed 64-bit number."""
 _PAIR = (CODED.c.user_index, CODED.c.item_index, CODED.c.signal)
 _ORDER = (CODED.c.event_time_ms, CODED.c.event_id)
 
@@ -47,13 +48,25 @@ def all_first(policies: Mapping[int, RepeatPolicy]) -> bool:
 
 
 def repeated_keys(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
-    """Return the SELECT of the keys, ``key0`` and so on, of users, items and kinds with several events."""
+    """Return the SELECT of the keys, ``key0`` and so on, of users, items and kinds with several events.
+
+    Args:
+        n_users: above every ``user_index``.
+        n_items: above every ``item_index``.
+        n_signals: above every signal code.
+    """
     keys = _keys(n_users, n_items, n_signals)
     return sa.select(*keys).group_by(*keys).having(sa.func.count() > 1)
 
 
 def repeated_rows(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
-    """Return the SELECT of the columns of ``REPEATED``, once ``repeated_keys`` has been made a table of that name."""
+    """Return the SELECT of the columns of ``REPEATED``, once ``repeated_keys`` has been made a table of that name.
+
+    Args:
+        n_users: as for ``repeated_keys``.
+        n_items: as for ``repeated_keys``.
+        n_signals: as for ``repeated_keys``.
+    """
     keys = _keys(n_users, n_items, n_signals)
     several = sa.table("repeated_keys", *(sa.column(key.name, sa.BigInteger) for key in keys))
     same = sa.and_(*(several.c[key.name] == key.element for key in keys))
@@ -65,7 +78,7 @@ def repeated_rows(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
 
 def _keys(n_users: int, n_items: int, n_signals: int) -> list[sa.Label[Any]]:
     """Return what an event shares with its repeats: one number where it fits into 64 bits, which is quicker."""
-    if n_users * n_items * n_signals >= _FEW:
+    if n_users * n_items * n_signals >= _PACKED_KEYS:
         return [column.label(f"key{place}") for place, column in enumerate(_PAIR)]
     pair = sa.cast(CODED.c.user_index, sa.BigInteger) * n_items + CODED.c.item_index
     return [(pair * n_signals + CODED.c.signal).label("key0")]

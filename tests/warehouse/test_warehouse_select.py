@@ -146,7 +146,7 @@ def test_stretches_of_time_change_no_row(duck: Warehouse, range_rows: int) -> No
 def test_pairs_too_many_for_one_number_change_no_row(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     load(warehouse, world(5))
     packed = coded(warehouse)
-    monkeypatch.setattr("stages.warehouse.repeats._FEW", 1)
+    monkeypatch.setattr("stages.warehouse.repeats._PACKED_KEYS", 1)
     assert coded(warehouse) == packed
     assert len(packed[0]) < len(stored(warehouse))
 
