@@ -140,7 +140,8 @@ class Blend:
             k: items wanted.
 
         Returns:
-            ``popular`` itself, or both lists with 1 / (60 + rank) as scores, rank from 1: their own have different units.
+            ``popular`` itself, or both lists with 1 / (60 + rank) as scores, rank from 1, since their own have
+            different units.
         """
         source = next((each for each in self._sources if each.name == "trending"), None)
         trending = None if source is None else best_of(source.pool(asked, state), asked, k)
