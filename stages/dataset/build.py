@@ -31,7 +31,7 @@ from stages.dataset.catalogue_policy import decide_catalogue
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.contexts import Contexts, index_contexts, no_contexts
 from stages.dataset.events import PART_NAMES, Tally, label_events, read_for_requests, write_events
-from stages.dataset.ids import Catalogue, index_items, index_users
+from stages.dataset.ids import Catalogue, index_items, index_users, with_canonical
 from stages.dataset.requests import build_requests
 from stages.dataset.source import EventSource, Selection, WarehouseSource, activity_policy
 from stages.dataset.splits import check_disjoint, deal_users, pair_split
@@ -150,27 +150,25 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
     matched = {reason: source.matching(reason, sql) for reason, sql in config.content.predicates.items()}
     decision = decide_catalogue(every_item, config, matched)
     aliases = decision.aliases
-    kept = pc.invert(pc.is_in(every_item["item_id"], pa.array(list(decision.blocked), pa.string())))
-    items = every_item.filter(kept)
+    blocked = pa.array(list(decision.blocked), pa.string())
+    items = every_item.filter(pc.invert(pc.is_in(every_item["item_id"], blocked)))
     key = sha256_text(canonical_json(config.model_dump(mode="json")))[:16]
     source.write_aliases(key, aliases)
     start_ms, counts = selection_start(config, source)
     with source.selection(config, start_ms) as selection:
-        touched = selection.items()
-        allowed = pc.invert(pc.is_in(touched["id"], pa.array(list(decision.blocked), pa.string())))
-        item_map, catalogue = index_items(touched.filter(allowed), items, aliases, config.as_of_ms, counts, base)
+        contexts = no_contexts()
+        if config.context.columns:
+            contexts = index_contexts(config.context, selection.contexts(), base.context)
+        selection.code(with_canonical(items["item_id"], aliases), blocked, contexts.rows)
+        item_map, catalogue = index_items(selection.items(), items, aliases, config.as_of_ms, counts, base)
         counts |= {"items_in_warehouse": len(every_item), **decision.counts}
         if len(catalogue) < config.min_items:
             raise DataError(
                 f"min_items = {config.min_items}: found {len(catalogue)} items; allowed is a smaller min_items"
             )
-        selection.map_items(item_map)
         users, items_map = index_users(selection.users(), base.users), _extended(base.items, catalogue)
-        contexts = no_contexts()
-        if config.context.columns:
-            contexts = index_contexts(config.context, selection.contexts(), base.context)
+        selection.place(catalogue.item_id, users.ids)
         n_users = len(users.ids)
-        selection.code(pa.table({"user_id": users.ids, "user_index": np.arange(n_users)}), contexts.rows)
         borders = lay_borders(config, selection, start_ms)
         if config.split.method == "time":
             tally = write_selection(config, selection, borders, n_users, catalogue, path)

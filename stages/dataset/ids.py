@@ -79,7 +79,7 @@ def index_items(
     either is taken to be born at the as-of time: it can be recommended from then on.
 
     Args:
-        first: distinct ``id`` with ``first_ms`` of the items in events, as they were ingested.
+        first: distinct ``id`` with ``first_ms`` of the items in events.
         items: the warehouse's items.
         aliases: ids of duplicates, which get no index, by canonical id.
         as_of_ms: items born from then on do not exist yet.
@@ -125,6 +125,17 @@ def index_items(
     item_map = _item_map(item_id, order >= 0, duplicates, aliases)
     times = np.where(order >= 0, born[order], as_of_ms)
     return item_map, _catalogue(item_id, order < 0, times, known, place, base.categories)
+
+
+def with_canonical(item_ids: pa.ChunkedArray, aliases: Mapping[str, str]) -> pa.Table:
+    """Return ``item_id`` and ``canonical_id``, which stands for it, of each id.
+
+    Args:
+        item_ids: strings ``[N]``.
+        aliases: canonical id by the id of a duplicate.
+    """
+    ids = _flat(item_ids)
+    return pa.table({"item_id": ids, "canonical_id": _canonical(ids, pa.array(list(aliases), pa.string()), aliases)})
 
 
 def _canonical(ids: pa.Array, duplicates: pa.Array, aliases: Mapping[str, str]) -> pa.Array:

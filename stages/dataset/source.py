@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 class Selection(Protocol):
     """The selected events; see ``stages.warehouse.coded.CodedSelection``."""
 
-    def items(self) -> pa.Table:
-        """Return the events' item ids with their first times: id, first_ms."""
-
     def contexts(self) -> pa.Table:
         """Return the events' contexts with their first times: id, first_ms."""
 
-    def map_items(self, item_map: pa.Table) -> None:
-        """Take item_id, item_index, canonical; events of other items are left out from now on."""
+    def code(self, listed: pa.Table, blocked: pa.Array, context_map: pa.Table) -> None:
+        """Take item_id and canonical_id of the catalogue, ids whose events are left out, context and context_index."""
+
+    def items(self) -> pa.Table:
+        """Return the ids that stand for the events' items with their first times: id, first_ms."""
 
     def users(self) -> pa.Table:
-        """Return the ids of the users of mapped items with their first times: id, first_ms."""
+        """Return the ids of the events' users with their first times: id, first_ms."""
 
-    def code(self, user_map: pa.Table, context_map: pa.Table) -> None:
-        """Take user_id, user_index and context, context_index."""
+    def place(self, item_ids: pa.Array, user_ids: pa.Array) -> None:
+        """Take the ids of items and users by index."""
 
     def time_quantiles(self, shares: Sequence[float]) -> tuple[int, ...]:
         """Return the time of the event at position floor(share * n) of the n first events, by time."""

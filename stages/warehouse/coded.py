@@ -1,10 +1,12 @@
 """The selection, written once in SQLAlchemy Core and executed by the warehouse.
 
-Ids become integers first: the distinct ids with their first times come out, get their indices
-outside the database (where they are sorted bytewise, whatever a database's collation is), and go
-back in as small tables. From then on the warehouse joins, counts, removes repeats and sorts
-integers in tables of one connection (see ``scratch``), which it spills to disk as it needs to. DuckDB
-and PostgreSQL give the same rows in the same order: by (event_time_ms, event_id).
+Ids become integers first: the distinct ids go back in as small tables with a code each, in any order.
+From then on the warehouse joins, counts, removes repeats and sorts integers in tables of one
+connection (see ``scratch``), which it spills to disk as it needs to. Indices are given outside the
+database by first times (ids are sorted bytewise there, whatever a database's collation is) and
+replace the codes in what is read. Text is slow to group, and the more so the more ids there are, so
+that it is read twice only: for the distinct users, and to code. DuckDB and PostgreSQL give the same
+rows in the same order: by (event_time_ms, event_id).
 
 Every part is [start, end). A row is judged by what came before the end of its own part. Repeats: see ``repeats``.
 """
@@ -29,9 +31,11 @@ from stages.warehouse.coding import (
     USER_MAP,
     activity_statement,
     coded_statement,
+    context_times,
     eligibility_statement,
     first_times,
-    is_mapped,
+    unlisted_items,
+    user_counts,
 )
 from stages.warehouse.engine import Warehouse, arrow_batches
 from stages.warehouse.load import staged
@@ -48,12 +52,17 @@ from stages.warehouse.repeats import (
     time_histogram,
 )
 from stages.warehouse.scratch import Scratch, open_scratch
-from stages.warehouse.tables import INTERACTIONS
 
 BATCH_ROWS = 1 << 17
 RANGE_ROWS = 1 << 24
 """Events that are sorted at a time on DuckDB: they fit into 2 GB."""
 _BINS = 4096
+_DUCKDB_SETTINGS = {
+    # Sorted at the end anyway; without it rows of a chunk need not wait for one another.
+    "preserve_insertion_order": "false",
+    # Groups by a code below two million are counted in an array: less than .2 GB a thread for what is asked here.
+    "perfect_ht_threshold": "21",
+}
 FIRST_TIMES_SCHEMA = pa.schema([("id", pa.string()), ("first_ms", pa.int64())])
 EVENTS_SCHEMA = pa.schema(
     [
@@ -65,10 +74,10 @@ EVENTS_SCHEMA = pa.schema(
         ("context", pa.int32()),
     ]
 )
+_FIRST_CODES_SCHEMA = pa.schema([("code", pa.int64()), ("first_ms", pa.int64())])
+_COUNTS_SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())])
 SPLIT_SCHEMA = EVENTS_SCHEMA.append(pa.field("part", pa.int8()))
 _BITS_SCHEMA = pa.schema([("index", pa.int64()), ("bits", pa.int32())])
-
-_E = INTERACTIONS.c
 
 
 @contextmanager
@@ -99,18 +108,19 @@ def open_selection(
         raise ConfigError(f"start_ms = {start_ms} must be before end_ms = {end_ms}")
     with warehouse.connect() as connection:
         if warehouse.is_duckdb:
-            # Sorted at the end anyway; without it rows of a chunk need not wait for one another.
-            connection.execute(sa.text("SET preserve_insertion_order = false"))
+            for name, value in _DUCKDB_SETTINGS.items():
+                connection.execute(sa.text(f"SET {name} = {value}"))
         try:
             with open_scratch(warehouse, connection) as scratch:
                 yield CodedSelection(connection, scratch, tuple(signals), start_ms, end_ms, batch_rows, range_rows)
         finally:
             if warehouse.is_duckdb:
-                connection.execute(sa.text("RESET preserve_insertion_order"))
+                for name in _DUCKDB_SETTINGS:
+                    connection.execute(sa.text(f"RESET {name}"))
 
 
 class CodedSelection:
-    """One selection; call ``code`` before anything that reads coded events."""
+    """One selection; call ``code``, then ``place``, before anything that reads events."""
 
     def __init__(
         self,
@@ -125,49 +135,63 @@ class CodedSelection:
         self._connection, self._scratch, self._signals = connection, scratch, signals
         self._start_ms, self._end_ms = start_ms, end_ms
         self._batch_rows, self._range_rows = batch_rows, range_rows
-        self._touched: pa.ChunkedArray | None = None
-        self._every_item_is_mapped = False
-        self._repeats_are_listed = False
-        self._n_users = self._n_items = 0
-
-    def items(self) -> pa.Table:
-        """Return the ids of the selected events' items with their first times, ``FIRST_TIMES_SCHEMA``."""
-        found = self._table(first_times(_E.item_id, self._signals, self._start_ms, self._end_ms), FIRST_TIMES_SCHEMA)
-        self._touched = found["id"]
-        return found
+        self._every_event_is_coded = self._repeats_are_listed = False
+        self._user_ids = self._item_ids = pa.array([], pa.string())
+        self._item_place = self._user_place = _Places(self._item_ids, self._item_ids)
 
     def contexts(self) -> pa.Table:
         """Return the contexts of the selected events with their first times, ``FIRST_TIMES_SCHEMA``."""
-        statement = first_times(_E.context, self._signals, self._start_ms, self._end_ms).where(_E.context != "")
-        return self._table(statement, FIRST_TIMES_SCHEMA)
+        return self._table(context_times(self._signals, self._start_ms, self._end_ms), FIRST_TIMES_SCHEMA)
 
-    def users(self) -> pa.Table:
-        """Return the ids of the users of mapped items with their first times, ``FIRST_TIMES_SCHEMA``."""
-        statement = first_times(_E.user_id, self._signals, self._start_ms, self._end_ms)
-        if not self._every_item_is_mapped:
-            statement = statement.where(is_mapped())
-        return self._table(statement, FIRST_TIMES_SCHEMA)
-
-    def map_items(self, item_map: pa.Table) -> None:
-        """Stage ``item_id``, ``item_index``, ``canonical``; events of other items are left out from now on."""
-        touched = self.items()["id"] if self._touched is None else self._touched
-        self._every_item_is_mapped = bool(pc.all(pc.is_in(touched, item_map["item_id"].combine_chunks())).as_py())
-        self._n_items = 1 + (pc.max(item_map["item_index"]).as_py() or 0)
-        self._stage(ITEM_MAP, item_map)
-
-    def code(self, user_map: pa.Table, context_map: pa.Table) -> None:
-        """Turn the selected events into integers.
+    def code(self, listed: pa.Table, blocked: pa.Array, context_map: pa.Table) -> None:
+        """Turn the selected events into integers; items that are not listed stand for themselves.
 
         Args:
-            user_map: ``user_id``, ``user_index``.
+            listed: ``item_id`` and ``canonical_id``, which stands for it, of the catalogue's items.
+            blocked: ids of the items whose events are left out.
             context_map: ``context``, ``context_index``; what it lacks gets 0.
         """
-        self._n_users = 1 + (pc.max(user_map["user_index"]).as_py() or 0)
-        self._stage(USER_MAP, user_map)
+        window = (self._signals, self._start_ms, self._end_ms)
+        users = self._table(user_counts(*window), _COUNTS_SCHEMA)
+        self._user_ids = users["id"].combine_chunks()
+        n_chosen = pc.sum(users["n"]).as_py() or 0
+        self._stage(USER_MAP, pa.table({"user_id": self._user_ids, "user_index": np.arange(len(users))}))
         self._stage(CONTEXT_MAP, context_map)
-        statement = coded_statement(self._signals, self._start_ms, self._end_ms, len(context_map) > 0)
-        self._scratch.make("coded_events", statement, large=True)
+        item_id, canonical_id = (listed[name].combine_chunks() for name in ("item_id", "canonical_id"))
+        canonical = pc.equal(item_id, canonical_id)
+        self._item_ids = item_id.filter(canonical)
+        item_code = pc.index_in(canonical_id, self._item_ids).cast(pa.int64())
+        self._stage(ITEM_MAP, pa.table([item_id, item_code, canonical], names=ITEM_MAP.c.keys()))
+        with_context = len(context_map) > 0
+        self._scratch.make("coded_events", coded_statement(*window, with_context), large=True)
+        if self._n_coded() < n_chosen:
+            others = self._table(unlisted_items(*window), pa.schema([("id", pa.string())]))["id"].combine_chunks()
+            unlisted = others.filter(pc.invert(pc.is_in(others, blocked)))
+            first_code = len(self._item_ids)
+            self._item_ids = pa.concat_arrays([self._item_ids, unlisted])
+            codes = np.arange(first_code, len(self._item_ids))
+            rows = [unlisted, codes, np.ones(len(unlisted), bool)]
+            self._stage(ITEM_MAP, pa.table(rows, names=ITEM_MAP.c.keys()), more=True)
+            self._scratch.add("coded_events", coded_statement(*window, with_context, first_code), large=True)
+        self._every_event_is_coded = self._n_coded() == n_chosen
         self._repeats_are_listed = False
+
+    def items(self) -> pa.Table:
+        """Return the ids that stand for the events' items with their first times, ``FIRST_TIMES_SCHEMA``."""
+        return self._first_times(CODED.c.item_index, self._item_ids)
+
+    def users(self) -> pa.Table:
+        """Return the ids of the events' users with their first times, ``FIRST_TIMES_SCHEMA``."""
+        return self._first_times(CODED.c.user_index, self._user_ids)
+
+    def place(self, item_ids: pa.Array, user_ids: pa.Array) -> None:
+        """Take the ids of items and users by index; what is read from now on has these indices.
+
+        Args:
+            item_ids: strings ``[N]`` with every id of ``items``.
+            user_ids: strings ``[U]`` with every id of ``users``.
+        """
+        self._item_place, self._user_place = _Places(self._item_ids, item_ids), _Places(self._user_ids, user_ids)
 
     def time_quantiles(self, shares: Sequence[float]) -> tuple[int, ...]:
         """Return the time of the event at position floor(share * n) of the n first events.
@@ -199,13 +223,13 @@ class CodedSelection:
         within = borders[-1] <= self._end_ms and all(policy.start_ms(end) >= self._start_ms for end in borders)
         known = set(policy.signals or self._signals) <= set(codes)
         # Then the coded events are all that count, and they are quicker to read.
-        is_coded = self._every_item_is_mapped and within and known
+        is_coded = self._every_event_is_coded and within and known
         statement = activity_statement(self._signals, borders, policy, codes if is_coded else None)
-        return self._bits(statement, n_users)
+        return self._bits(statement, self._user_place, n_users)
 
     def item_eligibility(self, borders: Sequence[int], policy: ItemPolicy, n_items: int) -> np.ndarray:
         """Return int8 ``[N]``: bit p is set where the item is eligible at the end of part p."""
-        return self._bits(eligibility_statement(borders, policy), n_items)
+        return self._bits(eligibility_statement(borders, policy), self._item_place, n_items)
 
     def events(self, borders: Sequence[int], repeats: Mapping[str, RepeatPolicy]) -> Iterator[pa.RecordBatch]:
         """Yield the events without repeats by (event_time_ms, event_id); memory is bounded.
@@ -245,8 +269,8 @@ class CodedSelection:
         Yields:
             Batches with ``SPLIT_SCHEMA``.
         """
-        index = np.arange(len(user_parts), dtype=np.int64)
-        self._stage(USER_GROUPS, pa.table({"user_index": index, "part": user_parts.astype(np.int32)}))
+        parts = self._user_place.of_codes(user_parts).astype(np.int32)
+        self._stage(USER_GROUPS, pa.table({"user_index": np.arange(len(parts)), "part": parts}))
         kept = self._kept(repeats, (self._end_ms,)).subquery("kept_events")
         yield from self._in_order(split_rows(kept, split).subquery("split_events"), SPLIT_SCHEMA)
 
@@ -267,7 +291,7 @@ class CodedSelection:
         """Make the table of the events that are not the first of their kind, once."""
         if self._repeats_are_listed:
             return
-        sizes = (self._n_users, self._n_items, len(self._signals))
+        sizes = (len(self._user_ids), len(self._item_ids), len(self._signals))
         self._scratch.make("repeated_keys", repeated_keys(*sizes))
         self._scratch.make("repeated_events", repeated_rows(*sizes))
         self._repeats_are_listed = True
@@ -293,19 +317,48 @@ class CodedSelection:
     def _in_order(self, rows: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         columns = [rows.c[name] for name in schema.names]
         statement = sa.select(*columns).order_by(rows.c.event_time_ms, rows.c.event_id)
-        yield from arrow_batches(self._connection, statement, schema, self._batch_rows)
+        places = {"user_index": self._user_place, "item_index": self._item_place}
+        for batch in arrow_batches(self._connection, statement, schema, self._batch_rows):
+            placed = [place.index(batch[name]) for name, place in places.items()]
+            yield pa.record_batch([*placed, *batch.columns[len(placed) :]], schema=schema)
+
+    def _first_times(self, code: Any, ids: pa.Array) -> pa.Table:
+        found = self._table(first_times(code), _FIRST_CODES_SCHEMA)
+        return pa.table([ids.take(found["code"].combine_chunks()), found["first_ms"]], schema=FIRST_TIMES_SCHEMA)
+
+    def _n_coded(self) -> int:
+        return int(self._connection.execute(sa.select(sa.func.count()).select_from(CODED)).scalar_one())
 
     def _table(self, statement: sa.Select[Any], schema: pa.Schema) -> pa.Table:
         return pa.Table.from_batches(
             arrow_batches(self._connection, statement, schema, self._batch_rows), schema=schema
         )
 
-    def _bits(self, statement: sa.Select[Any], size: int) -> np.ndarray:
+    def _bits(self, statement: sa.Select[Any], place: _Places, size: int) -> np.ndarray:
         bits = np.zeros(size, dtype=np.int8)
         for batch in arrow_batches(self._connection, statement, _BITS_SCHEMA, self._batch_rows):
-            bits[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
+            index = place.by_code[batch.column(0).to_numpy()]
+            bits[index[index >= 0]] = batch.column(1).to_numpy()[index >= 0]
         return bits
 
-    def _stage(self, table: sa.Table, rows: pa.Table) -> None:
+    def _stage(self, table: sa.Table, rows: pa.Table, more: bool = False) -> None:
         with staged(self._connection, table, rows.select(table.c.keys())) as stage:
-            self._scratch.make(table.name, sa.select(*stage.c))
+            (self._scratch.add if more else self._scratch.make)(table.name, sa.select(*stage.c))
+
+
+class _Places:
+    """The index of each code, -1 where it has none."""
+
+    def __init__(self, by_code: pa.Array, by_index: pa.Array) -> None:
+        self.by_code = pc.fill_null(pc.index_in(by_code, by_index), -1).to_numpy()
+
+    def index(self, codes: pa.Array) -> pa.Array:
+        """Return the int64 indices of codes that have one."""
+        index = self.by_code[codes.to_numpy()].astype(np.int64)
+        if len(index) and index.min() < 0:
+            raise ValueError("place: an event's user or item is not among the ids")
+        return pa.array(index)
+
+    def of_codes(self, values: np.ndarray) -> np.ndarray:
+        """Return, by code, what is given by index; 0 where a code has none."""
+        return np.where(self.by_code >= 0, values[self.by_code], 0)

@@ -35,20 +35,38 @@ CONTEXT_MAP = sa.Table(
 )
 
 
-def first_times(key: Any, signals: Sequence[str], start_ms: int, end_ms: int) -> sa.Select[Any]:
-    """Return the SELECT of each distinct value of a column with the time of its first selected event."""
+def context_times(signals: Sequence[str], start_ms: int, end_ms: int) -> sa.Select[Any]:
+    """Return the SELECT of each distinct context with the time of its first selected event."""
     chosen = chosen_events(signals, start_ms, end_ms)
-    return sa.select(key.label("id"), sa.func.min(_E.event_time_ms).label("first_ms")).where(*chosen).group_by(key)
+    first_ms = sa.func.min(_E.event_time_ms).label("first_ms")
+    return sa.select(_E.context.label("id"), first_ms).where(*chosen, _E.context != "").group_by(_E.context)
 
 
-def coded_statement(signals: Sequence[str], start_ms: int, end_ms: int, with_context: bool) -> sa.Select[Any]:
-    """Return the SELECT of the selected events with indices and codes in place of text."""
+def user_counts(signals: Sequence[str], start_ms: int, end_ms: int) -> sa.Select[Any]:
+    """Return the SELECT of each distinct user with the number of its selected events."""
+    chosen = chosen_events(signals, start_ms, end_ms)
+    return sa.select(_E.user_id.label("id"), sa.func.count().label("n")).where(*chosen).group_by(_E.user_id)
+
+
+def unlisted_items(signals: Sequence[str], start_ms: int, end_ms: int) -> sa.Select[Any]:
+    """Return the SELECT of the distinct items of the selected events that are not in ``ITEM_MAP``."""
+    listed = sa.exists().where(ITEM_MAP.c.item_id == _E.item_id)
+    return sa.select(_E.item_id.label("id")).where(*chosen_events(signals, start_ms, end_ms), ~listed).distinct()
+
+
+def coded_statement(
+    signals: Sequence[str], start_ms: int, end_ms: int, with_context: bool, first_item: int = 0
+) -> sa.Select[Any]:
+    """Return the SELECT of the selected events with codes in place of text, of items from ``first_item`` on."""
     code = sa.case({signal: number for number, signal in enumerate(signals)}, value=_E.signal, else_=-1)
     context = sa.func.coalesce(CONTEXT_MAP.c.context_index, 0) if with_context else sa.literal(0, sa.Integer)
     source = INTERACTIONS.join(USER_MAP, USER_MAP.c.user_id == _E.user_id)
     source = source.join(ITEM_MAP, ITEM_MAP.c.item_id == _E.item_id)
     if with_context:
         source = source.outerjoin(CONTEXT_MAP, CONTEXT_MAP.c.context == _E.context)
+    conditions = chosen_events(signals, start_ms, end_ms)
+    if first_item:
+        conditions.append(ITEM_MAP.c.item_index >= first_item)
     return (
         sa.select(
             sa.cast(USER_MAP.c.user_index, sa.Integer).label("user_index"),
@@ -60,8 +78,13 @@ def coded_statement(signals: Sequence[str], start_ms: int, end_ms: int, with_con
             sa.cast(context, sa.Integer).label("context"),
         )
         .select_from(source)
-        .where(*chosen_events(signals, start_ms, end_ms))
+        .where(*conditions)
     )
+
+
+def first_times(code: Any) -> sa.Select[Any]:
+    """Return the SELECT of each distinct value of a column of ``CODED`` with the time of its first event."""
+    return sa.select(code.label("code"), sa.func.min(CODED.c.event_time_ms).label("first_ms")).group_by(code)
 
 
 def activity_statement(
@@ -110,11 +133,6 @@ def _passes(support: Any, part: int, border: int, policy: ItemPolicy) -> Any:
     if policy.states is not None:
         conditions.append(sa.func.coalesce(ITEMS.c.state, "").in_(list(policy.states)))
     return sa.and_(*conditions)
-
-
-def is_mapped() -> Any:
-    """Return the condition that an interaction's item is in ``ITEM_MAP``."""
-    return sa.exists().where(ITEM_MAP.c.item_id == _E.item_id)
 
 
 def _bits(conditions: Sequence[Any]) -> Any:

@@ -42,6 +42,12 @@ class Scratch:
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(sa.text(f"ANALYZE {name}"))
 
+    def add(self, name: str, statement: sa.Select[Any], large: bool = False) -> None:
+        """Add the rows of a SELECT to a table that ``make`` made with the same ``large``."""
+        columns: list[Any] = [sa.column(each.name) for each in statement.selected_columns]
+        table = sa.table(name, *columns, schema=_ATTACHED if large and self._attached else None)
+        self._connection.execute(sa.insert(table).from_select(columns, statement))
+
 
 @contextmanager
 def open_scratch(warehouse: Warehouse, connection: Connection) -> Iterator[Scratch]:

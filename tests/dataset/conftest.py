@@ -45,22 +45,24 @@ class ListSelection:
             {"id": pa.array(list(first), pa.string()), "first_ms": pa.array(list(first.values()), pa.int64())}
         )
 
-    def items(self) -> pa.Table:
-        return self._first(1)
-
     def contexts(self) -> pa.Table:
         return pa.table({"id": pa.array([], pa.string()), "first_ms": pa.array([], pa.int64())})
 
-    def map_items(self, item_map: pa.Table) -> None:
-        self.item_map = {row["item_id"]: row["item_index"] for row in item_map.to_pylist()}
-        self.canonical = {row["item_index"]: row["item_id"] for row in item_map.to_pylist() if row["canonical"]}
-        self.rows = [row for row in self.rows if row[1] in self.item_map]
+    def code(self, listed: pa.Table, blocked: pa.Array, context_map: pa.Table) -> None:
+        stands = dict(zip(listed["item_id"].to_pylist(), listed["canonical_id"].to_pylist(), strict=True))
+        left_out = set(blocked.to_pylist())
+        self.rows = [(row[0], stands.get(row[1], row[1]), *row[2:]) for row in self.rows if row[1] not in left_out]
+
+    def items(self) -> pa.Table:
+        return self._first(1)
 
     def users(self) -> pa.Table:
         return self._first(0)
 
-    def code(self, user_map: pa.Table, context_map: pa.Table) -> None:
-        self.user_map = {row["user_id"]: row["user_index"] for row in user_map.to_pylist()}
+    def place(self, item_ids: pa.Array, user_ids: pa.Array) -> None:
+        self.names = item_ids.to_pylist()
+        self.item_map = {name: index for index, name in enumerate(self.names)}
+        self.user_map = {name: index for index, name in enumerate(user_ids.to_pylist())}
 
     def _coded(self) -> list[tuple[int, int, str, float, int]]:
         return [(self.user_map[row[0]], self.item_map[row[1]], *row[2:]) for row in self.rows]
@@ -89,7 +91,7 @@ class ListSelection:
         catalogue = {row[0]: row for row in self.source.catalogue}
         for index in range(n_items):
             times = [row[4] for row in self._coded() if row[1] == index]
-            row = catalogue.get(self.canonical[index])
+            row = catalogue.get(self.names[index])
             for part, end in enumerate(borders):
                 before = [time for time in times if time < end]
                 born = min([*times, *([row[3]] if row and row[3] is not None else [])], default=end)

@@ -11,7 +11,6 @@ from sqlalchemy.schema import CreateTableAs
 
 from stages.warehouse import coding, coverage, pair_splits, repeats, select
 from stages.warehouse.policies import ActivityPolicy, ItemPolicy
-from stages.warehouse.tables import INTERACTIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -45,10 +44,13 @@ def databricks() -> Any:
 
 
 def _statements() -> Iterator[tuple[str, sa.Select[Any]]]:
-    column = INTERACTIONS.c.item_id
     yield "survey", select.survey_statement(SIGNALS, 30, 1)
-    yield "first times", coding.first_times(column, SIGNALS, 1, 30)
+    yield "context times", coding.context_times(SIGNALS, 1, 30)
+    yield "users", coding.user_counts(SIGNALS, 1, 30)
     yield "coded", coding.coded_statement(SIGNALS, 1, 30, with_context=True)
+    yield "coded from an item on", coding.coded_statement(SIGNALS, 1, 30, with_context=False, first_item=7)
+    yield "unlisted items", coding.unlisted_items(SIGNALS, 1, 30)
+    yield "first times", coding.first_times(repeats.CODED.c.item_index)
     yield "activity", coding.activity_statement(SIGNALS, BORDERS, ACTIVITY)
     yield "eligibility", coding.eligibility_statement(BORDERS, ITEMS)
     yield "activity of coded", coding.activity_statement(SIGNALS, BORDERS, ACTIVITY, {"click": 0, "it's": 1})

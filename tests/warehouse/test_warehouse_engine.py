@@ -69,7 +69,7 @@ def test_an_empty_warehouse_says_so(tmp_path: Path, warehouse: Warehouse) -> Non
             with pytest.raises(DataError, match="holds no data yet"):
                 question()
         with pytest.raises(DataError, match="holds no data yet"), open_selection(bare, ["click"], 0, 1) as selection:
-            selection.items()
+            selection.contexts()
 
 
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:

@@ -70,14 +70,14 @@ def selected(
 ) -> Iterator[tuple[CodedSelection, list[str], list[str]]]:
     """A coded selection, with the user and item ids by index."""
     with open_selection(warehouse, SIGNALS, START, BORDERS[-1], batch_rows, range_rows) as selection:
-        items = [name for name in selection.items()["id"].to_pylist() if name not in blocked]
-        names = sorted({ALIASES.get(name, name) for name in items})
-        index = [names.index(ALIASES.get(name, name)) for name in items]
-        selection.map_items(pa.table({"item_id": items, "item_index": index, "canonical": [i in names for i in items]}))
-        users = sorted(selection.users()["id"].to_pylist())
-        user_map = pa.table({"user_id": users, "user_index": list(range(len(users)))})
+        known = {*export_catalogue(warehouse)["item_id"].to_pylist(), *ALIASES, *ALIASES.values()}
+        listed = sorted(known - blocked)
+        canonical = [ALIASES.get(name, name) for name in listed]
         contexts = pa.table({"context": pa.array([], pa.string()), "context_index": pa.array([], pa.int32())})
-        selection.code(user_map, contexts)
+        stands = pa.table({"item_id": pa.array(listed, pa.string()), "canonical_id": pa.array(canonical, pa.string())})
+        selection.code(stands, pa.array(sorted(blocked), pa.string()), contexts)
+        names, users = (sorted(found["id"].to_pylist()) for found in (selection.items(), selection.users()))
+        selection.place(pa.array(names, pa.string()), pa.array(users, pa.string()))
         yield selection, users, names
 
 
@@ -223,6 +223,40 @@ def test_survey_and_window(warehouse: Warehouse) -> None:
     heavier = one_day.model_copy(update={"weights": {SIGNALS[0]: 0.5, SIGNALS[1]: 0.0}, "signals": SIGNALS[:1]})
     assert window_activity(warehouse, SIGNALS, BORDERS[1], heavier)[1] < max(per_user.values())
     assert window_activity(warehouse, ("absent",), BORDERS[1], ActivityPolicy()) == (0, 0)
+
+
+def test_first_times_are_those_of_what_stands_for_an_item(warehouse: Warehouse) -> None:
+    rows = [("u0", "i1", "click", 1.0, START + 5), ("u1", "i0", "click", 1.0, START + 7)]
+    rows += [("u2", "B", "click", 1.0, START + 9), ("u2", "B", "click", 1.0, START + 8)]
+    rows += [("u3", "a", "click", 1.0, START + 1), ("u4", "never", "click", 1.0, START + 2)]
+    load(warehouse, rows)
+    with selected(warehouse, blocked=frozenset({"a", "never"})) as (selection, users, names):
+        found = [dict(zip(*each.to_pydict().values(), strict=True)) for each in (selection.items(), selection.users())]
+        assert found == [{"i0": START + 5, "B": START + 8}, {"u0": START + 5, "u1": START + 7, "u2": START + 8}]
+        assert (names, users) == (["B", "i0"], ["u0", "u1", "u2"])
+        events = pa.Table.from_batches(list(selection.events(BORDERS, {})))
+        assert list(zip(*(events[name].to_pylist() for name in EVENTS_SCHEMA.names[:2]), strict=True)) == [
+            (0, 1),
+            (1, 1),
+            (2, 0),
+        ]
+        selection.place(pa.array(["i0"]), pa.array(users))
+        with pytest.raises(ValueError, match="an event's user or item is not among the ids"):
+            list(selection.events(BORDERS, {}))
+
+
+def test_a_selection_leaves_the_databases_settings_as_they_were(duck: Warehouse) -> None:
+    load(duck, world(1))
+    query = "SELECT current_setting('preserve_insertion_order'), current_setting('perfect_ht_threshold')"
+
+    def settings() -> Any:
+        with duck.connect() as connection:
+            return connection.exec_driver_sql(query).one()
+
+    before = settings()
+    with selected(duck):
+        pass
+    assert settings() == before
 
 
 def test_the_catalogue_comes_out_as_it_was_ingested(warehouse: Warehouse) -> None:
