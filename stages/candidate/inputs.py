@@ -119,6 +119,7 @@ class InputMaker:
             values=self._tensor(np.concatenate([values for values, _, _ in bags.values()])),
             weights=self._tensor(np.concatenate([weights for _, weights, _ in bags.values()]).astype(np.float32)),
             lengths=self._tensor(np.concatenate(lengths)),
+            length_per_key=[len(values) for values, _, _ in bags.values()],  # else they come back from the device
         )
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -140,7 +141,11 @@ def alike_on_all_ranks(inputs: ModelInputs) -> ModelInputs:
         return inputs
     lengths = F.pad(features.lengths().view(len(features.keys()), -1), (0, missing))
     padded = KeyedJaggedTensor(
-        keys=features.keys(), values=features.values(), weights=features.weights(), lengths=lengths.reshape(-1)
+        keys=features.keys(),
+        values=features.values(),
+        weights=features.weights(),
+        lengths=lengths.reshape(-1),
+        length_per_key=features.length_per_key(),
     )
     return dataclasses.replace(inputs, features=padded)
 

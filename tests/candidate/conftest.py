@@ -1,5 +1,6 @@
 """A planted world in which each user likes one block of items, and models trained on it."""
 
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ with warnings.catch_warnings():
 
     import stages.candidate.worker  # noqa: F401
 
+from stages.candidate.catalogue import hashed_words
 from stages.candidate.config import CandidateConfig, IndexConfig, TrainCandidateConfig
 from stages.candidate.data import Catalogue, Examples, first_touches
 from stages.candidate.index import build_index
@@ -202,3 +204,29 @@ def snapshot_writer():
 @pytest.fixture(scope="session")
 def request_table():
     return RequestTable
+
+
+@pytest.fixture(scope="session")
+def rich_world(small_world):
+    """The small world with titles, births, users of whom two have no examples, contexts and signals."""
+    examples, catalogue = small_world
+    rng = np.random.default_rng(5)
+    offsets, codes = hashed_words(np.array([f"w{item % 3} common" if item else "" for item in range(12)], object), 20)
+    moments = np.array([[0, 0], [1, 0], [2, 3], [0, 1]], np.int32)
+    examples = dataclasses.replace(
+        examples,
+        moments=moments,
+        contexts=rng.integers(0, 4, len(examples)).astype(np.int32),
+        version_signals=rng.integers(0, 3, len(examples.version_signals)).astype(np.int16),
+    )
+    catalogue = dataclasses.replace(
+        catalogue,
+        word_offsets=offsets,
+        word_codes=codes,
+        created_at_ms=rng.integers(-(10**9), 5000, 12),
+        end_ms=6000,
+        n_signals=3,
+        trained_users=np.arange(42) < 40,
+        context_sizes=np.array([2, 3]),
+    )
+    return examples, catalogue

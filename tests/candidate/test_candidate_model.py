@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from stages.candidate.batches import Batches
-from stages.candidate.catalogue import hashed_words
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.export import item_content, item_vectors, user_tower, write_onnx
 from stages.candidate.scorer import UserTower
@@ -25,32 +24,6 @@ def forward(loss_of, batch):
 
 def state_of(model):
     return {name: value.clone().numpy() for name, value in model.state_dict().items()}
-
-
-@pytest.fixture(scope="module")
-def rich_world(small_world):
-    """The small world with titles, births, users of whom two have no examples, contexts and signals."""
-    examples, catalogue = small_world
-    rng = np.random.default_rng(5)
-    offsets, codes = hashed_words(np.array([f"w{item % 3} common" if item else "" for item in range(12)], object), 20)
-    moments = np.array([[0, 0], [1, 0], [2, 3], [0, 1]], np.int32)
-    examples = dataclasses.replace(
-        examples,
-        moments=moments,
-        contexts=rng.integers(0, 4, len(examples)).astype(np.int32),
-        version_signals=rng.integers(0, 3, len(examples.version_signals)).astype(np.int16),
-    )
-    catalogue = dataclasses.replace(
-        catalogue,
-        word_offsets=offsets,
-        word_codes=codes,
-        created_at_ms=rng.integers(-(10**9), 5000, 12),
-        end_ms=6000,
-        n_signals=3,
-        trained_users=np.arange(42) < 40,
-        context_sizes=np.array([2, 3]),
-    )
-    return examples, catalogue
 
 
 def naive_pooling(batch, catalogue, ids, categories):
