@@ -165,16 +165,20 @@ class CodedSelection:
         with_context = len(context_map) > 0
         self._scratch.make("coded_events", coded_statement(*window, with_context), large=True)
         if self._n_coded() < n_chosen:
-            others = self._table(unlisted_items(*window), pa.schema([("id", pa.string())]))["id"].combine_chunks()
-            unlisted = others.filter(pc.invert(pc.is_in(others, blocked)))
-            first_code = len(self._item_ids)
-            self._item_ids = pa.concat_arrays([self._item_ids, unlisted])
-            codes = np.arange(first_code, len(self._item_ids))
-            rows = [unlisted, codes, np.ones(len(unlisted), bool)]
-            self._stage(ITEM_MAP, pa.table(rows, names=ITEM_MAP.c.keys()), more=True)
-            self._scratch.add("coded_events", coded_statement(*window, with_context, first_code), large=True)
+            self._code_unlisted(blocked, with_context)
         self._every_event_is_coded = self._n_coded() == n_chosen
         self._repeats_are_listed = False
+
+    def _code_unlisted(self, blocked: pa.Array, with_context: bool) -> None:
+        """Add the events of the items that are neither listed nor blocked."""
+        window = (self._signals, self._start_ms, self._end_ms)
+        others = self._table(unlisted_items(*window), pa.schema([("id", pa.string())]))["id"].combine_chunks()
+        unlisted = others.filter(pc.invert(pc.is_in(others, blocked)))
+        first_code = len(self._item_ids)
+        self._item_ids = pa.concat_arrays([self._item_ids, unlisted])
+        codes, canonical = np.arange(first_code, len(self._item_ids)), np.ones(len(unlisted), dtype=bool)
+        self._stage(ITEM_MAP, pa.table([unlisted, codes, canonical], names=ITEM_MAP.c.keys()), more=True)
+        self._scratch.add("coded_events", coded_statement(*window, with_context, first_code), large=True)
 
     def items(self) -> pa.Table:
         """Return the ids that stand for the events' items with their first times, ``FIRST_TIMES_SCHEMA``."""
