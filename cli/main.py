@@ -59,7 +59,12 @@ def main(verbose: bool) -> None:
 def recipe_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Add the options that describe a run."""
     options = [
-        click.option("--data", type=click.Path(), help="MovieLens directory or a CSV, JSON lines or Parquet file."),
+        click.option(
+            "--data",
+            type=click.Path(),
+            help="MovieLens directory or a CSV, JSON lines or Parquet file; 'warehouse' loads nothing and reads what "
+            "is there.",
+        ),
         click.option("--mapping", type=click.Path(), help="YAML that maps the columns of a generic file."),
         click.option("--config", type=click.Path(), help="Recipe in YAML; default: the one that suits the data."),
         click.option("--base", type=click.Path(), help="Snapshot or release whose rows of users and items stay."),

@@ -14,6 +14,9 @@ from stages.contracts.config import Config, read_yaml
 from stages.contracts.errors import ConfigError, DataError
 from stages.release.registry import RegistryConfig
 
+WAREHOUSE = "warehouse"
+"""As ``data``: nothing is loaded, and a run reads what the warehouse holds, in tables or views."""
+
 
 class Settings(Config):
     """One run's surroundings, plain JSON.
@@ -24,7 +27,7 @@ class Settings(Config):
         registry: where releases go.
         recipe: values of ``stages.recipe.Recipe``; what is left out takes its default.
         config_path: where the recipe came from, for messages.
-        data: path of the interactions to ingest, or None for the synthetic world.
+        data: path of the interactions to ingest, ``WAREHOUSE``, or None for the synthetic world.
         mapping_path: YAML file that maps the columns of a generic file, or None.
         as_of_ms: events from this time on do not exist for the run; None = just after the
             latest that is not later than ``now_ms``.
@@ -70,7 +73,7 @@ def load_settings(
 
     Args:
         environ: usually ``os.environ``.
-        data: interactions to ingest; None = the synthetic world.
+        data: interactions to ingest, or ``WAREHOUSE``; None = the synthetic world.
         config: path of a recipe in YAML; None = the recipe that suits the data.
         mapping: path of a column mapping in YAML for generic files.
         as_of: ISO 8601 time with zone; events from then on are left out.
@@ -97,7 +100,7 @@ def load_settings(
         registry=registry_settings(environ),
         recipe=recipe,
         config_path=str(Path(config).resolve()),
-        data=str(Path(data).resolve()) if data else None,
+        data=str(Path(data).resolve()) if data and data != WAREHOUSE else data,
         mapping_path=str(Path(mapping).resolve()) if mapping else None,
         as_of_ms=parse_time_ms(as_of) if as_of else None,
         now_ms=int(datetime.now(UTC).timestamp() * 1000),
@@ -109,6 +112,8 @@ def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
     folder = Path(environ.get("SLUICE_CONFIGS") or "configs")
     if data is None:
         return folder / "demo.yaml"
+    if data == WAREHOUSE:
+        raise ConfigError(f"config: a recipe is needed for data = {data}; recipes for a start are in {folder}")
     if not Path(data).exists():
         raise DataError(f"data = {data}: no such file or directory")
     # Imported here: what serves a release reads settings too, and has no warehouse.

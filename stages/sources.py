@@ -9,10 +9,11 @@ from stages.contracts.config import parse_config, read_yaml
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
-from stages.settings import Settings
+from stages.settings import WAREHOUSE, Settings
 
 if TYPE_CHECKING:
     from stages.recipe import Recipe
+    from stages.warehouse.engine import Warehouse
     from stages.warehouse.mapping import IngestSource
     from stages.warehouse.report import IngestReport
 
@@ -30,15 +31,21 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
     """
     from stages.warehouse.engine import Warehouse
     from stages.warehouse.ingest import ingest
+    from stages.warehouse.report import IngestReport
 
-    source = find_source(settings, recipe)
+    source = None if settings.data == WAREHOUSE else find_source(settings, recipe)
+    name = WAREHOUSE if source is None else source.name
     Path(settings.home).mkdir(parents=True, exist_ok=True)
     with Warehouse(settings.warehouse_url) as warehouse:
-        warehouse.create_tables()
-        report = ingest(warehouse, source, now_ms=settings.now_ms, progress=True)
+        if source is None:
+            report = IngestReport(files=())
+            warehouse.create_tables()
+            _check_columns(warehouse)
+        else:
+            report = ingest(warehouse, source, now_ms=settings.now_ms, progress=True)
         latest = warehouse.latest_event_ms()
         if latest is None:
-            raise EmptyDatasetError(f"{source.name}: no event is in the warehouse after ingesting; {_reasons(report)}")
+            raise EmptyDatasetError(f"{name}: no event is in the warehouse after ingesting; {_reasons(report)}")
         fingerprint = warehouse.content_fingerprint()
         as_of_ms = settings.as_of_ms if settings.as_of_ms is not None else warehouse.as_of_ms(settings.now_ms)
     return StageResult(
@@ -52,7 +59,7 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
             "rows_quarantined": float(report.rows_quarantined),
         },
         info={
-            "source": source.name,
+            "source": name,
             "as_of_ms": as_of_ms,
             "content": fingerprint,
             "latest_event_ms": latest,
@@ -61,6 +68,18 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
         },
         reused=report.rows_loaded == 0 and report.rows_quarantined == 0,
     )
+
+
+def _check_columns(warehouse: Warehouse) -> None:
+    """Raise DataError unless the tables or views have every column that a run reads."""
+    from stages.warehouse.schema import column_faults
+
+    faults = column_faults(warehouse)
+    if faults:
+        found = "; ".join(
+            f"{fault.table}.{fault.column} is {fault.found or 'missing'}, needed: {fault.declared}" for fault in faults
+        )
+        raise DataError(f"data = warehouse: {found}")
 
 
 def find_source(settings: Settings, recipe: Recipe) -> IngestSource:

@@ -9,8 +9,8 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="Interactions",
-        description="MovieLens directory, or a CSV, JSON lines or Parquet file, as the workers see it. "
-        "Empty: the synthetic world.",
+        description="MovieLens directory, or a CSV, JSON lines or Parquet file, as the workers see it; or warehouse: "
+        "nothing is loaded, and the run reads what the warehouse holds. Empty: the synthetic world.",
     ),
     "mapping": Param(
         None,

@@ -122,21 +122,40 @@ class Warehouse:
             yield connection
 
     def create_tables(self) -> None:
-        """Create the tables and the columns that are missing."""
+        """Create the tables and the columns that are missing; views of somebody else's tables are left as they are."""
         with self.begin() as connection:
             if not self.is_duckdb:
                 # IF NOT EXISTS does not keep two sessions from creating the same table at once.
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+            found = views(connection)
             for table in METADATA.sorted_tables:
-                connection.execute(CreateTable(table, if_not_exists=True))
-            for column in ADDED_COLUMNS:
+                if table.name not in found:
+                    connection.execute(CreateTable(table, if_not_exists=True))
+            for column in (each for each in ADDED_COLUMNS if each.table.name not in found):
                 declared = CreateColumn(column).compile(dialect=connection.dialect)
                 # DuckDB adds no column with a constraint.
                 declaration = str(declared).replace(" NOT NULL", "") if self.is_duckdb else str(declared)
                 connection.execute(sa.text(f"ALTER TABLE {column.table.name} ADD COLUMN IF NOT EXISTS {declaration}"))
             if not self.is_duckdb:
                 for index in INDEXES:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
+                    if str(index.table.name) not in found:  # type: ignore[union-attr]
+                        connection.execute(CreateIndex(index, if_not_exists=True))
+
+    def create_tables_to_load(self) -> None:
+        """Create what is missing, as ``create_tables``, where rows are about to be loaded.
+
+        Raises:
+            ConfigError: if one of the tables of a source is a view.
+        """
+        self.create_tables()
+        with self.connect() as connection:
+            found = views(connection)
+        for name in (INTERACTIONS.name, ITEMS.name, USERS.name):
+            if name in found:
+                raise ConfigError(
+                    f"data: {name} of warehouse {self.name} is a view, into which nothing is loaded; allowed is "
+                    "data = warehouse, which reads it as it stands"
+                )
 
     def counts(self) -> dict[str, int]:
         """Return the number of rows of every table by name."""
@@ -192,6 +211,14 @@ class Warehouse:
             if _is_missing_table(error):
                 raise DataError(f"warehouse {self.name} holds no data yet: {fault}") from None
             raise
+
+
+def views(connection: Connection) -> set[str]:
+    """Return the names of views, and on PostgreSQL of materialised views and foreign tables."""
+    if connection.dialect.name == "duckdb":
+        return set(connection.execute(sa.text("SELECT view_name FROM duckdb_views() WHERE NOT internal")).scalars())
+    seen: Any = sa.inspect(connection)  # the information schema leaves out materialised views
+    return {*seen.get_view_names(), *seen.get_materialized_view_names(), *seen.get_foreign_table_names()}
 
 
 def _parse_url(url: str) -> URL:

@@ -67,7 +67,7 @@ def ingest(
             fault in the middle stay loaded; running again completes the load.
         TransientError: if the warehouse went away.
     """
-    warehouse.create_tables()
+    warehouse.create_tables_to_load()
     files = expand(source)
     # A bar for the files where there are many, and one for the bytes of each.
     shown = tqdm(files, unit="file", desc=source.name, disable=None if progress and len(files) > _MANY else True)
@@ -102,7 +102,7 @@ def ingest_tables(
     Raises:
         DataError: if a column is missing.
     """
-    warehouse.create_tables()
+    warehouse.create_tables_to_load()
     reports = []
     for table, data in (("items", items), ("users", users), ("interactions", interactions)):
         mapping = table_mappings()[table]

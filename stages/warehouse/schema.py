@@ -1,6 +1,6 @@
 """Whether the tables have the columns that the dataset step reads, also where somebody else filled them.
 
-A table, a view or (on PostgreSQL) a materialised view will do, and a type of the declared family:
+A table, a view or (on PostgreSQL) a materialised view or foreign table will do, and a type of the declared family:
 an ``INTEGER`` where ``BIGINT`` is declared, a ``VARCHAR(40)`` where ``TEXT`` is.
 """
 
@@ -13,15 +13,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from stages.warehouse.engine import Warehouse
+from stages.warehouse.engine import Warehouse, views
 from stages.warehouse.tables import INTERACTIONS, ITEMS, USERS
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     INTERACTIONS.name: ("event_id", "user_id", "item_id", "signal", "value", "event_time_ms", "context"),
-    ITEMS.name: ("item_id", "title", "categories", "created_at_ms", "duration_s", "text", "state"),
-    USERS.name: ("user_id", "attributes"),
+    ITEMS.name: ("item_id", "title", "categories", "created_at_ms", "duration_s", "text", "state", "row_hash"),
+    USERS.name: ("user_id", "attributes", "row_hash"),
 }
-"""The columns that the dataset step reads, by table."""
+"""The columns that a run reads, by table."""
 
 _TABLES = {table.name: table for table in (INTERACTIONS, ITEMS, USERS)}
 # Names of types in DuckDB and PostgreSQL whose every value the declared type holds.
@@ -74,9 +74,7 @@ def _column_types(connection: Connection, table: str) -> dict[str, str]:
     """Return the type of each column in capitals, without its length; nothing if there is no such table."""
     if connection.dialect.name != "duckdb":
         inspector = sa.inspect(connection)
-        # Not all of these are in the information schema: it leaves out materialised views.
-        names = {*inspector.get_table_names(), *inspector.get_view_names(), *inspector.get_materialized_view_names()}
-        if table not in names:
+        if table not in {*inspector.get_table_names(), *views(connection)}:
             return {}
         return {column["name"]: _plain(str(column["type"])) for column in inspector.get_columns(table)}
     columns = sa.table(

@@ -51,6 +51,15 @@ def test_the_recipe_suits_the_data(environ: dict[str, str], tmp_path: Path) -> N
         load_settings(environ, data=str(tmp_path / "nowhere"))
 
 
+def test_the_warehouse_itself_is_no_path_and_needs_a_recipe(environ: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a recipe is needed for data = warehouse"):
+        load_settings(environ, data="warehouse")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{}")
+    assert load_settings(environ, data="warehouse", config=str(recipe)).data == "warehouse"
+    assert load_settings({**environ, "SLUICE_DATA": "warehouse"}, config=str(recipe)).data == "warehouse"
+
+
 def test_overrides_are_laid_over_the_recipe(environ: dict[str, str]) -> None:
     settings = load_settings(environ, overrides=parse_overrides(("candidate.epochs=5", "seed=9")), n_processes=2)
     assert settings.recipe == {"seed": 9, "candidate": {"epochs": 5, "dimension": 8, "n_processes": 2}}

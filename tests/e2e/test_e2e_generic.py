@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
+from stages.warehouse.engine import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -101,3 +103,35 @@ def test_fewer_items_than_k_are_refused(sluice: Callable[..., Any], clicks: Path
     refused = sluice("run", *_source(clicks), "--until", "dataset", maximum=5_000)
     assert refused.exit_code == 3
     assert "5000" in refused.output.replace(",", "")
+
+
+def test_a_run_reads_what_the_warehouse_holds_already(sluice: Callable[..., Any], clicks: Path, tmp_path: Path) -> None:
+    """Views over somebody else's tables give the snapshot that the loaded file gave."""
+    assert sluice("run", *_source(clicks), "--until", "dataset").exit_code == 0
+    with Warehouse(f"duckdb:///{tmp_path / 'home' / 'warehouse.duckdb'}") as warehouse, warehouse.begin() as connection:
+        for name in ("interactions", "items", "users"):
+            connection.exec_driver_sql(f"ALTER TABLE {name} RENAME TO their_{name}")
+            connection.exec_driver_sql(f"CREATE VIEW {name} AS SELECT * FROM their_{name}")
+    ours, runs = list((tmp_path / "home" / "runs" / "dataset").iterdir()), tmp_path / "home" / "runs"
+    assert len(ours) == 1
+    refused = sluice("run", *_source(clicks), "--until", "dataset")
+    assert refused.exit_code == 2
+    assert "is a view" in refused.output
+    found = sluice("run", "--data", "warehouse", "--until", "dataset")
+    assert found.exit_code == 0, found.output
+    assert list((runs / "dataset").iterdir()) == ours  # the same content: the step is reused
+    shutil.rmtree(runs)
+    assert sluice("run", "--data", "warehouse", "--until", "dataset").exit_code == 0
+    assert [path.name for path in (runs / "dataset").iterdir()] == [path.name for path in ours]
+
+
+def test_a_warehouse_without_what_a_run_reads_is_named(sluice: Callable[..., Any], tmp_path: Path) -> None:
+    empty = sluice("run", "--data", "warehouse", "--until", "dataset")
+    assert empty.exit_code == 3
+    assert "no event is in the warehouse" in empty.output
+    with Warehouse(f"duckdb:///{tmp_path / 'home' / 'warehouse.duckdb'}") as warehouse, warehouse.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE items")
+        connection.exec_driver_sql("CREATE VIEW items AS SELECT 'i0' AS item_id, 'Zero' AS title, '' AS categories")
+    lacking = sluice("run", "--data", "warehouse", "--until", "dataset")
+    assert lacking.exit_code == 3
+    assert "items.row_hash is missing, needed: BIGINT" in lacking.output
