@@ -1,14 +1,16 @@
 """Selection, de-duplication and export of 1, 10 and 100 million events, and the same job in pandas.
 
-    python -m benchmarks.dataset [--sizes 1e6 1e7 1e8] [--pandas 1e7] [--memory 2500MB] [--ids 1e7] [--home DIR]
-        [--postgresql URL_OF_AN_EMPTY_DATABASE]
+    python -m benchmarks.dataset [--sizes 1e6 1e7 1e8] [--repeat 3] [--pandas 1e7] [--memory 2500MB] [--ids 1e7]
+        [--home DIR] [--postgresql URL_OF_AN_EMPTY_DATABASE]
 
 A world of skewed users and items is written into a DuckDB warehouse in SQL (not measured). Measured
 is, in a process of its own for every size: who is active and which items are eligible at the end of
 each part, the removal of duplicates and repeats, and ``events.parquet``, as the dataset step makes
-it. Users and items grow with the events unless ``--ids`` gives every size those of one size. The pandas
-job reads the same events from Parquet and writes the same rows; both are compared.
-With ``--postgresql`` the same job runs on a copy of the world there, and its rows are compared too.
+it. Repeats alternate between the sizes, for a machine's speed changes within minutes; seconds are
+medians, and ``growth`` is by how much a size's exceed those of the size before. Users and items grow with
+the events unless ``--ids`` gives every size those of one size. The pandas job reads the same events from
+Parquet and writes the same rows; both are compared. With ``--postgresql`` the same job runs on a copy of
+the world there, and its rows are compared too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import io
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -207,30 +210,53 @@ def child(arguments: list[str]) -> dict[str, Any]:
     return result
 
 
-def measure(
-    home: Path, n: int, memory: str, with_pandas: bool, ids: int | None = None, postgresql: str | None = None
-) -> dict[str, Any]:
-    """Write a world of n events and run the jobs on it."""
-    path = home / f"{n}.duckdb"
-    write_world(path, n, ids)
-    url = f"duckdb:///{path}?memory_limit={memory}&threads=2"
-    result = {"events": n, **child(["--job", "sluice", url, str(home / "ours.parquet")])}
-    if postgresql:
-        copy_to_postgresql(path, postgresql)
-        try:
-            result["postgresql"] = child(["--job", "sluice", postgresql, str(home / "theirs.parquet")])
-        finally:
-            empty_postgresql(postgresql)
-        if not pq.read_table(home / "ours.parquet").equals(pq.read_table(home / "theirs.parquet")):
-            raise SystemExit("the two databases give different rows")
-    if with_pandas:
-        with duckdb.connect(str(path), read_only=True) as connection:
-            for table in ("interactions", "items"):
-                connection.execute(f"COPY {table} TO '{home / table}.parquet' (FORMAT PARQUET)")
-        result["pandas"] = child(["--job", "pandas", str(home), str(home / "theirs.parquet")])
-        compare(home / "ours.parquet", home / "theirs.parquet")
-        result["times_faster_than_pandas"] = round(result["pandas"]["seconds"] / result["seconds"], 2)
-    path.unlink()
+def measure(home: Path, sizes: list[int], memory: str, repeats: int, ids: int | None) -> list[dict[str, Any]]:
+    """Write a world of each size and run the job on all of them, ``repeats`` times in turn; return medians by size."""
+    for n in sizes:
+        write_world(home / f"{n}.duckdb", n, ids)
+    found: dict[int, list[dict[str, Any]]] = {n: [] for n in sizes}
+    for _ in range(repeats):
+        for n in sizes:
+            found[n].append(child(["--job", "sluice", world_url(home, n, memory), str(home / f"{n}.parquet")]))
+            print(json.dumps({"events": n, **found[n][-1]}), flush=True)
+    results: list[dict[str, Any]] = []
+    for n, runs in found.items():
+        seconds = [run["seconds"] for run in runs]
+        middle, peak = statistics.median(seconds), max(run["peak_gb"] for run in runs)
+        results.append({**runs[0], "events": n, "seconds": middle, "each": seconds, "peak_gb": peak})
+        if len(results) > 1:
+            results[-1]["growth"] = round(middle / results[-2]["seconds"], 2)
+    return results
+
+
+def world_url(home: Path, n: int, memory: str) -> str:
+    """Return the warehouse of n events."""
+    return f"duckdb:///{home / f'{n}.duckdb'}?memory_limit={memory}&threads=2"
+
+
+def measure_postgresql(home: Path, n: int, url: str) -> dict[str, Any]:
+    """Run the job on a copy of a world, and compare what it writes.
+
+    Raises:
+        SystemExit: if the rows differ.
+    """
+    copy_to_postgresql(home / f"{n}.duckdb", url)
+    try:
+        result = child(["--job", "sluice", url, str(home / "theirs.parquet")])
+    finally:
+        empty_postgresql(url)
+    if not pq.read_table(home / f"{n}.parquet").equals(pq.read_table(home / "theirs.parquet")):
+        raise SystemExit("the two databases give different rows")
+    return result
+
+
+def measure_pandas(home: Path, n: int) -> dict[str, Any]:
+    """Run the job in pandas, and compare what it writes."""
+    with duckdb.connect(str(home / f"{n}.duckdb"), read_only=True) as connection:
+        for table in ("interactions", "items"):
+            connection.execute(f"COPY {table} TO '{home / table}.parquet' (FORMAT PARQUET)")
+    result = child(["--job", "pandas", str(home), str(home / "theirs.parquet")])
+    compare(home / f"{n}.parquet", home / "theirs.parquet")
     return result
 
 
@@ -238,6 +264,7 @@ def main() -> None:
     """Measure and print one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e6, 1e7, 1e8])
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--pandas", type=float, default=1e7)
     parser.add_argument("--memory", default="2500MB", help="DuckDB's limit; the process needs some beside it")
     parser.add_argument("--ids", type=float, default=None, help="users and items of a world of so many events")
@@ -252,12 +279,16 @@ def main() -> None:
         result["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3)
         print(json.dumps({**result, "seconds": round(result["seconds"], 2)}))
         return
-    results, ids = [], int(options.ids) if options.ids else None
-    with tempfile.TemporaryDirectory(dir=options.home) as home:
-        for size in options.sizes:
-            with_pandas = int(size) == int(options.pandas)
-            results.append(measure(Path(home), int(size), options.memory, with_pandas, ids, options.postgresql))
-            print(json.dumps(results[-1]), flush=True)
+    sizes, ids = [int(size) for size in options.sizes], int(options.ids) if options.ids else None
+    with tempfile.TemporaryDirectory(dir=options.home) as directory:
+        home = Path(directory)
+        results = measure(home, sizes, options.memory, options.repeat, ids)
+        for result in results:
+            if options.postgresql:
+                result["postgresql"] = measure_postgresql(home, result["events"], options.postgresql)
+            if result["events"] == int(options.pandas):
+                result["pandas"] = measure_pandas(home, result["events"])
+                result["times_faster_than_pandas"] = round(result["pandas"]["seconds"] / result["seconds"], 2)
     print(
         json.dumps(
             {
