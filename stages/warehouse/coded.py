@@ -155,12 +155,12 @@ class CodedSelection:
         users = self._table(user_counts(*window), _COUNTS_SCHEMA)
         self._user_ids = users["id"].combine_chunks()
         n_chosen = pc.sum(users["n"]).as_py() or 0
-        self._stage(USER_MAP, pa.table({"user_id": self._user_ids, "user_index": np.arange(len(users))}))
+        self._stage(USER_MAP, pa.table({"user_id": self._user_ids, "user_index": _codes(0, len(users))}))
         self._stage(CONTEXT_MAP, context_map)
         item_id, canonical_id = (listed[name].combine_chunks() for name in ("item_id", "canonical_id"))
         canonical = pc.equal(item_id, canonical_id)
         self._item_ids = item_id.filter(canonical)
-        item_code = pc.index_in(canonical_id, self._item_ids).cast(pa.int64())
+        item_code = pc.index_in(canonical_id, self._item_ids)
         self._stage(ITEM_MAP, pa.table([item_id, item_code, canonical], names=ITEM_MAP.c.keys()))
         with_context = len(context_map) > 0
         self._scratch.make("coded_events", coded_statement(*window, with_context), large=True)
@@ -176,7 +176,7 @@ class CodedSelection:
         unlisted = others.filter(pc.invert(pc.is_in(others, blocked)))
         first_code = len(self._item_ids)
         self._item_ids = pa.concat_arrays([self._item_ids, unlisted])
-        codes, canonical = np.arange(first_code, len(self._item_ids)), np.ones(len(unlisted), dtype=bool)
+        codes, canonical = _codes(first_code, len(self._item_ids)), np.ones(len(unlisted), dtype=bool)
         self._stage(ITEM_MAP, pa.table([unlisted, codes, canonical], names=ITEM_MAP.c.keys()), more=True)
         self._scratch.add("coded_events", coded_statement(*window, with_context, first_code), large=True)
 
@@ -348,6 +348,11 @@ class CodedSelection:
     def _stage(self, table: sa.Table, rows: pa.Table, more: bool = False) -> None:
         with staged(self._connection, table, rows.select(table.c.keys())) as stage:
             (self._scratch.add if more else self._scratch.make)(table.name, sa.select(*stage.c))
+
+
+def _codes(start: int, stop: int) -> np.ndarray:
+    """Return codes in as few bytes as they need: tables that are looked up in should fit into the caches."""
+    return np.arange(start, stop, dtype=np.int32)
 
 
 class _Places:

@@ -18,12 +18,12 @@ from stages.warehouse.tables import INTERACTIONS, ITEMS
 
 _E = INTERACTIONS.c
 _MAPS = sa.MetaData()
-USER_MAP = sa.Table("selected_users", _MAPS, sa.Column("user_id", sa.Text), sa.Column("user_index", sa.BigInteger))
+USER_MAP = sa.Table("selected_users", _MAPS, sa.Column("user_id", sa.Text), sa.Column("user_index", sa.Integer))
 ITEM_MAP = sa.Table(
     "selected_items",
     _MAPS,
     sa.Column("item_id", sa.Text),
-    sa.Column("item_index", sa.BigInteger),
+    sa.Column("item_index", sa.Integer),
     sa.Column("canonical", sa.Boolean),
 )
 """Every id that may occur in an event; several ids of one index are duplicates, one is canonical."""
@@ -69,8 +69,8 @@ def coded_statement(
         conditions.append(ITEM_MAP.c.item_index >= first_item)
     return (
         sa.select(
-            sa.cast(USER_MAP.c.user_index, sa.Integer).label("user_index"),
-            sa.cast(ITEM_MAP.c.item_index, sa.Integer).label("item_index"),
+            USER_MAP.c.user_index,
+            ITEM_MAP.c.item_index,
             sa.cast(code, sa.SmallInteger).label("signal"),
             _E.value,
             _E.event_time_ms,
