@@ -105,12 +105,13 @@ class Examples:
         """Return int64 signals of touches as known strictly before ``time_ms`` (broadcast), else the first."""
         place, last = self.version_offsets[touches], self.version_offsets[touches + 1] - 1
         signals: np.ndarray = self.version_signals[place].astype(np.int64)
-        while True:
+        unknown = place < last
+        while unknown.any():
             place = np.minimum(place + 1, last)
-            later = (place <= last) & (self.version_times_ms[place] < time_ms)
+            later = self.version_times_ms[place] < time_ms
             signals = np.where(later, self.version_signals[place], signals)
-            if not (later & (place < last)).any():
-                return signals
+            unknown = later & (place < last)
+        return signals
 
     def _touches(self, start_B: np.ndarray, end_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return positions of the newest ``length`` touches, newest first, and which there are."""

@@ -115,32 +115,83 @@ def part(n: int, rank: int, world: int) -> slice:
     return slice(n * rank // world, n * (rank + 1) // world)
 
 
-class _Gather(torch.autograd.Function):  # type: ignore[misc]
-    """All ranks' rows on every rank; a row's gradient is the sum of what the ranks have for it."""
+class CandidateExchange:
+    """Brings all ranks' candidates to every rank while other work goes on, and their gradients back.
 
-    @staticmethod
-    def forward(ctx: Any, rows_cD: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(rows_cD) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows_cD.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_RD: torch.Tensor) -> torch.Tensor:
-        parts = list(gradient_RD.contiguous().chunk(dist.get_world_size()))
-        own_cD = torch.empty_like(parts[0])
-        dist.reduce_scatter(own_cD, parts)
-        return own_cD
-
-
-def gather_candidates(rows_cD: torch.Tensor, share: Share) -> torch.Tensor:
-    """Return the whole batch's candidates ``[C, D]`` in the order of ``share.order``, differentiable.
+    What stands between ``send`` and ``receive`` in the forward pass overlaps with the exchange, in the backward
+    pass as well: autograd runs backwards what was recorded last first, so that the gradients leave where
+    ``receive`` was and are waited for where ``send`` was. A row's gradient is the sum of what the ranks have for it.
 
     Args:
-        rows_cD: what this rank embedded, ``share.rows`` of them.
         share: of this rank.
     """
-    if share.world == 1:
-        return rows_cD
-    places_C = torch.from_numpy(share.places()).to(rows_cD.device)
-    whole_CD: torch.Tensor = _Gather.apply(rows_cD)[places_C]
-    return whole_CD
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self._under_way: list[tuple[dist.Work, torch.Tensor]] = []
+
+    def send(self, rows_cD: torch.Tensor) -> torch.Tensor:
+        """Start to send what this rank embedded, and return what ``receive`` takes.
+
+        Args:
+            rows_cD: ``share.rows`` candidates.
+        """
+        if self.share.world == 1:
+            return rows_cD.float()
+        ticket: torch.Tensor = _Send.apply(rows_cD.float(), self)
+        return ticket
+
+    def receive(self, ticket: torch.Tensor) -> torch.Tensor:
+        """Return the whole batch's candidates float32 ``[C, D]`` in the order of ``share.order``, differentiable.
+
+        Args:
+            ticket: what ``send`` returned.
+        """
+        if self.share.world == 1:
+            return ticket
+        places_C = torch.from_numpy(self.share.places()).to(ticket.device)
+        candidates_CD: torch.Tensor = _Receive.apply(ticket, places_C, self)
+        return candidates_CD
+
+    def start(self, work: dist.Work, buffer: torch.Tensor) -> None:
+        """Remember the exchange that fills ``buffer``; there is one at a time."""
+        self._under_way.append((work, buffer))
+
+    def wait(self) -> torch.Tensor:
+        """Return the buffer of the exchange that goes on, once it is filled."""
+        work, buffer = self._under_way.pop()
+        work.wait()
+        return buffer
+
+
+class _Send(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, rows_cD: torch.Tensor, exchange: CandidateExchange) -> torch.Tensor:
+        ctx.exchange = exchange
+        whole_RD = rows_cD.new_empty(exchange.share.world * len(rows_cD), rows_cD.shape[1])
+        exchange.start(dist.all_gather_into_tensor(whole_RD, rows_cD.contiguous(), async_op=True), whole_RD)
+        return rows_cD.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.exchange.wait().unflatten(0, (ctx.exchange.share.world, -1)).sum(dim=0), None
+
+
+class _Receive(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, ticket: torch.Tensor, places_C: torch.Tensor, exchange: CandidateExchange) -> torch.Tensor:
+        ctx.exchange = exchange
+        whole_RD = exchange.wait()
+        ctx.n_rows = len(whole_RD)
+        ctx.save_for_backward(ticket, places_C)
+        return whole_RD[places_C]
+
+    @staticmethod
+    def backward(ctx: Any, gradient_CD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        ticket, places_C = ctx.saved_tensors
+        sent_RD = gradient_CD.new_zeros(ctx.n_rows, gradient_CD.shape[1])
+        sent_RD[places_C] = gradient_CD
+        # Sums of what all ranks sent are taken where it is received: gloo's reduce-scatter takes several times as long.
+        received_RD = torch.empty_like(sent_RD)
+        ctx.exchange.start(dist.all_to_all_single(received_RD, sent_RD, async_op=True), received_RD)
+        return torch.zeros_like(ticket), None, None

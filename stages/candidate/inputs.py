@@ -6,13 +6,16 @@ Shapes: B queries, R histories, C candidates, L history length, N items, U disti
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torchrec.distributed.embedding_types import KJTList
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Multistreamable
 
 from stages.candidate.batches import Batch
 from stages.candidate.catalogue import Catalogue
@@ -22,6 +25,19 @@ from stages.candidate.encoders import Histories
 ITEM, HISTORY, CATEGORY, WORD, USER, CONTEXT = "item", "history", "category", "word", "user", "context"
 Bags = tuple[np.ndarray, np.ndarray, np.ndarray]
 _EMPTY = torch.zeros(0)
+
+
+@dataclass(frozen=True)
+class SentFeatures:
+    """Features of all ranks for the tables of this one, as TorchRec's ``input_dist`` brought them.
+
+    Attributes:
+        context: of the sharded collection, made for this batch.
+        features: what it looks up.
+    """
+
+    context: Multistreamable
+    features: KJTList
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,7 @@ class ModelInputs:
         candidate_slot: int64 ``[C]``, distinct item of each candidate.
         candidate_named: float32 ``[C]``, 0 hides a candidate's id.
         log_duration: float32 ``[C]``; item_age_s: int64 ``[C]`` seconds.
+        sent: ``features`` where they have been sent ahead; see ``ahead``.
     """
 
     features: KeyedJaggedTensor
@@ -50,6 +67,7 @@ class ModelInputs:
     candidate_named: torch.Tensor
     log_duration: torch.Tensor
     item_age_s: torch.Tensor
+    sent: SentFeatures | None = None
 
 
 class InputMaker:
@@ -126,17 +144,37 @@ class InputMaker:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
+def alone() -> bool:
+    """Return whether there is no other rank."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def alike_on_all_ranks(inputs: ModelInputs) -> ModelInputs:
     """Return the inputs with the stride of the rank that has the largest: sharded lookups want it equal.
 
     Ranks meet different numbers of distinct items. A collective: every rank calls it at the same step.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if inputs.sent is not None or alone():
         return inputs
-    features = inputs.features
+    return with_stride(inputs, largest_stride(inputs.features)())
+
+
+def largest_stride(features: KeyedJaggedTensor) -> Callable[[], int]:
+    """Ask for the largest stride over the ranks, and return what waits for the answer; a collective."""
     largest = torch.tensor([features.stride()], device=features.lengths().device)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    missing = int(largest) - features.stride()
+    work = dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True)
+
+    def answer() -> int:
+        work.wait()
+        return int(largest)
+
+    return answer
+
+
+def with_stride(inputs: ModelInputs, stride: int) -> ModelInputs:
+    """Return the inputs with empty bags up to ``stride``."""
+    features = inputs.features
+    missing = stride - features.stride()
     if not missing:
         return inputs
     lengths = F.pad(features.lengths().view(len(features.keys()), -1), (0, missing))

@@ -14,6 +14,7 @@ Tables are looked up once for each distinct item of a batch; histories and candi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -155,9 +156,20 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         self.query_tower = QueryTower(sizes, config)
         self.item_tower = ItemTower(config)
 
-    def forward(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return queries float32 ``[B, D]`` or ``[B, T, D]`` and candidates float32 ``[C, D]``."""
-        pooled: KeyedTensor = self.embeddings(inputs.features)
+    def forward(
+        self, inputs: ModelInputs, send: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries float32 ``[B, D]`` or ``[B, T, D]`` and candidates float32 ``[C, D]``.
+
+        Args:
+            inputs: of this rank.
+            send: called with the candidates as soon as they are there, before the queries; what it returns takes
+                their place.
+        """
+        sent, tables = inputs.sent, self.embeddings
+        pooled: KeyedTensor = (
+            tables(inputs.features) if sent is None else tables.compute_and_output_dist(sent.context, sent.features)
+        )
         found, keys = inputs.n_distinct, set(inputs.features.keys())
         ids_UD = pooled[ITEM][:found]
         content_UK = pooled[CATEGORY][:found]
@@ -165,13 +177,16 @@ class TwoTower(nn.Module):  # type: ignore[misc]
             content_UK = torch.cat([content_UK, pooled[WORD][:found]], dim=1)
         history_UD = pooled[HISTORY][:found] if HISTORY in keys else ids_UD
         extra = [pooled[key][: inputs.n_queries] for key in (USER, CONTEXT) if key in keys]
+        ids_CD = F.embedding(inputs.candidate_slot, ids_UD) * inputs.candidate_named[:, None]
+        content_CK = F.embedding(inputs.candidate_slot, content_UK)
+        candidate_CD = self.item_tower(ids_CD, content_CK, inputs.log_duration, inputs.item_age_s)
+        if send is not None:
+            candidate_CD = send(candidate_CD)
         histories = dataclasses.replace(
             inputs.histories, ids=F.pad(history_UD, (0, 0, 0, 1)), content=F.pad(content_UK, (0, 0, 0, 1))
         )
         query_BD = self.query_tower(histories, sum(extra) if extra else None, inputs.query_row, inputs.query_place)
-        ids_CD = F.embedding(inputs.candidate_slot, ids_UD) * inputs.candidate_named[:, None]
-        content_CK = F.embedding(inputs.candidate_slot, content_UK)
-        return query_BD, self.item_tower(ids_CD, content_CK, inputs.log_duration, inputs.item_age_s)
+        return query_BD, candidate_CD
 
 
 def _table(name: str, rows: int, dimension: int, feature: str, deviation: float | None = None) -> EmbeddingBagConfig:

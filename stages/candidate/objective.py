@@ -5,16 +5,19 @@ Shapes: B queries and c candidates of a rank, C candidates of all ranks, D dimen
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import nn
 
+from stages.candidate.ahead import sent_ahead
 from stages.candidate.batches import Batch, Batches
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
-from stages.candidate.exchange import Share, gather_candidates
+from stages.candidate.exchange import CandidateExchange, Share
 from stages.candidate.fused_loss import fused_sampled_softmax
-from stages.candidate.inputs import InputMaker, ModelInputs, alike_on_all_ranks
+from stages.candidate.inputs import InputMaker, ModelInputs, alike_on_all_ranks, alone
 from stages.candidate.losses import (
     bpr,
     by_kind_log_q,
@@ -88,22 +91,37 @@ class LossOfBatch:
         """Return the model's input of a batch; it may be made ahead, in another thread, one at a time."""
         return self._inputs(batch)
 
+    def sent_ahead(self, ready: Iterable[tuple[Batch, ModelInputs]]) -> Iterator[tuple[Batch, ModelInputs]]:
+        """Yield prepared batches, the ids of the next ones on their way to the ranks that hold their rows."""
+        return iter(ready) if alone() else sent_ahead(ready, self.model.module.embeddings)
+
     def forward(
         self, batch: Batch, inputs: ModelInputs | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[c, D]`` and their items ``[c]`` of this rank."""
-        inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
-        query_BD, candidate_cD = self.model(inputs)
+        query_BD, candidate_cD = self._embed(batch, inputs)
         return query_BD, candidate_cD, self._tensor(batch.items)
+
+    def _embed(
+        self,
+        batch: Batch,
+        inputs: ModelInputs | None,
+        send: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries of this rank and its candidates, or what ``send`` makes of them; see ``TwoTower``."""
+        inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
+        query_BD, candidate_cD = self.model(inputs, send)
+        return query_BD, candidate_cD
 
     def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
         """Return this rank's scalar loss; its mean over the ranks is the mean over the batch's queries.
 
         On CUDA the towers' layers compute in ``config.precision``, the loss in float32.
         """
+        exchange = CandidateExchange(batch.share)
         with mixed_precision(self.device, self._config):
-            query_BD, candidate_cD, _ = self.forward(batch, inputs)
-        query_BD, candidate_CD = query_BD.float(), gather_candidates(candidate_cD.float(), batch.share)
+            query_BD, sent = self._embed(batch, inputs, exchange.send)
+        query_BD, candidate_CD = query_BD.float(), exchange.receive(sent)
         items_C, config = self._tensor(batch.candidates), self._config
         seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
         if batch.positive_place is not None:
