@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stages.candidate import plan, worker
+from stages.candidate.ahead import sent_ahead
 from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.exchange import Share
@@ -189,6 +190,19 @@ def test_more_ranks_than_rows_and_tables(planted, tmp_path):
     assert {weights.shape for weights in category} == {(4, 4)}
     for weights in category[1:4]:
         np.testing.assert_allclose(weights, category[0], atol=VECTOR_TOLERANCE)
+
+
+def test_ids_that_were_sent_ahead_find_the_same_rows(planted, tmp_path, one_rank):
+    job(planted, tmp_path / "job")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchRec's own deprecations
+        batches, loss_of, _ = worker.build(tmp_path / "job", 0, 1)
+        ready = [(batch, loss_of.prepare(batch)) for batch in itertools.islice(batches.epoch(0), 6)]
+        sent = list(sent_ahead(ready, loss_of.model.module.embeddings))
+        assert [batch for batch, _ in sent] == [batch for batch, _ in ready]
+        for (batch, plain), (_, inputs) in zip(ready, sent, strict=True):
+            assert inputs.sent is not None
+            assert loss_of(batch, inputs).item() == loss_of(batch, plain).item()
 
 
 def test_learned_weights_keep_their_gradient(planted, tmp_path, one_rank):
