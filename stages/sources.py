@@ -76,10 +76,7 @@ def _check_columns(warehouse: Warehouse) -> None:
 
     faults = column_faults(warehouse)
     if faults:
-        found = "; ".join(
-            f"{fault.table}.{fault.column} is {fault.found or 'missing'}, needed: {fault.declared}" for fault in faults
-        )
-        raise DataError(f"data = warehouse: {found}")
+        raise DataError(f"data = {WAREHOUSE}: {'; '.join(map(str, faults))}")
 
 
 def find_source(settings: Settings, recipe: Recipe) -> IngestSource:

@@ -164,9 +164,11 @@ class CodedSelection:
         self._stage(ITEM_MAP, pa.table([item_id, item_code, canonical], names=ITEM_MAP.c.keys()))
         with_context = len(context_map) > 0
         self._scratch.make("coded_events", coded_statement(*window, with_context), large=True)
-        if self._n_coded() < n_chosen:
+        n_coded = self._n_coded()
+        if n_coded < n_chosen:
             self._code_unlisted(blocked, with_context)
-        self._every_event_is_coded = self._n_coded() == n_chosen
+            n_coded = self._n_coded()
+        self._every_event_is_coded = n_coded == n_chosen
         self._repeats_are_listed = False
 
     def _code_unlisted(self, blocked: pa.Array, with_context: bool) -> None:

@@ -46,6 +46,10 @@ class ColumnFault:
     declared: str
     found: str | None
 
+    def __str__(self) -> str:
+        """Return the sentence that names it."""
+        return f"{self.table}.{self.column} is {self.found or 'missing'}, needed: {self.declared}"
+
 
 def column_faults(warehouse: Warehouse) -> tuple[ColumnFault, ...]:
     """Return every required column that is missing or of a type that does not fit."""

@@ -11,10 +11,7 @@ from stages.warehouse.profile import count_duplicates, count_unknown_items
 def columns(scene: Scene) -> list[ContractResult]:
     """Require the columns that the dataset step reads, with types that hold what it needs."""
     faults = scene.faults
-    words = [
-        f"{fault.table}.{fault.column} is {fault.found or 'missing'}, needed: {fault.declared}" for fault in faults
-    ]
-    found = "; ".join(words) or "every column that the dataset reads is there"
+    found = "; ".join(map(str, faults)) or "every column that the dataset reads is there"
     result = scene.judge("columns", float(len(faults)), scene.limits.columns, found)
     return [result]
 
