@@ -61,3 +61,16 @@ def _sending(batch: Raw, inputs: ModelInputs, tables: nn.Module) -> Generator[No
     ids = numbers.wait()
     yield
     return batch, dataclasses.replace(aligned, sent=SentFeatures(context, ids.wait()))
+
+
+def looked_up(inputs: ModelInputs, tables: nn.Module) -> ModelInputs:
+    """Return inputs whose rows are on their way from the ranks that hold them; whoever reads them waits.
+
+    Args:
+        inputs: of this rank.
+        tables: TorchRec's sharded ``EmbeddingBagCollection``.
+    """
+    sent = inputs.sent
+    if sent is None:
+        return dataclasses.replace(inputs, rows=tables(inputs.features))
+    return dataclasses.replace(inputs, rows=tables.compute_and_output_dist(sent.context, sent.features))

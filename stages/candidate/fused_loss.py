@@ -6,11 +6,12 @@ backward pass. Here a block of rows that fits into the processor's cache is turn
 and of both gradients at once, and forgotten (Wijmans et al., "Cut Your Losses in Large-Vocabulary
 Language Models", 2024, do the same for vocabularies). What is masked is found as pairs, of which there are few.
 
-Shapes: B queries, b of a block, C candidates, D dimensions, L history length, U distinct candidates.
+Shapes: B queries, b of a block, C candidates, D dimensions, L history length, U distinct candidates, p masked pairs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,63 +20,88 @@ from stages.candidate.losses import MASKED
 
 _ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits of a block: 4 MB on a CPU; enough to keep a GPU busy."""
+_LEAST_SHARE = 1e-30
+"""A positive whose share is below has its loss from the logits: float32 has no logarithm of it."""
 
 
-class Occurrences:
-    """Where items stand among the candidates.
+@dataclass(frozen=True)
+class Targets:
+    """Where each query's positive is, and which candidates are no negatives of it.
 
-    Args:
-        items_C: int64, the candidates' items.
+    Attributes:
+        place: int64 ``[B]``, place of each query's positive among the candidates.
+        rows, columns: int64 ``[p]``, queries in ascending order, each with a candidate that is masked for it, unless it
+            is the query's positive.
     """
 
-    def __init__(self, items_C: torch.Tensor) -> None:
-        self._unique_U, column_C = items_C.unique(return_inverse=True)
-        self._by_item_C = column_C.argsort(stable=True)
-        self._counts_U = column_C.bincount(minlength=len(self._unique_U))
-        self._starts_U = self._counts_U.cumsum(0) - self._counts_U
+    place: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
 
-    def pairs(self, wanted_bL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and columns, int64, of every candidate whose item is in the row's list."""
-        place_bL = torch.searchsorted(self._unique_U, wanted_bL.contiguous()).clamp_(max=len(self._unique_U) - 1)
-        found_bL = self._unique_U[place_bL] == wanted_bL
-        row_p, item_p = found_bL.nonzero()[:, 0], place_bL[found_bL]
-        counts_p = self._counts_U[item_p]
-        first_p = self._starts_U[item_p] - (counts_p.cumsum(0) - counts_p)
-        total = int(counts_p.sum())
-        position = torch.arange(total, device=row_p.device) + first_p.repeat_interleave(counts_p, output_size=total)
-        return row_p.repeat_interleave(counts_p, output_size=total), self._by_item_C[position]
+    @classmethod
+    def of(cls, items_C: torch.Tensor, place_B: torch.Tensor, history_BL: torch.Tensor | None = None) -> Targets:
+        """Return the targets of queries whose positives' other copies are masked, and the items of their histories.
+
+        Args:
+            items_C: int64, the candidates' items.
+            place_B: int64, place of each query's positive among the candidates.
+            history_BL: int64, items that are no negatives of each query.
+        """
+        wanted_BL = items_C[place_B, None]
+        if history_BL is not None:
+            wanted_BL = torch.cat([wanted_BL, history_BL], dim=1)
+        return cls(place_B, *_occurrences(items_C, wanted_BL))
+
+    def block(self, start: int, stop: int) -> Targets:
+        """Return the targets of the queries from ``start`` to ``stop``."""
+        first, last = (int(torch.searchsorted(self.rows, border)) for border in (start, stop))
+        return Targets(self.place[start:stop], self.rows[first:last] - start, self.columns[first:last])
+
+    def only(self, chosen_b: torch.Tensor) -> Targets:
+        """Return the targets of some queries.
+
+        Args:
+            chosen_b: int64, ascending.
+        """
+        number_B = torch.full_like(self.place, -1)
+        number_B[chosen_b] = torch.arange(len(chosen_b), device=chosen_b.device)
+        row_p = number_B[self.rows]
+        return Targets(self.place[chosen_b], row_p[row_p >= 0], self.columns[row_p >= 0])
+
+
+def _occurrences(items_C: torch.Tensor, wanted_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and columns, int64, of every candidate whose item is in the row's list."""
+    unique_U, column_C = items_C.unique(return_inverse=True)
+    by_item_C = column_C.argsort(stable=True)
+    counts_U = column_C.bincount(minlength=len(unique_U))
+    starts_U = counts_U.cumsum(0) - counts_U
+    place_BL = torch.searchsorted(unique_U, wanted_BL.contiguous()).clamp_(max=len(unique_U) - 1)
+    found_BL = unique_U[place_BL] == wanted_BL
+    row_p, item_p = found_BL.nonzero()[:, 0], place_BL[found_BL]
+    counts_p = counts_U[item_p]
+    first_p = starts_U[item_p] - (counts_p.cumsum(0) - counts_p)
+    total = int(counts_p.sum())
+    position = torch.arange(total, device=row_p.device) + first_p.repeat_interleave(counts_p, output_size=total)
+    return row_p.repeat_interleave(counts_p, output_size=total), by_item_C[position]
 
 
 def fused_sampled_softmax(
     query_BD: torch.Tensor,
     candidate_CD: torch.Tensor,
-    items_C: torch.Tensor,
+    targets: Targets,
     temperature: float,
     log_q_C: torch.Tensor | None = None,
-    history_BL: torch.Tensor | None = None,
-    place_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return what ``losses.sampled_softmax`` returns, with its gradient, in less time and memory.
-
-    With ``place_B`` it is ``losses.full_softmax``.
+    """Return what ``losses.sampled_softmax`` and ``losses.full_softmax`` return, in less time and memory.
 
     Args:
         query_BD: float32 queries.
-        candidate_CD: float32 candidates, the positives first, unless ``place_B`` says where they are.
-        items_C: int64, the candidates' items.
+        candidate_CD: float32 candidates.
+        targets: of the queries.
         temperature: divides the dot products.
         log_q_C: subtracted from the logits of negatives; None leaves them as they are.
-        history_BL: int64, items that are no negatives of each query.
-        place_B: int64, where each query's positive is among the candidates; None means query b has candidate b.
     """
-    if place_B is None:
-        place_B = torch.arange(len(query_BD), device=query_BD.device)
-    wanted_BL = items_C[place_B, None]  # other copies of the positive
-    if history_BL is not None:
-        wanted_BL = torch.cat([wanted_BL, history_BL], dim=1)
-    loss: torch.Tensor = _Fused.apply(
-        query_BD, candidate_CD, Occurrences(items_C), wanted_BL, place_B, temperature, log_q_C
-    )
+    loss: torch.Tensor = _Fused.apply(query_BD, candidate_CD, targets, temperature, log_q_C)
     return loss
 
 
@@ -85,33 +111,32 @@ class _Fused(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any,
         query_BD: torch.Tensor,
         candidate_CD: torch.Tensor,
-        occurrences: Occurrences,
-        wanted_BL: torch.Tensor,
-        place_B: torch.Tensor,
+        targets: Targets,
         temperature: float,
         log_q_C: torch.Tensor | None,
     ) -> torch.Tensor:
-        batch, device = len(query_BD), query_BD.device
+        batch, on_cpu = len(query_BD), query_BD.device.type == "cpu"
         bias_C = query_BD.new_zeros(len(candidate_CD)) if log_q_C is None else -log_q_C
         gradient_BD, gradient_CD = torch.empty_like(query_BD), torch.zeros_like(candidate_CD)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        block = max(1, _ELEMENTS.get(device.type, _ELEMENTS["cuda"]) // len(candidate_CD))
+        total = torch.zeros((), dtype=torch.float64, device=query_BD.device)
+        block = min(batch, max(1, _ELEMENTS["cpu" if on_cpu else "cuda"] // len(candidate_CD)))
+        buffer_bC = query_BD.new_empty(block, len(candidate_CD))
         for start in range(0, batch, block):
-            rows = slice(start, min(batch, start + block))
-            query_bD = query_BD[rows]
-            own_b = place_B[rows]
-            here_b = torch.arange(len(own_b), device=device)
-            logits_bC = torch.addmm(bias_C, query_bD, candidate_CD.T, alpha=1.0 / temperature)
-            positive_b = logits_bC[here_b, own_b] - bias_C[own_b]
-            logits_bC[occurrences.pairs(wanted_BL[rows])] = MASKED
-            logits_bC[here_b, own_b] = positive_b
-            largest_b = logits_bC.amax(dim=1)
-            weights_bC = logits_bC.sub_(largest_b[:, None]).exp_()
-            sum_b = weights_bC.sum(dim=1)
-            total += (sum_b.log() + largest_b - positive_b).sum()
-            share_bC = weights_bC.div_(sum_b[:, None])
-            share_bC[here_b, own_b] -= 1.0
-            torch.mm(share_bC, candidate_CD, out=gradient_BD[rows])
+            stop = min(batch, start + block)
+            query_bD, own = query_BD[start:stop], targets.block(start, stop)
+            logits_bC = _logits(query_bD, candidate_CD, own, temperature, bias_C, buffer_bC[: stop - start])
+            # A CPU takes a row at a time, so that it can be written where it was read.
+            share_bC = torch.softmax(logits_bC, dim=1, out=logits_bC if on_cpu else None)
+            here_b = torch.arange(stop - start, device=query_BD.device)
+            share_b = share_bC[here_b, own.place]
+            lost_b = (share_b < _LEAST_SHARE).nonzero()[:, 0]
+            if len(lost_b):
+                again = own.only(lost_b)
+                total += _exact(_logits(query_bD[lost_b], candidate_CD, again, temperature, bias_C), again)
+                share_b[lost_b] = 1.0
+            total -= share_b.log().sum()
+            share_bC[here_b, own.place] -= 1.0
+            torch.mm(share_bC, candidate_CD, out=gradient_BD[start:stop])
             gradient_CD.addmm_(share_bC.T, query_bD)
         scale = 1.0 / (temperature * batch)
         ctx.save_for_backward(gradient_BD.mul_(scale), gradient_CD.mul_(scale))
@@ -120,4 +145,27 @@ class _Fused(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient_BD, gradient_CD = ctx.saved_tensors
-        return gradient * gradient_BD, gradient * gradient_CD, None, None, None, None, None
+        return gradient * gradient_BD, gradient * gradient_CD, None, None, None
+
+
+def _logits(
+    query_bD: torch.Tensor,
+    candidate_CD: torch.Tensor,
+    targets: Targets,
+    temperature: float,
+    bias_C: torch.Tensor,
+    out_bC: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return logits ``[b, C]``, masked; those of the positives are without bias."""
+    logits_bC = torch.addmm(bias_C, query_bD, candidate_CD.T, alpha=1.0 / temperature, out=out_bC)
+    here_b = torch.arange(len(query_bD), device=query_bD.device)
+    positive_b = logits_bC[here_b, targets.place] - bias_C[targets.place]
+    logits_bC[targets.rows, targets.columns] = MASKED
+    logits_bC[here_b, targets.place] = positive_b
+    return logits_bC
+
+
+def _exact(logits_bC: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Return the sum of the queries' losses, however small their positives' shares are."""
+    positive_b = logits_bC[torch.arange(len(logits_bC), device=logits_bC.device), targets.place]
+    return (logits_bC.logsumexp(dim=1) - positive_b).sum()

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torchrec.distributed.embedding_types import KJTList
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.distributed.types import LazyAwaitable
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.streamable import Multistreamable
 
 from stages.candidate.batches import Batch
@@ -46,7 +47,7 @@ class ModelInputs:
 
     Attributes:
         features: bags of the tables' rows: item tables and content by distinct item, users and contexts
-            by query; its stride is the larger of U and B.
+            by query; its stride is the larger of U + 1 and B.
         n_distinct: U.
         n_queries: B.
         histories: without their tables, which the lookup fills in.
@@ -55,6 +56,7 @@ class ModelInputs:
         candidate_named: float32 ``[C]``, 0 hides a candidate's id.
         log_duration: float32 ``[C]``; item_age_s: int64 ``[C]`` seconds.
         sent: ``features`` where they have been sent ahead; see ``ahead``.
+        rows: what the tables hold of ``features``, where it has been asked for.
     """
 
     features: KeyedJaggedTensor
@@ -68,6 +70,7 @@ class ModelInputs:
     log_duration: torch.Tensor
     item_age_s: torch.Tensor
     sent: SentFeatures | None = None
+    rows: LazyAwaitable[KeyedTensor] | None = None
 
 
 class InputMaker:
@@ -130,7 +133,7 @@ class InputMaker:
             bags[USER] = _known(batch.users[:, None], batch.users[:, None] >= 0)
         if self._config.context:
             bags[CONTEXT] = _known(batch.context - 1 + self._context_starts, batch.context > 0)
-        stride = max(len(distinct_U), batch.n_queries)
+        stride = max(len(distinct_U) + 1, batch.n_queries)
         lengths = [np.pad(counts, (0, stride - len(counts))) for _, _, counts in bags.values()]
         return KeyedJaggedTensor(
             keys=list(bags),

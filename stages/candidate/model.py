@@ -166,11 +166,9 @@ class TwoTower(nn.Module):  # type: ignore[misc]
             send: called with the candidates as soon as they are there, before the queries; what it returns takes
                 their place.
         """
-        sent, tables = inputs.sent, self.embeddings
-        pooled: KeyedTensor = (
-            tables(inputs.features) if sent is None else tables.compute_and_output_dist(sent.context, sent.features)
-        )
-        found, keys = inputs.n_distinct, set(inputs.features.keys())
+        pooled: KeyedTensor = self.embeddings(inputs.features) if inputs.rows is None else inputs.rows
+        # The bag behind the last one is empty: the row of zeros that padding has.
+        found, keys = inputs.n_distinct + 1, set(inputs.features.keys())
         ids_UD = pooled[ITEM][:found]
         content_UK = pooled[CATEGORY][:found]
         if WORD in keys:
@@ -182,9 +180,7 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         candidate_CD = self.item_tower(ids_CD, content_CK, inputs.log_duration, inputs.item_age_s)
         if send is not None:
             candidate_CD = send(candidate_CD)
-        histories = dataclasses.replace(
-            inputs.histories, ids=F.pad(history_UD, (0, 0, 0, 1)), content=F.pad(content_UK, (0, 0, 0, 1))
-        )
+        histories = dataclasses.replace(inputs.histories, ids=history_UD, content=content_UK)
         query_BD = self.query_tower(histories, sum(extra) if extra else None, inputs.query_row, inputs.query_place)
         return query_BD, candidate_CD
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.candidate.ahead import sent_ahead
+from stages.candidate.ahead import looked_up, sent_ahead
 from stages.candidate.batches import Batch, Batches
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
 from stages.candidate.exchange import CandidateExchange, Share
-from stages.candidate.fused_loss import fused_sampled_softmax
+from stages.candidate.fused_loss import Targets, fused_sampled_softmax
 from stages.candidate.inputs import InputMaker, ModelInputs, alike_on_all_ranks, alone
 from stages.candidate.losses import (
     bpr,
@@ -99,61 +99,54 @@ class LossOfBatch:
         self, batch: Batch, inputs: ModelInputs | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[c, D]`` and their items ``[c]`` of this rank."""
-        query_BD, candidate_cD = self._embed(batch, inputs)
+        query_BD, candidate_cD = self.model(self._looked_up(batch, inputs))
         return query_BD, candidate_cD, self._tensor(batch.items)
 
-    def _embed(
-        self,
-        batch: Batch,
-        inputs: ModelInputs | None,
-        send: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return queries of this rank and its candidates, or what ``send`` makes of them; see ``TwoTower``."""
+    def _looked_up(self, batch: Batch, inputs: ModelInputs | None) -> ModelInputs:
+        """Return the inputs with their rows on the way, where they are other ranks'."""
         inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
-        query_BD, candidate_cD = self.model(inputs, send)
-        return query_BD, candidate_cD
+        return inputs if alone() else looked_up(inputs, self.model.module.embeddings)
 
     def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
         """Return this rank's scalar loss; its mean over the ranks is the mean over the batch's queries.
 
         On CUDA the towers' layers compute in ``config.precision``, the loss in float32.
         """
-        exchange = CandidateExchange(batch.share)
+        exchange, inputs = CandidateExchange(batch.share), self._looked_up(batch, inputs)
+        loss_of = self._loss_of(batch)  # while the rows are on their way
         with mixed_precision(self.device, self._config):
-            query_BD, sent = self._embed(batch, inputs, exchange.send)
-        query_BD, candidate_CD = query_BD.float(), exchange.receive(sent)
-        items_C, config = self._tensor(batch.candidates), self._config
+            query_BD, sent = self.model(inputs, exchange.send)
+        loss: torch.Tensor = batch.share.weight * loss_of(query_BD.float(), exchange.receive(sent))
+        return loss
+
+    def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return the loss as a function of queries and candidates; what needs no vectors is done by then."""
+        config, items_C = self._config, self._tensor(batch.candidates)
         seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
+        one_vector = config.encoder != "tastes"
         if batch.positive_place is not None:
             place_B = self._tensor(batch.positive_place)
-            return batch.share.weight * self._full(query_BD, candidate_CD, items_C, seen_BL, place_B)
+            if one_vector:
+                targets = Targets.of(items_C, place_B, seen_BL)
+                return lambda query, candidate: fused_sampled_softmax(query, candidate, targets, config.temperature)
+            return lambda query, candidate: full_softmax(
+                query, candidate, place_B, config.temperature, items_C, seen_BL
+            )
         log_q_C = self._log_q(items_C, batch.share.n_queries)
-        plain = config.in_batch_negatives and batch.query_row is None and query_BD.dim() == 2
-        if config.loss == "softmax" and plain:
-            loss = fused_sampled_softmax(query_BD, candidate_CD, items_C, config.temperature, log_q_C, seen_BL)
-            return batch.share.weight * loss
+        if config.loss == "softmax" and one_vector and config.in_batch_negatives and batch.query_row is None:
+            targets = Targets.of(items_C, torch.arange(batch.n_queries, device=self.device), seen_BL)
+            return lambda query, candidate: fused_sampled_softmax(
+                query, candidate, targets, config.temperature, log_q_C
+            )
         masked_BC = not_negative(
             items_C,
-            len(query_BD),
+            batch.n_queries,
             seen_BL,
             config.in_batch_negatives,
             None if batch.query_row is None else self._tensor(batch.query_row),
             batch.share.n_queries,
         )
-        return batch.share.weight * self.loss(query_BD, candidate_CD, masked_BC, log_q_C, batch.share)
-
-    def _full(
-        self,
-        query_BD: torch.Tensor,
-        candidate_CD: torch.Tensor,
-        items_C: torch.Tensor,
-        seen_BL: torch.Tensor | None,
-        place_B: torch.Tensor,
-    ) -> torch.Tensor:
-        temperature = self._config.temperature
-        if query_BD.dim() == 2:
-            return fused_sampled_softmax(query_BD, candidate_CD, items_C, temperature, None, seen_BL, place_B)
-        return full_softmax(query_BD, candidate_CD, place_B, temperature, items_C, seen_BL)
+        return lambda query, candidate: self.loss(query, candidate, masked_BC, log_q_C, batch.share)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.candidate import fused_loss
-from stages.candidate.fused_loss import Occurrences, fused_sampled_softmax
+from stages.candidate.fused_loss import Targets, fused_sampled_softmax
 from stages.candidate.losses import not_negative, sampled_softmax
 
 
@@ -29,7 +29,8 @@ def test_it_is_the_sampled_softmax(monkeypatch, elements, corrected, masks):
     for fused in (False, True):
         query, candidate = (value.clone().requires_grad_() for value in vectors)
         if fused:
-            loss = fused_sampled_softmax(query, candidate, items_C, 0.1, log_q_C, history_BL)
+            targets = Targets.of(items_C, torch.arange(len(query)), history_BL)
+            loss = fused_sampled_softmax(query, candidate, targets, 0.1, log_q_C)
         else:
             loss = sampled_softmax(query, candidate, masked_BC, 0.1, log_q_C)
         (3.0 * loss).backward()
@@ -38,21 +39,44 @@ def test_it_is_the_sampled_softmax(monkeypatch, elements, corrected, masks):
         torch.testing.assert_close(given, wanted, atol=2e-6, rtol=2e-5)
 
 
+def mask_of(targets, n_candidates=61):
+    mask = torch.zeros(len(targets.place), n_candidates, dtype=torch.bool)
+    mask[targets.rows, targets.columns] = True
+    mask[torch.arange(len(mask)), targets.place] = False
+    return mask
+
+
 def test_pairs_are_the_mask():
     _, items_C, history_BL, _ = world(2)
-    wanted = torch.cat([items_C[:37, None], history_BL], dim=1)
-    rows, columns = Occurrences(items_C).pairs(wanted)
-    mask = torch.zeros(37, 61, dtype=torch.bool)
-    mask[rows, columns] = True
-    mask[torch.arange(37), torch.arange(37)] = False
-    torch.testing.assert_close(mask, not_negative(items_C, 37, history_BL))
-    assert Occurrences(items_C).pairs(torch.full((2, 3), 1000))[0].tolist() == []
+    wanted = not_negative(items_C, 37, history_BL)
+    targets = Targets.of(items_C, torch.arange(37), history_BL)
+    torch.testing.assert_close(mask_of(targets), wanted)
+    torch.testing.assert_close(mask_of(targets.block(5, 20)), wanted[5:20])
+    some = torch.tensor([0, 3, 36])
+    torch.testing.assert_close(mask_of(targets.only(some)), wanted[some])
+    assert Targets.of(items_C.unique(), torch.arange(3)).rows.tolist() == [0, 1, 2]  # the positives themselves
 
 
-def test_large_logits_stay_finite():
+def test_large_logits_keep_their_loss():
     vectors, items_C, history_BL, log_q_C = world(3)
-    query = vectors[0].mul(100).requires_grad_()
-    loss = fused_sampled_softmax(query, vectors[1] * 100, items_C, 0.01, log_q_C, history_BL)
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(query.grad).all()
+    found = []
+    masked_BC = not_negative(items_C, len(vectors[0]), history_BL)
+    targets = Targets.of(items_C, torch.arange(len(vectors[0])), history_BL)
+    for fused in (False, True):
+        query, candidate = (vectors[0] * 100).requires_grad_(), (vectors[1] * 100).requires_grad_()
+        if fused:
+            loss = fused_sampled_softmax(query, candidate, targets, 0.01, log_q_C)
+        else:
+            loss = sampled_softmax(query, candidate, masked_BC, 0.01, log_q_C)
+        loss.backward()
+        found.append((loss.detach(), query.grad, candidate.grad))
+    assert found[0][0] > 1e5  # far below what float32 has a share for
+    for wanted, given in zip(*found, strict=True):
+        torch.testing.assert_close(given, wanted, atol=1e-2, rtol=1e-4)
+
+
+def test_what_is_not_a_number_stays_one():
+    vectors, items_C, history_BL, log_q_C = world(4)
+    vectors[0][5, 3] = torch.nan
+    loss = fused_sampled_softmax(*vectors, Targets.of(items_C, torch.arange(37), history_BL), 0.1, log_q_C)
+    assert torch.isnan(loss)
