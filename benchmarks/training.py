@@ -1,14 +1,16 @@
 """Training throughput of the two-tower model, against the same model on plain PyTorch.
 
     python -m benchmarks.training [--items 1e6] [--users 1e6] [--steps 15] [--repeat 3] [--big] [--home DIR]
+        [--only-ranks]
 
 The product's own step (the worker's batches, model, loss and optimizers, started by torchrun) trains on
 a skewed world: 64 dimensions, history 20, batch 4096, 1,024 shared negatives. The same model and batches
 then run as one writes them in plain PyTorch (``benchmarks.plain_towers``): on ``torch.nn.EmbeddingBag`` with
 sparse gradients and Adagrad, and with dense ones. To tell what the tables alone do, the product's own towers
 and loss run with its tables replaced by such bags, too (``sparse_tables``, ``dense_tables``). Each is a process
-of its own with one thread; repeats alternate, ratios are of medians. Then 2 ranks against 1 with the same
-whole batch, growth over the number of items, and where the time of a step goes.
+of its own with one thread; repeats alternate, ratios are of medians. Then, in turn, one rank, two ranks with the same
+whole batch, and two copies of the one that know nothing of one another: what the machine allows two ranks at most. Then
+growth over the number of items, and where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import tempfile
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -281,14 +284,12 @@ def medians(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {**found, "input_wait_share": statistics.median(waits), "every_examples_per_s": every}
 
 
-def compare(home: Path, n_users: int, n_items: int, steps: int, repeat: int) -> dict[str, Any]:
-    """Measure the models in turn, and two ranks."""
-    write_world(home, n_users, n_items, 1)
-    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*CHOICES, "two_ranks")}
+def compare(home: Path, steps: int, repeat: int) -> dict[str, Any]:
+    """Measure the models in turn."""
+    results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in CHOICES}
     for _ in range(repeat):
         for kind in CHOICES:
             results[kind].append(child(home, "measure", kind, steps))
-        results["two_ranks"].append(child(home, "measure", "product", steps, ranks=2))
     found: dict[str, Any] = {kind: medians(own) for kind, own in results.items()}
     ours = found["product"]
     for other in CHOICES[1:]:
@@ -296,8 +297,25 @@ def compare(home: Path, n_users: int, n_items: int, steps: int, repeat: int) -> 
         found[f"times_{other}_by_processor_time"] = round(found[other]["processor_ms"] / ours["processor_ms"], 2)
         found[f"memory_of_{other}"] = round(ours["own_gb"] / found[other]["own_gb"], 2)
         found[f"resident_memory_of_{other}"] = round(ours["peak_gb"] / found[other]["peak_gb"], 2)
-    found["times_two_ranks"] = round(found["two_ranks"]["examples_per_s"] / ours["examples_per_s"], 2)
     found["profile_ms"] = {kind: child(home, "profile", kind, steps) for kind in CHOICES}
+    return found
+
+
+def ranks(home: Path, steps: int, repeat: int) -> dict[str, Any]:
+    """Measure one rank, two ranks and two independent copies of one, in turn."""
+    results: dict[str, list[dict[str, Any]]] = {"one_rank": [], "two_ranks": []}
+    copies: list[float] = []
+    for _ in range(repeat):
+        results["one_rank"].append(child(home, "measure", "product", steps))
+        results["two_ranks"].append(child(home, "measure", "product", steps, ranks=2))
+        with ThreadPoolExecutor() as pool:
+            both = list(pool.map(lambda _: child(home, "measure", "product", 2 * steps), range(2)))
+        copies.append(sum(each["examples_per_s"] for each in both))
+    found: dict[str, Any] = {kind: medians(own) for kind, own in results.items()}
+    found["two_copies"] = {"examples_per_s": statistics.median(copies), "every_examples_per_s": copies}
+    speed = {kind: own["examples_per_s"] for kind, own in found.items()}
+    found["times_two_ranks"] = round(speed["two_ranks"] / speed["one_rank"], 2)
+    found["times_two_copies"] = round(speed["two_copies"] / speed["one_rank"], 2)
     return found
 
 
@@ -321,6 +339,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each process")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--big", action="store_true", help="growth up to ten million items")
+    parser.add_argument("--only-ranks", action="store_true", help="two ranks against one, nothing else")
     parser.add_argument("--home", type=Path, default=None, help="where the worlds go; 1 GB")
     parser.add_argument("--job", nargs=3, metavar=("JOB", "KIND", "DIRECTORY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -330,9 +349,12 @@ def main() -> None:
     n_users, n_items = int(options.users), int(options.items)
     with tempfile.TemporaryDirectory(dir=options.home) as name:
         home = Path(name)
-        result = compare(home, n_users, n_items, options.steps, options.repeat)
-        sizes = [10_000, 100_000, 1_000_000] + [10_000_000] * options.big
-        result["growth"] = growth(home, sizes, n_users, options.steps)
+        write_world(home, n_users, n_items, 1)
+        result = ranks(home, options.steps, options.repeat)
+        if not options.only_ranks:
+            result |= compare(home, options.steps, options.repeat)
+            sizes = [10_000, 100_000, 1_000_000] + [10_000_000] * options.big
+            result["growth"] = growth(home, sizes, n_users, options.steps)
     about = describe("torch", "torchrec", "fbgemm-gpu-cpu", "numpy")
     print(json.dumps({"benchmark": "training", "users": n_users, "items": n_items, **about, **result}))
 

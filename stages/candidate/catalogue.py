@@ -185,10 +185,13 @@ def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.nda
 def _bags(
     offsets: np.ndarray, codes: np.ndarray, items: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    counts = offsets[items + 1] - offsets[items]
+    starts = offsets[items]
+    counts = offsets[items + 1] - starts
+    if (counts == 1).all():
+        return codes[starts], weights.astype(np.float32), counts
     ends = np.cumsum(counts)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    chosen = codes[np.repeat(offsets[items], counts) + within]
+    chosen = codes[np.repeat(starts, counts) + within]
     shares = np.repeat(weights / np.maximum(counts, 1), counts).astype(np.float32)
     return chosen, shares, counts
 

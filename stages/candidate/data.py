@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import sparse
 
 from stages.candidate.catalogue import Catalogue
@@ -64,8 +65,9 @@ class Examples:
 
     def histories(self, rows: np.ndarray, length: int, padding: int) -> np.ndarray:
         """Return int64 ``[B, L]`` histories of examples, newest first, padded on the right."""
-        touch_BL, kept_BL = self._touches(self.start[rows], self.end[rows], length)
-        items_BL: np.ndarray = np.where(kept_BL, self.items[touch_BL], padding)
+        end_B = self.end[rows]
+        _, kept_BL = _touches(self.start[rows], end_B, length)
+        items_BL: np.ndarray = np.where(kept_BL, _newest(self.items, end_B, length), padding)
         return items_BL.astype(np.int64)
 
     def inputs(self, rows: np.ndarray, length: int, padding: int) -> TowerInputs:
@@ -91,12 +93,15 @@ class Examples:
             length: L.
             padding: N.
         """
-        touch_BL, kept_BL = self._touches(start_B, end_B, length)
-        ages_BL = np.where(kept_BL, age_seconds(self.times_ms[touch_BL], time_ms_B[:, None]), 0)
+        touch_BL, kept_BL = _touches(start_B, end_B, length)
+        if len(self.version_signals) == len(self):  # one version each, whatever the time
+            signals_BL = _newest(self.version_signals, end_B, length).astype(np.int64)
+        else:
+            signals_BL = self.signals_before(touch_BL, time_ms_B[:, None])
         return TowerInputs(
-            items=np.where(kept_BL, self.items[touch_BL], padding).astype(np.int64),
-            signals=np.where(kept_BL, self.signals_before(touch_BL, time_ms_B[:, None]), 0),
-            ages=ages_BL,
+            items=np.where(kept_BL, _newest(self.items, end_B, length), padding).astype(np.int64),
+            signals=np.where(kept_BL, signals_BL, 0),
+            ages=np.where(kept_BL, age_seconds(_newest(self.times_ms, end_B, length), time_ms_B[:, None]), 0),
             users=self.users[rows_B].astype(np.int64),
             context=self.moments[self.contexts[rows_B]].astype(np.int64),
         )
@@ -112,12 +117,6 @@ class Examples:
             signals = np.where(later, self.version_signals[place], signals)
             unknown = later & (place < last)
         return signals
-
-    def _touches(self, start_B: np.ndarray, end_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions of the newest ``length`` touches, newest first, and which there are."""
-        touch_BL = end_B[:, None] - 1 - np.arange(length)
-        kept_BL = touch_BL >= start_B[:, None]
-        return np.where(kept_BL, touch_BL, 0), kept_BL
 
     def usable(self, empty_histories: bool) -> np.ndarray:
         """Return int64 rows of the examples to train on: all, or those with a history."""
@@ -154,6 +153,21 @@ class Examples:
                 for field in fields(cls)
             }
         )
+
+
+def _touches(start_B: np.ndarray, end_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions of the newest ``length`` touches, newest first, and which there are."""
+    touch_BL = end_B[:, None] - 1 - np.arange(length)
+    kept_BL = touch_BL >= start_B[:, None]
+    return np.where(kept_BL, touch_BL, 0), kept_BL
+
+
+def _newest(column: np.ndarray, end_B: np.ndarray, length: int) -> np.ndarray:
+    """Return what a column holds of the newest ``length`` touches, newest first; anything where there are fewer."""
+    if len(column) < length or (end_B < length).any():
+        return column[np.maximum(end_B[:, None] - 1 - np.arange(length), 0)]
+    # A run is copied as a whole, which takes a fraction of the time of finding each touch.
+    return sliding_window_view(column, length)[end_B - length, ::-1]
 
 
 def training_examples(

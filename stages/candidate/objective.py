@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.candidate.ahead import looked_up, sent_ahead
+from stages.candidate.ahead import SentAhead, looked_up, while_gradients_travel
 from stages.candidate.batches import Batch, Batches
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
@@ -85,6 +85,7 @@ class LossOfBatch:
     ) -> None:
         self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
         self._inputs = InputMaker(catalogue, config, device)
+        self._ahead: SentAhead[Batch] | None = None
         self._log_q = LogQ(catalogue, config, torch.from_numpy(batches.shared.expected), device)
 
     def prepare(self, batch: Batch) -> ModelInputs:
@@ -93,7 +94,10 @@ class LossOfBatch:
 
     def sent_ahead(self, ready: Iterable[tuple[Batch, ModelInputs]]) -> Iterator[tuple[Batch, ModelInputs]]:
         """Yield prepared batches, the ids of the next ones on their way to the ranks that hold their rows."""
-        return iter(ready) if alone() else sent_ahead(ready, self.model.module.embeddings)
+        if alone():
+            return iter(ready)
+        self._ahead = SentAhead(ready, self.model.module.embeddings)
+        return iter(self._ahead)
 
     def forward(
         self, batch: Batch, inputs: ModelInputs | None = None
@@ -113,9 +117,14 @@ class LossOfBatch:
         On CUDA the towers' layers compute in ``config.precision``, the loss in float32.
         """
         exchange, inputs = CandidateExchange(batch.share), self._looked_up(batch, inputs)
-        loss_of = self._loss_of(batch)  # while the rows are on their way
+        ahead = self._ahead if inputs.sent is not None else None
+        if ahead is not None:  # while the rows are on their way
+            ahead.advance()
+        loss_of = self._loss_of(batch)
         with mixed_precision(self.device, self._config):
             query_BD, sent = self.model(inputs, exchange.send)
+        if ahead is not None and inputs.rows is not None:
+            while_gradients_travel(inputs.rows, ahead.draw)
         loss: torch.Tensor = batch.share.weight * loss_of(query_BD.float(), exchange.receive(sent))
         return loss
 

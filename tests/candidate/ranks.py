@@ -31,6 +31,25 @@ def arm(rank, where):
     setattr(owner, name, killing)
 
 
+def count_draws_of_backward():
+    """Return a list of one number, to which each batch adds one that is asked for in a backward pass."""
+    from stages.candidate.ahead import SentAhead
+
+    count, advancing, draw, advance = [0], [], SentAhead.draw, SentAhead.advance
+
+    def counted(self):
+        count[0] += not advancing
+        draw(self)
+
+    def marked(self):
+        advancing.append(True)
+        advance(self)
+        advancing.pop()
+
+    SentAhead.draw, SentAhead.advance = counted, marked
+    return count
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.getLogger("torchrec").setLevel(logging.ERROR)
@@ -44,6 +63,9 @@ if __name__ == "__main__":
         worker.main(Path(sys.argv[1]))
     else:
         worker.initialise(worker.job(Path(sys.argv[1])).candidate)
+        count = count_draws_of_backward()
         for job in sys.argv[1:]:
+            count[0] = 0
             worker.train(Path(job), progress=False)
+            Path(job, f"draws-{os.environ['RANK']}.txt").write_text(str(count[0]))
         dist.destroy_process_group()

@@ -60,6 +60,8 @@ def test_examples_match_a_naive_loop_and_the_serving_state(event_table, rows):
     rows.sort(key=lambda row: row[2])
     examples = first_touches(event_table(*np.array(rows).T, np.zeros(len(rows))))
     histories = examples.histories(np.arange(len(examples)), LENGTH, N_ITEMS)
+    late = np.flatnonzero(examples.end >= LENGTH)  # what is read in whole runs
+    np.testing.assert_array_equal(examples.histories(late, LENGTH, N_ITEMS), histories[late])
     wanted = naive_examples(rows)
     assert examples.items.tolist() == [item for _, item, _ in wanted]
     assert [row[row < N_ITEMS].tolist() for row in histories] == [history for _, _, history in wanted]
@@ -96,6 +98,9 @@ def test_inputs_are_those_that_serving_builds_from_its_state(event_table, rows):
     examples = first_touches(events, event_relevance(events.signal, events.value, signals, tasks), moments)
     config = FeatureConfig(history_length=LENGTH)
     found = examples.inputs(np.arange(len(examples)), LENGTH, N_ITEMS)
+    late = np.flatnonzero(examples.end >= LENGTH)  # what is read in whole runs
+    for name, array in vars(examples.inputs(late, LENGTH, N_ITEMS)).items():
+        np.testing.assert_array_equal(array, getattr(found, name)[late])
     for row in range(len(examples)):
         owner, moment_ms = int(examples.users[row]), int(examples.times_ms[row])
         state = FunnelState.empty(ITEMS, config, signals, tasks)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stages.candidate import plan, worker
-from stages.candidate.ahead import sent_ahead
+from stages.candidate.ahead import SentAhead
 from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.exchange import Share
@@ -98,6 +98,15 @@ def test_two_ranks_reach_what_one_reaches(results, kind):
     np.testing.assert_allclose(vectors_2, vectors, atol=VECTOR_TOLERANCE)
     np.testing.assert_allclose(queries_2, queries, atol=VECTOR_TOLERANCE)
     assert one["losses"][1] < one["losses"][0] - 0.2  # it did move
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_drawn_while_gradients_travel(results, kind):
+    """Once a step on each rank, where there are gradients of rows that travel."""
+    summary, _, _, place = results[kind, 2]
+    steps = read_json(place / "metrics.json")["steps"] * len(summary["losses"])
+    wanted = 0 if kind[0] == "data_parallel" else steps
+    assert [int((place / f"draws-{rank}.txt").read_text()) for rank in range(2)] == [wanted] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +207,7 @@ def test_ids_that_were_sent_ahead_find_the_same_rows(planted, tmp_path, one_rank
         warnings.simplefilter("ignore")  # TorchRec's own deprecations
         batches, loss_of, _ = worker.build(tmp_path / "job", 0, 1)
         ready = [(batch, loss_of.prepare(batch)) for batch in itertools.islice(batches.epoch(0), 6)]
-        sent = list(sent_ahead(ready, loss_of.model.module.embeddings))
+        sent = list(SentAhead(ready, loss_of.model.module.embeddings))
         assert [batch for batch, _ in sent] == [batch for batch, _ in ready]
         for (batch, plain), (_, inputs) in zip(ready, sent, strict=True):
             assert inputs.sent is not None
