@@ -195,7 +195,7 @@ class OwnMemory:
         while True:
             status = Path("/proc/self/status").read_text()
             self._peak = max(self._peak, int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]))
-            if self._done.wait(0.01):
+            if self._done.wait(0.05):
                 return
 
     def stop(self) -> float:

@@ -31,6 +31,7 @@ from stages.candidate.catalogue import Catalogue
 from stages.candidate.checkpoint import Checkpoints, Progress
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data import Examples
+from stages.candidate.exchange import part
 from stages.candidate.loop import Loop
 from stages.candidate.model import TwoTower, sizes_of
 from stages.candidate.objective import LossOfBatch
@@ -152,10 +153,30 @@ def save(loss_of: LossOfBatch, state: State, average: Average | None, probe: Bat
 
 
 def initialise(config: CandidateConfig) -> None:
-    """Join the process group: NCCL where every rank has its own CUDA device, else gloo."""
+    """Join the process group: NCCL where every rank has its own CUDA device, else gloo on cores of the rank's own."""
     world = int(os.environ["WORLD_SIZE"])
     backend = "nccl" if own_device(config, world).type == "cuda" else "gloo"
+    if backend == "gloo":
+        take_own_cores(config.threads)  # gloo's threads and the one that prepares input get them from this one
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.timeout_s))
+
+
+def take_own_cores(threads: int) -> None:
+    """Keep to this rank's even share of the cores that this process may use.
+
+    A rank that waits for another one is otherwise moved on top of it, and both wait. Nothing is done for a single
+    rank, where there are fewer cores than the ranks' threads, or where the system knows no affinity.
+
+    Args:
+        threads: of each rank.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks == 1 or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[part(len(cores), int(os.environ["LOCAL_RANK"]), ranks)]
+    if len(cores) >= ranks * threads:
+        os.sched_setaffinity(0, own)
 
 
 def main(directory: Path) -> None:

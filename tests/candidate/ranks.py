@@ -1,5 +1,6 @@
 """A rank that trains several jobs in one process group: python -m torch.distributed.run ... ranks.py JOB..."""
 
+import json
 import logging
 import os
 import signal
@@ -67,5 +68,7 @@ if __name__ == "__main__":
         for job in sys.argv[1:]:
             count[0] = 0
             worker.train(Path(job), progress=False)
-            Path(job, f"draws-{os.environ['RANK']}.txt").write_text(str(count[0]))
+            cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+            seen = {"draws_of_backward": count[0], "cores": cores}
+            Path(job, f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
         dist.destroy_process_group()

@@ -106,7 +106,33 @@ def test_batches_are_drawn_while_gradients_travel(results, kind):
     summary, _, _, place = results[kind, 2]
     steps = read_json(place / "metrics.json")["steps"] * len(summary["losses"])
     wanted = 0 if kind[0] == "data_parallel" else steps
-    assert [int((place / f"draws-{rank}.txt").read_text()) for rank in range(2)] == [wanted] * 2
+    assert [read_json(place / f"seen-{rank}.json")["draws_of_backward"] for rank in range(2)] == [wanted] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system knows no affinity")
+def test_ranks_share_out_the_cores(results):
+    available = os.sched_getaffinity(0)
+    for ranks in (1, 2):
+        place = results[KINDS[0], ranks][3]
+        cores = [read_json(place / f"seen-{rank}.json")["cores"] for rank in range(ranks)]
+        if len(available) >= ranks:
+            assert sorted(itertools.chain(*cores)) == sorted(available)
+        else:
+            assert all(set(own) == available for own in cores)
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranks", "threads", "wanted"),
+    [(0, 1, 1, None), (0, 2, 1, [0, 1]), (1, 2, 2, [3, 5, 7]), (1, 2, 3, None), (4, 5, 1, [7]), (5, 6, 1, None)],
+)
+def test_a_rank_keeps_to_its_share_of_five_cores(monkeypatch, rank, ranks, threads, wanted):
+    taken = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 5, 3, 1, 0}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: taken.append(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    worker.take_own_cores(threads)
+    assert taken == ([] if wanted is None else [wanted])
 
 
 @pytest.mark.parametrize("kind", KINDS)
