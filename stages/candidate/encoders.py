@@ -3,7 +3,7 @@
 They are dense modules that every rank holds whole; item rows come from the sharded tables in training
 and from one constant table in the exported tower.
 
-Shapes: B histories, L history length (newest first), U item rows with a last one of zeros for padding,
+Shapes: B histories, L history length (newest first), U item rows, one of zeros for padding among them,
 D dimensions, K content dimensions, W = D + K, T tastes, H heads, A age buckets.
 """
 
@@ -48,8 +48,8 @@ class Histories:
     """Histories as rows of item tables.
 
     Attributes:
-        ids, content: ``[U, D]`` and ``[U, K]``, what is known of each item; the last row is zeros.
-        slots: int64 ``[B, L]``, row of each entry, U - 1 at padding.
+        ids, content: ``[U, D]`` and ``[U, K]``, what is known of each item; some row is zeros.
+        slots: int64 ``[B, L]``, row of each entry, at padding one of zeros.
         signals: int64 ``[B, L]``.
         ages: int64 ``[B, L]`` seconds.
         kept: bool ``[B, L]``, entries that count.

@@ -48,7 +48,6 @@ class ModelInputs:
     Attributes:
         features: bags of the tables' rows: item tables and content by distinct item, users and contexts
             by query; its stride is the larger of U + 1 and B.
-        n_distinct: U.
         n_queries: B.
         histories: without their tables, which the lookup fills in.
         query_row, query_place: int64 ``[B]`` or None, as for ``QueryTower``.
@@ -60,7 +59,6 @@ class ModelInputs:
     """
 
     features: KeyedJaggedTensor
-    n_distinct: int
     n_queries: int
     histories: Histories
     query_row: torch.Tensor | None
@@ -97,7 +95,6 @@ class InputMaker:
         )
         return ModelInputs(
             features=features,
-            n_distinct=len(distinct_U),
             n_queries=batch.n_queries,
             histories=histories,
             query_row=None if batch.query_row is None else self._tensor(batch.query_row),

@@ -167,13 +167,12 @@ class TwoTower(nn.Module):  # type: ignore[misc]
                 their place.
         """
         pooled: KeyedTensor = self.embeddings(inputs.features) if inputs.rows is None else inputs.rows
-        # The bag behind the last one is empty: the row of zeros that padding has.
-        found, keys = inputs.n_distinct + 1, set(inputs.features.keys())
-        ids_UD = pooled[ITEM][:found]
-        content_UK = pooled[CATEGORY][:found]
+        # Behind the distinct items there are empty bags: rows of zeros, the first of which padding has.
+        keys = set(inputs.features.keys())
+        ids_UD, content_UK = pooled[ITEM], pooled[CATEGORY]
         if WORD in keys:
-            content_UK = torch.cat([content_UK, pooled[WORD][:found]], dim=1)
-        history_UD = pooled[HISTORY][:found] if HISTORY in keys else ids_UD
+            content_UK = torch.cat([content_UK, pooled[WORD]], dim=1)
+        history_UD = pooled[HISTORY] if HISTORY in keys else ids_UD
         extra = [pooled[key][: inputs.n_queries] for key in (USER, CONTEXT) if key in keys]
         ids_CD = F.embedding(inputs.candidate_slot, ids_UD) * inputs.candidate_named[:, None]
         content_CK = F.embedding(inputs.candidate_slot, content_UK)
