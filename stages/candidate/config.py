@@ -82,7 +82,7 @@ class CandidateConfig(Config):
         sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
             whose result does not depend on the number of ranks. Column-wise needs ``adagrad``: row-wise
             Adagrad keeps one sum a row, of which each rank would see its columns only.
-        n_processes: ranks that torchrun starts.
+        n_processes: ranks that torchrun starts; on the CPU each keeps to its even share of the cores.
         device: ``auto`` takes CUDA where there is one device a rank, else the CPU.
         threads: threads a rank on the CPU.
         timeout_s: seconds after which a collective that waits for another rank gives up.
