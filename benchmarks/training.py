@@ -310,7 +310,7 @@ def ranks(home: Path, steps: int, repeat: int) -> dict[str, Any]:
         results["two_ranks"].append(child(home, "measure", "product", steps, ranks=2))
         with ThreadPoolExecutor() as pool:
             both = list(pool.map(lambda _: child(home, "measure", "product", 2 * steps), range(2)))
-        copies.append(sum(each["examples_per_s"] for each in both))
+        copies.append(round(sum(each["examples_per_s"] for each in both), 1))
     found: dict[str, Any] = {kind: medians(own) for kind, own in results.items()}
     found["two_copies"] = {"examples_per_s": statistics.median(copies), "every_examples_per_s": copies}
     speed = {kind: own["examples_per_s"] for kind, own in found.items()}

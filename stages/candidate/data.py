@@ -156,14 +156,14 @@ class Examples:
 
 
 def _touches(start_B: np.ndarray, end_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions of the newest ``length`` touches, newest first, and which there are."""
+    """Return positions ``[B, L]`` of the newest L = ``length`` touches, newest first, and which there are, bool."""
     touch_BL = end_B[:, None] - 1 - np.arange(length)
     kept_BL = touch_BL >= start_B[:, None]
     return np.where(kept_BL, touch_BL, 0), kept_BL
 
 
 def _newest(column: np.ndarray, end_B: np.ndarray, length: int) -> np.ndarray:
-    """Return what a column holds of the newest ``length`` touches, newest first; anything where there are fewer."""
+    """Return ``[B, L]``, a column's values of the newest L touches before ``end_B``; anything where there are fewer."""
     if len(column) < length or (end_B < length).any():
         return column[np.maximum(end_B[:, None] - 1 - np.arange(length), 0)]
     # A run is copied as a whole, which takes a fraction of the time of finding each touch.

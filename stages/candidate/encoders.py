@@ -48,8 +48,8 @@ class Histories:
     """Histories as rows of item tables.
 
     Attributes:
-        ids, content: ``[U, D]`` and ``[U, K]``, what is known of each item; some row is zeros.
-        slots: int64 ``[B, L]``, row of each entry, at padding one of zeros.
+        ids, content: ``[U, D]`` and ``[U, K]``, what is known of each item, and a row of zeros.
+        slots: int64 ``[B, L]``, row of each entry; at padding one of zeros.
         signals: int64 ``[B, L]``.
         ages: int64 ``[B, L]`` seconds.
         kept: bool ``[B, L]``, entries that count.

@@ -132,20 +132,18 @@ class LossOfBatch:
         """Return the loss as a function of queries and candidates; what needs no vectors is done by then."""
         config, items_C = self._config, self._tensor(batch.candidates)
         seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
-        one_vector = config.encoder != "tastes"
-        if batch.positive_place is not None:
-            place_B = self._tensor(batch.positive_place)
-            if one_vector:
-                targets = Targets.of(items_C, place_B, seen_BL)
-                return lambda query, candidate: fused_sampled_softmax(query, candidate, targets, config.temperature)
-            return lambda query, candidate: full_softmax(
-                query, candidate, place_B, config.temperature, items_C, seen_BL
-            )
-        log_q_C = self._log_q(items_C, batch.share.n_queries)
-        if config.loss == "softmax" and one_vector and config.in_batch_negatives and batch.query_row is None:
-            targets = Targets.of(items_C, torch.arange(batch.n_queries, device=self.device), seen_BL)
+        own_place = np.arange(batch.n_queries) if batch.positive_place is None else batch.positive_place
+        full, place_B = batch.positive_place is not None, self._tensor(own_place)
+        log_q_C = None if full else self._log_q(items_C, batch.share.n_queries)
+        plain = config.loss == "softmax" and config.in_batch_negatives and batch.query_row is None
+        if (full or plain) and config.encoder != "tastes":
+            targets = Targets.of(items_C, place_B, seen_BL)
             return lambda query, candidate: fused_sampled_softmax(
                 query, candidate, targets, config.temperature, log_q_C
+            )
+        if full:
+            return lambda query, candidate: full_softmax(
+                query, candidate, place_B, config.temperature, items_C, seen_BL
             )
         masked_BC = not_negative(
             items_C,
