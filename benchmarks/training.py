@@ -81,12 +81,29 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
     write_json(work / "run.json", {"checkpoints": None, "warm_start": None, "identity": {}})
 
 
+def uncut(settings: Any) -> Any:
+    """Return the settings with every table of items in one piece."""
+    return settings.model_copy(update={"candidate": settings.candidate.model_copy(update={"item_parts": 1})})
+
+
 def product_on_bags(catalogue: Any, settings: Any, sparse: bool) -> Any:
-    """Return the product's towers on ``torch.nn.EmbeddingBag``, which looks up what they ask for."""
+    """Return the product's towers on ``torch.nn.EmbeddingBag``, one a table, which looks up what they ask for.
+
+    Args:
+        catalogue: of the items.
+        settings: of ``uncut``.
+        sparse: whether the tables' gradients are.
+    """
     import torch
     from torch import nn
 
     from stages.candidate.model import TwoTower, sizes_of
+
+    class Found(dict[str, Any]):
+        """What was looked up, by feature."""
+
+        def to_dict(self) -> dict[str, Any]:
+            return self
 
     class Bags(nn.Module):  # type: ignore[misc]
         """Looks each feature up in a plain table of its own."""
@@ -102,11 +119,11 @@ def product_on_bags(catalogue: Any, settings: Any, sparse: bool) -> Any:
                 }
             )
 
-        def forward(self, features: Any) -> dict[str, Any]:
-            found = {}
+        def forward(self, features: Any) -> Found:
+            found = Found()
             for name, table in self.tables.items():
                 own = features[name]
-                found[name] = table(own.values(), own.offsets()[:-1], per_sample_weights=own.weights())
+                found[name] = table(own.values(), own.offsets()[:-1])
             return found
 
     model = TwoTower(sizes_of(catalogue, settings), settings.candidate, torch.device("meta"))
@@ -138,7 +155,8 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
     if kind in ("sparse", "dense"):
         loss_of = PlainLoss(PlainTowers(catalogue, settings, sparse), catalogue, config, batches)
     else:
-        model = product_on_bags(catalogue, settings, sparse)
+        settings = uncut(settings)
+        config, model = settings.candidate, product_on_bags(catalogue, settings, sparse)
         loss_of = LossOfBatch(model, catalogue, config, batches, torch.device("cpu"))
     named = dict(loss_of.model.named_parameters())
     dense = [value for name, value in named.items() if name.startswith(("query_tower.", "item_tower."))]

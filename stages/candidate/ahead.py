@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
 from torch import nn
-from torchrec.distributed.types import LazyAwaitable
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from stages.candidate.inputs import ModelInputs, SentFeatures, largest_stride, with_stride
 
 Raw = TypeVar("Raw")
-_WAITS = "ReqBackward"
-"""How the names end of the nodes in which TorchRec's backward pass waits for what other ranks have sent."""
 
 
 class SentAhead(Generic[Raw]):
@@ -36,8 +32,10 @@ class SentAhead(Generic[Raw]):
         tables: TorchRec's sharded ``EmbeddingBagCollection``.
     """
 
-    def __init__(self, ready: Iterable[tuple[Raw, ModelInputs]], tables: nn.Module) -> None:
-        self._ready, self._tables = iter(ready), tables
+    def __init__(
+        self, ready: Iterable[tuple[Raw, ModelInputs]], tables: nn.Module, strides_may_differ: bool = False
+    ) -> None:
+        self._ready, self._tables, self._strides_may_differ = iter(ready), tables, strides_may_differ
         self._drawn: list[tuple[Raw, ModelInputs]] = []
         self._under_way: deque[Generator[None, None, tuple[Raw, ModelInputs]]] = deque()
         self._arrived: deque[tuple[Raw, ModelInputs]] = deque()
@@ -58,7 +56,7 @@ class SentAhead(Generic[Raw]):
     def advance(self) -> None:
         """Send the next batch off and take each one that is on its way, the oldest first, an exchange further."""
         self.draw()
-        self._under_way += (_sending(*drawn, self._tables) for drawn in self._drawn)
+        self._under_way += (self._sending(*drawn) for drawn in self._drawn)
         self._drawn.clear()
         for sending in tuple(self._under_way):
             try:
@@ -67,46 +65,15 @@ class SentAhead(Generic[Raw]):
                 self._under_way.popleft()
                 self._arrived.append(done.value)
 
-
-def _sending(batch: Raw, inputs: ModelInputs, tables: nn.Module) -> Generator[None, None, tuple[Raw, ModelInputs]]:
-    """Yield while an exchange goes on, and return the batch when the last one has ended."""
-    stride = largest_stride(inputs.features)
-    yield
-    aligned = with_stride(inputs, stride())
-    context = tables.create_context()
-    numbers = tables.input_dist(context, aligned.features)
-    yield
-    ids = numbers.wait()
-    yield
-    return batch, dataclasses.replace(aligned, sent=SentFeatures(context, ids.wait()))
-
-
-def looked_up(inputs: ModelInputs, tables: nn.Module) -> ModelInputs:
-    """Return inputs whose rows are on their way from the ranks that hold them; whoever reads them waits.
-
-    Args:
-        inputs: of this rank.
-        tables: TorchRec's sharded ``EmbeddingBagCollection``.
-    """
-    sent = inputs.sent
-    if sent is None:
-        return dataclasses.replace(inputs, rows=tables(inputs.features))
-    return dataclasses.replace(inputs, rows=tables.compute_and_output_dist(sent.context, sent.features))
-
-
-def while_gradients_travel(rows: LazyAwaitable[KeyedTensor], work: Callable[[], None]) -> None:
-    """Have ``work`` done in the backward pass between sending the gradients of rows and waiting for those of others.
-
-    Args:
-        rows: of ``looked_up``, after they were read. Where they did not travel, ``work`` is not called.
-        work: takes part in no exchange.
-    """
-    nodes = deque([rows.values().grad_fn])
-    while nodes:
-        node = nodes.popleft()
-        if node is None:
-            continue
-        if node.name().endswith(_WAITS):
-            node.register_prehook(lambda _: work())
-            return
-        nodes += (after for after, _ in node.next_functions)
+    def _sending(self, batch: Raw, inputs: ModelInputs) -> Generator[None, None, tuple[Raw, ModelInputs]]:
+        """Yield while an exchange goes on, and return the batch when the last one has ended."""
+        if not self._strides_may_differ:
+            stride = largest_stride(inputs.features)
+            yield
+            inputs = with_stride(inputs, stride())
+        context = self._tables.create_context()
+        numbers = self._tables.input_dist(context, inputs.features)
+        yield
+        ids = numbers.wait()
+        yield
+        return batch, dataclasses.replace(inputs, sent=SentFeatures(context, ids.wait()))

@@ -149,21 +149,25 @@ class Catalogue:
         }
         return cls(**{name: value if value.ndim else value.item() for name, value in columns.items()})
 
-    def category_bags(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Spread the weight of each item evenly over its categories.
+    @property
+    def n_categories(self) -> int:
+        """Return the rows of the category table; it has at least one."""
+        return int(self.codes.max(initial=0)) + 1
+
+    def category_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the categories of items.
 
         Args:
             items: int64 ``[n]``.
-            weights: float32 ``[n]``.
 
         Returns:
-            codes int64 ``[m]``, their weights float32 ``[m]`` and how many each item has, int64 ``[n]``.
+            codes int64 ``[m]``, and how many each item has, int64 ``[n]``.
         """
-        return _bags(self.offsets, self.codes, items, weights)
+        return _bags(self.offsets, self.codes, items)
 
-    def word_bags(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Spread the weight of each item evenly over its title's words; as ``category_bags``."""
-        return _bags(self.word_offsets, self.word_codes, items, weights)
+    def word_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the words of items' titles; as ``category_bags``."""
+        return _bags(self.word_offsets, self.word_codes, items)
 
 
 def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,18 +186,14 @@ def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.nda
     return offsets, np.array([code for bag in bags for code in bag], dtype=np.int64)
 
 
-def _bags(
-    offsets: np.ndarray, codes: np.ndarray, items: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bags(offsets: np.ndarray, codes: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = offsets[items]
     counts = offsets[items + 1] - starts
     if (counts == 1).all():
-        return codes[starts], weights.astype(np.float32), counts
+        return codes[starts], counts
     ends = np.cumsum(counts)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    chosen = codes[np.repeat(starts, counts) + within]
-    shares = np.repeat(weights / np.maximum(counts, 1), counts).astype(np.float32)
-    return chosen, shares, counts
+    return codes[np.repeat(starts, counts) + within], counts
 
 
 def standardised_log(duration_s: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -82,6 +82,8 @@ class CandidateConfig(Config):
         sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
             whose result does not depend on the number of ranks. Column-wise needs ``adagrad``: row-wise
             Adagrad keeps one sum a row, of which each rank would see its columns only.
+        item_parts: each table of items is kept as so many (no more than there are items), item i in part i modulo
+            their number, so that ranks with whole tables share the work on items evenly; see ``parts``.
         n_processes: ranks that torchrun starts; on the CPU each keeps to its even share of the cores.
         device: ``auto`` takes CUDA where there is one device a rank, else the CPU.
         threads: threads a rank on the CPU.
@@ -148,6 +150,7 @@ class CandidateConfig(Config):
     average: Literal["none", "dense", "all"] = "none"
     average_decay: Probability = 0.995
     sharding: Literal["auto", "table_wise", "column_wise", "row_wise", "data_parallel"] = "auto"
+    item_parts: int = Field(default=4, ge=1, le=1024)
     n_processes: int = Field(default=1, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
@@ -168,6 +171,10 @@ class CandidateConfig(Config):
                 "one sum a row would be of each rank's columns only; or use table_wise, row_wise or data_parallel"
             )
         return self
+
+    def parts_of(self, n_items: int) -> int:
+        """Return how many tables hold the rows of ``n_items``."""
+        return max(1, min(self.item_parts, n_items))
 
     @property
     def passes(self) -> int:

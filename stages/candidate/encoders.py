@@ -31,6 +31,7 @@ class Sizes:
         signals: kinds of events.
         history_length: L.
         history_decay: the decay by position that learning starts from.
+        item_parts: parts of each table of items.
     """
 
     items: int
@@ -41,6 +42,7 @@ class Sizes:
     signals: int
     history_length: int
     history_decay: float
+    item_parts: int = 1
 
 
 @dataclass(frozen=True)

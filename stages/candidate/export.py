@@ -176,18 +176,19 @@ def exported_weights(state: Path) -> State:
 
 def item_content(state: State, catalogue: Catalogue, config: TrainCandidateConfig) -> np.ndarray:
     """Return float32 ``[N, K]``: mean embeddings of each item's categories and, if configured, words."""
-    everything = np.arange(len(catalogue)), np.ones(len(catalogue), dtype=np.float32)
-    parts = [_bag_sums(table_of(state, "category"), catalogue.category_bags(*everything))]
+    everything = np.arange(len(catalogue))
+    parts = [_bag_means(table_of(state, "category"), *catalogue.category_bags(everything))]
     if config.candidate.word_buckets:
-        parts.append(_bag_sums(table_of(state, "word"), catalogue.word_bags(*everything)))
+        parts.append(_bag_means(table_of(state, "word"), *catalogue.word_bags(everything)))
     return np.concatenate(parts, axis=1)
 
 
-def _bag_sums(table: np.ndarray, bags: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    codes, shares, counts = bags
-    sums_NK = np.zeros((len(counts), table.shape[1]), dtype=np.float32)
-    np.add.at(sums_NK, np.repeat(np.arange(len(counts)), counts), table[codes] * shares[:, None])
-    return sums_NK
+def _bag_means(table: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return float32 ``[n, K]``: the mean row of each bag; zeros where it is empty."""
+    means_NK = np.zeros((len(counts), table.shape[1]), dtype=np.float32)
+    shares = np.repeat(1.0 / np.maximum(counts, 1), counts).astype(np.float32)
+    np.add.at(means_NK, np.repeat(np.arange(len(counts)), counts), table[codes] * shares[:, None])
+    return means_NK
 
 
 def user_tower(

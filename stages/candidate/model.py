@@ -1,32 +1,33 @@
 """The two towers on TorchRec's embedding tables.
 
 Shapes: B queries, R histories (B of them, or windows of sequences), C candidates, D dimensions, K content
-dimensions, L history length, N items, T tastes, U distinct items of a batch.
+dimensions, L history length, N items, S slots of a batch's distinct items, T tastes.
 
 The user tower reads the history and, where it is asked to, the context and a user id; without either a
 user without training rows is served from events alone. Both towers add a learnt correction to the item
 embeddings that they stand on (``normalise(x + mlp(...))``): with little data the correction stays
 small and the towers begin as a factorised item-to-item model.
 
-Tables are looked up once for each distinct item of a batch; histories and candidates gather from there.
+Tables are looked up once for each distinct item, category and word of a batch; histories and candidates gather from
+there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.encoders import ENCODERS, N_AGES, Histories, Sizes, age_buckets
 from stages.candidate.inputs import CATEGORY, CONTEXT, HISTORY, ITEM, USER, WORD, ModelInputs
+from stages.candidate.parts import parts
 
 AGE_DIMENSION = 8
 
@@ -36,7 +37,8 @@ def sizes_of(catalogue: Catalogue, settings: TrainCandidateConfig) -> Sizes:
     config = settings.candidate
     return Sizes(
         items=len(catalogue),
-        categories=int(catalogue.codes.max()) + 1 if len(catalogue.codes) else 1,
+        item_parts=config.parts_of(len(catalogue)),
+        categories=catalogue.n_categories,
         words=config.word_buckets,
         users=max(1, len(catalogue.trained_users)) if config.user_id else 0,
         context_values=max(1, int(catalogue.context_sizes.sum())) if config.context else 0,
@@ -132,7 +134,7 @@ class ItemTower(nn.Module):  # type: ignore[misc]
 
 
 class TwoTower(nn.Module):  # type: ignore[misc]
-    """Both towers over one weighted ``EmbeddingBagCollection``.
+    """Both towers over one ``EmbeddingBagCollection``.
 
     Args:
         sizes: of the tables and the encoder.
@@ -142,17 +144,23 @@ class TwoTower(nn.Module):  # type: ignore[misc]
 
     def __init__(self, sizes: Sizes, config: CandidateConfig, device: torch.device | None = None) -> None:
         super().__init__()
-        tables = [_table("item", sizes.items, config.dimension, ITEM, config.initial_deviation)]
-        if not config.shared_item_table:
-            tables.append(_table("history", sizes.items, config.dimension, HISTORY, config.initial_deviation))
-        tables.append(_table("category", max(1, sizes.categories), config.category_dimension, CATEGORY))
+        self._parts, n_items = parts(sizes.item_parts), sizes.items
+        of_items = [("item", ITEM)] if config.shared_item_table else [("item", ITEM), ("history", HISTORY)]
+        tables = [
+            _table(part.name(name), part.size(n_items), config.dimension, [part.name(key)], config.initial_deviation)
+            for name, key in of_items
+            for part in self._parts
+        ]
+        of_content = [("category", sizes.categories, config.category_dimension, CATEGORY)]
         if sizes.words:
-            tables.append(_table("word", sizes.words, config.word_dimension, WORD))
+            of_content.append(("word", sizes.words, config.word_dimension, WORD))
+        for name, n, dimension, key in of_content:
+            tables.append(_table(name, n, dimension, [part.name(key) for part in self._parts]))
         if sizes.users:
-            tables.append(_table("user", sizes.users, config.dimension, USER))
+            tables.append(_table("user", sizes.users, config.dimension, [USER]))
         if sizes.context_values:
-            tables.append(_table("context", sizes.context_values, config.dimension, CONTEXT))
-        self.embeddings = EmbeddingBagCollection(tables=tables, is_weighted=True, device=device)
+            tables.append(_table("context", sizes.context_values, config.dimension, [CONTEXT]))
+        self.embeddings = EmbeddingBagCollection(tables=tables, device=device)
         self.query_tower = QueryTower(sizes, config)
         self.item_tower = ItemTower(config)
 
@@ -166,32 +174,37 @@ class TwoTower(nn.Module):  # type: ignore[misc]
             send: called with the candidates as soon as they are there, before the queries; what it returns takes
                 their place.
         """
-        pooled: KeyedTensor = self.embeddings(inputs.features) if inputs.rows is None else inputs.rows
-        # Behind the distinct items there are empty bags: rows of zeros, the first of which padding has.
-        keys = set(inputs.features.keys())
-        ids_UD, content_UK = pooled[ITEM], pooled[CATEGORY]
-        if WORD in keys:
-            content_UK = torch.cat([content_UK, pooled[WORD]], dim=1)
-        history_UD = pooled[HISTORY] if HISTORY in keys else ids_UD
-        extra = [pooled[key][: inputs.n_queries] for key in (USER, CONTEXT) if key in keys]
-        ids_CD = F.embedding(inputs.candidate_slot, ids_UD) * inputs.candidate_named[:, None]
-        content_CK = F.embedding(inputs.candidate_slot, content_UK)
+        # Cut at once: so are the gradients put together.
+        pooled = self.embeddings(inputs.features).to_dict() if inputs.rows is None else inputs.rows()
+        ids_SD = self._in_order(pooled, ITEM)
+        content_SK = torch.cat([own.means(self._in_order(pooled, key)) for key, own in inputs.content.items()], dim=1)
+        history_SD = self._in_order(pooled, HISTORY) if self._parts[0].name(HISTORY) in pooled else ids_SD
+        extra = [pooled[key][: inputs.n_queries] for key in (USER, CONTEXT) if key in pooled]
+        ids_CD = F.embedding(inputs.candidate_slot, ids_SD) * inputs.candidate_named[:, None]
+        content_CK = F.embedding(inputs.candidate_slot, content_SK)
         candidate_CD = self.item_tower(ids_CD, content_CK, inputs.log_duration, inputs.item_age_s)
         if send is not None:
             candidate_CD = send(candidate_CD)
-        histories = dataclasses.replace(inputs.histories, ids=history_UD, content=content_UK)
+        histories = dataclasses.replace(inputs.histories, ids=history_SD, content=content_SK)
         query_BD = self.query_tower(histories, sum(extra) if extra else None, inputs.query_row, inputs.query_place)
         return query_BD, candidate_CD
 
+    def _in_order(self, pooled: Mapping[str, torch.Tensor], key: str) -> torch.Tensor:
+        """Return the rows of all parts of ``key``, in turn one of each."""
+        rows = [pooled[part.name(key)] for part in self._parts]
+        return rows[0] if len(rows) == 1 else torch.stack(rows, dim=1).flatten(0, 1)
 
-def _table(name: str, rows: int, dimension: int, feature: str, deviation: float | None = None) -> EmbeddingBagConfig:
+
+def _table(
+    name: str, rows: int, dimension: int, features: list[str], deviation: float | None = None
+) -> EmbeddingBagConfig:
     # Of length about one whatever the table's size; the default shrinks with the number of rows.
     spread = dimension**-0.5 if deviation is None else deviation
     return EmbeddingBagConfig(
         name=name,
         num_embeddings=rows,
         embedding_dim=dimension,
-        feature_names=[feature],
+        feature_names=features,
         pooling=PoolingType.SUM,
         init_fn=lambda weight: nn.init.normal_(weight, std=spread),
     )

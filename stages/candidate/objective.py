@@ -5,13 +5,15 @@ Shapes: B queries and c candidates of a rank, C candidates of all ranks, D dimen
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
 
-from stages.candidate.ahead import SentAhead, looked_up, while_gradients_travel
+from stages.candidate.ahead import SentAhead
 from stages.candidate.batches import Batch, Batches
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
@@ -30,6 +32,7 @@ from stages.candidate.losses import (
     not_negative,
     sampled_softmax,
 )
+from stages.candidate.rows import RowExchange, nothing
 
 
 def mixed_precision(device: torch.device, config: CandidateConfig) -> torch.autocast:
@@ -96,7 +99,7 @@ class LossOfBatch:
         """Yield prepared batches, the ids of the next ones on their way to the ranks that hold their rows."""
         if alone():
             return iter(ready)
-        self._ahead = SentAhead(ready, self.model.module.embeddings)
+        self._ahead = SentAhead(ready, self.model.module.embeddings, self._rows.strides_may_differ)
         return iter(self._ahead)
 
     def forward(
@@ -109,7 +112,10 @@ class LossOfBatch:
     def _looked_up(self, batch: Batch, inputs: ModelInputs | None) -> ModelInputs:
         """Return the inputs with their rows on the way, where they are other ranks'."""
         inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
-        return inputs if alone() else looked_up(inputs, self.model.module.embeddings)
+        if inputs.sent is None:
+            return inputs
+        meanwhile = nothing if self._ahead is None else self._ahead.draw
+        return dataclasses.replace(inputs, rows=self._rows.start(inputs.sent, meanwhile))
 
     def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
         """Return this rank's scalar loss; its mean over the ranks is the mean over the batch's queries.
@@ -123,10 +129,12 @@ class LossOfBatch:
         loss_of = self._loss_of(batch)
         with mixed_precision(self.device, self._config):
             query_BD, sent = self.model(inputs, exchange.send)
-        if ahead is not None and inputs.rows is not None:
-            while_gradients_travel(inputs.rows, ahead.draw)
         loss: torch.Tensor = batch.share.weight * loss_of(query_BD.float(), exchange.receive(sent))
         return loss
+
+    @cached_property
+    def _rows(self) -> RowExchange:
+        return RowExchange(self.model.module.embeddings)
 
     def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return the loss as a function of queries and candidates; what needs no vectors is done by then."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -27,6 +26,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from stages.candidate.config import CandidateConfig
+from stages.candidate.parts import WHOLE, Part, part_of
 from stages.candidate.state import local_parts
 
 INIT_BLOCK = 1 << 14
@@ -65,31 +65,7 @@ def shard(model: nn.Module, config: CandidateConfig, device: torch.device) -> Di
     )
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
     initialise_tables(sharded, first_values, config.seed)
-    skip_constant_weights(sharded)
     return sharded
-
-
-def skip_constant_weights(model: nn.Module) -> None:
-    """Spare the kernels the gradient of weights that nothing learns; on a CPU it costs more than the update."""
-    for module in kernels(model):
-        module.register_forward_pre_hook(_mark_constant_weights, with_kwargs=True)
-
-
-def kernels(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the fused kernels below a module; a sharded one keeps its lookups out of ``children``."""
-    for child in (*module.children(), *getattr(module, "_lookups", ())):
-        if isinstance(child, SplitTableBatchedEmbeddingBagsCodegen):
-            yield child
-        yield from kernels(child)
-
-
-def _mark_constant_weights(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
-    weights = options.get("per_sample_weights")
-    if weights is not None and not weights.requires_grad:
-        n_features = len(module.feature_table_map)
-        unlearned = torch.zeros(n_features, dtype=torch.int32, device=weights.device)
-        options = {**options, "feature_requires_grad": unlearned}
-    return arguments, options
 
 
 def tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -118,10 +94,11 @@ def planner(model: nn.Module, config: CandidateConfig, device: torch.device, wor
 def constraints(config: CandidateConfig, rows: int, width: int, world: int) -> ParameterConstraints:
     """Return what the planner may do with a table of ``rows`` x ``width``.
 
-    A table with fewer rows than ranks cannot be cut by rows; it is put on one rank.
+    A table with fewer rows than ranks cannot be cut by rows; it is put on one rank. Nor does ``auto`` cut what
+    ``item_parts`` has already cut into enough: whole tables' rows travel once, others' as sums of every rank's.
     """
     kinds: list[str] = list(_AUTO) if config.sharding == "auto" else [config.sharding]
-    if rows < world:
+    if rows < world or (config.sharding == "auto" and world <= config.item_parts):
         kinds = [kind for kind in kinds if kind != ShardingType.ROW_WISE.value] or [ShardingType.TABLE_WISE.value]
     # Columns are cut evenly over the ranks, in multiples of 4 floats as the kernels want them.
     return ParameterConstraints(sharding_types=kinds, min_partition=4 * -(-width // (4 * world)))
@@ -145,28 +122,33 @@ def initialise_tables(
 ) -> None:
     """Set each table from (seed, table, block of rows), whatever shard a row lies in."""
     for name, initialise in first_values.items():
-        weight = model.state_dict()[f"embeddings.embedding_bags.{name}.weight"]
-        for part, (rows, columns) in local_parts(weight):
-            fill(part, rows, columns, weight.size()[1], initialise, (seed, zlib.crc32(name.encode())))
+        weight, (whole, part) = model.state_dict()[f"embeddings.embedding_bags.{name}.weight"], part_of(name)
+        for own, (rows, columns) in local_parts(weight):
+            fill(own, rows, columns, weight.size()[1], initialise, (seed, zlib.crc32(whole.encode())), part)
 
 
 def fill(
-    part: torch.Tensor,
+    own: torch.Tensor,
     rows: slice,
     columns: slice,
     width: int,
     initialise: Callable[[torch.Tensor], Any],
     seed: tuple[int, int],
+    part: Part = WHOLE,
 ) -> None:
-    """Write these rows and columns of a table of ``width`` columns into ``part``; torch's generator is kept."""
+    """Write these rows and columns of a part of a table of ``width`` columns into ``own``; torch's generator is kept.
+
+    A row's values are those that it has in the whole table.
+    """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for block in range(rows.start // INIT_BLOCK, -(-rows.stop // INIT_BLOCK)):
+        for block in range(part.row(rows.start) // INIT_BLOCK, part.row(rows.stop - 1) // INIT_BLOCK + 1):
             torch.manual_seed(_seed_of(*seed, block))
             values = torch.empty(INIT_BLOCK, width)
             initialise(values)
-            first = block * INIT_BLOCK
-            start, stop = max(rows.start, first), min(rows.stop, first + INIT_BLOCK)
-            part[start - rows.start : stop - rows.start] = values[start - first : stop - first, columns].to(part.device)
+            before, after = (part.size(border * INIT_BLOCK) for border in (block, block + 1))
+            start, stop = max(rows.start, before), min(rows.stop, after)
+            found = values[part.row(start) - block * INIT_BLOCK :: part.of, columns][: stop - start]
+            own[start - rows.start : stop - rows.start] = found.to(own.device)
 
 
 def _seed_of(*numbers: int) -> int:

@@ -19,6 +19,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
+from stages.candidate.parts import part_of
 from stages.contracts.errors import ConfigError, DataError
 
 State = dict[str, torch.Tensor]
@@ -64,27 +65,33 @@ def write_arrays(state: State, directory: Path) -> None:
         for name, shape in shapes.items():
             path = directory / f"{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.empty(0)) if shape is None else np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            if shape:
+                np.lib.format.open_memmap(path, "w+", np.float32, shape)
     dist.barrier()
     for name, value in state.items():
-        path = directory / f"{name}.npy"
-        if not isinstance(value, ShardedTensor):
-            if dist.get_rank() == 0:
-                np.save(path, value.detach().cpu().numpy())
+        whole_name, part = part_of(name)
+        path, copied = directory / f"{whole_name}.npy", not isinstance(value, ShardedTensor)
+        if copied and dist.get_rank() != 0:
             continue
-        for part, place in local_parts(value):
-            whole = np.load(path, mmap_mode="r+", allow_pickle=False)
-            whole[place] = part.detach().cpu().numpy()
-            whole.flush()
+        if not value.dim():
+            np.save(path, value.detach().cpu().numpy())
+            continue
+        whole = np.load(path, mmap_mode="r+", allow_pickle=False)
+        for own, place in local_parts(value):
+            whole[part.rows][place] = own.detach().cpu().numpy()
+        whole.flush()
     dist.barrier()
 
 
-def _whole_shapes(state: State) -> dict[str, tuple[int, ...] | None]:
-    """Return every rank's sharded tensors' shapes by name; None for what every rank has a copy of."""
-    own = {name: tuple(value.size()) if isinstance(value, ShardedTensor) else None for name, value in state.items()}
-    every: list[dict[str, tuple[int, ...] | None]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(every, own)
-    return {name: shape for shapes in every for name, shape in shapes.items()}
+def _whole_shapes(state: State) -> dict[str, tuple[int, ...]]:
+    """Return every rank's tensors' shapes by name, those of parts put together."""
+    every: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(every, {name: tuple(value.size()) for name, value in state.items()})
+    whole: dict[str, tuple[int, ...]] = {}
+    for name, shape in {name: shape for shapes in every for name, shape in shapes.items()}.items():
+        known = whole.get(part_of(name)[0])
+        whole[part_of(name)[0]] = shape if known is None else (known[0] + shape[0], *shape[1:])
+    return whole
 
 
 def read_arrays(state: State, directory: Path) -> None:
@@ -96,17 +103,19 @@ def read_arrays(state: State, directory: Path) -> None:
     """
     with torch.no_grad():
         for name, value in state.items():
-            path = directory / f"{name}.npy"
+            whole_name, part = part_of(name)
+            path = directory / f"{whole_name}.npy"
             if not path.is_file():
-                raise ConfigError(f"warm_start: {path} is missing; the model there has no {name}")
+                raise ConfigError(f"warm_start: {path} is missing; the model there has no {whole_name}")
             try:
                 whole = np.load(path, mmap_mode="r" if value.dim() else None, allow_pickle=False)
             except (ValueError, EOFError) as error:
                 raise DataError(f"warm_start: {path} is damaged: {error}") from error
-            _check_shape(name, whole.shape, tuple(value.size()))
-            for part, place in local_parts(value):
-                found = whole[place]
-                target = part[: len(found)] if part.dim() else part
+            stored = whole[part.rows] if value.dim() else whole
+            _check_shape(name, stored.shape, tuple(value.size()))
+            for own, place in local_parts(value):
+                found = stored[place]
+                target = own[: len(found)] if own.dim() else own
                 target.copy_(torch.from_numpy(np.array(found)))
 
 

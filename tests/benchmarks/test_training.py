@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.plain_towers import PlainLoss, PlainTowers
-from benchmarks.training import product_on_bags, write_world
+from benchmarks.training import product_on_bags, uncut, write_world
 from stages.candidate import worker
 from stages.candidate.batches import make_batches
 from stages.candidate.catalogue import Catalogue
@@ -26,7 +26,7 @@ def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_plain_model_has_the_loss_and_gradients_of_the_product(tmp_path: Path, sparse: bool) -> None:
     write_world(tmp_path, N_USERS, N_ITEMS, 1)
-    settings, catalogue = worker.job(tmp_path), Catalogue.load(tmp_path)
+    settings, catalogue = uncut(worker.job(tmp_path)), Catalogue.load(tmp_path)
     config = settings.candidate
     batches = make_batches(Examples.load(tmp_path), catalogue, config, settings.features)
     torch.manual_seed(3)

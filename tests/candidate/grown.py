@@ -15,7 +15,7 @@ from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data import Examples
 from stages.contracts.snapshot import ItemTable
 from stages.features.config import FeatureConfig
-from tests.candidate.towers import build
+from tests.candidate.towers import build, load_whole, whole_state
 
 FEATURES = FeatureConfig(history_length=4, history_decay=2.0)
 SMALL = {"dimension": 8, "category_dimension": 4, "word_dimension": 4, "hidden": (6,), "batch_size": 16}
@@ -106,15 +106,15 @@ def models(small_world: tuple[Examples, Catalogue], **changes):
     for tower in (model.query_tower, model.item_tower):
         for parameter in tower.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
-    state = {name: value.clone().numpy() for name, value in model.state_dict().items()}
+    state = whole_state(model)
     replaced = np.array([*range(3), N, *range(4, 7), N + 1, *range(8, N)], np.int32)
     examples = dataclasses.replace(examples, items=replaced[examples.items])
     larger = grown_catalogue(catalogue, grow(items), config)
     grown, batches, loss_of = build(examples, larger, config, FEATURES)
-    rows = {name: torch.from_numpy(value) for name, value in state.items()}
+    rows = dict(state)
     for name in ("item", "history"):
         if (key := f"embeddings.embedding_bags.{name}.weight") in rows:
-            rows[key] = torch.cat([rows[key], torch.zeros(NEW, config.dimension)])
-    grown.load_state_dict(rows)
+            rows[key] = np.concatenate([rows[key], np.zeros((NEW, config.dimension), np.float32)])
+    load_whole(grown, rows)
     grown.eval()
     return settings, items, catalogue, state, batches, loss_of

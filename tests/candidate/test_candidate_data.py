@@ -153,12 +153,11 @@ def test_catalogue_counts_targets_and_knows_what_existed(event_table):
     assert everything.frequency.tolist() == [2, 1, 1, 0, 0, 0]
 
 
-def test_category_bags_share_an_items_weight_evenly(event_table):
+def test_category_bags_hold_what_each_item_has(event_table):
     examples = first_touches(event_table([0], [0], [1], [0]))
     catalogue = Catalogue.of(ITEMS, examples, examples.usable(True), 50, end_ms=100)
-    codes, shares, counts = catalogue.category_bags(np.array([4, 2, 0]), np.array([0.5, 1.0, 0.8], np.float32))
+    codes, counts = catalogue.category_bags(np.array([4, 2, 0]))
     assert codes.tolist() == [0, 0, 1]
-    np.testing.assert_allclose(shares, [0.5, 0.4, 0.4])
     assert counts.tolist() == [1, 0, 2]
 
 

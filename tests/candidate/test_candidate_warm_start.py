@@ -18,6 +18,7 @@ from stages.contracts.files import read_json, write_json
 from stages.contracts.id_map import IdMap
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER, TowerInputs
+from tests.candidate.towers import joined
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 SETTINGS = {
@@ -141,6 +142,7 @@ def test_a_few_epochs_reach_what_scratch_does(months, both):
 def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, tmp_path, one_rank):
     """Before the first step: weights and sums of old rows are the champion's, new rows a fresh run's."""
     from stages.candidate import worker
+    from stages.candidate.parts import part_of
     from stages.candidate.state import read_arrays, training_state
     from stages.candidate.train import prepare
     from stages.contracts.snapshot import Snapshot
@@ -155,16 +157,20 @@ def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, 
         "weights/embeddings.embedding_bags.item.weight",
         "optimizer/embeddings.embedding_bags.item.weight/sum",
     )
-    whole = {name: state[name].local_shards()[0].tensor for name in (weight, sums)}
-    fresh = {name: value.clone() for name, value in whole.items()}
+
+    def tables():
+        shards = {name: value.local_shards() for name, value in state.items() if part_of(name)[0] in (weight, sums)}
+        return joined({name: own.tensor.numpy().copy() for name, (own,) in shards.items()})
+
+    fresh = tables()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read_arrays(state, champion / "state")
-    for name in (weight, sums):
+    for name, found in tables().items():
         old = np.load(champion / "state" / f"{name}.npy")
         assert len(old) == OLD * BLOCK
-        np.testing.assert_array_equal(whole[name][: len(old)].numpy().reshape(old.shape), old)
-        np.testing.assert_array_equal(whole[name][len(old) :].numpy(), fresh[name][len(old) :].numpy())
+        np.testing.assert_array_equal(found[: len(old)].reshape(old.shape), old)
+        np.testing.assert_array_equal(found[len(old) :], fresh[name][len(old) :])
     assert np.load(champion / "state" / f"{sums}.npy").max() > 0
     assert float(state["optimizer/query_tower.correction.mlp.0.bias/step"]) > 0
     query = "optimizer/query_tower.correction.mlp.0.weight/exp_avg"

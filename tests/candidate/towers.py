@@ -13,6 +13,7 @@ from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data import Examples
 from stages.candidate.model import TwoTower, sizes_of
 from stages.candidate.objective import LossOfBatch
+from stages.candidate.parts import WHOLE, part_of
 from stages.features.config import FeatureConfig
 
 CPU = torch.device("cpu")
@@ -37,6 +38,37 @@ def build(examples: Examples, catalogue: Catalogue, config: CandidateConfig, fea
     model = TwoTower(sizes_of(catalogue, TrainCandidateConfig(candidate=config, features=features)), config)
     batches = make_batches(examples, catalogue, config, features)
     return model, batches, LossOfBatch(model, catalogue, config, batches, CPU)
+
+
+def joined(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with those of parts of tables put together."""
+    found: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        whole, part = part_of(name)
+        if part != WHOLE and whole not in found:
+            rows = sum(len(own) for other, own in state.items() if part_of(other)[0] == whole)
+            found[whole] = np.full((rows, *value.shape[1:]), np.nan, value.dtype)
+        if part == WHOLE:
+            found[name] = value
+        else:
+            found[whole][part.rows] = value
+    return found
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Return copies of a model's weights as a finished training leaves them."""
+    return joined({name: value.clone().numpy() for name, value in model.state_dict().items()})
+
+
+def load_whole(model: torch.nn.Module, state: dict[str, np.ndarray]) -> None:
+    """Fill a model with weights that ``whole_state`` returned."""
+    named = {name: part_of(name) for name in model.state_dict()}
+    model.load_state_dict(
+        {
+            name: torch.from_numpy(state[whole][part.rows] if state[whole].ndim else state[whole])
+            for name, (whole, part) in named.items()
+        }
+    )
 
 
 def fit(examples: Examples, catalogue: Catalogue, config: CandidateConfig, features: FeatureConfig):

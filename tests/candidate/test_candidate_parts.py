@@ -1,0 +1,145 @@
+"""Tables of items in parts: the same rows, the same training, whole outside of it."""
+
+import dataclasses
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from stages.candidate import worker
+from stages.candidate.batches import Batches
+from stages.candidate.config import CandidateConfig
+from stages.candidate.inputs import InputMaker
+from stages.candidate.parts import WHOLE, Part, part_of, parts
+from stages.candidate.plan import INIT_BLOCK, fill
+from stages.contracts.files import read_json, write_json
+from stages.features.config import FeatureConfig
+from tests.candidate.test_candidate_sharding import job
+from tests.candidate.towers import build, load_whole, whole_state
+
+FEATURES = FeatureConfig(history_length=4, history_decay=2.0)
+NAMES = ["weights/embeddings.embedding_bags.item.weight", "optimizer/embeddings.embedding_bags.item.weight/sum"]
+
+
+@pytest.mark.parametrize(("rows", "n"), [(10, 1), (10, 3), (2, 4), (0, 2), (12, 4)])
+def test_parts_hold_each_row_once(rows, n):
+    found = [[part.row(own) for own in range(part.size(rows))] for part in parts(n)]
+    assert [list(range(rows))[part.rows] for part in parts(n)] == found
+    assert sorted(itertools.chain(*found)) == list(range(rows))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+def test_a_name_says_which_part_it_is():
+    name = "optimizer/embeddings.embedding_bags.{}.weight/sum"
+    assert part_of(name.format(Part(11, 12).name("item"))) == (name.format("item"), Part(11, 12))
+    assert part_of(name.format(WHOLE.name("item"))) == (name.format("item"), WHOLE)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_row_begins_the_same_in_a_part_as_in_the_whole(n):
+    """Over a border of the blocks that a seed fills, for rows and columns of any shard."""
+    rows, width = INIT_BLOCK + 40, 8
+    whole = torch.empty(rows, width)
+    fill(whole, slice(0, rows), slice(0, width), width, torch.nn.init.normal_, (5, 7))
+    assert len(whole.unique()) > 0.9 * whole.numel()
+    for part in parts(n):
+        size = part.size(rows)
+        own = torch.full((size - 5, 4), torch.nan)
+        fill(own, slice(3, size - 2), slice(4, 8), width, torch.nn.init.normal_, (5, 7), part)
+        torch.testing.assert_close(own, whole[part.rows][3 : size - 2, 4:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("extra", [{}, {"word_buckets": 20, "shared_item_table": False}, {"user_id": True}])
+def test_the_model_does_not_depend_on_the_number_of_parts(rich_world, extra):
+    """The forward pass and every gradient, with more parts than a batch needs and one more than divides the items."""
+    examples, catalogue = rich_world
+    found = []
+    for n in (1, 2, 5):
+        config = CandidateConfig(dimension=8, category_dimension=4, hidden=(6,), batch_size=16, item_parts=n, **extra)
+        model, batches, loss_of = build(examples, catalogue, config, FEATURES)
+        if found:
+            load_whole(model, found[0][0])
+        state = whole_state(model)
+        loss = loss_of(next(batches.epoch(0)))
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
+        found.append((state, loss.item(), whole_state(model)))
+    for state, loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][1], rel=1e-6)
+        assert state.keys() == found[0][0].keys()
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, found[0][2][name], atol=1e-6, rtol=1e-4)
+    assert np.abs(found[0][2]["embeddings.embedding_bags.item.weight"]).max() > 0
+
+
+def test_content_is_looked_up_once_for_each_category_and_word(rich_world):
+    examples, catalogue = rich_world
+    config = CandidateConfig(word_buckets=20, batch_size=16, item_parts=3)
+    batch = next(Batches(examples, catalogue, config, FEATURES).epoch(0))
+    features = InputMaker(catalogue, config, torch.device("cpu"))(batch).features.to_dict()
+    items = np.unique(np.concatenate([batch.history[batch.kept], batch.items]))
+    for key, bags in (("category", catalogue.category_bags), ("word", catalogue.word_bags)):
+        own = [features[part.name(key)] for part in parts(3)]
+        assert sorted(torch.cat([each.values() for each in own]).tolist()) == np.unique(bags(items)[0]).tolist()
+        assert all(int(each.lengths().max()) <= 1 for each in own)
+    ids = [3 * features[part.name("item")].values() + part.number for part in parts(3)]
+    assert sorted(torch.cat(ids).tolist()) == items.tolist()
+
+
+@pytest.fixture(scope="module")
+def trained(planted, tmp_path_factory, one_rank):
+    """Finished trainings with one, two and seven parts, and one that goes on from two parts with three."""
+    root = tmp_path_factory.mktemp("parts")
+    changes = {1: {}, 2: {}, 7: {}, 3: {"item_parts": 3}}
+    for n in changes:
+        job(planted, root / str(n), item_parts=n)
+    run = read_json(root / "3/run.json")
+    write_json(root / "3/run.json", {**run, "warm_start": str(root / "2/state")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchRec's own deprecations
+        for n in changes:
+            worker.train(root / str(n), progress=False)
+    return root
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_what_is_trained_does_not_depend_on_the_number_of_parts(trained, n):
+    one, other = trained / "1", trained / str(n)
+    losses = [read_json(place / "metrics.json")["losses"] for place in (one, other)]
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    files = [sorted(path.relative_to(place) for path in (place / "state").rglob("*.npy")) for place in (one, other)]
+    assert files[0] == files[1]
+    for name in NAMES:
+        first, second = (np.load(place / f"state/{name}.npy") for place in (one, other))
+        np.testing.assert_allclose(second, first, atol=1e-3, rtol=1e-3)
+
+
+def test_training_goes_on_with_another_number_of_parts(trained):
+    """From the loss that was reached, not from the first one."""
+    first, then = (read_json(trained / n / "metrics.json")["losses"] for n in ("2", "3"))
+    assert then[0] < first[-1] + 0.02 < first[0]
+    before, after = (np.load(trained / n / f"state/{NAMES[1]}.npy") for n in ("2", "3"))
+    assert (after >= before).all()  # sums of squares only grow: each row found its own
+    assert (after > before).mean() > 0.9
+
+
+def test_more_parts_than_items_are_not_made():
+    assert [CandidateConfig(item_parts=4).parts_of(n) for n in (0, 1, 3, 4, 100)] == [1, 1, 3, 4, 4]
+
+
+def test_slots_are_free_of_the_stride(rich_world):
+    """Other ranks may have more: rows behind a part's last one change no slot."""
+    examples, catalogue = rich_world
+    config = CandidateConfig(dimension=8, category_dimension=4, hidden=(6,), batch_size=16, item_parts=2)
+    _, batches, loss_of = build(examples, catalogue, config, FEATURES)
+    batch = next(batches.epoch(0))
+    inputs = loss_of.prepare(batch)
+    from stages.candidate.inputs import with_stride
+
+    larger = with_stride(inputs, inputs.features.stride() + 9)
+    assert larger.features.stride() == inputs.features.stride() + 9
+    assert loss_of(batch, larger).item() == loss_of(batch, dataclasses.replace(inputs)).item()
