@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,6 +150,10 @@ class Catalogue:
         }
         return cls(**{name: value if value.ndim else value.item() for name, value in columns.items()})
 
+    @cached_property
+    def _one_category_each(self) -> bool:
+        return bool((np.diff(self.offsets) == 1).all())
+
     @property
     def n_categories(self) -> int:
         """Return the rows of the category table; it has at least one."""
@@ -163,6 +168,8 @@ class Catalogue:
         Returns:
             codes int64 ``[m]``, and how many each item has, int64 ``[n]``.
         """
+        if self._one_category_each:
+            return self.codes[items], np.ones(len(items), dtype=np.int64)
         return _bags(self.offsets, self.codes, items)
 
     def word_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,8 +196,6 @@ def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.nda
 def _bags(offsets: np.ndarray, codes: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = offsets[items]
     counts = offsets[items + 1] - starts
-    if (counts == 1).all():
-        return codes[starts], counts
     ends = np.cumsum(counts)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
     return codes[np.repeat(starts, counts) + within], counts

@@ -146,13 +146,12 @@ class Examples:
 
     @classmethod
     def load(cls, directory: Path) -> Examples:
-        """Map the columns into memory."""
-        return cls(
-            **{
-                field.name: np.load(directory / f"examples_{field.name}.npy", mmap_mode="r", allow_pickle=False)
-                for field in fields(cls)
-            }
-        )
+        """Map the columns into memory, as plain arrays: every use of a ``memmap`` makes another one."""
+        columns = {
+            field.name: np.load(directory / f"examples_{field.name}.npy", mmap_mode="r", allow_pickle=False)
+            for field in fields(cls)
+        }
+        return cls(**{name: column.view(np.ndarray) for name, column in columns.items()})
 
 
 def _touches(start_B: np.ndarray, end_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

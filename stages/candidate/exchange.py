@@ -95,19 +95,16 @@ class Share:
         others = np.r_[0 : own.start, own.stop : self.n_queries + self.n_shared]
         return np.concatenate([np.arange(own.start, own.stop), others]).astype(np.int64)
 
-    def places(self) -> np.ndarray:
-        """Return int64 ``[C]``, where each candidate of ``order`` lies in the gathered ``[R * c]`` rows."""
-        place = np.empty(self.n_queries + self.n_shared, dtype=np.int64)
+    def blocks(self) -> list[slice]:
+        """Return where the candidates of ``order``, one block after another, lie in the gathered ``[R * c]`` rows."""
+        positives, shared = [], []
         for rank in range(self.world):
-            queries, shared = self._queries_of(rank), part(self.n_shared, rank, self.world)
-            n_queries = (queries.stop - queries.start) * self.with_positives
+            queries, negatives = self._queries_of(rank), part(self.n_shared, rank, self.world)
             start = rank * self.rows
-            place[queries][:n_queries] = start + np.arange(n_queries)
-            place[self.n_queries + shared.start : self.n_queries + shared.stop] = (
-                start + n_queries + np.arange(shared.stop - shared.start)
-            )
-        found: np.ndarray = place[self.order()]
-        return found
+            middle = start + (queries.stop - queries.start) * self.with_positives
+            positives.append(slice(start, middle))
+            shared.append(slice(middle, middle + negatives.stop - negatives.start))
+        return [positives.pop(self.rank), *positives, *shared]
 
 
 def part(n: int, rank: int, world: int) -> slice:
@@ -149,8 +146,7 @@ class CandidateExchange:
         """
         if self.share.world == 1:
             return ticket
-        places_C = torch.from_numpy(self.share.places()).to(ticket.device)
-        candidates_CD: torch.Tensor = _Receive.apply(ticket, places_C, self)
+        candidates_CD: torch.Tensor = _Receive.apply(ticket, self)
         return candidates_CD
 
     def start(self, work: dist.Work, buffer: torch.Tensor) -> None:
@@ -179,19 +175,23 @@ class _Send(torch.autograd.Function):  # type: ignore[misc]
 
 class _Receive(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, ticket: torch.Tensor, places_C: torch.Tensor, exchange: CandidateExchange) -> torch.Tensor:
+    def forward(ctx: Any, ticket: torch.Tensor, exchange: CandidateExchange) -> torch.Tensor:
         ctx.exchange = exchange
         whole_RD = exchange.wait()
-        ctx.n_rows = len(whole_RD)
-        ctx.save_for_backward(ticket, places_C)
-        return whole_RD[places_C]
+        ctx.save_for_backward(ticket)
+        return torch.cat([whole_RD[block] for block in exchange.share.blocks()])
 
     @staticmethod
-    def backward(ctx: Any, gradient_CD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        ticket, places_C = ctx.saved_tensors
-        sent_RD = gradient_CD.new_zeros(ctx.n_rows, gradient_CD.shape[1])
-        sent_RD[places_C] = gradient_CD
+    def backward(ctx: Any, gradient_CD: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (ticket,), share = ctx.saved_tensors, ctx.exchange.share
+        n_rows = share.world * share.rows
+        make = gradient_CD.new_empty if n_rows == len(gradient_CD) else gradient_CD.new_zeros  # padding has none
+        sent_RD, start = make(n_rows, gradient_CD.shape[1]), 0
+        for block in share.blocks():
+            size = block.stop - block.start
+            sent_RD[block] = gradient_CD[start : start + size]
+            start += size
         # Sums of what all ranks sent are taken where it is received: gloo's reduce-scatter takes several times as long.
         received_RD = torch.empty_like(sent_RD)
         ctx.exchange.start(dist.all_to_all_single(received_RD, sent_RD, async_op=True), received_RD)
-        return torch.zeros_like(ticket), None, None
+        return torch.zeros_like(ticket), None

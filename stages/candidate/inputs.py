@@ -108,7 +108,7 @@ class InputMaker:
 
     def __init__(self, catalogue: Catalogue, config: CandidateConfig, device: torch.device) -> None:
         self._catalogue, self._config, self._device = catalogue, config, device
-        self._items, self._slot_N = _Distinguisher(len(catalogue)), np.zeros(len(catalogue) + 1, dtype=np.int64)
+        self._items, self._slot_N = _Distinguisher(len(catalogue)), np.zeros(len(catalogue) + 1, dtype=np.int32)
         self._codes = {CATEGORY: _Distinguisher(catalogue.n_categories)}
         if config.word_buckets:
             self._codes[WORD] = _Distinguisher(config.word_buckets)
@@ -122,7 +122,7 @@ class InputMaker:
         histories = Histories(
             ids=_EMPTY,
             content=_EMPTY,
-            slots=self._tensor(self._slot_N[batch.history]),
+            slots=self._tensor(self._slot_N[batch.history].astype(np.int64)),
             signals=self._tensor(batch.signals),
             ages=self._tensor(batch.ages),
             kept=self._tensor(batch.kept),
@@ -134,7 +134,7 @@ class InputMaker:
             histories=histories,
             query_row=None if batch.query_row is None else self._tensor(batch.query_row),
             query_place=None if batch.query_place is None else self._tensor(batch.query_place),
-            candidate_slot=self._tensor(self._slot_N[batch.items]),
+            candidate_slot=self._tensor(self._slot_N[batch.items].astype(np.int64)),
             candidate_named=self._tensor(batch.item_named.astype(np.float32)),
             log_duration=self._tensor(self._catalogue.log_duration[batch.items]),
             item_age_s=self._tensor(batch.item_ages),

@@ -165,14 +165,14 @@ def test_unsharded_state_holds_every_weight_and_sum(results, kind):
 
 @pytest.mark.parametrize(("n_queries", "n_uniform", "world"), [(10, 4, 2), (7, 3, 2), (8, 0, 3), (11, 5, 4)])
 def test_shares_cover_the_batch_and_find_their_rows_again(n_queries, n_uniform, world):
-    """Gathering what each rank holds and taking ``places`` gives ``order``, own positives first."""
+    """Gathering what each rank holds and taking ``blocks`` gives ``order``, own positives first."""
     shares = [Share.even(n_queries, n_uniform, rank, world) for rank in range(world)]
     gathered = np.full(world * shares[0].rows, -1)
     for rank, share in enumerate(shares):
         own = np.r_[np.arange(n_queries)[share.queries], n_queries + np.arange(n_uniform)[share.shared]]
         gathered[rank * share.rows : rank * share.rows + len(own)] = own
     for share in shares:
-        np.testing.assert_array_equal(gathered[share.places()], share.order())
+        np.testing.assert_array_equal(np.concatenate([gathered[block] for block in share.blocks()]), share.order())
         own = share.queries.stop - share.queries.start
         np.testing.assert_array_equal(share.order()[:own], np.arange(n_queries)[share.queries])
         assert (share.order()[:n_queries] < n_queries).all()
