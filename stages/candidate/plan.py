@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -117,38 +118,58 @@ def _nothing(weight: torch.Tensor) -> None:
     """Leave the weight as it is."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What a rank holds of a table.
+
+    Attributes:
+        values: to be filled, as large as the rows and columns.
+        rows, columns: of the part.
+        part: of the table.
+    """
+
+    values: torch.Tensor
+    rows: slice
+    columns: slice
+    part: Part = WHOLE
+
+
 def initialise_tables(
     model: DistributedModelParallel, first_values: dict[str, Callable[[torch.Tensor], Any]], seed: int
 ) -> None:
-    """Set each table from (seed, table, block of rows), whatever shard a row lies in."""
-    for name, initialise in first_values.items():
-        weight, (whole, part) = model.state_dict()[f"embeddings.embedding_bags.{name}.weight"], part_of(name)
-        for own, (rows, columns) in local_parts(weight):
-            fill(own, rows, columns, weight.size()[1], initialise, (seed, zlib.crc32(whole.encode())), part)
+    """Set each table from (seed, table, block of rows), whatever shard or part a row lies in."""
+    weights = model.state_dict()
+    for whole in dict.fromkeys(part_of(name)[0] for name in first_values):
+        names = [name for name in first_values if part_of(name)[0] == whole]
+        of = [weights[f"embeddings.embedding_bags.{name}.weight"] for name in names]
+        pieces = [
+            Piece(values, rows, columns, part_of(name)[1])
+            for name, weight in zip(names, of, strict=True)
+            for values, (rows, columns) in local_parts(weight)
+        ]
+        if pieces:
+            fill(pieces, of[0].size()[1], first_values[names[0]], (seed, zlib.crc32(whole.encode())))
 
 
-def fill(
-    own: torch.Tensor,
-    rows: slice,
-    columns: slice,
-    width: int,
-    initialise: Callable[[torch.Tensor], Any],
-    seed: tuple[int, int],
-    part: Part = WHOLE,
-) -> None:
-    """Write these rows and columns of a part of a table of ``width`` columns into ``own``; torch's generator is kept.
+def fill(pieces: list[Piece], width: int, initialise: Callable[[torch.Tensor], Any], seed: tuple[int, int]) -> None:
+    """Write the rows and columns of pieces of one table of ``width`` columns; torch's generator is kept.
 
     A row's values are those that it has in the whole table.
     """
+    first = min(piece.part.row(piece.rows.start) for piece in pieces) // INIT_BLOCK
+    last = max(piece.part.row(piece.rows.stop - 1) for piece in pieces) // INIT_BLOCK
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for block in range(part.row(rows.start) // INIT_BLOCK, part.row(rows.stop - 1) // INIT_BLOCK + 1):
+        for block in range(first, last + 1):
             torch.manual_seed(_seed_of(*seed, block))
             values = torch.empty(INIT_BLOCK, width)
             initialise(values)
-            before, after = (part.size(border * INIT_BLOCK) for border in (block, block + 1))
-            start, stop = max(rows.start, before), min(rows.stop, after)
-            found = values[part.row(start) - block * INIT_BLOCK :: part.of, columns][: stop - start]
-            own[start - rows.start : stop - rows.start] = found.to(own.device)
+            for piece in pieces:
+                part, rows = piece.part, piece.rows
+                before, after = (part.size(border * INIT_BLOCK) for border in (block, block + 1))
+                start, stop = max(rows.start, before), min(rows.stop, after)
+                if start < stop:
+                    found = values[part.row(start) - block * INIT_BLOCK :: part.of, piece.columns][: stop - start]
+                    piece.values[start - rows.start : stop - rows.start] = found.to(piece.values.device)
 
 
 def _seed_of(*numbers: int) -> int:

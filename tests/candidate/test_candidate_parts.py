@@ -1,6 +1,5 @@
 """Tables of items in parts: the same rows, the same training, whole outside of it."""
 
-import dataclasses
 import itertools
 import warnings
 
@@ -11,9 +10,9 @@ import torch
 from stages.candidate import worker
 from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig
-from stages.candidate.inputs import InputMaker
+from stages.candidate.inputs import InputMaker, with_stride
 from stages.candidate.parts import WHOLE, Part, part_of, parts
-from stages.candidate.plan import INIT_BLOCK, fill
+from stages.candidate.plan import INIT_BLOCK, Piece, fill
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig
 from tests.candidate.test_candidate_sharding import job
@@ -42,13 +41,15 @@ def test_a_row_begins_the_same_in_a_part_as_in_the_whole(n):
     """Over a border of the blocks that a seed fills, for rows and columns of any shard."""
     rows, width = INIT_BLOCK + 40, 8
     whole = torch.empty(rows, width)
-    fill(whole, slice(0, rows), slice(0, width), width, torch.nn.init.normal_, (5, 7))
+    fill([Piece(whole, slice(0, rows), slice(0, width))], width, torch.nn.init.normal_, (5, 7))
     assert len(whole.unique()) > 0.9 * whole.numel()
+    pieces = []
     for part in parts(n):
-        size = part.size(rows)
-        own = torch.full((size - 5, 4), torch.nan)
-        fill(own, slice(3, size - 2), slice(4, 8), width, torch.nn.init.normal_, (5, 7), part)
-        torch.testing.assert_close(own, whole[part.rows][3 : size - 2, 4:], rtol=0, atol=0)
+        own = slice(3, part.size(rows) - 2)
+        pieces.append(Piece(torch.full((own.stop - own.start, 4), torch.nan), own, slice(4, 8), part))
+    fill(pieces, width, torch.nn.init.normal_, (5, 7))
+    for piece in pieces:
+        torch.testing.assert_close(piece.values, whole[piece.part.rows][piece.rows, 4:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("extra", [{}, {"word_buckets": 20, "shared_item_table": False}, {"user_id": True}])
@@ -138,8 +139,6 @@ def test_slots_are_free_of_the_stride(rich_world):
     _, batches, loss_of = build(examples, catalogue, config, FEATURES)
     batch = next(batches.epoch(0))
     inputs = loss_of.prepare(batch)
-    from stages.candidate.inputs import with_stride
-
     larger = with_stride(inputs, inputs.features.stride() + 9)
     assert larger.features.stride() == inputs.features.stride() + 9
-    assert loss_of(batch, larger).item() == loss_of(batch, dataclasses.replace(inputs)).item()
+    assert loss_of(batch, larger).item() == loss_of(batch, inputs).item()
