@@ -1,7 +1,8 @@
 """Sends the ids of the next batches to the ranks that hold their rows while the current batch trains.
 
-Before a rank can look up rows for the others it must know the largest stride, then how many ids each sends, then the
-ids: three exchanges that each wait for the slowest rank. Here they are started a step before they are waited for.
+Before a rank can look up rows for the others it must know how many ids each sends, then the ids, and where strides must
+be alike before that the largest one: exchanges that each wait for the slowest rank. Here they are started a step
+before they are waited for.
 Ids do not depend on weights, so that nothing else changes. What then is left to wait for are the rows and, in the
 backward pass, their gradients: meanwhile the next batches are prepared and sent off.
 """
@@ -22,7 +23,7 @@ Raw = TypeVar("Raw")
 
 
 class SentAhead(Generic[Raw]):
-    """Iterates over batches with inputs whose ids are where their rows are; three further ones are on their way.
+    """Iterates over batches with inputs whose ids are where their rows are; further ones are on their way.
 
     Every rank must draw equally many. Between two of them ``draw`` and then ``advance`` may be called where there is
     something to wait for; what has not been done by then is done when the next one is asked for.
@@ -30,6 +31,7 @@ class SentAhead(Generic[Raw]):
     Args:
         ready: batches, with anything beside their inputs.
         tables: TorchRec's sharded ``EmbeddingBagCollection``.
+        strides_may_differ: whether ranks may ask for different numbers of bags; otherwise they are made alike first.
     """
 
     def __init__(

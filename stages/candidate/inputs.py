@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -75,9 +76,9 @@ class ModelInputs:
     """Tensors of one step.
 
     Attributes:
-        features: bags of the tables' rows: item tables and content by distinct item, a feature for each part of the
-            item tables, users and contexts by query; its stride is the larger of B and one more than the largest
-            part's distinct items. Bag b of part p of P is slot b * P + p.
+        features: bags of the tables' rows: distinct items, categories and words, each a feature for each of P parts
+            and one row a bag; users and contexts by query. Bag b of part p of the items is slot b * P + p. Behind
+            the last bag of each feature there is an empty one: a row of zeros, the first of which padding has.
         n_queries: B.
         histories: without their tables, which the lookup fills in.
         query_row, query_place: int64 ``[B]`` or None, as for ``QueryTower``.
@@ -112,7 +113,7 @@ class InputMaker:
         self._codes = {CATEGORY: _Distinguisher(catalogue.n_categories)}
         if config.word_buckets:
             self._codes[WORD] = _Distinguisher(config.word_buckets)
-        self._n_parts = config.parts_of(len(catalogue))
+        self._parts = parts(config.parts_of(len(catalogue)))
         self._context_starts = np.concatenate([[0], np.cumsum(catalogue.context_sizes)])[:-1]
 
     def __call__(self, batch: Batch) -> ModelInputs:
@@ -144,21 +145,22 @@ class InputMaker:
     def _distinct(self, batch: Batch) -> _Distinct:
         """Return the batch's distinct items, and remember the slot of each; padding's is the first empty one."""
         items_U = self._items(batch.history[batch.kept], batch.items)
-        part_U = (items_U % self._n_parts).astype(np.uint16)
-        sizes_P = np.bincount(part_U, minlength=self._n_parts)
-        if self._n_parts > 1:
+        n_parts = len(self._parts)
+        part_U = (items_U % n_parts).astype(np.uint16)
+        sizes_P = np.bincount(part_U, minlength=n_parts)
+        if n_parts > 1:
             order_U = np.argsort(part_U, kind="stable")
             items_U, part_U = items_U[order_U], part_U[order_U]
         within_U = np.arange(len(items_U)) - np.repeat(np.cumsum(sizes_P) - sizes_P, sizes_P)
-        slots_U = within_U * self._n_parts + part_U
+        slots_U = within_U * n_parts + part_U
         # Only what the batch names is read: a fill would pass over the whole catalogue.
-        self._slot_N[batch.history] = sizes_P[0] * self._n_parts
+        self._slot_N[batch.history] = sizes_P[0] * n_parts
         self._slot_N[items_U] = slots_U
         return _Distinct(items_U, slots_U, sizes_P)
 
     def _features(self, batch: Batch, distinct: _Distinct) -> tuple[KeyedJaggedTensor, dict[str, Content]]:
         """Return what to look up, and by key of content who has which of it."""
-        ids = distinct.items // self._n_parts
+        ids = distinct.items // len(self._parts)
         keys = (ITEM,) if self._config.shared_item_table else (ITEM, HISTORY)
         bags = [_Bags(self._names(key), ids, np.ones_like(ids), distinct.sizes) for key in keys]
         content = {}
@@ -186,10 +188,10 @@ class InputMaker:
         """Return bags of the distinct codes, one each, dealt out to the parts, and who has which."""
         codes_C = self._codes[key](codes_M)
         number_M = self._codes[key].numbers(codes_C, codes_M)
-        sizes_P = np.array([len(range(part, len(codes_C), self._n_parts)) for part in range(self._n_parts)])
-        dealt_C = np.concatenate([codes_C[part :: self._n_parts] for part in range(self._n_parts)])
+        sizes_P = np.array([part.size(len(codes_C)) for part in self._parts])
+        dealt_C = np.concatenate([codes_C[part.rows] for part in self._parts])
         bags = _Bags(self._names(key), dealt_C, np.ones_like(dealt_C), sizes_P)
-        n_slots = int(distinct.sizes.max() + 1) * self._n_parts
+        n_slots = int(distinct.sizes.max() + 1) * len(self._parts)
         if (counts_U == 1).all():
             code_S = np.full(n_slots, len(codes_C))  # of what is no item's slot: an empty bag
             code_S[distinct.slots] = number_M
@@ -199,7 +201,7 @@ class InputMaker:
         return bags, Content(self._tensor(number_M), self._tensor(slots_M), self._tensor(shares_M), n_slots)
 
     def _names(self, key: str) -> list[str]:
-        return [part.name(key) for part in parts(self._n_parts)]
+        return [part.name(key) for part in self._parts]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
@@ -252,7 +254,11 @@ class _Distinguisher:
     """Finds distinct numbers below ``n``, in passes over what it is given only; keeps scratch memory."""
 
     def __init__(self, n: int) -> None:
-        self._is_present, self._number = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
+        self._is_present = np.zeros(n, dtype=bool)
+
+    @cached_property
+    def _number(self) -> np.ndarray:
+        return np.zeros(len(self._is_present), dtype=np.int64)
 
     def __call__(self, *values: np.ndarray) -> np.ndarray:
         """Return the distinct ones of all arrays, ascending."""

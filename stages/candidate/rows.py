@@ -120,7 +120,7 @@ class _Travel:
         leaving = come_AW.new_empty(sum(self._come))
         for place, gradient in zip(self._by_feature(leaving, come_AW[self._own]), gradients, strict=True):
             torch.div(gradient, len(self._sizes), out=place)
-        others = self._of_others(come_AW)
+        others = self._of_others(come_AW) if self._is_at_an_end else come_AW.new_empty(sum(self._go))
         self._under_way.append((self._exchange(others, leaving, self._go, self._come), others, come_AW))
 
     def gradients(self) -> torch.Tensor:
@@ -128,9 +128,9 @@ class _Travel:
         work, others, come_AW = self._under_way.pop()
         work.wait()
         if not self._is_at_an_end:
-            come_AW[: self._own.start], come_AW[self._own.stop :] = others.split(
-                [self._own.start, self.n_bags - self._own.stop]
-            )
+            others_AW = others.view(-1, come_AW.shape[1])
+            come_AW[: self._own.start] = others_AW[: self._own.start]
+            come_AW[self._own.stop :] = others_AW[self._own.start :]
         return come_AW
 
     @property

@@ -89,8 +89,9 @@ def _whole_shapes(state: State) -> dict[str, tuple[int, ...]]:
     dist.all_gather_object(every, {name: tuple(value.size()) for name, value in state.items()})
     whole: dict[str, tuple[int, ...]] = {}
     for name, shape in {name: shape for shapes in every for name, shape in shapes.items()}.items():
-        known = whole.get(part_of(name)[0])
-        whole[part_of(name)[0]] = shape if known is None else (known[0] + shape[0], *shape[1:])
+        whole_name, _ = part_of(name)
+        known = whole.get(whole_name)
+        whole[whole_name] = shape if known is None else (known[0] + shape[0], *shape[1:])
     return whole
 
 

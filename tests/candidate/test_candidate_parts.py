@@ -94,15 +94,14 @@ def test_content_is_looked_up_once_for_each_category_and_word(rich_world):
 @pytest.fixture(scope="module")
 def trained(planted, tmp_path_factory, one_rank):
     """Finished trainings with one, two and seven parts, and one that goes on from two parts with three."""
-    root = tmp_path_factory.mktemp("parts")
-    changes = {1: {}, 2: {}, 7: {}, 3: {"item_parts": 3}}
-    for n in changes:
+    root, numbers = tmp_path_factory.mktemp("parts"), (1, 2, 7, 3)
+    for n in numbers:
         job(planted, root / str(n), item_parts=n)
     run = read_json(root / "3/run.json")
     write_json(root / "3/run.json", {**run, "warm_start": str(root / "2/state")})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchRec's own deprecations
-        for n in changes:
+        for n in numbers:
             worker.train(root / str(n), progress=False)
     return root
 
