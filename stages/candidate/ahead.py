@@ -1,23 +1,23 @@
 """Sends the ids of the next batches to the ranks that hold their rows while the current batch trains.
 
-Before a rank can look up rows for the others it must know how many ids each sends, then the ids, and where strides must
-be alike before that the largest one: exchanges that each wait for the slowest rank. Here they are started a step
-before they are waited for.
-Ids do not depend on weights, so that nothing else changes. What then is left to wait for are the rows and, in the
-backward pass, their gradients: meanwhile the next batches are prepared and sent off.
+Before a rank can look up rows for the others it must know how many ids each sends, and then the ids: exchanges that
+each wait for the slowest rank (see ``ids``). Here they are started a step before they are waited for. Ids do not depend
+on weights, so that nothing else changes. What then is left to wait for are the rows and, in the backward pass, their
+gradients: meanwhile the next batches are prepared and sent off.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
-from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stages.candidate.inputs import ModelInputs, SentFeatures, largest_stride, with_stride
+from stages.candidate.ids import Sending
+from stages.candidate.inputs import ModelInputs
 
 Raw = TypeVar("Raw")
 
@@ -30,14 +30,11 @@ class SentAhead(Generic[Raw]):
 
     Args:
         ready: batches, with anything beside their inputs.
-        tables: TorchRec's sharded ``EmbeddingBagCollection``.
-        strides_may_differ: whether ranks may ask for different numbers of bags; otherwise they are made alike first.
+        send: begins to send features.
     """
 
-    def __init__(
-        self, ready: Iterable[tuple[Raw, ModelInputs]], tables: nn.Module, strides_may_differ: bool = False
-    ) -> None:
-        self._ready, self._tables, self._strides_may_differ = iter(ready), tables, strides_may_differ
+    def __init__(self, ready: Iterable[tuple[Raw, ModelInputs]], send: Callable[[KeyedJaggedTensor], Sending]) -> None:
+        self._ready, self._send = iter(ready), send
         self._drawn: list[tuple[Raw, ModelInputs]] = []
         self._under_way: deque[Generator[None, None, tuple[Raw, ModelInputs]]] = deque()
         self._arrived: deque[tuple[Raw, ModelInputs]] = deque()
@@ -69,13 +66,4 @@ class SentAhead(Generic[Raw]):
 
     def _sending(self, batch: Raw, inputs: ModelInputs) -> Generator[None, None, tuple[Raw, ModelInputs]]:
         """Yield while an exchange goes on, and return the batch when the last one has ended."""
-        if not self._strides_may_differ:
-            stride = largest_stride(inputs.features)
-            yield
-            inputs = with_stride(inputs, stride())
-        context = self._tables.create_context()
-        numbers = self._tables.input_dist(context, inputs.features)
-        yield
-        ids = numbers.wait()
-        yield
-        return batch, dataclasses.replace(inputs, sent=SentFeatures(context, ids.wait()))
+        return batch, dataclasses.replace(inputs, sent=(yield from self._send(inputs.features)))

@@ -66,9 +66,7 @@ class Examples:
     def histories(self, rows: np.ndarray, length: int, padding: int) -> np.ndarray:
         """Return int64 ``[B, L]`` histories of examples, newest first, padded on the right."""
         end_B = self.end[rows]
-        _, kept_BL = _touches(self.start[rows], end_B, length)
-        items_BL: np.ndarray = np.where(kept_BL, _newest(self.items, end_B, length), padding)
-        return items_BL.astype(np.int64)
+        return _filled(_newest(self.items, end_B, length), _kept(self.start[rows], end_B, length), padding)
 
     def inputs(self, rows: np.ndarray, length: int, padding: int) -> TowerInputs:
         """Return what the user tower reads at each example's moment: ``tower_inputs``, vectorised."""
@@ -93,15 +91,16 @@ class Examples:
             length: L.
             padding: N.
         """
-        touch_BL, kept_BL = _touches(start_B, end_B, length)
+        kept_BL = _kept(start_B, end_B, length)
         if len(self.version_signals) == len(self):  # one version each, whatever the time
-            signals_BL = _newest(self.version_signals, end_B, length).astype(np.int64)
+            signals_BL = _newest(self.version_signals, end_B, length)
         else:
+            touch_BL = np.where(kept_BL, end_B[:, None] - 1 - np.arange(length), 0)
             signals_BL = self.signals_before(touch_BL, time_ms_B[:, None])
         return TowerInputs(
-            items=np.where(kept_BL, _newest(self.items, end_B, length), padding).astype(np.int64),
-            signals=np.where(kept_BL, signals_BL, 0),
-            ages=np.where(kept_BL, age_seconds(_newest(self.times_ms, end_B, length), time_ms_B[:, None]), 0),
+            items=_filled(_newest(self.items, end_B, length), kept_BL, padding),
+            signals=_filled(signals_BL, kept_BL, 0),
+            ages=_filled(age_seconds(_newest(self.times_ms, end_B, length), time_ms_B[:, None]), kept_BL, 0),
             users=self.users[rows_B].astype(np.int64),
             context=self.moments[self.contexts[rows_B]].astype(np.int64),
         )
@@ -154,11 +153,16 @@ class Examples:
         return cls(**{name: column.view(np.ndarray) for name, column in columns.items()})
 
 
-def _touches(start_B: np.ndarray, end_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions ``[B, L]`` of the newest L = ``length`` touches, newest first, and which there are, bool."""
-    touch_BL = end_B[:, None] - 1 - np.arange(length)
-    kept_BL = touch_BL >= start_B[:, None]
-    return np.where(kept_BL, touch_BL, 0), kept_BL
+def _kept(start_B: np.ndarray, end_B: np.ndarray, length: int) -> np.ndarray:
+    """Return bool ``[B, L]``: of the newest L = ``length`` touches, newest first, those that there are."""
+    kept_BL: np.ndarray = np.arange(length) < (end_B - start_B)[:, None]
+    return kept_BL
+
+
+def _filled(values_BL: np.ndarray, kept_BL: np.ndarray, padding: int) -> np.ndarray:
+    """Return int64 ``[B, L]`` values, ``padding`` where nothing is kept."""
+    filled_BL = values_BL.astype(np.int64, copy=False)
+    return filled_BL if kept_BL.all() else np.where(kept_BL, filled_BL, padding)
 
 
 def _newest(column: np.ndarray, end_B: np.ndarray, length: int) -> np.ndarray:

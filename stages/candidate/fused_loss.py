@@ -6,7 +6,7 @@ backward pass. Here a block of rows that fits into the processor's cache is turn
 and of both gradients at once, and forgotten (Wijmans et al., "Cut Your Losses in Large-Vocabulary
 Language Models", 2024, do the same for vocabularies). What is masked is found as pairs, of which there are few.
 
-Shapes: B queries, b of a block, C candidates, D dimensions, L history length, U distinct candidates, p masked pairs.
+Shapes: B queries, b of a block, C candidates, D dimensions, L history length, N items, p masked pairs.
 """
 
 from __future__ import annotations
@@ -38,20 +38,6 @@ class Targets:
     rows: torch.Tensor
     columns: torch.Tensor
 
-    @classmethod
-    def of(cls, items_C: torch.Tensor, place_B: torch.Tensor, history_BL: torch.Tensor | None = None) -> Targets:
-        """Return the targets of queries whose positives' other copies are masked, and the items of their histories.
-
-        Args:
-            items_C: int64, the candidates' items.
-            place_B: int64, place of each query's positive among the candidates.
-            history_BL: int64, items that are no negatives of each query.
-        """
-        wanted_BL = items_C[place_B, None]
-        if history_BL is not None:
-            wanted_BL = torch.cat([wanted_BL, history_BL], dim=1)
-        return cls(place_B, *_occurrences(items_C, wanted_BL))
-
     def block(self, start: int, stop: int) -> Targets:
         """Return the targets of the queries from ``start`` to ``stop``."""
         first, last = (int(torch.searchsorted(self.rows, border)) for border in (start, stop))
@@ -69,20 +55,47 @@ class Targets:
         return Targets(self.place[chosen_b], row_p[row_p >= 0], self.columns[row_p >= 0])
 
 
-def _occurrences(items_C: torch.Tensor, wanted_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows and columns, int64, of every candidate whose item is in the row's list."""
-    unique_U, column_C = items_C.unique(return_inverse=True)
-    by_item_C = column_C.argsort(stable=True)
-    counts_U = column_C.bincount(minlength=len(unique_U))
-    starts_U = counts_U.cumsum(0) - counts_U
-    place_BL = torch.searchsorted(unique_U, wanted_BL.contiguous()).clamp_(max=len(unique_U) - 1)
-    found_BL = unique_U[place_BL] == wanted_BL
-    row_p, item_p = found_BL.nonzero()[:, 0], place_BL[found_BL]
-    counts_p = counts_U[item_p]
-    first_p = starts_U[item_p] - (counts_p.cumsum(0) - counts_p)
-    total = int(counts_p.sum())
-    position = torch.arange(total, device=row_p.device) + first_p.repeat_interleave(counts_p, output_size=total)
-    return row_p.repeat_interleave(counts_p, output_size=total), by_item_C[position]
+class TargetFinder:
+    """Finds the targets of batches; keeps scratch memory of the catalogue's size, so that nothing need be searched.
+
+    Args:
+        n_items: N; what is looked for is below it, or N itself, which is padding.
+        device: of the batches.
+    """
+
+    def __init__(self, n_items: int, device: torch.device) -> None:
+        self._place_N = torch.full((n_items + 1,), -1, dtype=torch.int32, device=device)
+
+    def __call__(self, items_C: torch.Tensor, place_B: torch.Tensor, history_BL: torch.Tensor | None = None) -> Targets:
+        """Return the targets of queries whose positives' other copies are masked, and the items of their histories.
+
+        Args:
+            items_C: int64, the candidates' items.
+            place_B: int64, place of each query's positive among the candidates.
+            history_BL: int64, items that are no negatives of each query.
+        """
+        wanted_BL = items_C[place_B, None]
+        if history_BL is not None:
+            wanted_BL = torch.cat([wanted_BL, history_BL], dim=1)
+        return Targets(place_B, *self._occurrences(items_C, wanted_BL))
+
+    def _occurrences(self, items_C: torch.Tensor, wanted_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows and columns, int64, of every candidate whose item is in the row's list."""
+        here_C = torch.arange(len(items_C), dtype=torch.int32, device=items_C.device)
+        self._place_N.index_copy_(0, items_C, here_C)
+        copy_C = self._place_N.index_select(0, items_C)  # of an item's copies one stands for all, whichever
+        place_w = self._place_N.index_select(0, wanted_BL.view(-1))
+        self._place_N.index_fill_(0, items_C, -1)
+        by_item_C, counts_C = copy_C.argsort(stable=True), copy_C.bincount(minlength=len(copy_C))
+        starts_C = counts_C.cumsum(0) - counts_C
+        found_p = (place_w >= 0).nonzero()[:, 0]
+        item_p = place_w[found_p]
+        counts_p = counts_C[item_p]
+        first_p = starts_C[item_p] - (counts_p.cumsum(0) - counts_p)
+        total = int(counts_p.sum())
+        position = torch.arange(total, device=items_C.device) + first_p.repeat_interleave(counts_p, output_size=total)
+        row_p = found_p // wanted_BL.shape[1]
+        return row_p.repeat_interleave(counts_p, output_size=total), by_item_C[position]
 
 
 def fused_sampled_softmax(

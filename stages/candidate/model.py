@@ -177,9 +177,9 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         # Cut at once: so are the gradients put together.
         pooled = self.embeddings(inputs.features).to_dict() if inputs.rows is None else inputs.rows()
         ids_SD = self._in_order(pooled, ITEM)
-        content_SK = torch.cat([own.means(self._in_order(pooled, key)) for key, own in inputs.content.items()], dim=1)
+        content_SK = torch.cat([own(self._in_order(pooled, key)) for key, own in inputs.content.items()], dim=1)
         history_SD = self._in_order(pooled, HISTORY) if self._parts[0].name(HISTORY) in pooled else ids_SD
-        extra = [pooled[key][: inputs.n_queries] for key in (USER, CONTEXT) if key in pooled]
+        extra = [own(pooled[key]) for key, own in inputs.of_query.items()]
         ids_CD = F.embedding(inputs.candidate_slot, ids_SD) * inputs.candidate_named[:, None]
         content_CK = F.embedding(inputs.candidate_slot, content_SK)
         candidate_CD = self.item_tower(ids_CD, content_CK, inputs.log_duration, inputs.item_age_s)

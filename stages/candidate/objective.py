@@ -18,7 +18,7 @@ from stages.candidate.batches import Batch, Batches
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
 from stages.candidate.exchange import CandidateExchange, Share
-from stages.candidate.fused_loss import Targets, fused_sampled_softmax
+from stages.candidate.fused_loss import TargetFinder, fused_sampled_softmax
 from stages.candidate.inputs import InputMaker, ModelInputs, alike_on_all_ranks, alone
 from stages.candidate.losses import (
     bpr,
@@ -99,7 +99,7 @@ class LossOfBatch:
         """Yield prepared batches, the ids of the next ones on their way to the ranks that hold their rows."""
         if alone():
             return iter(ready)
-        self._ahead = SentAhead(ready, self.model.module.embeddings, self._rows.strides_may_differ)
+        self._ahead = SentAhead(ready, self._rows.send_ids)
         return iter(self._ahead)
 
     def forward(
@@ -133,6 +133,10 @@ class LossOfBatch:
         return loss
 
     @cached_property
+    def _targets(self) -> TargetFinder:
+        return TargetFinder(len(self._catalogue), self.device)
+
+    @cached_property
     def _rows(self) -> RowExchange:
         return RowExchange(self.model.module.embeddings)
 
@@ -145,7 +149,7 @@ class LossOfBatch:
         log_q_C = None if full else self._log_q(items_C, batch.share.n_queries)
         plain = config.loss == "softmax" and config.in_batch_negatives and batch.query_row is None
         if (full or plain) and config.encoder != "tastes":
-            targets = Targets.of(items_C, place_B, seen_BL)
+            targets = self._targets(items_C, place_B, seen_BL)
             return lambda query, candidate: fused_sampled_softmax(
                 query, candidate, targets, config.temperature, log_q_C
             )

@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.sharding.tw_sharding import TwPooledEmbeddingSharding
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from stages.candidate.ids import Sending, send_by_torchrec, send_to_tables
 from stages.candidate.inputs import SentFeatures
 
 Pooled = dict[str, torch.Tensor]
@@ -31,7 +32,7 @@ def nothing() -> None:
 
 
 class RowExchange:
-    """Looks up rows for all ranks.
+    """Looks up rows for all ranks, once it has been sent their ids.
 
     Args:
         tables: TorchRec's sharded ``EmbeddingBagCollection``.
@@ -45,10 +46,11 @@ class RowExchange:
             dims = iter(shardings[0].embedding_dims())
             self._layout = [{name: next(dims) for name in own} for own in shardings[0].embedding_names_per_rank()]
 
-    @property
-    def strides_may_differ(self) -> bool:
-        """Return whether ranks may ask for different numbers of bags."""
-        return self._layout is not None
+    def send_ids(self, features: KeyedJaggedTensor) -> Sending:
+        """Send the ids of this rank's batch to the ranks that have their rows."""
+        if self._layout is None:
+            return send_by_torchrec(self._tables, features)
+        return send_to_tables(self._tables, [list(own) for own in self._layout], features)
 
     def start(self, sent: SentFeatures, meanwhile: Callable[[], None] = nothing) -> Callable[[], Pooled]:
         """Look up what all ranks asked for and send it off; return what waits for this rank's rows, once.
@@ -64,7 +66,7 @@ class RowExchange:
             rows = self._tables.compute_and_output_dist(sent.context, sent.features)
             return lambda: _cut(rows.wait(), meanwhile)
         (looked_up,) = self._tables.compute(sent.context, sent.features)
-        travel = _Travel(self._layout, sent.context.sharding_contexts[0].batch_size_per_rank, meanwhile)
+        travel = _Travel(self._layout, list(sent.strides), meanwhile)
         ticket = _Send.apply(looked_up.view(travel.n_bags, -1), travel)
         names = [name for own in self._layout for name in own]
         return lambda: dict(zip(names, _Receive.apply(ticket, travel), strict=True))

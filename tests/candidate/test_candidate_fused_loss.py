@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from stages.candidate import fused_loss
-from stages.candidate.fused_loss import Targets, fused_sampled_softmax
+from stages.candidate.fused_loss import TargetFinder, fused_sampled_softmax
 from stages.candidate.losses import not_negative, sampled_softmax
+
+CPU = torch.device("cpu")
 
 
 def world(seed, batch=37, candidates=61, items=19, length=6):
@@ -29,7 +31,7 @@ def test_it_is_the_sampled_softmax(monkeypatch, elements, corrected, masks):
     for fused in (False, True):
         query, candidate = (value.clone().requires_grad_() for value in vectors)
         if fused:
-            targets = Targets.of(items_C, torch.arange(len(query)), history_BL)
+            targets = TargetFinder(24, CPU)(items_C, torch.arange(len(query)), history_BL)
             loss = fused_sampled_softmax(query, candidate, targets, 0.1, log_q_C)
         else:
             loss = sampled_softmax(query, candidate, masked_BC, 0.1, log_q_C)
@@ -49,19 +51,20 @@ def mask_of(targets, n_candidates=61):
 def test_pairs_are_the_mask():
     _, items_C, history_BL, _ = world(2)
     wanted = not_negative(items_C, 37, history_BL)
-    targets = Targets.of(items_C, torch.arange(37), history_BL)
+    targets = TargetFinder(24, CPU)(items_C, torch.arange(37), history_BL)
     torch.testing.assert_close(mask_of(targets), wanted)
     torch.testing.assert_close(mask_of(targets.block(5, 20)), wanted[5:20])
     some = torch.tensor([0, 3, 36])
     torch.testing.assert_close(mask_of(targets.only(some)), wanted[some])
-    assert Targets.of(items_C.unique(), torch.arange(3)).rows.tolist() == [0, 1, 2]  # the positives themselves
+    own = TargetFinder(24, CPU)(items_C.unique(), torch.arange(3))
+    assert own.rows.tolist() == [0, 1, 2]  # the positives themselves
 
 
 def test_large_logits_keep_their_loss():
     vectors, items_C, history_BL, log_q_C = world(3)
     found = []
     masked_BC = not_negative(items_C, len(vectors[0]), history_BL)
-    targets = Targets.of(items_C, torch.arange(len(vectors[0])), history_BL)
+    targets = TargetFinder(24, CPU)(items_C, torch.arange(len(vectors[0])), history_BL)
     for fused in (False, True):
         query, candidate = (vectors[0] * 100).requires_grad_(), (vectors[1] * 100).requires_grad_()
         if fused:
@@ -78,5 +81,14 @@ def test_large_logits_keep_their_loss():
 def test_what_is_not_a_number_stays_one():
     vectors, items_C, history_BL, log_q_C = world(4)
     vectors[0][5, 3] = torch.nan
-    loss = fused_sampled_softmax(*vectors, Targets.of(items_C, torch.arange(37), history_BL), 0.1, log_q_C)
+    loss = fused_sampled_softmax(*vectors, TargetFinder(24, CPU)(items_C, torch.arange(37), history_BL), 0.1, log_q_C)
     assert torch.isnan(loss)
+
+
+def test_nothing_of_a_batch_is_left_for_the_next():
+    find = TargetFinder(24, CPU)
+    for seed in (5, 6, 7):
+        _, items_C, history_BL, _ = world(seed)
+        torch.testing.assert_close(
+            mask_of(find(items_C, torch.arange(37), history_BL)), not_negative(items_C, 37, history_BL)
+        )

@@ -1,5 +1,6 @@
 """Tables of items in parts: the same rows, the same training, whole outside of it."""
 
+import dataclasses
 import itertools
 import warnings
 
@@ -138,6 +139,7 @@ def test_slots_are_free_of_the_stride(rich_world):
     _, batches, loss_of = build(examples, catalogue, config, FEATURES)
     batch = next(batches.epoch(0))
     inputs = loss_of.prepare(batch)
-    larger = with_stride(inputs, inputs.features.stride() + 9)
-    assert larger.features.stride() == inputs.features.stride() + 9
+    features = with_stride(inputs.features, inputs.features.stride() + 9)
+    assert features.stride() == inputs.features.stride() + 9
+    larger = dataclasses.replace(inputs, features=features)
     assert loss_of(batch, larger).item() == loss_of(batch, inputs).item()

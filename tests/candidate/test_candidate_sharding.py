@@ -21,6 +21,7 @@ from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.exchange import Share
 from stages.candidate.export import export
+from stages.candidate.rows import RowExchange
 from stages.candidate.train import prepare
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
@@ -231,7 +232,7 @@ def test_ids_that_were_sent_ahead_find_the_same_rows(planted, tmp_path, one_rank
         warnings.simplefilter("ignore")  # TorchRec's own deprecations
         batches, loss_of, _ = worker.build(tmp_path / "job", 0, 1)
         ready = [(batch, loss_of.prepare(batch)) for batch in itertools.islice(batches.epoch(0), 6)]
-        sent = list(SentAhead(ready, loss_of.model.module.embeddings))
+        sent = list(SentAhead(ready, RowExchange(loss_of.model.module.embeddings).send_ids))
         assert [batch for batch, _ in sent] == [batch for batch, _ in ready]
         for (batch, plain), (_, inputs) in zip(ready, sent, strict=True):
             assert inputs.sent is not None
