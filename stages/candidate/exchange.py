@@ -71,8 +71,9 @@ class Share:
     def own(self, values: np.ndarray) -> np.ndarray:
         """Return this rank's share of values of all positives, then all shared negatives; zeros pad it."""
         positives = values[self.queries] if self.with_positives else values[:0]
-        found = np.concatenate([positives, values[self.n_queries :][self.shared]])
-        return np.pad(found, (0, self.rows - len(found)))
+        shared = values[self.n_queries :][self.shared]
+        padding = np.zeros(self.rows - len(positives) - len(shared), dtype=values.dtype)
+        return np.concatenate([positives, shared, padding])
 
     def _queries_of(self, rank: int) -> slice:
         return slice(self.borders[rank], self.borders[rank + 1])

@@ -50,14 +50,14 @@ def send_to_tables(tables: nn.Module, names: Sequence[Sequence[str]], features: 
     """
     ids = dict(zip(features.keys(), features.values().split(features.length_per_key()), strict=True))
     go = [[ids[name] for name in own] for own in names]
-    told = [number for own in go for number in (features.stride(), *map(len, own))]
-    n_told = 1 + len(names[dist.get_rank()])
-    heard = torch.empty(len(names) * n_told, dtype=torch.int64, device=features.values().device)
-    told_to = [1 + len(own) for own in names]
-    work = dist.all_to_all_single(heard, heard.new_tensor(told), [n_told] * len(names), told_to, async_op=True)
+    numbers = [number for own in go for number in (features.stride(), *map(len, own))]
+    told = torch.tensor(numbers, device=features.values().device)
+    n_heard = 1 + len(names[dist.get_rank()])
+    heard = told.new_empty(len(names) * n_heard)
+    work = dist.all_to_all_single(heard, told, [n_heard] * len(names), [1 + len(own) for own in names], async_op=True)
     yield
     work.wait()
-    strides_R, *counts_FR = heard.view(len(names), n_told).T.tolist()
+    strides_R, *counts_FR = heard.view(len(names), n_heard).T.tolist()
     counts_RF = list(zip(*counts_FR, strict=True)) or [()] * len(names)
     come = features.values().new_empty(sum(map(sum, counts_RF)))
     sent = torch.cat([each for own in go for each in own])

@@ -22,7 +22,7 @@ from stages.candidate.batches import Batch
 from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig
 from stages.candidate.encoders import Histories
-from stages.candidate.parts import parts
+from stages.candidate.parts import dealt, parts
 
 ITEM, HISTORY, CATEGORY, WORD, USER, CONTEXT = "item", "history", "category", "word", "user", "context"
 _EMPTY = torch.zeros(0)
@@ -77,9 +77,10 @@ class ModelInputs:
     """Tensors of one step.
 
     Attributes:
-        features: bags of the tables' rows, one row a bag: distinct items, categories and words, each a feature for
-            each of P parts, known users and distinct contexts. Bag b of part p of the items is slot b * P + p. Behind
-            the last bag of each feature there are empty ones: rows of zeros, the first of which padding has.
+        features: bags of the tables' rows, one row a bag: distinct items, a feature for each of P parts, distinct
+            categories and words, in as many features as ``parts.dealt`` says, known users and distinct contexts. Bag
+            b of part p of the items is slot b * P + p. Behind the last bag of each feature there are empty ones: rows
+            of zeros, the first of which padding has.
         histories: without their tables, which the lookup fills in.
         query_row, query_place: int64 ``[B]`` or None, as for ``QueryTower``.
         candidate_slot: int64 ``[C]``, slot of each candidate.
@@ -167,7 +168,7 @@ class InputMaker:
     def _item_bags(self, distinct: _Distinct) -> list[_Bags]:
         ids = distinct.items // len(self._parts)
         keys = (ITEM,) if self._config.shared_item_table else (ITEM, HISTORY)
-        return [_Bags(self._names(key), ids, distinct.sizes) for key in keys]
+        return [_Bags([part.name(key) for part in self._parts], ids, distinct.sizes) for key in keys]
 
     def _of_items(self, distinct: _Distinct) -> tuple[dict[str, Pooling], list[_Bags]]:
         """Return by key who has which of the distinct codes, and these, dealt out to the parts."""
@@ -175,8 +176,11 @@ class InputMaker:
         for key, (distinguish, of) in self._content.items():
             codes_M, counts_U = of(distinct.items)
             codes_C, number_M = distinguish(codes_M)
-            sizes_P = np.array([part.size(len(codes_C)) for part in self._parts])
-            bags.append(_Bags(self._names(key), np.concatenate([codes_C[part.rows] for part in self._parts]), sizes_P))
+            to = dealt(distinguish.n, len(self._parts))
+            sizes = np.array([part.size(len(codes_C)) for part in to])
+            bags.append(
+                _Bags([part.name(key) for part in to], np.concatenate([codes_C[part.rows] for part in to]), sizes)
+            )
             weights_U = 1.0 / np.maximum(counts_U, 1)
             found[key] = self._pooling(number_M, counts_U, weights_U, distinct.slots, n_slots, len(codes_C))
         return found, bags
@@ -226,9 +230,6 @@ class InputMaker:
             lengths=self._tensor(lengths.reshape(-1).astype(np.int64)),
             length_per_key=sizes.tolist(),  # else they come back from the device
         )
-
-    def _names(self, key: str) -> list[str]:
-        return [part.name(key) for part in self._parts]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
@@ -280,6 +281,7 @@ class _Distinguisher:
     """Finds distinct numbers below ``n``, where that is small; keeps scratch memory."""
 
     def __init__(self, n: int) -> None:
+        self.n = n
         self._is_present, self._number = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

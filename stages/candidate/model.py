@@ -27,7 +27,7 @@ from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.encoders import ENCODERS, N_AGES, Histories, Sizes, age_buckets
 from stages.candidate.inputs import CATEGORY, CONTEXT, HISTORY, ITEM, USER, WORD, ModelInputs
-from stages.candidate.parts import parts
+from stages.candidate.parts import dealt, part_of, parts
 
 AGE_DIMENSION = 8
 
@@ -155,7 +155,7 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         if sizes.words:
             of_content.append(("word", sizes.words, config.word_dimension, WORD))
         for name, n, dimension, key in of_content:
-            tables.append(_table(name, n, dimension, [part.name(key) for part in self._parts]))
+            tables.append(_table(name, n, dimension, [part.name(key) for part in dealt(n, len(self._parts))]))
         if sizes.users:
             tables.append(_table("user", sizes.users, config.dimension, [USER]))
         if sizes.context_values:
@@ -191,8 +191,10 @@ class TwoTower(nn.Module):  # type: ignore[misc]
 
     def _in_order(self, pooled: Mapping[str, torch.Tensor], key: str) -> torch.Tensor:
         """Return the rows of all parts of ``key``, in turn one of each."""
-        rows = [pooled[part.name(key)] for part in self._parts]
-        return rows[0] if len(rows) == 1 else torch.stack(rows, dim=1).flatten(0, 1)
+        if key in pooled:
+            return pooled[key]
+        n = sum(part_of(name)[0] == key for name in pooled)
+        return torch.stack([pooled[part.name(key)] for part in parts(n)], dim=1).flatten(0, 1)
 
 
 def _table(

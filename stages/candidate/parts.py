@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 
 _NAME = re.compile(r"_(\d+)_of_(\d+)\b")
+_CODES_A_FEATURE = 1024
+"""Content codes for each feature that looks them up: few beside what a batch has of a part of the items."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,15 @@ WHOLE = Part()
 def parts(n: int) -> tuple[Part, ...]:
     """Return all of ``n`` parts."""
     return tuple(Part(number, n) for number in range(n))
+
+
+def dealt(n_codes: int, n: int) -> tuple[Part, ...]:
+    """Return the parts that a batch's distinct ones of ``n_codes`` codes are dealt to, ``n`` at most.
+
+    Every feature of a rank has equally many bags: codes of one feature must not be many more than items of a part, and
+    those of several would leave most of their bags empty.
+    """
+    return parts(max(1, min(n, -(-n_codes // _CODES_A_FEATURE))))
 
 
 def part_of(name: str) -> tuple[str, Part]:

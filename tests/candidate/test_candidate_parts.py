@@ -12,7 +12,7 @@ from stages.candidate import worker
 from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig
 from stages.candidate.inputs import InputMaker, with_stride
-from stages.candidate.parts import WHOLE, Part, part_of, parts
+from stages.candidate.parts import WHOLE, Part, dealt, part_of, parts
 from stages.candidate.plan import INIT_BLOCK, Piece, fill
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig
@@ -53,7 +53,14 @@ def test_a_row_begins_the_same_in_a_part_as_in_the_whole(n):
         torch.testing.assert_close(piece.values, whole[piece.part.rows][piece.rows, 4:], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("extra", [{}, {"word_buckets": 20, "shared_item_table": False}, {"user_id": True}])
+@pytest.mark.parametrize(("codes", "n", "wanted"), [(0, 4, 1), (1024, 4, 1), (1025, 4, 2), (9999, 4, 4), (9999, 1, 1)])
+def test_codes_are_dealt_to_more_features_where_there_are_more(codes, n, wanted):
+    assert len(dealt(codes, n)) == wanted
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"word_buckets": 5000, "shared_item_table": False}, {"user_id": True, "word_buckets": 20}]
+)
 def test_the_model_does_not_depend_on_the_number_of_parts(rich_world, extra):
     """The forward pass and every gradient, with more parts than a batch needs and one more than divides the items."""
     examples, catalogue = rich_world
@@ -80,12 +87,12 @@ def test_the_model_does_not_depend_on_the_number_of_parts(rich_world, extra):
 
 def test_content_is_looked_up_once_for_each_category_and_word(rich_world):
     examples, catalogue = rich_world
-    config = CandidateConfig(word_buckets=20, batch_size=16, item_parts=3)
+    config = CandidateConfig(word_buckets=1025, batch_size=16, item_parts=3)
     batch = next(Batches(examples, catalogue, config, FEATURES).epoch(0))
     features = InputMaker(catalogue, config, torch.device("cpu"))(batch).features.to_dict()
     items = np.unique(np.concatenate([batch.history[batch.kept], batch.items]))
-    for key, bags in (("category", catalogue.category_bags), ("word", catalogue.word_bags)):
-        own = [features[part.name(key)] for part in parts(3)]
+    for key, bags, n in (("category", catalogue.category_bags, 1), ("word", catalogue.word_bags, 2)):
+        own = [features[part.name(key)] for part in parts(n)]
         assert sorted(torch.cat([each.values() for each in own]).tolist()) == np.unique(bags(items)[0]).tolist()
         assert all(int(each.lengths().max()) <= 1 for each in own)
     ids = [3 * features[part.name("item")].values() + part.number for part in parts(3)]

@@ -75,7 +75,15 @@ def results(planted, tmp_path_factory):
     root, found = tmp_path_factory.mktemp("sharding"), {}
     for ranks in (1, 2):
         jobs = {
-            kind: job(planted, root / f"{kind[0]}-{kind[1]}-{ranks}", sharding=kind[0], sparse_optimizer=kind[1])
+            kind: job(
+                planted,
+                root / f"{kind[0]}-{kind[1]}-{ranks}",
+                sharding=kind[0],
+                sparse_optimizer=kind[1],
+                word_buckets=2000,
+                word_dimension=4,
+                user_id=True,
+            )
             for kind in KINDS
         }
         places = {kind: root / f"{kind[0]}-{kind[1]}-{ranks}" for kind in KINDS}
