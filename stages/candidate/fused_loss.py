@@ -73,6 +73,9 @@ class TargetFinder:
             items_C: int64, the candidates' items.
             place_B: int64, place of each query's positive among the candidates.
             history_BL: int64, items that are no negatives of each query.
+
+        Raises:
+            IndexError: if an item is beyond N.
         """
         wanted_BL = items_C[place_B, None]
         if history_BL is not None:
@@ -80,7 +83,7 @@ class TargetFinder:
         return Targets(place_B, *self._occurrences(items_C, wanted_BL))
 
     def _occurrences(self, items_C: torch.Tensor, wanted_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and columns, int64, of every candidate whose item is in the row's list."""
+        """Return rows and columns, int64 ``[p]``, of every candidate whose item is in the row's list."""
         here_C = torch.arange(len(items_C), dtype=torch.int32, device=items_C.device)
         self._place_N.index_copy_(0, items_C, here_C)
         copy_C = self._place_N.index_select(0, items_C)  # of an item's copies one stands for all, whichever

@@ -9,7 +9,7 @@ Shapes: A bags of all ranks together, F features of a rank's tables, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,7 @@ def send_by_torchrec(tables: nn.Module, features: KeyedJaggedTensor) -> Sending:
     return SentFeatures(context, ids.wait())
 
 
-def send_to_tables(tables: nn.Module, names: Sequence[Sequence[str]], features: KeyedJaggedTensor) -> Sending:
+def send_to_tables(tables: nn.Module, names: Sequence[Collection[str]], features: KeyedJaggedTensor) -> Sending:
     """Send ids to the ranks that have their tables as a whole.
 
     Args:
@@ -71,7 +71,7 @@ def send_to_tables(tables: nn.Module, names: Sequence[Sequence[str]], features: 
 
 
 def _by_feature(
-    come: torch.Tensor, names: Sequence[str], strides_R: Sequence[int], counts_RF: Sequence[Sequence[int]]
+    come: torch.Tensor, names: Collection[str], strides_R: Sequence[int], counts_RF: Sequence[Sequence[int]]
 ) -> KeyedJaggedTensor:
     """Return what came, by rank and feature, as bags of each feature: A of them, the first rank's first."""
     ids_RF = [part.split(own) for part, own in zip(come.split([*map(sum, counts_RF)]), counts_RF, strict=True)]

@@ -1,7 +1,7 @@
 """From a batch of arrays to what the model reads: one jagged tensor of distinct ids, and slots in it.
 
-Shapes: B queries, R histories, C candidates, L history length, N items, U distinct items, S slots of them, X context
-columns.
+Shapes: B queries, R histories, C candidates or distinct codes, K content columns, L history length, M codes, N items,
+U distinct items, S slots of them, X context columns.
 """
 
 from __future__ import annotations
@@ -181,8 +181,7 @@ class InputMaker:
             bags.append(
                 _Bags([part.name(key) for part in to], np.concatenate([codes_C[part.rows] for part in to]), sizes)
             )
-            weights_U = 1.0 / np.maximum(counts_U, 1)
-            found[key] = self._pooling(number_M, counts_U, weights_U, distinct.slots, n_slots, len(codes_C))
+            found[key] = self._pooling(number_M, counts_U, distinct.slots, n_slots, len(codes_C), mean=True)
         return found, bags
 
     def _of_queries(self, batch: Batch) -> tuple[dict[str, Pooling], list[_Bags]]:
@@ -192,7 +191,7 @@ class InputMaker:
 
         def add(key: str, codes_C: np.ndarray, number_M: np.ndarray, counts_B: np.ndarray) -> None:
             bags.append(_Bags([key], codes_C, np.array([len(codes_C)])))
-            found[key] = self._pooling(number_M, counts_B, np.ones(n), np.arange(n), n, len(codes_C))
+            found[key] = self._pooling(number_M, counts_B, np.arange(n), n, len(codes_C), mean=False)
 
         if self._config.user_id:
             known_B = batch.users >= 0
@@ -207,16 +206,17 @@ class InputMaker:
         self,
         number_M: np.ndarray,
         counts_U: np.ndarray,
-        weights_U: np.ndarray,
         slots_U: np.ndarray,
         n_slots: int,
         n_codes: int,
+        mean: bool,
     ) -> Pooling:
         """Return who has which of ``n_codes`` codes: one after another, ``counts_U`` each, in slots of their own."""
         if (counts_U <= 1).all():
             code_S = np.full(n_slots, n_codes)  # of what is no one's slot: an empty bag
             code_S[slots_U[counts_U == 1]] = number_M
             return Pooling(self._tensor(code_S), None, None, n_slots)
+        weights_U = 1.0 / np.maximum(counts_U, 1) if mean else np.ones(len(counts_U))
         slots_M, weights_M = np.repeat(slots_U, counts_U), np.repeat(weights_U, counts_U).astype(np.float32)
         return Pooling(self._tensor(number_M), self._tensor(slots_M), self._tensor(weights_M), n_slots)
 

@@ -27,7 +27,7 @@ from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.encoders import ENCODERS, N_AGES, Histories, Sizes, age_buckets
 from stages.candidate.inputs import CATEGORY, CONTEXT, HISTORY, ITEM, USER, WORD, ModelInputs
-from stages.candidate.parts import dealt, part_of, parts
+from stages.candidate.parts import dealt, parts
 
 AGE_DIMENSION = 8
 
@@ -144,18 +144,20 @@ class TwoTower(nn.Module):  # type: ignore[misc]
 
     def __init__(self, sizes: Sizes, config: CandidateConfig, device: torch.device | None = None) -> None:
         super().__init__()
-        self._parts, n_items = parts(sizes.item_parts), sizes.items
+        n_items, of_item = sizes.items, parts(sizes.item_parts)
+        self._parts = {ITEM: of_item, HISTORY: of_item}
         of_items = [("item", ITEM)] if config.shared_item_table else [("item", ITEM), ("history", HISTORY)]
         tables = [
             _table(part.name(name), part.size(n_items), config.dimension, [part.name(key)], config.initial_deviation)
             for name, key in of_items
-            for part in self._parts
+            for part in of_item
         ]
         of_content = [("category", sizes.categories, config.category_dimension, CATEGORY)]
         if sizes.words:
             of_content.append(("word", sizes.words, config.word_dimension, WORD))
         for name, n, dimension, key in of_content:
-            tables.append(_table(name, n, dimension, [part.name(key) for part in dealt(n, len(self._parts))]))
+            self._parts[key] = dealt(n, sizes.item_parts)
+            tables.append(_table(name, n, dimension, [part.name(key) for part in self._parts[key]]))
         if sizes.users:
             tables.append(_table("user", sizes.users, config.dimension, [USER]))
         if sizes.context_values:
@@ -178,7 +180,7 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         pooled = self.embeddings(inputs.features).to_dict() if inputs.rows is None else inputs.rows()
         ids_SD = self._in_order(pooled, ITEM)
         content_SK = torch.cat([own(self._in_order(pooled, key)) for key, own in inputs.content.items()], dim=1)
-        history_SD = self._in_order(pooled, HISTORY) if self._parts[0].name(HISTORY) in pooled else ids_SD
+        history_SD = self._in_order(pooled, HISTORY) if self._parts[HISTORY][0].name(HISTORY) in pooled else ids_SD
         extra = [own(pooled[key]) for key, own in inputs.of_query.items()]
         ids_CD = F.embedding(inputs.candidate_slot, ids_SD) * inputs.candidate_named[:, None]
         content_CK = F.embedding(inputs.candidate_slot, content_SK)
@@ -191,10 +193,8 @@ class TwoTower(nn.Module):  # type: ignore[misc]
 
     def _in_order(self, pooled: Mapping[str, torch.Tensor], key: str) -> torch.Tensor:
         """Return the rows of all parts of ``key``, in turn one of each."""
-        if key in pooled:
-            return pooled[key]
-        n = sum(part_of(name)[0] == key for name in pooled)
-        return torch.stack([pooled[part.name(key)] for part in parts(n)], dim=1).flatten(0, 1)
+        rows = [pooled[part.name(key)] for part in self._parts[key]]
+        return rows[0] if len(rows) == 1 else torch.stack(rows, dim=1).flatten(0, 1)
 
 
 def _table(

@@ -50,7 +50,7 @@ class RowExchange:
         """Send the ids of this rank's batch to the ranks that have their rows."""
         if self._layout is None:
             return send_by_torchrec(self._tables, features)
-        return send_to_tables(self._tables, [list(own) for own in self._layout], features)
+        return send_to_tables(self._tables, self._layout, features)
 
     def start(self, sent: SentFeatures, meanwhile: Callable[[], None] = nothing) -> Callable[[], Pooled]:
         """Look up what all ranks asked for and send it off; return what waits for this rank's rows, once.
@@ -66,7 +66,7 @@ class RowExchange:
             rows = self._tables.compute_and_output_dist(sent.context, sent.features)
             return lambda: _cut(rows.wait(), meanwhile)
         (looked_up,) = self._tables.compute(sent.context, sent.features)
-        travel = _Travel(self._layout, list(sent.strides), meanwhile)
+        travel = _Travel(self._layout, sent.strides, meanwhile)
         ticket = _Send.apply(looked_up.view(travel.n_bags, -1), travel)
         names = [name for own in self._layout for name in own]
         return lambda: dict(zip(names, _Receive.apply(ticket, travel), strict=True))
@@ -94,7 +94,7 @@ class _Travel:
         meanwhile: see ``RowExchange.start``.
     """
 
-    def __init__(self, layout: list[dict[str, int]], strides: list[int], meanwhile: Callable[[], None]) -> None:
+    def __init__(self, layout: list[dict[str, int]], strides: Sequence[int], meanwhile: Callable[[], None]) -> None:
         rank = self._rank = dist.get_rank()
         self._sizes, self.meanwhile = [list(own.values()) for own in layout], meanwhile
         self._stride, self.n_bags, before = strides[rank], sum(strides), sum(strides[:rank])
