@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from benchmarks.retrieval.learned_blend import LearnedBlend
 from benchmarks.retrieval.models import MODELS, Model
 from benchmarks.retrieval.replay_models import REPLAY_MODELS, ReplayModel
 from benchmarks.retrieval.two_tower import Blend, DirectedRidgeModel, ReplayTwoTower, TwoTower
@@ -27,7 +28,11 @@ STATIC: dict[str, type[Model]] = {
     "two_tower": TwoTower,
     "blend": Blend,
 }
-REPLAYED: dict[str, type[ReplayModel]] = {**REPLAY_MODELS, "two_tower": ReplayTwoTower}
+REPLAYED: dict[str, type[ReplayModel]] = {
+    **REPLAY_MODELS,
+    "learned_blend": LearnedBlend,
+    "two_tower": ReplayTwoTower,
+}
 
 
 def read_recipe(path: Path | None, protocol: str, known: Mapping[str, type[ModelT]]) -> Settings:

@@ -110,8 +110,8 @@ class CoVisitation(ReplayModel):
 
         def walk(rows: slice) -> Pool:
             row, item, weight = shares.before(rows)
-            items = np.flatnonzero(_flags(log.items, item))
-            scores = _spread(rows, items, log.items, row, item, weight)
+            items = np.flatnonzero(flags(log.items, item))
+            scores = spread(rows, items, log.items, row, item, weight)
             return Pool(items, np.where(scores > 0, scores, -np.inf))
 
         return walk
@@ -140,8 +140,8 @@ class Blend(CoVisitation):
                 counts = recent_counts(log, rows.start, minutes)
                 trend += share * counts / max(counts.sum(), 1)
             row, item, weight = shares.before(rows)
-            items = np.flatnonzero(_flags(log.items, item) | (trend > 0))
-            scores = trend[items] + self.together * _spread(rows, items, log.items, row, item, weight)
+            items = np.flatnonzero(flags(log.items, item) | (trend > 0))
+            scores = trend[items] + self.together * spread(rows, items, log.items, row, item, weight)
             return Pool(items, np.where(scores > 0, scores, -np.inf))
 
         return walk
@@ -179,12 +179,7 @@ class SegmentBlend(Blend):
         Raises:
             DataError: if the log lacks a segment.
         """
-        for each in self.segments:
-            if each.name not in log.segments:
-                found = ", ".join(log.segments) or "none"
-                raise DataError(
-                    f"segments.name = {each.name!r}: the log has no such column; allowed is one of: {found}"
-                )
+        require_segments(log, self.segments)
         blend = super().prepare(log, train)
 
         def walk(rows: slice) -> Pool:
@@ -193,13 +188,25 @@ class SegmentBlend(Blend):
             places[items] = np.arange(len(items))
             scores = np.maximum(pool.scores, 0.0)
             for each in self.segments:
-                scores = scores + each.weight * _segment_shares(log, rows, each, places, len(items))
+                scores = scores + each.weight * segment_shares(log, rows, each, places, len(items))
             return Pool(items, np.where(scores > 0, scores, -np.inf))
 
         return walk
 
 
-def _segment_shares(log: Log, rows: slice, share: SegmentShare, places: np.ndarray, size: int) -> np.ndarray:
+def require_segments(log: Log, shares: tuple[SegmentShare, ...]) -> None:
+    """Check that the log has the segments of the shares.
+
+    Raises:
+        DataError: if it lacks one.
+    """
+    for each in shares:
+        if each.name not in log.segments:
+            found = ", ".join(log.segments) or "none"
+            raise DataError(f"segments.name = {each.name!r}: the log has no such column; allowed is one of: {found}")
+
+
+def segment_shares(log: Log, rows: slice, share: SegmentShare, places: np.ndarray, size: int) -> np.ndarray:
     """Return the smoothed shares of ``size`` items in each event's own segment, float64 ``[B, M]``."""
     values = log.segments[share.name]
     since = np.searchsorted(log.time_ms, log.time_ms[rows.start] - share.minutes * 60_000)
@@ -356,13 +363,14 @@ def _latest_visits(row: np.ndarray, item: np.ndarray, weight: np.ndarray, shape:
     return sparse.csr_matrix((weight[place], (key // shape[1], key % shape[1])), shape=shape)
 
 
-def _flags(items: int, named: np.ndarray) -> np.ndarray:
+def flags(items: int, named: np.ndarray) -> np.ndarray:
+    """Return which of all items are named, bool ``[N]``."""
     flags = np.zeros(items, dtype=bool)
     flags[named] = True
     return flags
 
 
-def _spread(
+def spread(
     rows: slice, items: np.ndarray, catalogue: int, row: np.ndarray, item: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
     """Return weights summed into float64 ``[B, M]``."""

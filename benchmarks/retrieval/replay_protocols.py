@@ -136,6 +136,28 @@ REPLAYS: dict[str, ReplayProtocol] = {
                     {"name": "referrer_type", "minutes": 10, "weight": 1.0, "smoothing": 100},
                 ],
             },
+            "learned_blend": {
+                "windows": [
+                    {"minutes": 10, "weight": 1.0},
+                    {"minutes": 60, "weight": 0.5},
+                    {"minutes": 360, "weight": 0.3},
+                    {"minutes": 1440, "weight": 0.3},
+                    {"minutes": 4320, "weight": 0.2},
+                ],
+                "segments": [
+                    {"name": "region", "minutes": 10, "weight": 0.0},
+                    {"name": "region", "minutes": 60, "weight": 1.0},
+                    {"name": "region", "minutes": 360, "weight": 1.0},
+                    {"name": "region", "minutes": 1440, "weight": 0.5},
+                    {"name": "referrer_type", "minutes": 10, "weight": 1.0},
+                    {"name": "referrer_type", "minutes": 60, "weight": 0.0},
+                    {"name": "referrer_type", "minutes": 360, "weight": 0.5},
+                ],
+                "together": [
+                    {"recent": 200, "latest": 2, "decay": 0.4},
+                    {"recent": 1000, "latest": 4, "decay": 0.7, "lag": 5},
+                ],
+            },
         },
     ),
     "ml-100k-replay": ReplayProtocol(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.retrieval.__main__ import main
+from benchmarks.retrieval.learned_blend import LearnedBlend, WindowShare
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.replay import METRICS, Pool, Replay, rank_targets, report, walk
 from benchmarks.retrieval.replay_models import (
@@ -217,6 +218,7 @@ def test_without_a_history_the_popular_list_answers() -> None:
         SegmentBlend(segments=SHARES),
         RecencyReplayEase(),
         ReplayIals(factors=2),
+        LearnedBlend(windows=(WindowShare(minutes=9),), segments=SHARES, block=20, epochs=1),
     ],
 )
 def test_nothing_later_is_used(log: Log, model: object) -> None:
