@@ -1,4 +1,4 @@
-"""Quotas that are learned: blocks move, one at a time, from the two-tower index to the source that gains most.
+"""Quotas that are learned: from the two-tower index alone, parts of a quota move to the source that gains most.
 
 Shapes: R requests, E listed items of all requests, S sources.
 """
@@ -77,11 +77,13 @@ class ListedItems:
 
 
 def learn_quotas(listed: ListedItems, candidate_k: int, block: int) -> dict[str, int]:
-    """Begin with the two-tower index alone, and move blocks of its quota to other sources while recall grows.
+    """Begin with the two-tower index alone, and move parts of quotas between sources while recall grows.
 
-    Each step tries a block for every other source, takes the one with the largest mean recall (of equals the first),
-    and stops where its gain is not above the standard error of the gain over requests: what is left is chance. So the
-    result is never below the two-tower index on these requests.
+    Each step tries to move a block from every source that has some to every other, and takes what has the largest mean
+    recall (of equals the first). Where that gain is not above the standard error of the gain over requests, it tries
+    four blocks, then all that a source has and everything to one source, and goes on with blocks if one of those
+    gains as much; else what is left is chance. So on these requests the result is never below the two-tower index, and
+    below no other source by more than chance.
 
     Args:
         listed: of requests that nothing is judged on.
@@ -93,16 +95,35 @@ def learn_quotas(listed: ListedItems, candidate_k: int, block: int) -> dict[str,
     """
     quotas = dict.fromkeys(listed.names, 0) | {TOWER: candidate_k}
     best = listed.recalls(quotas, candidate_k)
-    others = [name for name in listed.names if name != TOWER]
-    while others and (size := min(block, quotas[TOWER])) > 0:
-        tried = [{**quotas, TOWER: quotas[TOWER] - size, name: quotas[name] + size} for name in others]
+    level, amounts = 0, (block, 4 * block, candidate_k)
+    while level < len(amounts) and len(quotas) > 1:
+        tried = _moves(quotas, amounts[level])
         recalls = [listed.recalls(each, candidate_k) for each in tried]
         chosen = int(np.argmax([values.mean() for values in recalls]))
         gain = recalls[chosen] - best
-        if not gain.mean() > gain.std() / np.sqrt(len(gain)):
-            break
-        quotas, best = tried[chosen], recalls[chosen]
+        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            quotas, best, level = tried[chosen], recalls[chosen], 0
+        else:
+            level += 1
     return quotas
+
+
+def _moves(quotas: Mapping[str, int], amount: int) -> list[dict[str, int]]:
+    """Return the quotas after moving up to ``amount`` from each source to each other, the two-tower index first.
+
+    Where ``amount`` is everything, everything to one source is among them.
+    """
+    whole = sum(quotas.values())
+    donors = [name for name in (TOWER, *(name for name in quotas if name != TOWER)) if quotas[name]]
+    found = []
+    for donor in donors:
+        size = min(amount, quotas[donor])
+        found += [
+            {**quotas, donor: quotas[donor] - size, name: quotas[name] + size} for name in quotas if name != donor
+        ]
+    if amount >= whole:
+        found += [dict.fromkeys(quotas, 0) | {name: whole} for name in quotas]
+    return [each for place, each in enumerate(found) if each != dict(quotas) and each not in found[:place]]
 
 
 def _ranks(items: np.ndarray, lists: Mapping[str, ScoredItems], names: Sequence[str]) -> np.ndarray:

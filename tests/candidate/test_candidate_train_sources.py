@@ -246,6 +246,26 @@ def test_blocks_move_while_they_gain() -> None:
     assert learn_quotas(lined_up, 10, 3) == {"tower": 4, "ease": 6}, "the second block gains the fourth item"
 
 
+def test_no_source_alone_is_better_by_more_than_chance() -> None:
+    """Each place that EASE gets first loses the tower's last item, and all six of EASE find more than the tower."""
+    tower, ease = tuple(range(6)), tuple(range(20, 26))
+    requests = [(tower, ease, (20 + number % 3 + 3, 5)) for number in range(9)]
+    requests += [(tower, ease, (20 + number % 6,)) for number in range(9)]
+    lined_up = listed(*requests)
+    assert learn_quotas(lined_up, 6, 1) == {"tower": 0, "ease": 6}
+    assert lined_up.alone("ease", 6) > lined_up.alone("tower", 6)
+
+
+def test_what_moved_may_move_back() -> None:
+    """EASE's first item gains most at first, then its place is worth more to content's second."""
+    lists = {"tower": scored(0, 1, 2), "ease": scored(20, 21, 22), "content": scored(40, 41, 42)}
+    wanted = [(20, 40)] * 4 + [(20, 41)] + [(41,)] * 5 + [(0,)] * 5
+    lined_up = ListedItems.of(("tower", "ease", "content"), [(lists, np.array(each)) for each in wanted * 3])
+    first = lined_up.recalls({"tower": 2, "ease": 1, "content": 0}, 3).mean()
+    assert first > lined_up.recalls({"tower": 2, "ease": 0, "content": 1}, 3).mean()
+    assert learn_quotas(lined_up, 3, 1) == {"tower": 1, "ease": 0, "content": 2}
+
+
 def test_what_is_named_twice_costs_the_tower_nothing() -> None:
     """EASE repeats the tower but for its third item: three places for it take one from the tower."""
     requests = [((0, 1, 2, 3), (0, 1, 9, 8), (wanted,)) for wanted in (0, 1, 2, 9, 9, 9)]
