@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.nn import functional
 
@@ -34,8 +34,8 @@ from benchmarks.retrieval.replay_models import (
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError
 
-FLOOR = 1e-5
-"""A share counts in logarithms of 1 plus it divided by this, so that 0 is none."""
+SMALL_SHARE = 1e-5
+"""The network reads log(1 + share / this), 0 for an item without clicks: shares far below this one look alike."""
 
 _DAY_MS = 86_400_000
 
@@ -91,6 +91,17 @@ class LearnedBlend(ReplayModel):
     learning_rate: Positive = 0.004
     seed: int = Field(default=1, ge=0)
 
+    @model_validator(mode="after")
+    def _one_share_or_more(self) -> LearnedBlend:
+        if not self.shares:
+            raise ValueError("windows, segments and together are empty: allowed is one share or more")
+        return self
+
+    @property
+    def shares(self) -> tuple[WindowShare | SegmentShare | CoClickShare, ...]:
+        """All shares in the order in which the network reads them."""
+        return (*self.windows, *self.segments, *self.together)
+
     def prepare(self, log: Log, train: int) -> Walker:
         """Train the network.
 
@@ -137,7 +148,7 @@ class LearnedBlend(ReplayModel):
         lessons = self._lessons(log, sources, train, rng)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            network = _Network(sources.shares, self.hidden)
+            network = _Network(len(self.shares), self.hidden)
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, weight_decay=0.0)
         steps = self.epochs * len(lessons)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
@@ -186,7 +197,7 @@ class _Found:
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scaled logarithms of the shares ``[B, K, F]``, 0 for none, and what is known of users ``[B, 2]``."""
-        shares = torch.log(torch.from_numpy(self.shares) / FLOOR + 1) / 4
+        shares = torch.log(torch.from_numpy(self.shares) / SMALL_SHARE + 1) / 4
         earlier = torch.from_numpy(self.earlier)
         return shares, torch.stack([torch.log1p(earlier.float()), (earlier == 0).float()], dim=1)
 
@@ -196,21 +207,16 @@ class _Sources:
 
     def __init__(self, log: Log, settings: LearnedBlend) -> None:
         self._log, self._settings = log, settings
-        self._together = [(each, CoClicks(log, each)) for each in settings.together]
-        self._weights = [each.weight for each in settings.windows]
-        self._weights += [each.weight for each in settings.segments]
-        self._weights += [each.weight for each in settings.together]
-        self.shares = len(self._weights)
-        if not self.shares:
-            raise DataError("learned_blend: windows, segments and together are empty; allowed is one share or more")
+        self._together = [CoClicks(log, each) for each in settings.together]
+        lengths = [each.minutes for each in settings.windows] + [each.minutes for each in settings.segments]
+        self._longest = max(lengths, default=1.0)
 
     def find(self, rows: slice, events: np.ndarray) -> _Found:
         """Return the candidates of some events of a block, by their places in it, int64 ``[B]``."""
         log, settings = self._log, self._settings
-        minutes = [each.minutes for each in settings.windows] + [each.minutes for each in settings.segments]
-        there = recent_counts(log, rows.start, max(minutes, default=1.0)) > 0
-        clicks = [clicks.before(rows) for _, clicks in self._together]
-        for _, item, _ in clicks:
+        there = recent_counts(log, rows.start, self._longest) > 0
+        co_clicks = [each.before(rows) for each in self._together]
+        for _, item, _ in co_clicks:
             there |= flags(log.items, item)
         items = np.flatnonzero(there)
         places = np.full(log.items, -1)
@@ -222,11 +228,11 @@ class _Sources:
             shares.append(np.broadcast_to(counts[items] / max(counts.sum(), 1), size))
         for segment in settings.segments:
             shares.append(segment_shares(log, rows, segment, places, len(items))[events])
-        for row, item, weight in clicks:
+        for row, item, weight in co_clicks:
             shares.append(spread(rows, items, log.items, row, item, weight)[events])
         first = np.zeros(size)
-        for share, factor in zip(shares, self._weights, strict=True):
-            first += factor * share
+        for share, each in zip(shares, settings.shares, strict=True):
+            first += each.weight * share
         known = log.before(rows)
         met = np.zeros((rows.stop - rows.start, len(items)), dtype=bool)
         named = places[known.item] >= 0

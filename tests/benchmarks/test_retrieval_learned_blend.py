@@ -10,7 +10,8 @@ from benchmarks.retrieval.learned_blend import CoClickShare, LearnedBlend, Windo
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.replay import METRICS, Replay, walk
 from benchmarks.retrieval.replay_models import SegmentShare
-from stages.contracts.errors import DataError
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ConfigError, DataError
 
 MINUTE = 60_000
 EVENTS, TRAIN = 6000, 4000
@@ -77,8 +78,8 @@ def test_so_many_candidates_and_none_that_the_user_has_met(log: Log, candidates:
 def test_bad_input(log: Log) -> None:
     with pytest.raises(DataError, match=r"segments.name = 'os'.*region, noise"):
         blend(segments=(SegmentShare(name="os", minutes=5),)).prepare(log, TRAIN)
-    with pytest.raises(DataError, match="allowed is one share or more"):
-        LearnedBlend(together=()).prepare(log, TRAIN)
+    with pytest.raises(ConfigError, match="windows, segments and together are empty: allowed is one share or more"):
+        parse_config(LearnedBlend, {"together": ()}, "--set learned_blend")
     users = np.arange(50)
     strangers = Log.of(users, users, users * MINUTE)
     with pytest.raises(DataError, match="no click of the last 1 days"):

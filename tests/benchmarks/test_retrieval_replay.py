@@ -14,6 +14,7 @@ import pytest
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.learned_blend import LearnedBlend, WindowShare
 from benchmarks.retrieval.log import Log
+from benchmarks.retrieval.registry import REPLAYED, configure
 from benchmarks.retrieval.replay import METRICS, Pool, Replay, rank_targets, report, walk
 from benchmarks.retrieval.replay_models import (
     Blend,
@@ -25,7 +26,7 @@ from benchmarks.retrieval.replay_models import (
     SegmentShare,
     Trending,
 )
-from benchmarks.retrieval.replay_protocols import read_globo, read_movielens_replay
+from benchmarks.retrieval.replay_protocols import REPLAYS, read_globo, read_movielens_replay
 from stages.candidate.linear import Ease
 from stages.contracts.errors import DataError
 
@@ -322,6 +323,13 @@ def test_movielens_tenths(tmp_path: Path) -> None:
     raw = [line.split() for line in rows]
     order = sorted(range(200), key=lambda row: (int(raw[row][3]), row))
     assert [int(raw[row][3]) * 1000 for row in order] == test.log.time_ms.tolist()
+
+
+@pytest.mark.parametrize("protocol", REPLAYS)
+def test_every_protocols_settings_are_those_of_its_models(protocol: str) -> None:
+    settings = REPLAYS[protocol].settings
+    names = [*REPLAYS[protocol].models, *settings]
+    assert list(configure(REPLAYED, names, settings, [])) == list(dict.fromkeys(names))
 
 
 def test_the_command_replays(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
