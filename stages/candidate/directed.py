@@ -19,6 +19,14 @@ from stages.contracts.errors import ConfigError, DataError
 _BYTES = 20
 """Of an item-item cell: the Gram matrix and the right side in float64, and the weights that stay in float32."""
 _CHUNK = 1 << 13
+_COLUMNS = 1024
+_PRODUCT_BYTES = 40
+"""Of a cell of a sparse product while it is added: its value, its place, and the sum that it is added to."""
+_HISTORY_BYTES = 80
+"""Of an item of a chunk's histories: its event, its place back, its weight, and two sparse matrices of them."""
+_EVENT_BYTES = 40
+_WORKSPACE_BYTES = 32_000_000
+"""What the linear algebra takes for itself."""
 _SPARSE_COST = 10
 """What a product of two non-zeros costs against one of a dense matrix."""
 
@@ -34,6 +42,22 @@ def power_weights(back: np.ndarray, power: float, latest: int) -> np.ndarray:
     back = np.asarray(back, dtype=np.float64)
     weights: np.ndarray = np.where(back <= latest, np.maximum(back, 1) ** -power, 0.0)
     return weights
+
+
+def ridge_gigabytes(items: int, longest: int, events: int = 0) -> float:
+    """Return the 10^9 bytes that fitting ``DirectedRidge`` takes at most.
+
+    Args:
+        items: N.
+        longest: items of the longest history that counts.
+        events: R.
+    """
+    chunk = _PRODUCT_BYTES * min(_COLUMNS, items) * items
+    if _SPARSE_COST * longest**2 >= items**2:  # see ``_add_gram``: histories and their product may be dense
+        chunk = max(chunk, 4 * items**2 + 2 * 4 * _CHUNK * items)
+    chunk += _HISTORY_BYTES * min(_CHUNK, events) * longest
+    fixed = _EVENT_BYTES * events + _WORKSPACE_BYTES
+    return (max(16 * items**2 + chunk, _BYTES * items**2) + fixed) / 1e9
 
 
 @dataclass(frozen=True)
@@ -62,7 +86,7 @@ class DirectedRidge:
             regularisation: above 0.
             power: the item k places back weighs k ** -power.
             latest: items of a history that count, the newest ones.
-            memory_gb: what the item-item matrices may take, 20 bytes N squared.
+            memory_gb: what fitting may take, see ``ridge_gigabytes``; 20 bytes N squared for a large catalogue.
 
         Raises:
             ConfigError: if a number is out of range, or the catalogue is too large for ``memory_gb``.
@@ -70,13 +94,15 @@ class DirectedRidge:
         """
         if not regularisation > 0:
             raise ConfigError(f"regularisation = {regularisation}: allowed is a number above 0")
-        if (needed := _BYTES * items**2 / 1e9) > memory_gb:
+        place_R = _places(user_R)
+        longest = min(latest, int(place_R.max(initial=0)))
+        if (needed := ridge_gigabytes(items, longest, len(item_R))) > memory_gb:
             raise ConfigError(
                 f"directed ridge: {items:,} items need {needed:.1f} GB for dense item-item matrices, memory_gb = "
                 f"{memory_gb:g}: allow more, or select fewer items"
             )
-        place_R = _places(user_R)
-        gram_NN, right_NN = np.zeros((items, items)), np.zeros((items, items))
+        # In Fortran's order LAPACK solves in their own memory; it would copy both otherwise.
+        gram_NN, right_NN = (np.zeros((items, items), order="F") for _ in range(2))
         targets = np.flatnonzero(place_R > 0)
         if not len(targets):
             raise DataError("directed ridge: no user has two events; allowed are histories and what followed them")
@@ -130,8 +156,10 @@ def _histories(
 def _add_gram(gram_NN: np.ndarray, history_bN: sparse.csr_matrix) -> None:
     pairs = float((np.diff(history_bN.indptr).astype(np.float64) ** 2).sum())
     if _SPARSE_COST * pairs < history_bN.shape[0] * float(history_bN.shape[1]) ** 2:
-        found = (history_bN.T @ history_bN).tocoo()
-        gram_NN[found.row, found.col] += found.data
+        by_item = history_bN.tocsc()
+        for start in range(0, len(gram_NN), _COLUMNS):
+            found = (history_bN.T @ by_item[:, start : start + _COLUMNS]).tocoo()
+            gram_NN[found.row, found.col + start] += found.data
     else:
         dense_bN = history_bN.astype(np.float32).toarray()
         gram_NN += dense_bN.T @ dense_bN

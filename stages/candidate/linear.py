@@ -22,6 +22,8 @@ _EASE_BYTES = 12
 """Of an item-item cell while EASE is fitted: float64 to invert, and the float32 that stays."""
 _CELL_BYTES = 16
 """Of a cell of a sparse matrix: a float64 and its column, which takes 8 bytes in the largest matrices."""
+_WORKSPACE_BYTES = 32_000_000
+"""What the linear algebra takes for itself."""
 
 
 def recency_weights(rank: np.ndarray, decay: float) -> np.ndarray:
@@ -36,14 +38,23 @@ def recency_weights(rank: np.ndarray, decay: float) -> np.ndarray:
     return weights
 
 
-def ease_gigabytes(items: int) -> float:
-    """Return the 10^9 bytes that fitting EASE on so many items takes: two item-item matrices."""
-    return _EASE_BYTES * items**2 / 1e9
+def ease_gigabytes(items: int, cells: int = 0) -> float:
+    """Return the 10^9 bytes that fitting EASE on so many items takes: two item-item matrices, and the histories.
+
+    A small catalogue takes more while the first matrix is filled: a block of columns, sparse and dense.
+    """
+    filling = 8 * items**2 + (8 + _CELL_BYTES) * min(_COLUMNS, items) * items + 2 * _CELL_BYTES * cells
+    return (max(filling, _EASE_BYTES * items**2 + _CELL_BYTES * cells) + _WORKSPACE_BYTES) / 1e9
 
 
 def als_gigabytes(users: int, items: int, cells: int, factors: int) -> float:
-    """Return the 10^9 bytes that fitting implicit ALS takes: factors, and the matrix by users and by items."""
-    return (8 * factors * (users + items) + 2 * _CELL_BYTES * cells) / 1e9
+    """Return the 10^9 bytes that fitting implicit ALS takes: factors, the matrix by users and by items, and systems.
+
+    Of one side there are two sets of factors while the new ones are solved for.
+    """
+    vectors = 8 * factors * (users + items + max(users, items))
+    systems = 3 * 8 * _SYSTEMS * factors**2 + _WORKSPACE_BYTES
+    return (vectors + (2 * _CELL_BYTES + 8) * cells + systems) / 1e9
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class Ease:
         Args:
             history_UN: what users did, weights of any sign; 1 in the paper.
             regularisation: above 0; some hundreds for a million rows.
-            memory_gb: what the item-item matrices may take, 12 bytes N squared.
+            memory_gb: what fitting may take, see ``ease_gigabytes``; 12 bytes N squared for a large catalogue.
 
         Raises:
             ConfigError: if the regularisation is not above 0, or the catalogue is too large for ``memory_gb``.
@@ -72,7 +83,7 @@ class Ease:
             raise ConfigError(f"regularisation = {regularisation}: allowed is a number above 0")
         history_UN = _checked(history_UN)
         items = history_UN.shape[1]
-        needed = ease_gigabytes(items)
+        needed = ease_gigabytes(items, history_UN.nnz)
         if needed > memory_gb:
             raise ConfigError(
                 f"EASE: {items:,} items need {needed:.1f} GB for a dense item-item matrix, memory_gb = {memory_gb:g}: "
@@ -205,7 +216,8 @@ def _zero_diagonal_weights(inverse_NN: np.ndarray) -> np.ndarray:
     weights_NN = np.empty(inverse_NN.shape, dtype=np.float32)
     for start in range(0, len(inverse_NN), _COLUMNS):
         rows = slice(start, start + _COLUMNS)
-        weights_NN[rows] = -inverse_NN[rows] / diagonal_N
+        # Into the weights at once: a block of float64 beside both matrices would be the peak.
+        np.divide(inverse_NN[rows], -diagonal_N, out=weights_NN[rows], casting="same_kind")
     np.fill_diagonal(weights_NN, 0)
     return weights_NN
 

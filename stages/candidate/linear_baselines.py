@@ -117,7 +117,7 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
     """
     users, items = touched_UN.shape
     needed = {
-        "ease": ease_gigabytes(items),
+        "ease": ease_gigabytes(items, touched_UN.nnz),
         "ials": als_gigabytes(users, items, touched_UN.nnz, config.ials_factors),
     }
     left_out = {}
