@@ -1,4 +1,4 @@
-"""Readers of the published files, and what a model may see of a split.
+"""Who did what, and what a model may see of a split. The readers of the published files are in ``readers.py``.
 
 Users and items are numbered from 0 in the order in which the file names them first. That is also the order in which
 items of equal score are ranked, so that a tie never depends on a sorting algorithm.
@@ -8,15 +8,10 @@ Legend: R interactions, U users, N items, B users of a block.
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import sparse
 
 from stages.candidate.directed import power_weights
@@ -119,83 +114,3 @@ def number(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
     place = np.empty(len(values), dtype=np.int64)
     place[order] = np.arange(len(values))
     return *np.split(place[code], np.cumsum([len(column) for column in columns])[:-1]), values[order]
-
-
-def find(data: Path, names: Iterable[str]) -> Path:
-    """Return ``data`` itself where it is a file, or the first of ``names`` in it, plain or with ``.gz``.
-
-    Raises:
-        DataError: if there is none.
-    """
-    if data.is_file():
-        return data
-    names = tuple(names)
-    for name in names:
-        for path in (data / name, data / f"{name}.gz"):
-            if path.is_file():
-                return path
-    raise DataError(f"{data}: no such file; allowed is {' or '.join(names)} (also .gz), or the folder that holds it")
-
-
-def read_movielens(data: Path) -> Interactions:
-    """Read ``u.data`` of MovieLens 100K: user, item, rating, seconds. All ratings count; rows keep the file's order."""
-    path = find(data, ["u.data"])
-    try:
-        table = np.loadtxt(path, dtype=np.int64, ndmin=2)
-        user, item, _, time = table.T
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; allowed are rows of user, item, rating, seconds") from None
-    (user, users), (item, items) = number(user), number(item)
-    return Interactions(user, item, time, len(users), len(items))
-
-
-def read_chronological(data: Path) -> Interactions:
-    """Read MovieLens 1M with ``user_id``, ``movie_id``, ``chrono_pos``; rows at -1 are dropped."""
-    path = find(data, ["interactions.parquet"])
-    user, item, time = read_columns(path, ["user_id", "movie_id", "chrono_pos"])
-    kept = time >= 0
-    (user, users), (item, items) = number(user[kept]), number(item[kept])
-    return Interactions(user, item, time[kept], len(users), len(items))
-
-
-def read_columns(path: Path, columns: list[str]) -> list[np.ndarray]:
-    """Return columns of a Parquet file as numpy arrays.
-
-    Raises:
-        DataError: if the file is unreadable or a column is missing.
-    """
-    try:
-        table = pq.read_table(path, columns=columns)
-        return [table[name].to_numpy() for name in columns]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{path}: {error}; allowed is Parquet with {', '.join(columns)}") from None
-
-
-def column_names(path: Path) -> list[str]:
-    """Return the columns of a Parquet file.
-
-    Raises:
-        DataError: if the file is unreadable.
-    """
-    try:
-        names: list[str] = pq.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: {error}; allowed is Parquet") from None
-    return names
-
-
-def read_sequences(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return user and item, int64 ``[R]``, of lines ``user item item …``, in their order; also of a ``.gz``.
-
-    Raises:
-        DataError: if a word is not a whole number.
-    """
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    counts = [len(line) - 1 for line in lines]
-    try:
-        user = np.repeat(np.array([line[0] for line in lines], dtype=np.int64), counts)
-        item = np.array([word for line in lines for word in line[1:]], dtype=np.int64)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; allowed are lines of whole numbers: user item item …") from None
-    return user, item

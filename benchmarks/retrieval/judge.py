@@ -16,7 +16,10 @@ from stages.contracts.errors import DataError
 Scorer = Callable[[np.ndarray], np.ndarray]
 """Users int64 ``[B]`` to scores float ``[B, N]`` of the whole catalogue; ``-inf`` is never answered."""
 
-_CELLS = 16_000_000
+CELLS = 16_000_000
+"""Scores of a block, at most."""
+_CELL_BYTES = 32
+"""Of a score while its block is judged."""
 METRICS = ("ndcg", "recall", "precision", "hit_rate")
 
 
@@ -67,16 +70,23 @@ def rank_metrics(hits_Jk: np.ndarray, wanted_J: np.ndarray) -> dict[str, np.ndar
     }
 
 
+def judging_gigabytes(users: int, items: int) -> float:
+    """Return the 10^9 bytes that ``judge`` takes at most beside the scorer."""
+    return _CELL_BYTES * min(CELLS, users * items) / 1e9
+
+
 def judge(scorer: Scorer, split: Split, k: int) -> dict[str, np.ndarray]:
     """Return the metrics at k of every user with held-out items, float64 ``[J]``, users ascending.
 
     Raises:
-        DataError: if scores have the wrong shape or hold NaN.
+        DataError: if nobody has one, or scores have the wrong shape or hold NaN.
     """
     seen, wanted = split.train.matrix, split.test.matrix
     wanted_U = np.diff(wanted.indptr)
     users = np.flatnonzero(wanted_U)
-    block = max(1, _CELLS // split.train.items)
+    if not len(users):
+        raise DataError("no user has a held-out item to be judged on; allowed is one or more")
+    block = max(1, CELLS // split.train.items)
     hits = []
     for start in range(0, len(users), block):
         asked = users[start : start + block]

@@ -17,13 +17,10 @@ from torch.nn import functional
 
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.replay import Pool, Walker
-from benchmarks.retrieval.replay_models import (
-    CoClicks,
-    Count,
-    CoVisitation,
+from benchmarks.retrieval.replay_models import CoClicks, Count, CoVisitation, ReplayModel
+from benchmarks.retrieval.shares import (
     NotNegative,
     Positive,
-    ReplayModel,
     SegmentShare,
     flags,
     recent_counts,
@@ -102,13 +99,26 @@ class LearnedBlend(ReplayModel):
         """All shares in the order in which the network reads them."""
         return (*self.windows, *self.segments, *self.together)
 
+    def check(self, log: Log) -> None:
+        """The log needs the segments."""
+        require_segments(log, self.segments)
+
+    def gigabytes(self, log: Log, train: int) -> float:
+        """The co-clicks, all lessons, and the shares of a block."""
+        first = int(np.searchsorted(log.time_ms[:train], log.time_ms[train - 1] - self.days * _DAY_MS))
+        lessons = 1 + (train - first) // (self.block * self.every)
+        candidates = min(self.candidates, log.items)
+        taught = lessons * min(self.events, self.block) * candidates * (4 * len(self.shares) + 1)
+        block = 2 * self.block * len(self.shares) * (8 * log.items + 8 * candidates)
+        return sum(each.gigabytes(log, train) for each in self.together) + (taught + block) / 1e9
+
     def prepare(self, log: Log, train: int) -> Walker:
         """Train the network.
 
         Raises:
             DataError: if the log lacks a segment, or there is nothing to learn from.
         """
-        require_segments(log, self.segments)
+        self.check(log)
         sources = _Sources(log, self)
         network = self._fit(log, sources, train)
 

@@ -8,6 +8,7 @@ model is a further class in ``MODELS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
 from benchmarks.retrieval.judge import Scorer, top_k
-from stages.candidate.linear import Ease, ImplicitAls
+from stages.candidate.linear import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
 from stages.contracts.config import Config
 
 _COLUMNS = 1024
@@ -34,6 +35,21 @@ class Model(Config, ABC):
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Learn from ``train`` and return a scorer of its users."""
 
+    @abstractmethod
+    def gigabytes(self, train: Interactions) -> float:
+        """Return the 10^9 bytes that ``fit`` takes at most, beside ``train`` itself."""
+
+    def check(self, train: Interactions) -> None:
+        """Raise the error that ``fit`` would come to, where the rows tell it before anything is trained.
+
+        Raises:
+            SluiceError: if the rows lack what the model reads.
+        """
+
+    def members(self) -> Mapping[str, Model]:
+        """Return the models that this one fits."""
+        return {}
+
 
 class Popularity(Model):
     """How many users had an item in training."""
@@ -42,6 +58,10 @@ class Popularity(Model):
         """Count."""
         counts = np.bincount(train.item, minlength=train.items).astype(np.float32)
         return lambda users: np.tile(counts, (len(users), 1))
+
+    def gigabytes(self, train: Interactions) -> float:
+        """A count of each item."""
+        return 12 * train.items / 1e9
 
 
 class ItemKnn(Model):
@@ -61,17 +81,26 @@ class ItemKnn(Model):
         nearest = cosine_neighbours(history, self.neighbours, self.shrink)
         return lambda users: (history[users] @ nearest).toarray()
 
+    def gigabytes(self, train: Interactions) -> float:
+        """Some matrices of a block of columns, and the neighbours that are kept while they are put together."""
+        kept = 32 * min(self.neighbours, train.items) * train.items
+        return (48 * min(_COLUMNS, train.items) * train.items + kept + 32 * len(train)) / 1e9
+
 
 class EaseModel(Model):
     """EASE on the whole history.
 
     Attributes:
         regularisation: lambda of the paper.
-        memory_gb: what the item-item matrices may take.
+        memory_gb: what fitting may take, see ``ease_gigabytes``.
     """
 
     regularisation: Positive = 500.0
     memory_gb: Positive = 4.0
+
+    def gigabytes(self, train: Interactions) -> float:
+        """Two item-item matrices, and the histories."""
+        return ease_gigabytes(train.items, len(train))
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
@@ -87,6 +116,10 @@ class RecencyEase(EaseModel):
     """
 
     decay: Positive = 5.0
+
+    def check(self, train: Interactions) -> None:
+        """The rows need an order."""
+        _ = train.rank_from_latest
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form from unweighted histories; the weights count when answering."""
@@ -116,6 +149,10 @@ class Ials(Model):
             train.matrix, self.factors, self.confidence, self.regularisation, self.iterations, seed=seed
         )
         return lambda users: als.score(train.matrix[users])
+
+    def gigabytes(self, train: Interactions) -> float:
+        """Factors, and the matrix by users and by items."""
+        return als_gigabytes(train.users, train.items, len(train), self.factors)
 
 
 MODELS: dict[str, type[Model]] = {

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.retrieval.data import (
-    Interactions,
-    Split,
+from benchmarks.retrieval.data import Interactions, Split, number
+from benchmarks.retrieval.readers import (
+    distinct,
     find,
-    number,
+    find_each,
+    numbered,
     read_chronological,
     read_movielens,
     read_sequences,
 )
+from stages.contracts.errors import DataError
 
 Splitter = Callable[[int, bool], Split]
 """Seed, and whether to cut validation from the training rows, to a split."""
@@ -44,6 +46,7 @@ class Protocol:
         fixed: whether every seed gives the same test rows.
         fixed_validation: whether every seed gives the same validation rows.
         settings: by model; of the published rows where those say, else chosen on validation.
+        needs: what it asks of the data, in words.
     """
 
     read: Callable[[Path], Splitter]
@@ -54,6 +57,7 @@ class Protocol:
     fixed: bool = True
     fixed_validation: bool = True
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    needs: str = "users with two items or more, with --validation three"
 
 
 def deal_by_item(rows: Interactions, seed: int, share: float = 0.75) -> Split:
@@ -97,9 +101,27 @@ def _rank_within(group: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.n
     return rank, sizes[group]
 
 
+def check(split: Split, needs: str) -> None:
+    """Refuse a split that nothing can be learnt from, or judged on.
+
+    Args:
+        split: of the data.
+        needs: what the protocol needs of them, for the message.
+
+    Raises:
+        DataError: if there is no training row, no held-out row, or no training row of anybody who is judged.
+    """
+    judged = np.unique(split.test.user)
+    if not len(split.train) or not len(judged):
+        part = "train on" if not len(split.train) else "judge"
+        raise DataError(f"no row is left to {part}; the protocol needs {needs}")
+    if not np.isin(judged, split.train.user).any():
+        raise DataError(f"nobody who is judged has a training row; the protocol needs {needs}")
+
+
 def read_ml_100k(data: Path) -> Splitter:
     """MovieLens 100K, split by item anew for each seed."""
-    rows = read_movielens(data)
+    rows = distinct(data, read_movielens(data))
 
     def split(seed: int, validation: bool) -> Split:
         found = deal_by_item(rows, seed)
@@ -109,32 +131,48 @@ def read_ml_100k(data: Path) -> Splitter:
 
 
 def read_given(data: Path) -> Splitter:
-    """Read ``train.txt`` and ``test.txt`` of ``user item item …``; validation is as large a share as test is."""
-    (train_user, train_item), (test_user, test_item) = (
-        read_sequences(find(data, [f"{part}.txt"])) for part in ("train", "test")
-    )
+    """Read ``train.txt`` and ``test.txt`` of ``user item item …``; validation is as large a share as test is.
+
+    Raises:
+        DataError: if one is missing, they share a row, or a user of ``test.txt`` has no row to train on.
+    """
+    paths = find_each(data, ["train.txt", "test.txt"])
+    (train_user, train_item), (test_user, test_item) = (read_sequences(path) for path in paths)
     train_user, test_user, users = number(train_user, test_user)
     train_item, test_item, items = number(train_item, test_item)
-    given = Split(
-        Interactions(train_user, train_item, None, len(users), len(items)),
-        Interactions(test_user, test_item, None, len(users), len(items)),
+    train, test = (
+        distinct(path, Interactions(user, item, None, len(users), len(items)))
+        for path, user, item in zip(paths, (train_user, test_user), (train_item, test_item), strict=True)
     )
-    share = len(given.test) / (len(given.train) + len(given.test))
-    return lambda seed, validation: deal_by_user(given.train, seed + _VALIDATION_SEED, share) if validation else given
+    given = Split(train, test)
+    both = np.flatnonzero(np.isin(test.user * test.items + test.item, train.user * train.items + train.item))
+    if len(both):
+        user, item = users[test.user[both[0]]], items[test.item[both[0]]]
+        raise DataError(
+            f"{paths[1]}: {len(both)} of {len(test)} rows are in {paths[0].name} too, such as user {user} with item "
+            f"{item}; allowed are rows that are in one of them"
+        )
+    strangers = np.setdiff1d(test.user, train.user)
+    if len(strangers):
+        raise DataError(
+            f"{paths[1]}: {len(strangers)} users have no row in {paths[0].name}, such as user {users[strangers[0]]}; "
+            "allowed are users with a row to train on"
+        )
+    share = len(test) / (len(train) + len(test))
+    return lambda seed, validation: deal_by_user(train, seed + _VALIDATION_SEED, share) if validation else given
 
 
 def read_ml_1m_loo(data: Path) -> Splitter:
     """MovieLens 1M in the order of ``chrono_pos``."""
-    rows = read_chronological(data)
+    rows = distinct(data, read_chronological(data))
     return lambda seed, validation: leave_last_out(rows, validation)
 
 
 def read_beauty(data: Path) -> Splitter:
     """Sequences, one user a line in time order; the path may name any such file."""
-    user, item = read_sequences(find(data, ["Beauty.txt"]))
-    time = np.arange(len(user))
-    (user, users), (item, items) = number(user), number(item)
-    rows = Interactions(user, item, time, len(users), len(items))
+    path = find(data, ["Beauty.txt"])
+    user, item = read_sequences(path)
+    rows = distinct(path, numbered(path, user, item, np.arange(len(user))))
     return lambda seed, validation: leave_last_out(rows, validation)
 
 
@@ -151,6 +189,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "ease": {"regularisation": 400},
             "ials": {"factors": 32, "confidence": 5, "regularisation": 10},
         },
+        needs="items that three users or more have, and users who have several",
     ),
     "ml-1m-m1": Protocol(
         read_given,
@@ -161,6 +200,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "ease": {"regularisation": 500},
             "ials": {"factors": 64, "confidence": 5, "regularisation": 30},
         },
+        needs="rows in both files, with --validation users of several items",
     ),
     "ml-1m-loo": Protocol(
         read_ml_1m_loo,

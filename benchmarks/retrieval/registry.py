@@ -82,6 +82,28 @@ def configure(
     return {name: parse_config(known[name], values, f"--set {name}") for name, values in wanted.items()}
 
 
+def allowing(known: Mapping[str, type[ModelT]], memory_gb: float) -> Settings:
+    """Return settings that let each model, and what it is made of, take so much memory.
+
+    Raises:
+        ConfigError: if it is not above 0.
+    """
+    if not memory_gb > 0:
+        raise ConfigError(f"--memory-gb {memory_gb:g}: allowed is a number above 0")
+    return {name: _allowing(kind, memory_gb) for name, kind in known.items()}
+
+
+def _allowing(kind: type[Config], memory_gb: float) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if name == "memory_gb":
+            found[name] = memory_gb
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            within = _allowing(field.annotation, memory_gb)
+            found |= {name: within} if within else {}
+    return found
+
+
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``first`` with the values of ``second`` over it, mappings within mappings likewise."""
     found = dict(first)

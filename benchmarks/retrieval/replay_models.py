@@ -16,13 +16,24 @@ from scipy import sparse
 
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.replay import Pool, Walker
-from stages.candidate.linear import Ease, ImplicitAls, recency_weights
+from benchmarks.retrieval.shares import (
+    NotNegative,
+    Positive,
+    SegmentShare,
+    flags,
+    recent_counts,
+    require_segments,
+    segment_shares,
+    spread,
+)
+from stages.candidate.linear import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.config import Config
-from stages.contracts.errors import DataError
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+_CO_CLICK_BYTES = 96
+"""Of a co-click while all of them are found and sorted."""
+_ITEM_BYTES = 64
+"""Of an item, for counts, places and flags."""
 
 
 class ReplayModel(Config, ABC):
@@ -31,6 +42,17 @@ class ReplayModel(Config, ABC):
     @abstractmethod
     def prepare(self, log: Log, train: int) -> Walker:
         """Learn from the first ``train`` events of the log, and return a walker."""
+
+    @abstractmethod
+    def gigabytes(self, log: Log, train: int) -> float:
+        """Return the 10^9 bytes that ``prepare`` takes at most, beside the log itself."""
+
+    def check(self, log: Log) -> None:
+        """Raise the error that ``prepare`` would come to, where the log tells it before anything is trained.
+
+        Raises:
+            SluiceError: if the log lacks what the model reads.
+        """
 
 
 class Trending(ReplayModel):
@@ -51,6 +73,10 @@ class Trending(ReplayModel):
             return Pool(items, counts[None, items])
 
         return walk
+
+    def gigabytes(self, log: Log, train: int) -> float:
+        """Counts of each item."""
+        return 32 * log.items / 1e9
 
 
 class LastTenMinutes(Trending):
@@ -116,6 +142,10 @@ class CoVisitation(ReplayModel):
 
         return walk
 
+    def gigabytes(self, log: Log, train: int) -> float:
+        """All co-clicks, and those of the log's events by item while they are sorted."""
+        return (_CO_CLICK_BYTES * 2 * self.lag * len(log) + _ITEM_BYTES * log.items) / 1e9
+
 
 class Blend(CoVisitation):
     """A sum of shares: of the clicks of the last ten minutes, the last hour and the last day, and of co-clicks.
@@ -147,23 +177,6 @@ class Blend(CoVisitation):
         return walk
 
 
-class SegmentShare(Config):
-    """One more share of a ``SegmentBlend``: that of the clicks of the request's own segment.
-
-    Attributes:
-        name: of the segment, as in ``Log.segments``.
-        minutes: length of the window.
-        weight: of the share.
-        smoothing: clicks of everybody's distribution that are added to the segment's, as in
-            ``stages.features.trending``.
-    """
-
-    name: str
-    minutes: Positive
-    weight: NotNegative = 0.5
-    smoothing: NotNegative = 100.0
-
-
 class SegmentBlend(Blend):
     """The blend with shares of what is clicked in the request's own segments, such as its region.
 
@@ -173,13 +186,17 @@ class SegmentBlend(Blend):
 
     segments: tuple[SegmentShare, ...] = ()
 
+    def check(self, log: Log) -> None:
+        """The log needs the segments."""
+        require_segments(log, self.segments)
+
     def prepare(self, log: Log, train: int) -> Walker:
         """As its parts are prepared.
 
         Raises:
             DataError: if the log lacks a segment.
         """
-        require_segments(log, self.segments)
+        self.check(log)
         blend = super().prepare(log, train)
 
         def walk(rows: slice) -> Pool:
@@ -192,37 +209,6 @@ class SegmentBlend(Blend):
             return Pool(items, np.where(scores > 0, scores, -np.inf))
 
         return walk
-
-
-def require_segments(log: Log, shares: tuple[SegmentShare, ...]) -> None:
-    """Check that the log has the segments of the shares.
-
-    Raises:
-        DataError: if it lacks one.
-    """
-    for each in shares:
-        if each.name not in log.segments:
-            found = ", ".join(log.segments) or "none"
-            raise DataError(f"segments.name = {each.name!r}: the log has no such column; allowed is one of: {found}")
-
-
-def segment_shares(log: Log, rows: slice, share: SegmentShare, places: np.ndarray, size: int) -> np.ndarray:
-    """Return the smoothed shares of ``size`` items in each event's own segment, float64 ``[B, M]``."""
-    values = log.segments[share.name]
-    since = np.searchsorted(log.time_ms, log.time_ms[rows.start] - share.minutes * 60_000)
-    window = slice(int(since), rows.start)
-    n_values = int(values[: rows.stop].max()) + 1
-    item = places[log.item[window]]
-    named = item >= 0
-    cells = values[window][named] * size + item[named]
-    counts_SM = np.bincount(cells, minlength=n_values * size).reshape(n_values, size)
-    totals_S = np.bincount(values[window], minlength=n_values)
-    everybody_M = counts_SM.sum(axis=0) / max(int(totals_S.sum()), 1)
-    # Without smoothing a segment that nobody clicked in says nothing.
-    whole_S = np.maximum(totals_S + share.smoothing, 1e-9)
-    shares_SM = (counts_SM + share.smoothing * everybody_M) / whole_S[:, None]
-    own: np.ndarray = shares_SM[values[rows]]
-    return own
 
 
 class ReplayEase(ReplayModel):
@@ -242,6 +228,10 @@ class ReplayEase(ReplayModel):
         ease = Ease.fit(training_matrix(log, train), self.regularisation, self.memory_gb)
         return _personal(log, ease, self.decay)
 
+    def gigabytes(self, log: Log, train: int) -> float:
+        """Two item-item matrices, and the histories."""
+        return ease_gigabytes(log.items, train)
+
 
 class RecencyReplayEase(ReplayEase):
     """The same on a history whose weights decay."""
@@ -260,7 +250,7 @@ class ReplayIals(ReplayModel):
     confidence: Positive = 5.0
     regularisation: Positive = 10.0
     iterations: Count = 15
-    seed: int = 1
+    seed: int = Field(default=1, ge=0)
 
     def prepare(self, log: Log, train: int) -> Walker:
         """Alternate least squares."""
@@ -269,6 +259,10 @@ class ReplayIals(ReplayModel):
             matrix, self.factors, self.confidence, self.regularisation, self.iterations, seed=self.seed
         )
         return _personal(log, als, None)
+
+    def gigabytes(self, log: Log, train: int) -> float:
+        """Factors, and the matrix by users and by items."""
+        return als_gigabytes(log.users, log.items, train, self.factors)
 
 
 REPLAY_MODELS: dict[str, type[ReplayModel]] = {
@@ -327,14 +321,6 @@ def _co_clicks(log: Log, lag: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return source, target, event
 
 
-def recent_counts(log: Log, event: int, minutes: float | None) -> np.ndarray:
-    """Return how often each item was met before an event, float64 ``[N]``, in a window that ends at its time."""
-    first = 0
-    if minutes is not None:
-        first = int(np.searchsorted(log.time_ms, log.time_ms[event] - minutes * 60_000))
-    return np.bincount(log.item[first:event], minlength=log.items).astype(np.float64)
-
-
 def training_matrix(log: Log, train: int) -> sparse.csr_matrix:
     """Return ones where a user met an item in the first ``train`` events, float64 ``[U, N]``."""
     rows = np.flatnonzero(log.first_touch[:train])
@@ -361,21 +347,3 @@ def _latest_visits(row: np.ndarray, item: np.ndarray, weight: np.ndarray, shape:
     key, last = np.unique((row * shape[1] + item)[::-1], return_index=True)
     place = len(row) - 1 - last
     return sparse.csr_matrix((weight[place], (key // shape[1], key % shape[1])), shape=shape)
-
-
-def flags(items: int, named: np.ndarray) -> np.ndarray:
-    """Return which of all items are named, bool ``[N]``."""
-    flags = np.zeros(items, dtype=bool)
-    flags[named] = True
-    return flags
-
-
-def spread(
-    rows: slice, items: np.ndarray, catalogue: int, row: np.ndarray, item: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
-    """Return weights summed into float64 ``[B, M]``."""
-    column = np.zeros(catalogue, dtype=np.int64)
-    column[items] = np.arange(len(items))
-    shape = (rows.stop - rows.start, len(items))
-    sums = np.bincount(row * shape[1] + column[item], weights=weight, minlength=shape[0] * shape[1])
-    return sums.reshape(shape)

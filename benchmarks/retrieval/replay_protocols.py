@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.retrieval.data import column_names, read_columns, read_movielens
 from benchmarks.retrieval.log import Log
+from benchmarks.retrieval.memory import free_gigabytes, too_large
+from benchmarks.retrieval.readers import codes, column_names, read_columns, read_ids, read_movielens, read_times_ms
 from benchmarks.retrieval.replay import METRICS, Replay, report, walk
 from benchmarks.retrieval.replay_models import ReplayModel
-from stages.contracts.errors import DataError
+from benchmarks.retrieval.rows import Rows
+from stages.contracts.errors import DataError, SluiceError
 
 GLOBO_BLOCK = 500
 """Clicks between two refreshes of what is trending."""
@@ -25,6 +25,8 @@ GLOBO_SEGMENTS = ("region", "referrer_type")
 """What is known at a click and read where the file has it."""
 
 _DAY_MS = 86_400_000
+_CELL_BYTES = 48
+"""Of a score of a block while it is made and its events are ranked."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,22 @@ def read_globo(data: Path, validation: bool) -> Replay:
     files = [data] if data.is_file() else sorted(data.glob("*.parquet"))
     if len(files) != 1:
         raise DataError(f"{data}: {len(files)} Parquet files; allowed is one, or its path")
-    user, item, clicked = read_columns(files[0], ["user_id", "article_id", "clicked_at"])
-    there = [name for name in GLOBO_SEGMENTS if name in column_names(files[0])]
-    segments = dict(zip(there, read_columns(files[0], there), strict=True))
-    log = Log.of(user, item, clicked.astype("datetime64[ms]").astype(np.int64), segments)
+    path, names = files[0], ("user_id", "article_id", "clicked_at")
+    user, item, clicked = read_columns(path, names)
+    there = [name for name in GLOBO_SEGMENTS if name in column_names(path)]
+    columns = zip(there, read_columns(path, there), strict=True) if there else ()
+    segments = {name: codes(path, name, column) for name, column in columns}
+    log = Log.of(
+        read_ids(path, names[0], user), read_ids(path, names[1], item), read_times_ms(path, names[2], clicked), segments
+    )
     last = int(log.time_ms[-1]) // _DAY_MS - (2 if validation else 0)
     borders = np.searchsorted(log.time_ms, np.array([last - 1, last, last + 1]) * _DAY_MS).tolist()
     if not 0 < borders[0] < borders[1] < borders[2]:
-        raise DataError(f"{files[0]}: allowed is a log with clicks on two days to judge and before them")
-    names = [str(np.datetime64(day, "D")) for day in (last - 1, last)]
+        raise DataError(f"{path}: allowed is a log with clicks on two days to judge and before them")
+    days = [str(np.datetime64(day, "D")) for day in (last - 1, last)]
     return Replay(
         log.first(borders[2]),
-        {name: slice(*rows) for name, rows in zip(names, pairwise(borders), strict=True)},
+        {name: slice(*rows) for name, rows in zip(days, pairwise(borders), strict=True)},
         train=borders[0],
         block=GLOBO_BLOCK,
     )
@@ -86,25 +92,68 @@ def read_movielens_replay(data: Path, validation: bool) -> Replay:
 
 
 def run(
-    protocol: ReplayProtocol, data: Path, models: Mapping[str, ReplayModel], validation: bool, samples: int
+    protocol: ReplayProtocol,
+    data: Path,
+    models: Mapping[str, ReplayModel],
+    validation: bool,
+    samples: int,
+    memory_gb: float | None = None,
 ) -> dict[str, Any]:
-    """Replay the log for every model.
+    """Replay the log for every model; which models are left out is as of ``static.run``.
+
+    Args:
+        protocol: what is replayed.
+        data: folder or file.
+        models: by name.
+        validation: whether to judge on the part before the judged one.
+        samples: of the bootstrap over users.
+        memory_gb: what a model may take; None for what is free.
 
     Returns:
-        The sizes, and for each model its settings, seconds and rows as of ``replay.report``.
+        The sizes, and for each model its settings, seconds and rows as of ``replay.report``; ``left_out`` and
+        ``failed`` as of ``static.run``.
+
+    Raises:
+        DataError: if the log cannot be read or judged.
     """
     replay = protocol.read(data, validation)
+    log = replay.log
+    if not log.first_touch[replay.rows].any():
+        raise DataError(f"{data}: no judged event is a user's first on its item; allowed is a log with such events")
+    done = Rows(models)
+    free_gb = free_gigabytes() if memory_gb is None else memory_gb
+    for name, model in models.items():
+        done.leave_out(name, why_not(model, replay, free_gb))
     found: dict[str, Any] = {}
     for name, model in models.items():
-        started = time.perf_counter()
-        rank = walk(replay, model.prepare(replay.log, replay.train))
-        seconds = time.perf_counter() - started
-        rows = report(replay, rank, samples)
-        found[name] = {"settings": model.model_dump(), "seconds": round(seconds, 1), "rows": rows}
-        print(f"{name}: {seconds:.1f} s", file=sys.stderr)
-    log = replay.log
+        if name in done.left_out:
+            continue
+        with done.running(name):
+            rank = walk(replay, model.prepare(log, replay.train))
+            found[name] = {"settings": model.model_dump()}
+        if name in found:
+            rows = report(replay, rank, samples)
+            found[name] |= {"seconds": round(done.seconds[name], 1), "rows": rows}
     sizes = {"users": log.users, "items": log.items, "events": len(log), "train": replay.train}
-    return {"data": sizes, "bootstrap_samples": samples, "models": found}
+    kept = {"models": found, "left_out": done.left_out, "failed": done.failed}
+    return {"data": sizes, "bootstrap_samples": samples, **kept}
+
+
+def why_not(model: ReplayModel, replay: Replay, free_gb: float | None) -> str | None:
+    """Return why a model cannot be trained on this log, or None.
+
+    Args:
+        model: that is to be trained.
+        replay: with the log.
+        free_gb: what it may take; None = not known.
+    """
+    try:
+        model.check(replay.log)
+    except SluiceError as error:
+        return f"cannot read these data: {error}"
+    allowed_gb: float | None = getattr(model, "memory_gb", None)
+    judging = _CELL_BYTES * replay.block * replay.log.items / 1e9
+    return too_large(model.gigabytes(replay.log, replay.train), allowed_gb, judging, free_gb)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -114,6 +163,7 @@ def table(result: dict[str, Any]) -> str:
         for row, figures in model["rows"].items():
             cells = [f"{f['mean']:.4f} [{f['low']:.4f}, {f['high']:.4f}]" for f in (figures[m] for m in METRICS)]
             lines.append(f"{name:16s} {row:18s} " + "".join(f"{cell:>24s}" for cell in cells))
+    lines += [f"{name:16s} left out: {why}" for name, why in result["left_out"].items()]
     return "\n".join(lines)
 
 

@@ -2,61 +2,102 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.retrieval.data import Split
-from benchmarks.retrieval.judge import judge
+from benchmarks.retrieval.data import Interactions, Split
+from benchmarks.retrieval.judge import judge, judging_gigabytes
+from benchmarks.retrieval.memory import free_gigabytes, too_large
 from benchmarks.retrieval.models import Model
-from benchmarks.retrieval.protocols import Protocol
+from benchmarks.retrieval.protocols import Protocol, check
+from benchmarks.retrieval.rows import Rows
+from stages.contracts.errors import SluiceError
 
 
 def run(
-    protocol: Protocol, data: Path, models: dict[str, Model], seeds: Sequence[int], validation: bool
+    protocol: Protocol,
+    data: Path,
+    models: dict[str, Model],
+    seeds: Sequence[int],
+    validation: bool,
+    memory_gb: float | None = None,
 ) -> dict[str, Any]:
     """Fit and judge every model with every seed.
 
-    A deterministic model on a fixed split is run with the first seed only: its spread is nothing.
+    A deterministic model on a fixed split is run with the first seed only: its spread is nothing. All splits are
+    checked, and what each model takes, before the first one is fitted. A model that does not fit the memory, or
+    cannot read the data, is left out, and so is one that fails; the others go on.
+
+    Args:
+        protocol: how data are cut and judged.
+        data: folder or file.
+        models: by name.
+        seeds: of splits and models.
+        validation: whether to judge on a part cut from the training rows.
+        memory_gb: what a model may take; None for what is free.
 
     Returns:
         The sizes of the first seed's split, and for each model its settings, seconds of all runs, and for each metric
-        the mean over seeds, the standard deviation (None for one run) and the values.
+        the mean over seeds, the standard deviation (None for one run) and the values. ``left_out`` says by model why
+        it has no row, ``failed`` which of those began.
+
+    Raises:
+        DataError: if the data cannot be read or judged.
     """
     splitter = protocol.read(data)
     fixed = protocol.fixed_validation if validation else protocol.fixed
-    values: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-    seconds = dict.fromkeys(models, 0.0)
-    sizes: dict[str, int] = {}
+    first = splitter(seeds[0], validation)
+    for seed in seeds[: 1 if fixed else None]:
+        check(splitter(seed, validation), protocol.needs)
+    rows = Rows(models)
+    free_gb = free_gigabytes() if memory_gb is None else memory_gb
+    for name, model in models.items():
+        rows.leave_out(name, why_not(model, first.train, free_gb))
     for seed in seeds:
         split = splitter(seed, validation)
-        sizes = sizes or _sizes(split)
         for name, model in models.items():
-            if fixed and model.deterministic and values[name]:
+            if name in rows.left_out or (fixed and model.deterministic and rows.values[name]):
                 continue
-            started = time.perf_counter()
-            found = judge(model.fit(split.train, seed), split, protocol.k)
-            seconds[name] += time.perf_counter() - started
-            for metric in protocol.metrics:
-                values[name].setdefault(f"{metric}@{protocol.k}", []).append(float(found[metric].mean()))
-            said = "  ".join(f"{metric} {runs[-1]:.4f}" for metric, runs in values[name].items())
-            print(f"seed {seed}  {name:14s} {said}", file=sys.stderr)
+            with rows.running(name, f"seed {seed}"):
+                found = judge(model.fit(split.train, seed), split, protocol.k)
+                rows.add(name, {f"{metric}@{protocol.k}": float(found[metric].mean()) for metric in protocol.metrics})
     return {
-        "data": sizes,
+        "data": _sizes(first),
         "seeds": list(seeds),
         "models": {
             name: {
                 "settings": model.model_dump(),
-                "seconds": round(seconds[name], 1),
-                "metrics": {metric: summary(runs) for metric, runs in values[name].items()},
+                "seconds": round(rows.seconds[name], 1),
+                "metrics": {metric: summary(runs) for metric, runs in rows.values[name].items()},
             }
             for name, model in models.items()
+            if name not in rows.left_out
         },
+        "left_out": rows.left_out,
+        "failed": rows.failed,
     }
+
+
+def why_not(model: Model, train: Interactions, free_gb: float | None) -> str | None:
+    """Return why a model cannot be fitted on these rows, or None: what it is made of counts as well.
+
+    Args:
+        model: that is to be fitted.
+        train: its rows.
+        free_gb: what it may take; None = not known.
+    """
+    for name, member in model.members().items():
+        if why := why_not(member, train, free_gb):
+            return f"its {name} {why}"
+    try:
+        model.check(train)
+    except SluiceError as error:
+        return f"cannot read these data: {error}"
+    allowed_gb: float | None = getattr(model, "memory_gb", None)
+    return too_large(model.gigabytes(train), allowed_gb, judging_gigabytes(train.users, train.items), free_gb)
 
 
 def summary(runs: Sequence[float]) -> dict[str, Any]:
@@ -74,6 +115,7 @@ def table(result: dict[str, Any]) -> str:
             spread = "" if found["sd"] is None else f" ± {found['sd']:.4f}"
             cells.append(f"{metric} {found['mean']:.4f}{spread}")
         rows.append(f"{name:14s} {'   '.join(cells)}   {model['seconds']:.1f} s")
+    rows += [f"{name:14s} left out: {why}" for name, why in result["left_out"].items()]
     return "\n".join(rows)
 
 

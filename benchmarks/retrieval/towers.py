@@ -40,6 +40,12 @@ from stages.features.history import UNKNOWN_USER, TowerInputs
 SECOND_MS = 1000
 SIGNAL = "interaction"
 _QUERIES = 256
+_PROCESSES_BYTES = 1_100_000_000
+"""Of this process, the launcher and one rank with torch in each."""
+_RANK_BYTES = 450_000_000
+"""Of each further rank."""
+_ROW_BYTES = 400
+"""Of a training row: as an event, as an example, and in the files that ranks map."""
 _WORK: ContextVar[Path | None] = ContextVar("work", default=None)
 
 
@@ -162,6 +168,27 @@ class Trained:
         """Return float32 ``[B, N]``; of several tastes the best counts."""
         product: np.ndarray = query_BD @ self.vectors.T
         return product if product.ndim == 2 else product.max(axis=1)
+
+
+def towers_gigabytes(rows: int, items: int, candidate: CandidateConfig, features: FeatureConfig) -> float:
+    """Return about how many 10^9 bytes ``train_towers`` takes, of all its processes: measured, not counted.
+
+    Args:
+        rows: R.
+        items: N.
+        candidate: of the training; on a GPU the model lies in the GPU's memory, which is not looked at.
+        features: ``history_length`` is L.
+    """
+    width, ranks = candidate.dimension, candidate.n_processes
+    # Weights, their sums of squares, the average, and what is written; of one table or of two.
+    tables = 16 * (1 if candidate.shared_item_table else 2) * items * width
+    # What attention keeps of each position for the backward pass; other encoders keep the vectors of the history.
+    kept = 128 * candidate.blocks if candidate.encoder == "attention" else 4
+    batch = 4 * candidate.batch_size * features.history_length * width * kept
+    if candidate.training == "sequences":  # a batch is so many positions
+        batch //= features.history_length
+    processes = _PROCESSES_BYTES + _RANK_BYTES * (ranks - 1)
+    return (processes + _ROW_BYTES * rows + ranks * (tables + batch)) / 1e9
 
 
 def train_towers(rows: Interactions, candidate: CandidateConfig, features: FeatureConfig) -> Trained:

@@ -8,22 +8,25 @@ Legend: U users, N items, B users or events of a block, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.judge import METRICS, Scorer, judge
+from benchmarks.retrieval.judge import CELLS, METRICS, Scorer, judge
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.models import Count, Model, Positive
 from benchmarks.retrieval.protocols import deal_by_user, leave_last_out
 from benchmarks.retrieval.replay import Pool, Walker
-from benchmarks.retrieval.replay_models import ReplayModel, recent_counts
-from benchmarks.retrieval.towers import TouchHistories, latest_queries, shuffled, train_towers
+from benchmarks.retrieval.replay_models import ReplayModel
+from benchmarks.retrieval.shares import recent_counts
+from benchmarks.retrieval.towers import TouchHistories, latest_queries, shuffled, towers_gigabytes, train_towers
 from stages.candidate.config import CandidateConfig
-from stages.candidate.directed import DirectedRidge
-from stages.candidate.linear import Ease
+from stages.candidate.directed import DirectedRidge, ridge_gigabytes
+from stages.candidate.linear import Ease, ease_gigabytes
+from stages.contracts.errors import DataError
 from stages.features.config import FeatureConfig
 
 WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
@@ -63,6 +66,13 @@ class TwoTower(Model):
 
         return score
 
+    def gigabytes(self, train: Interactions) -> float:
+        """The training, its processes, and the vectors of all users."""
+        rows = len(train) * max(1, self.orders)
+        tastes = self.candidate.tastes if self.candidate.encoder == "tastes" else 1
+        queries = 2 * 4 * train.users * tastes * self.candidate.dimension
+        return towers_gigabytes(rows, train.items, self.candidate, self.features) + queries / 1e9
+
 
 class DirectedRidgeModel(Model):
     """The next item from a history, by a ridge regression.
@@ -71,7 +81,7 @@ class DirectedRidgeModel(Model):
         regularisation: lambda.
         power: the item k places back weighs k ** -power.
         latest: items of a history that count.
-        memory_gb: what the item-item matrices may take.
+        memory_gb: what fitting may take, see ``ridge_gigabytes``.
     """
 
     regularisation: Positive = 300.0
@@ -88,6 +98,16 @@ class DirectedRidgeModel(Model):
         history = train.power_matrix(self.power, self.latest)
         return lambda users: ridge.score(history[users])
 
+    def check(self, train: Interactions) -> None:
+        """The rows need an order, and a user with two."""
+        if not train.rank_from_latest.any():
+            raise DataError("directed ridge: no user has two events; allowed are histories and what followed them")
+
+    def gigabytes(self, train: Interactions) -> float:
+        """Two item-item matrices, and a chunk of histories."""
+        longest = min(self.latest, int(np.bincount(train.user).max(initial=0)))
+        return ridge_gigabytes(train.items, longest, len(train))
+
 
 class BlendEase(Model):
     """EASE as a part of a blend.
@@ -100,6 +120,15 @@ class BlendEase(Model):
     regularisation: Positive = 500.0
     memory_gb: Positive = 4.0
     decay: Positive | None = None
+
+    def check(self, train: Interactions) -> None:
+        """With a decay the rows need an order."""
+        if self.decay is not None:
+            _ = train.rank_from_latest
+
+    def gigabytes(self, train: Interactions) -> float:
+        """Two item-item matrices, and the histories."""
+        return ease_gigabytes(train.items, len(train))
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
@@ -144,9 +173,26 @@ class Blend(Model):
         tower, closed = self._parts(train, seed)
         return lambda users: blended(tower(users), closed(users), weight)
 
+    def members(self) -> Mapping[str, Model]:
+        """Return the tower and the closed form that is added."""
+        return {"two_tower": self.two_tower, self.closed_form: self._closed}
+
+    def check(self, train: Interactions) -> None:
+        """Where the weight is to be chosen, somebody needs a row to choose it on."""
+        if self.weight is None and not len(held_out(train, self.hold_out, _HELD_SEED).test):
+            raise DataError("no row can be held out to choose the weight on; allowed are users of several items")
+
+    def gigabytes(self, train: Interactions) -> float:
+        """Both parts, and their scores while they are standardised."""
+        scores = 24 * min(CELLS, train.users * train.items) / 1e9
+        return scores + sum(member.gigabytes(train) for member in self.members().values())
+
+    @property
+    def _closed(self) -> Model:
+        return self.ease if self.closed_form == "ease" else self.ridge
+
     def _parts(self, train: Interactions, seed: int) -> tuple[Scorer, Scorer]:
-        closed: Model = self.ease if self.closed_form == "ease" else self.ridge
-        return self.two_tower.fit(train, seed), closed.fit(train, seed)
+        return self.two_tower.fit(train, seed), self._closed.fit(train, seed)
 
     def _chosen(self, train: Interactions, seed: int) -> float:
         """Return the weight that is best on rows cut from the training rows; of equal ones the smallest."""
@@ -214,3 +260,8 @@ class ReplayTwoTower(ReplayModel):
             return Pool(np.arange(items), scores_BN)
 
         return walk
+
+    def gigabytes(self, log: Log, train: int) -> float:
+        """The training and its processes, and the log by user."""
+        items = int(log.item[:train].max()) + 1
+        return towers_gigabytes(train, items, self.candidate, self.features) + 80 * len(log) / 1e9
