@@ -34,10 +34,11 @@ def too_large(needed_gb: float, allowed_gb: float | None, answering_gb: float, f
         answering_gb: that judging takes beside the model.
         free_gb: see ``free_gigabytes``; None = not known.
     """
+    free = "" if free_gb is None else f", {free_gb:.3g} GB are free"
     if allowed_gb is not None and needed_gb > allowed_gb:
-        return f"needs {needed_gb:.3g} GB, memory_gb = {allowed_gb:g}: allow more with --memory-gb"
+        return f"needs {needed_gb:.3g} GB, memory_gb = {allowed_gb:g}{free}: allow more with --memory-gb"
     if free_gb is not None and needed_gb + answering_gb > free_gb:
-        return f"needs {needed_gb + answering_gb:.3g} GB, {free_gb:.3g} GB are free"
+        return f"needs {needed_gb + answering_gb:.3g} GB{free}"
     return None
 
 

@@ -101,10 +101,11 @@ def _rank_within(group: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.n
     return rank, sizes[group]
 
 
-def check(split: Split, needs: str) -> None:
+def check(data: Path, split: Split, needs: str) -> None:
     """Refuse a split that nothing can be learnt from, or judged on.
 
     Args:
+        data: the folder or file, for the message.
         split: of the data.
         needs: what the protocol needs of them, for the message.
 
@@ -114,9 +115,9 @@ def check(split: Split, needs: str) -> None:
     judged = np.unique(split.test.user)
     if not len(split.train) or not len(judged):
         part = "train on" if not len(split.train) else "judge"
-        raise DataError(f"no row is left to {part}; the protocol needs {needs}")
+        raise DataError(f"{data}: no row is left to {part}; the protocol needs {needs}")
     if not np.isin(judged, split.train.user).any():
-        raise DataError(f"nobody who is judged has a training row; the protocol needs {needs}")
+        raise DataError(f"{data}: nobody who is judged has a training row; the protocol needs {needs}")
 
 
 def read_ml_100k(data: Path) -> Splitter:

@@ -28,15 +28,9 @@ def find(data: Path, names: Iterable[str]) -> Path:
         DataError: if there is none.
     """
     names = tuple(names)
-    try:
-        if data.is_file():
-            return data
-        for name in names:
-            for path in (data / name, data / f"{name}.gz"):
-                if path.is_file():
-                    return path
-    except OSError as error:
-        raise DataError(f"{data}: {error.strerror}") from None
+    for path in (data, *(path for name in names for path in _named(data, name))):
+        if is_file(path):
+            return path
     raise DataError(f"{data}: no such file; allowed is {' or '.join(names)} (also .gz), or the folder that holds it")
 
 
@@ -47,12 +41,29 @@ def find_each(data: Path, names: Sequence[str]) -> list[Path]:
         DataError: if ``data`` is no folder, or lacks one.
     """
     wanted = f"this protocol needs {' and '.join(names)} (also .gz): give the folder that holds them"
+    if is_file(data):
+        raise DataError(f"{data}: one file; {wanted}")
+    found = [next((path for path in _named(data, name) if is_file(path)), None) for name in names]
+    for name, path in zip(names, found, strict=True):
+        if path is None:
+            raise DataError(f"{data}: there is no {name}; {wanted}")
+    return [path for path in found if path is not None]
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file.
+
+    Raises:
+        DataError: if the system does not say.
+    """
     try:
-        if data.is_file():
-            raise DataError(f"{data}: one file; {wanted}")
-        return [find(data, [name]) for name in names]
+        return path.is_file()
     except OSError as error:
-        raise DataError(f"{data}: {error.strerror}") from None
+        raise DataError(f"{str(path)[:200]}: {error.strerror}") from None
+
+
+def _named(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / name, folder / f"{name}.gz"
 
 
 def read_movielens(data: Path) -> Interactions:
@@ -66,7 +77,7 @@ def read_movielens(data: Path) -> Interactions:
     for place, line in lines:
         if len(line) != 4:
             raise DataError(
-                f"{path}: line {place}: {len(line)} fields; allowed are rows of user, item, rating, seconds"
+                f"{path}: line {place}: {len(line)} fields, not 4; allowed are rows of user, item, rating, seconds"
             )
     numbers = whole_numbers(path, lines, "rows of user, item, rating, seconds").reshape(-1, 4)
     user, item, _, time = numbers.T

@@ -12,7 +12,15 @@ import numpy as np
 
 from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.memory import free_gigabytes, too_large
-from benchmarks.retrieval.readers import codes, column_names, read_columns, read_ids, read_movielens, read_times_ms
+from benchmarks.retrieval.readers import (
+    codes,
+    column_names,
+    is_file,
+    read_columns,
+    read_ids,
+    read_movielens,
+    read_times_ms,
+)
 from benchmarks.retrieval.replay import METRICS, Replay, report, walk
 from benchmarks.retrieval.replay_models import ReplayModel
 from benchmarks.retrieval.rows import Rows
@@ -50,7 +58,7 @@ def read_globo(data: Path, validation: bool) -> Replay:
     Raises:
         DataError: if there is not one Parquet file with user_id, article_id and clicked_at, or it has too few days.
     """
-    files = [data] if data.is_file() else sorted(data.glob("*.parquet"))
+    files = [data] if is_file(data) else sorted(data.glob("*.parquet"))
     if len(files) != 1:
         raise DataError(f"{data}: {len(files)} Parquet files; allowed is one, or its path")
     path, names = files[0], ("user_id", "article_id", "clicked_at")
@@ -118,8 +126,10 @@ def run(
     """
     replay = protocol.read(data, validation)
     log = replay.log
-    if not log.first_touch[replay.rows].any():
-        raise DataError(f"{data}: no judged event is a user's first on its item; allowed is a log with such events")
+    if not (log.first_touch & (log.place > 0))[replay.rows].any():
+        raise DataError(
+            f"{data}: nobody who is judged has met another item before; allowed is a log with users of several items"
+        )
     done = Rows(models)
     free_gb = free_gigabytes() if memory_gb is None else memory_gb
     for name, model in models.items():

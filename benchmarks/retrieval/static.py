@@ -51,7 +51,7 @@ def run(
     fixed = protocol.fixed_validation if validation else protocol.fixed
     first = splitter(seeds[0], validation)
     for seed in seeds[: 1 if fixed else None]:
-        check(splitter(seed, validation), protocol.needs)
+        check(data, splitter(seed, validation), protocol.needs)
     rows = Rows(models)
     free_gb = free_gigabytes() if memory_gb is None else memory_gb
     for name, model in models.items():

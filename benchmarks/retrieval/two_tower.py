@@ -33,6 +33,7 @@ WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3
 """Weights of the closed form that are tried where none is given."""
 _HELD_SEED = 2_000_003
 """Added to a seed for the blend's own validation."""
+_KEPT_BYTES = 500_000_000
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -69,9 +70,14 @@ class TwoTower(Model):
     def gigabytes(self, train: Interactions) -> float:
         """The training, its processes, and the vectors of all users."""
         rows = len(train) * max(1, self.orders)
+        training = towers_gigabytes(rows, train.items, self.candidate, self.features)
+        return max(training, self.kept_gigabytes(train))
+
+    def kept_gigabytes(self, train: Interactions) -> float:
+        """Return about what stays after training: this process with torch, the rows, and the vectors of all users."""
         tastes = self.candidate.tastes if self.candidate.encoder == "tastes" else 1
         queries = 2 * 4 * train.users * tastes * self.candidate.dimension
-        return towers_gigabytes(rows, train.items, self.candidate, self.features) + queries / 1e9
+        return (_KEPT_BYTES + 200 * len(train) + queries) / 1e9
 
 
 class DirectedRidgeModel(Model):
@@ -183,9 +189,10 @@ class Blend(Model):
             raise DataError("no row can be held out to choose the weight on; allowed are users of several items")
 
     def gigabytes(self, train: Interactions) -> float:
-        """Both parts, and their scores while they are standardised."""
+        """The training, then the closed form beside what stays of it; and scores while they are standardised."""
         scores = 24 * min(CELLS, train.users * train.items) / 1e9
-        return scores + sum(member.gigabytes(train) for member in self.members().values())
+        second = self.two_tower.kept_gigabytes(train) + self._closed.gigabytes(train)
+        return scores + max(self.two_tower.gigabytes(train), second)
 
     @property
     def _closed(self) -> Model:
