@@ -89,7 +89,9 @@ def test_times_that_overflow(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"plain", gzip.compress(GOOD)[:-9], gzip.compress(GOOD)[:20] + b"xxxx" + gzip.compress(GOOD)[24:]]
+    "content",
+    [b"plain", gzip.compress(GOOD)[:-9], gzip.compress(GOOD)[:20] + b"xxxx" + gzip.compress(GOOD)[24:]],
+    ids=["plain", "cut short", "damaged"],
 )
 def test_gzips_that_are_none(refused: Refused, content: bytes) -> None:
     assert "u.data.gz: unreadable" in refused("ml-100k", {"u.data.gz": content})
