@@ -182,14 +182,19 @@ def dataset(settings: Settings, results: Upstream) -> StageResult:
 
 
 def selection(recipe: Recipe, source: StageResult) -> DatasetStepConfig:
-    """Return what identifies the snapshot of a recipe and of what was ingested."""
+    """Return what identifies the snapshot of a recipe and of what was ingested.
+
+    What its data contracts say of the values of a signal holds for posted events as well.
+    """
     from stages.dataset.config import DatasetStepConfig
     from stages.dataset.side_files import resolve_files
 
+    signals, agreed = recipe.dataset.signals, recipe.contracts.values.ranges
     return DatasetStepConfig(
         **{
             **resolve_files(recipe.dataset).model_dump(),
             "min_items": max(recipe.dataset.min_items, recipe.funnel.max_k),
+            "value_ranges": {name: agreed[name] for name in signals if name in agreed} | recipe.dataset.value_ranges,
         },
         as_of_ms=source.info["as_of_ms"],
         warehouse_fingerprint=source.fingerprint,

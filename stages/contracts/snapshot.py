@@ -32,6 +32,7 @@ from stages.contracts.config import Config
 from stages.contracts.files import read_json
 from stages.contracts.id_map import IdMapVersion
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable, row_groups
+from stages.contracts.value_ranges import ValueRange
 from stages.contracts.value_rules import FittedValueRule
 
 
@@ -88,6 +89,8 @@ class SnapshotMeta(Config):
         ids: versions of the id maps ``users`` and ``items``, whose rows are those of the files.
         values: rules that have been applied to the values of ``events.parquet``, and that serving
             applies to posted events.
+        value_ranges: what the values of each signal may be before the rules, learnt from the events; empty in
+            snapshots of older versions.
         counts: rows by kind, what was removed and why.
         fingerprint: hex sha256 over the content, independent of the warehouse and of file encoding.
     """
@@ -100,6 +103,7 @@ class SnapshotMeta(Config):
     split: str = "time"
     ids: dict[str, tuple[IdMapVersion, ...]] = {}
     values: tuple[FittedValueRule, ...] = ()
+    value_ranges: tuple[ValueRange, ...] = ()
     counts: dict[str, int]
     fingerprint: str
 

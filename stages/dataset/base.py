@@ -13,6 +13,7 @@ from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import canonical_json, read_json, sha256_text
 from stages.contracts.id_map import IdMap
 from stages.contracts.snapshot import ContextColumn, SnapshotMeta
+from stages.contracts.value_ranges import ValueRange
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Base:
         users, items: id maps.
         categories: names by code.
         context: columns with their values.
+        value_ranges: what the values of its signals may be.
     """
 
     users: IdMap
     items: IdMap
     categories: tuple[str, ...]
     context: tuple[ContextColumn, ...]
+    value_ranges: tuple[ValueRange, ...] = ()
 
     @classmethod
     def nothing(cls) -> Base:
@@ -40,7 +43,8 @@ class Base:
         """What identifies all of it."""
         hashes = [map_.versions[-1].hash if map_.versions else "" for map_ in (self.users, self.items)]
         context = [column.model_dump(mode="json") for column in self.context]
-        return sha256_text(canonical_json([*hashes, list(self.categories), context]))
+        ranges = [entry.model_dump(mode="json") for entry in self.value_ranges]
+        return sha256_text(canonical_json([*hashes, list(self.categories), context, *ranges]))
 
 
 def read_base(path: str) -> Base:
@@ -65,6 +69,7 @@ def read_base(path: str) -> Base:
         items=IdMap.read("items", items, meta.ids.get("items", ())),
         categories=meta.categories,
         context=meta.context,
+        value_ranges=meta.value_ranges,
     )
 
 

@@ -24,6 +24,7 @@ from stages.contracts.id_map import IdMap, IdMapVersion
 from stages.contracts.snapshot import ALL_PARTS, TimeBorders
 from stages.contracts.steps import Outcome, Step
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
+from stages.contracts.value_ranges import SeenValues, ValueRange, learn_ranges
 from stages.contracts.value_rules import FittedValueRule
 from stages.dataset.base import Base, read_base
 from stages.dataset.borders import lay_borders, selection_start
@@ -90,6 +91,7 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
         context=selected.contexts.columns,
         split=config.split.method,
         values=selected.values,
+        value_ranges=selected.value_ranges,
         ids=selected.ids,
         contexts=selected.contexts.codes,
     )
@@ -116,6 +118,7 @@ class Selected:
         review: pairs of items for people to look at.
         contexts: what is known about moments.
         values: rules that were fitted and applied.
+        value_ranges: what values were, before the rules.
         ids: versions of the id maps.
     """
 
@@ -130,6 +133,7 @@ class Selected:
     review: pa.Table
     contexts: Contexts
     values: tuple[FittedValueRule, ...]
+    value_ranges: tuple[ValueRange, ...]
     ids: dict[str, tuple[IdMapVersion, ...]]
 
 
@@ -192,7 +196,15 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
         review=decision.review,
         contexts=contexts,
         values=values,
+        value_ranges=_ranges(config, tally, base),
     )
+
+
+def _ranges(config: DatasetStepConfig, tally: Tally, base: Base) -> tuple[ValueRange, ...]:
+    """Return what posted values may be: what events said, those of the base included."""
+    seen = {signal: tally.values.get(code, SeenValues()) for code, signal in enumerate(config.signals)}
+    amounts = {*config.values, *(signal for signal, policy in config.repeats.items() if policy == "sum")}
+    return learn_ranges(seen, amounts, base.value_ranges, config.value_ranges)
 
 
 def _read_same_base(config: DatasetStepConfig) -> Base:

@@ -132,6 +132,8 @@ class DatasetConfig(Config):
             ``sum`` or ``max`` by signal, ``first`` where it is not given (see ``warehouse.coded``).
         values: how the values of a signal are made comparable, such as watch time between short and
             long items (``stages.contracts.value_rules``); tasks, features and serving see the result.
+        value_ranges: smallest and largest value that posted events of a signal may have, before its rule;
+            learnt from the events where it is not given (``stages.contracts.value_ranges``).
         duplicates: which items are the same under several ids.
         content: which items are blocked.
         base: directory of a snapshot or release whose rows of users, items, categories and context
@@ -147,6 +149,7 @@ class DatasetConfig(Config):
     items: ItemPolicy = ItemPolicy()
     repeats: dict[str, RepeatPolicy] = {}
     values: dict[str, ValueRule] = {}
+    value_ranges: dict[str, tuple[float, float]] = {}
     history_days: float | None = Field(default=None, gt=0)
     split: SplitConfig = SplitConfig()
     requests: RequestConfig = RequestConfig()
@@ -156,6 +159,17 @@ class DatasetConfig(Config):
     base_sha256: str = ""
     context: ContextConfig = ContextConfig()
     min_items: int = Field(default=2, ge=2)
+
+    @model_validator(mode="after")
+    def _settings_are_of_kept_signals(self) -> DatasetConfig:
+        for name in ("values", "value_ranges", "repeats"):
+            unknown = sorted(set(getattr(self, name)) - set(self.signals))
+            if unknown:
+                raise ValueError(f"{name} names signals {unknown}, allowed: {list(self.signals)}")
+        for signal, (low, high) in self.value_ranges.items():
+            if low > high:
+                raise ValueError(f"value_ranges.{signal} = [{low:g}, {high:g}], allowed: the smaller value first")
+        return self
 
     @model_validator(mode="after")
     def _tasks_use_kept_signals(self) -> DatasetConfig:
@@ -171,12 +185,6 @@ class DatasetConfig(Config):
         unknown = sorted(set(self.split.evaluation_signals) - set(self.signals))
         if unknown:
             raise ValueError(f"split.evaluation_signals names {unknown}, allowed: {list(self.signals)}")
-        unknown = sorted(set(self.values) - set(self.signals))
-        if unknown:
-            raise ValueError(f"values names signals {unknown}, allowed: {list(self.signals)}")
-        unknown = sorted(set(self.repeats) - set(self.signals))
-        if unknown:
-            raise ValueError(f"repeats names signals {unknown}, allowed: {list(self.signals)}")
         if not any(task.relevance > 0 for task in self.tasks):
             raise ValueError(f"one of the tasks {names} needs relevance above 0, or there are no targets")
         return self

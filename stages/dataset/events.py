@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, row_groups
+from stages.contracts.value_ranges import SeenValues
 from stages.dataset.ids import check_time_order
 
 PART_NAMES = {PART_CANDIDATE: "candidate", PART_RANKER: "ranker", PART_EVALUATION: "evaluation"}
@@ -36,6 +37,7 @@ class Tally:
         events, inactive: int64 ``[P]`` rows, and those that training leaves out.
         users, active_users: bool ``[P, U]``: who has a row, and who has one that training reads.
         used_items: bool ``[N]``: items with a row.
+        values: what was seen by code of the signal.
     """
 
     events: np.ndarray
@@ -43,6 +45,7 @@ class Tally:
     users: np.ndarray
     active_users: np.ndarray
     used_items: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    values: dict[int, SeenValues] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, n_users: int, n_items: int) -> Tally:
@@ -62,6 +65,8 @@ class Tally:
             self.users[part, events.user_index[rows]] = True
             self.active_users[part, events.user_index[active]] = True
         self.used_items[events.item_index] = True
+        for code in np.flatnonzero(np.bincount(events.signal)).tolist():
+            self.values.setdefault(code, SeenValues()).add(events.value[events.signal == code])
 
     def counts(self) -> dict[str, int]:
         """Return the numbers for ``SnapshotMeta.counts``."""

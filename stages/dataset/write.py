@@ -15,6 +15,7 @@ from stages.contracts.files import canonical_json, write_json
 from stages.contracts.id_map import IdMapVersion
 from stages.contracts.snapshot import ContextColumn, SnapshotMeta, Targets, Task, TimeBorders
 from stages.contracts.tables import EventTable, RequestTable
+from stages.contracts.value_ranges import ValueRange
 from stages.contracts.value_rules import FittedValueRule
 from stages.dataset.events import stream_column
 from stages.dataset.ids import Catalogue
@@ -40,6 +41,7 @@ class Contents:
     split: str = "time"
     ids: Mapping[str, tuple[IdMapVersion, ...]] = field(default_factory=dict)
     values: tuple[FittedValueRule, ...] = ()
+    value_ranges: tuple[ValueRange, ...] = ()
     contexts: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), dtype=np.int32))
 
 
@@ -164,6 +166,7 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
         split=contents.split,
         ids=dict(contents.ids),
         values=contents.values,
+        value_ranges=contents.value_ranges,
         counts=counts,
         fingerprint=fingerprint(contents),
     )
