@@ -19,6 +19,7 @@ from stages.candidate.blend import Blend, Blended
 from stages.candidate.item_search import ItemSearch
 from stages.candidate.item_sources import Asked
 from stages.candidate.source_files import SOURCES_DIRECTORY
+from stages.contracts.arrays import load_npy
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.tables import ScoredItems
@@ -74,7 +75,7 @@ class CandidateScorer:
         n_items: N.
         dim: D.
         tower_version: hex sha256 of the user tower.
-        item_vectors: float32 ``[N, D]``, memory-mapped.
+        item_vectors: float32 ``[N, D]``, read-only.
         indexed: int64, items that can be found, ascending.
         features: the feature configuration (plain values) that the tower was trained with.
     """
@@ -161,14 +162,14 @@ class CandidateScorer:
 
 
 def load_vectors(candidate_dir: Path, summary: dict[str, Any]) -> np.ndarray:
-    """Map the item vectors into memory.
+    """Read the item vectors; a large file is mapped.
 
     Raises:
         ReleaseError: if the file is unreadable or has another shape or type than ``tower.json`` says.
     """
     path = candidate_dir / VECTORS_FILE
     try:
-        vectors: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = load_npy(path)
     except (OSError, ValueError) as error:
         raise ReleaseError(f"{path} is not a readable array: {error}") from None
     wanted = (summary["n_items"], summary["dim"])

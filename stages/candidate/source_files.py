@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from stages.candidate.source_config import SourcesConfig
+from stages.contracts.arrays import load_npy
 from stages.contracts.config import Config
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
@@ -125,7 +126,7 @@ def _load(path: Path, column: str, summary: SourcesSummary) -> np.ndarray:
     if (found := sha256_file(path)) != summary.files[path.name]:
         raise ReleaseError(f"{path}: sha256 {found[:12]}…, {SOURCES_JSON} says {summary.files[path.name][:12]}…")
     try:
-        values: np.ndarray = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        values = load_npy(path)
     except (OSError, ValueError) as error:
         raise ReleaseError(f"{path} is not a readable array: {error}") from None
     if values.ndim != 1 or values.dtype != COLUMNS[column]:

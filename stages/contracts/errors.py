@@ -6,7 +6,8 @@
     │   ├── EmptyDatasetError   a selection that removed every row
     │   └── ContractError       data that break a contract of the recipe
     ├── ReleaseError       a release whose parts are missing or do not match
-    │   └── GateError      a release that did not earn promotion
+    │   ├── GateError      a release that did not earn promotion
+    │   └── RegistryError  a registry that is not there or lets nobody in
     ├── RequestError       a malformed request to the serving layer (HTTP 4xx)
     └── TransientError     a fault that may pass: retried with back-off
 
@@ -43,6 +44,10 @@ class ReleaseError(SluiceError):
 
 class GateError(ReleaseError):
     """A release did not pass the promotion gate."""
+
+
+class RegistryError(ReleaseError):
+    """The registry is not there or lets nobody in, so that it cannot say which release is the champion."""
 
 
 class RequestError(SluiceError):

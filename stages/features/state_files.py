@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from stages.contracts.arrays import load_npy
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
+from stages.contracts.value_ranges import SeenValues, ValueRange
+from stages.contracts.value_rules import FittedValueRule
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.covisitation import COLUMNS as LINK_COLUMNS
 from stages.features.trending import COLUMNS as TRENDING_COLUMNS
@@ -56,6 +59,7 @@ RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
 LOG = tuple(f"trending_{name}" for name in TRENDING_COLUMNS)
 """Arrays as long as there are recent touches; only a state that counts trends has them."""
 
+_DAY_S = 86_400.0
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -140,7 +144,7 @@ def check_identity(path: Path, wanted: dict[str, Any]) -> None:
 
 
 def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
-    """Map every array copy-on-write; the files never change.
+    """Read every array: a small one into memory, a large one mapped copy-on-write; the files never change.
 
     Raises:
         ReleaseError: if one is missing, malformed or of another shape or type.
@@ -158,10 +162,28 @@ def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def observed_ranges(directory: Path, signals: Sequence[str], rules: Sequence[FittedValueRule]) -> dict[str, ValueRange]:
+    """Return the range of each signal's values that users' histories hold, for releases that hold no others.
+
+    A pair keeps the value of its best event only, after a value rule: of a signal with a rule in seconds, the
+    longest view is not known, and a day stands for it.
+
+    Raises:
+        ReleaseError: if the arrays are not readable.
+    """
+    codes, values = (_load_array(directory / f"users_{name}.npy", USER_COLUMNS[name]) for name in ("signals", "values"))
+    ranges = {}
+    for code, signal in enumerate(signals):
+        seen, units = SeenValues(), [rule.unit for rule in rules if rule.signal == signal]
+        seen.add(np.asarray([0.0, _DAY_S]) if units == ["seconds"] else values[codes == code])
+        if seen.distinct:
+            ranges[signal] = seen.range(signal, amount=bool(units))
+    return ranges
+
+
 def _load_array(path: Path, dtype: np.dtype) -> np.ndarray:
     try:
-        # A plain view of the mapping: indexing np.memmap itself is several times slower.
-        loaded = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+        loaded = load_npy(path, "c")
     except (OSError, ValueError) as error:
         raise ReleaseError(f"{path} is not a readable array: {error}") from None
     if loaded.dtype != dtype:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
-from stages.contracts.errors import ConfigError, ReleaseError, TransientError
+from stages.contracts.errors import ConfigError, RegistryError, ReleaseError, SluiceError, TransientError
+from stages.contracts.redaction import redacted
 
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -19,39 +21,86 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its own 7 hide a server that is away for four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # its own 120 s, four times over, hide a server that says nothing
 }
 _PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
-_SQLITE = "sqlite:///"
+_SHUT = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND")
+_SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///(?!file:|:memory:)(?P<path>[^?]+)")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_LOCK_SECONDS = 2.0
 _MAX_VALUE, _MAX_KEY = 6000, 250
 
 
-def open_client(tracking_uri: str) -> Any:
-    """Return an ``MlflowClient`` for a tracking and registry store.
-
-    MLflow reads its switches when it is imported, so they are set before; values that the user has
-    set are kept.
-
-    Raises:
-        ConfigError: if the store's kind is unknown.
-        TransientError: if the store does not answer.
-    """
+def load_mlflow() -> None:
+    """Import MLflow with our switches, which it reads when it is imported; values that the user has set are kept."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if tracking_uri.startswith(_SQLITE):
-        Path(tracking_uri.removeprefix(_SQLITE)).absolute().parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # MLflow 3.17 maps its tables with options that SQLAlchemy 2.1 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
+        import mlflow  # noqa: F401
+
+
+def open_client(tracking_uri: str, create: bool = True) -> Any:
+    """Return an ``MlflowClient`` for a tracking and registry store.
+
+    Args:
+        tracking_uri: of the store.
+        create: whether a store on this machine that is not there is made. Only who writes should make one:
+            an empty store in the place of a lost one answers that there is no release.
+
+    Raises:
+        ConfigError: if the store's kind is unknown.
+        RegistryError: if it is not there and must not be made.
+        TransientError: if the store does not answer.
+    """
+    load_mlflow()
+    file = _sqlite_file(tracking_uri)
+    if create and file is not None:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    if not create:
+        _check_there(tracking_uri, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
         try:
             return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         except UnsupportedModelRegistryStoreURIException as error:
-            raise ConfigError(f"tracking_uri = {tracking_uri!r}: {error}") from None
-        except MlflowException as error:
-            raise TransientError(f"MLflow at {tracking_uri} does not answer: {_first_line(error)}") from None
+            raise ConfigError(f"tracking_uri = {redacted(tracking_uri)!r}: {error}") from None
+        except Exception as error:  # noqa: BLE001 - a database's driver raises its own kinds
+            raise TransientError(f"MLflow at {redacted(tracking_uri)} does not answer: {_first_line(error)}") from None
+
+
+def opened_late(tracking_uri: str) -> bool:
+    """Return whether opening a store touches it: a database or a directory, not a server, which is asked later."""
+    return urlparse(tracking_uri).scheme.partition("+")[0] in _DATABASES or local_path(tracking_uri) is not None
+
+
+def _sqlite_file(tracking_uri: str) -> Path | None:
+    found = _SQLITE_FILE.fullmatch(tracking_uri.partition("?")[0])
+    return Path(found["path"]) if found else None
+
+
+def _check_there(tracking_uri: str, file: Path | None) -> None:
+    """Refuse a store of this machine that is not there, or is locked, before MLflow makes or waits for one."""
+    directory = local_path(tracking_uri)
+    if directory is not None and not directory.is_dir():
+        raise RegistryError(f"tracking_uri = {tracking_uri!r}: no such directory, hence no champion; a run makes it")
+    if file is None:
+        return
+    if not file.is_file():
+        raise RegistryError(f"tracking_uri = {tracking_uri!r}: no such file, hence no champion; a run makes it")
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=rw", uri=True, timeout=_LOCK_SECONDS)) as opened:
+            found = opened.execute("SELECT 1 FROM sqlite_master WHERE name = 'registered_models'").fetchone()
+    except sqlite3.OperationalError as error:  # locked, or not readable
+        raise TransientError(f"MLflow at {tracking_uri} does not answer: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise RegistryError(f"tracking_uri = {tracking_uri!r}: {error}") from None
+    if found is None:
+        raise RegistryError(f"tracking_uri = {tracking_uri!r}: holds no MLflow registry, hence no champion")
 
 
 @contextmanager
@@ -63,15 +112,22 @@ def mlflow_errors(doing: str) -> Iterator[None]:
 
     Raises:
         TransientError: if the store is locked, busy or away.
+        RegistryError: if it lets nobody in.
         ReleaseError: if what was asked for does not exist or is refused.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
+    except SluiceError:
+        raise
     except MlflowException as error:
-        kind = TransientError if error.error_code in _PASSING else ReleaseError
+        kinds = {**dict.fromkeys(_PASSING, TransientError), **dict.fromkeys(_SHUT, RegistryError)}
+        kind = kinds.get(error.error_code, ReleaseError)
         raise kind(f"MLflow could not {doing}: {_first_line(error)}") from error
+    except Exception as error:
+        # A database's or an object store's driver raises its own kinds: locked, refused, cut off.
+        raise TransientError(f"MLflow could not {doing}: {_first_line(error)}") from error
 
 
 def download(source: str, into: Path, tracking_uri: str) -> Path:
@@ -119,4 +175,4 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return redacted(lines[0]) if lines else type(error).__name__

@@ -9,21 +9,29 @@ version is never half a release. Moving an alias is one call of the registry, he
 
 from __future__ import annotations
 
-import fcntl
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.contracts.config import Config
-from stages.contracts.errors import ReleaseError
+from stages.contracts.errors import ReleaseError, TransientError
+from stages.contracts.files import sha256_text
 from stages.contracts.manifest import ReleaseManifest, verify_release
+from stages.contracts.redaction import redacted
+from stages.release.cache import AliasKey, is_whole, locked, place, recall_alias, remember_alias, temporary
 from stages.release.gate import GateConfig, check_gate
-from stages.release.mlflow_client import artifact_uri, download, local_path, mlflow_errors, open_client
+from stages.release.mlflow_client import (
+    artifact_uri,
+    download,
+    load_mlflow,
+    local_path,
+    mlflow_errors,
+    open_client,
+    opened_late,
+)
 from stages.release.runs import log_release
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -71,11 +79,27 @@ class RegisteredRelease:
 
 
 class ReleaseRegistry:
-    """The releases of one funnel in MLflow."""
+    """The releases of one funnel in MLflow.
+
+    A store on this machine, or a database, is opened when it is first asked; only ``register`` makes one that is
+    not there.
+    """
 
     def __init__(self, config: RegistryConfig) -> None:
+        """Load MLflow.
+
+        Raises:
+            ConfigError: if the store's kind is unknown.
+        """
         self.config = config
-        self._client = open_client(config.tracking_uri)
+        load_mlflow()
+        self._opened: Any = None if opened_late(config.tracking_uri) else open_client(config.tracking_uri)
+
+    @property
+    def _client(self) -> Any:
+        if self._opened is None:
+            self._opened = open_client(self.config.tracking_uri, create=False)
+        return self._opened
 
     def register(
         self,
@@ -107,6 +131,8 @@ class ReleaseRegistry:
             f"{step}/{name}": value for step, group in (stage_metrics or {}).items() for name, value in group.items()
         }
         all_metrics = {**manifest.metrics, **steps, **(metrics or {})}
+        if self._opened is None:
+            self._opened = open_client(self.config.tracking_uri)
         with mlflow_errors(f"register release {manifest.release_id}"):
             found = self._version_of(self.config.model_name, manifest.release_id)
             if found is None:
@@ -172,33 +198,45 @@ class ReleaseRegistry:
         known = {release.version: (release.release_id, *release.aliases) for release in releases}
         raise ReleaseError(
             f"{self.config.model_name}: no version, release id or alias {str(reference)!r} in "
-            f"{self.config.tracking_uri}; registered are {known or 'none'}"
+            f"{redacted(self.config.tracking_uri)}; registered are {known or 'none'}"
         )
 
     def pull(self, reference: str | int, cache_dir: Path) -> Path:
         """Return a verified local copy of a release, ``cache_dir / release_id``.
 
         A cached copy is verified and used again, or replaced if it is corrupt. Processes that pull
-        at the same time wait for one another.
+        at the same time wait for one another. Its files are read-only. What an alias pointed at is
+        kept beside it, see ``last_pulled``.
 
         Raises:
             ReleaseError: if the release does not exist or its artifacts are corrupt; then nothing
                 new is left in the cache.
+            TransientError: if MLflow does not answer, or the cache cannot be written.
         """
         release = self.resolve(reference)
         final = cache_dir / release.release_id
-        with _locked(cache_dir):
-            if final.is_dir():
-                try:
-                    verify_release(final)
-                    return final
-                except ReleaseError:
-                    shutil.rmtree(final)
-            with tempfile.TemporaryDirectory(prefix=".pull-", dir=cache_dir) as temporary:
-                copy = download(release.source, Path(temporary), self.config.tracking_uri)
-                _check_copy(copy, release)
-                copy.rename(final)
+        try:
+            with locked(cache_dir):
+                if not is_whole(final):
+                    with temporary(cache_dir) as directory:
+                        copy = download(release.source, directory, self.config.tracking_uri)
+                        _check_copy(copy, release)
+                        place(copy, final)
+                if str(reference) in release.aliases:
+                    remember_alias(cache_dir, self._key(str(reference)), release.release_id, release.version)
+        except OSError as error:
+            raise TransientError(f"release cache {cache_dir}: {error.strerror or error}") from None
         return final
+
+    def last_pulled(self, alias: str, cache_dir: Path) -> Path | None:
+        """Return the cached release that an alias pointed at when it was pulled last, without asking MLflow.
+
+        It is not verified; None if nothing is known or it is no longer there.
+        """
+        return recall_alias(cache_dir, self._key(alias))
+
+    def _key(self, alias: str) -> AliasKey:
+        return AliasKey(alias, self.config.model_name, sha256_text(redacted(self.config.tracking_uri)))
 
     def _verified(self, release: RegisteredRelease) -> ReleaseManifest:
         local = local_path(release.source)
@@ -286,14 +324,3 @@ def _check_copy(directory: Path, release: RegisteredRelease) -> ReleaseManifest:
             f"its manifest in {directory} says {manifest.release_id}"
         )
     return manifest
-
-
-@contextmanager
-def _locked(cache_dir: Path) -> Iterator[None]:
-    """Hold the cache for one process; what a killed one left behind is removed."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in cache_dir.glob(".pull-*"):
-            shutil.rmtree(stale)
-        yield

@@ -86,4 +86,4 @@ def test_pulls_at_the_same_time_share_one_whole_copy(registry, tmp_path):
     with ThreadPoolExecutor(max_workers=4) as pool:
         assert set(pool.map(pull, range(4))) == {tmp_path / champion.release_id}
     verify_release(tmp_path / champion.release_id)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", champion.release_id]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", champion.release_id, "alias-champion.json"]

@@ -141,9 +141,11 @@ def test_pull_verifies_keeps_and_mends_its_cache(registry, releases, tmp_path):
     kept = (pulled / "manifest.json").stat().st_ino
     (cache / ".pull-of-a-killed-process").mkdir()
     assert (registry.pull(1, cache) / "manifest.json").stat().st_ino == kept
+    assert {path.stat().st_mode & 0o777 for path in pulled.rglob("*") if path.is_file()} == {0o444}
+    (pulled / "index.faiss").chmod(0o644)
     (pulled / "index.faiss").write_bytes(b"rotten")
     verify_release(registry.pull(id_of(releases[0]), cache))
-    assert sorted(path.name for path in cache.iterdir()) == [".lock", id_of(releases[0])]
+    assert sorted(path.name for path in cache.iterdir()) == [".lock", id_of(releases[0]), "alias-challenger.json"]
 
 
 def test_an_unknown_reference_says_what_there_is(registry, releases, tmp_path):
