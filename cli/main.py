@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from stages import __version__
+from stages.contracts.deadline import exit_now, unfinished
 from stages.contracts.errors import ConfigError, DataError, ReleaseError, RequestError, SluiceError, TransientError
 
 EXIT_CODES: tuple[tuple[type[SluiceError], int], ...] = (
@@ -33,11 +34,16 @@ def reports_errors(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        code = 0
         try:
             verb(*args, **kwargs)
         except SluiceError as error:
             click.echo(f"error: {error}", err=True)
-            sys.exit(next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1))
+            code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+        if unfinished():
+            exit_now(code)  # a call to a registry that hangs must not hold up the end
+        if code:
+            sys.exit(code)
 
     return wrapped
 
@@ -177,6 +183,15 @@ def dataset_pairs(**options: Any) -> None:
 @click.option("--alias", default="champion", show_default=True, help="MLflow alias of the release to serve.")
 @click.option("--release", "directory", type=click.Path(), help="Serve this release directory instead.")
 @click.option("--poll-seconds", type=float, default=10.0, show_default=True, help="How often to look for a promotion.")
+@click.option(
+    "--clock",
+    envvar="SLUICE_CLOCK",
+    type=click.Choice(["auto", "wall", "data"]),
+    default="auto",
+    show_default=True,
+    help="wall: the machine's time. data: the release's as-of time, running on. auto: data for a release that is "
+    "more than a year old.",
+)
 @reports_errors
 def serve(**options: Any) -> None:
     """Pull the champion from MLflow and answer over HTTP until stopped."""

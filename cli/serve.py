@@ -14,19 +14,18 @@ from serving.release import load_release
 from serving.schema import parse_context
 from serving.server import open_service
 from serving.server import serve as serve_http
-from serving.source import DirectorySource, RegistrySource, ReleaseSource
+from serving.source import DirectorySource, RegistrySource, ReleaseSource, fetch_or_last_known
 from stages.contracts.config import parse_config
 from stages.contracts.item_filter import ItemFilter
 from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings, release_cache
 
 
-def serve(host: str, port: int, alias: str, directory: str | None, poll_seconds: float) -> None:
+def serve(host: str, port: int, alias: str, directory: str | None, poll_seconds: float, clock: str) -> None:
     """Serve over HTTP until stopped."""
     cache = release_cache(os.environ)
-    config = ServeConfig(
-        host=host, port=port, alias=alias, cache_dir=cache, data_dir=cache.parent, poll_seconds=poll_seconds
-    )
+    values = {"host": host, "port": port, "alias": alias, "poll_seconds": poll_seconds, "clock": clock}
+    config = parse_config(ServeConfig, {**values, "cache_dir": cache, "data_dir": cache.parent}, "serve")
     service = open_service(_source(alias, directory), config)
     try:
         serve_http(
@@ -46,7 +45,10 @@ def recommend(
     alias: str,
 ) -> None:
     """Print one answer."""
-    release = load_release(_source(alias, None).fetch())
+    directory, error = fetch_or_last_known(_source(alias, None))
+    if error is not None:
+        click.echo(f"the registry cannot be asked, this is the release it named last: {error}", err=True)
+    release = load_release(directory)
     wanted = parse_config(ItemFilter, {"categories": category, "max_age_days": max_age_days}, "recommend")
     answer = Funnel(release).recommend(user_id, k, explain=explain, context=parse_context(context), wanted=wanted)
     if explain:
@@ -59,5 +61,5 @@ def recommend(
 
 def _source(alias: str, directory: str | None) -> ReleaseSource:
     if directory is not None:
-        return DirectorySource(Path(directory))
+        return DirectorySource(Path(directory), release_cache(os.environ))
     return RegistrySource(ReleaseRegistry(registry_settings(os.environ)), alias, release_cache(os.environ))

@@ -112,6 +112,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
             "release_id": found.release_id,
             "refresh_error": found.refresh_error,
             "clock": found.clock,
+            "stale": found.stale,
         }
         return _json(body, 200 if found.ready else 503)
 

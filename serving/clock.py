@@ -24,27 +24,29 @@ class DataClock:
         """Return the time in ms since 1970-01-01 UTC."""
         return self._offset_ms + _elapsed_ms()
 
-    def advance_to(self, time_ms: int) -> None:
-        """Jump to ``time_ms`` if that is ahead."""
-        self._offset_ms = max(self._offset_ms, time_ms - _elapsed_ms())
-
 
 Clock = DataClock | None
 """None stands for the machine's clock."""
 
 
-def choose_clock(kind: Literal["auto", "wall", "data"], as_of_ms: int, newest_event_ms: int | None) -> Clock:
-    """Return the clock to serve a release by.
+def choose_clock(
+    kind: Literal["auto", "wall", "data"], as_of_ms: int, newest_event_ms: int | None, before: Clock = None
+) -> Clock:
+    """Return the clock to serve a release by; each release that is taken into service gets its own.
 
     Args:
         kind: ``ServeConfig.clock``.
-        as_of_ms: as-of time of the first release.
-        newest_event_ms: time of the newest logged event; time does not go back behind it.
+        as_of_ms: as-of time of the release.
+        newest_event_ms: time of the newest logged event; time does not go back behind it. One that is
+            later than the machine's time does not count.
+        before: clock of the release before; a data clock does not go back behind another one.
     """
-    stale = wall_clock_ms() - as_of_ms > STALE_MS
+    now_ms = wall_clock_ms()
+    stale = now_ms - as_of_ms > STALE_MS
     if kind == "wall" or (kind == "auto" and not stale):
         return None
-    return DataClock(max(as_of_ms, newest_event_ms or 0))
+    reached = 0 if before is None else before()
+    return DataClock(max(as_of_ms, min(newest_event_ms or 0, now_ms), reached))
 
 
 def _elapsed_ms() -> int:

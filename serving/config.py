@@ -23,7 +23,7 @@ class ServeConfig(Config):
         clock: ``wall`` is the machine's clock. ``data`` starts at the release's as-of time (or at
             the newest logged event) and runs on from there: for releases trained on old data,
             whose decayed counters would all be zero by the machine's clock. ``auto`` takes
-            ``data`` where the first release is more than a year old, else ``wall``.
+            ``data`` where the release is more than a year old, else ``wall``; anew for each release.
         ready_users: how many known users a new release has to answer before it is served.
     """
 

@@ -177,11 +177,18 @@ class Funnel:
                 f"an item id of release {self.release_id} ({n_items} items){self._why_blocked(event.item_id)}",
             ),
             ("signal", event.signal in self._signals, "one of " + ", ".join(self._signals)),
-            ("value", math.isfinite(event.value) and abs(event.value) < 1e30, "a finite number below 1e30"),
+            ("value", *self._value_check(event)),
             ("event_time_ms", 0 <= event.event_time_ms <= latest, f"int ms UTC from 0 (1970) to {latest} (now)"),
         )
         faults = [Fault.of(prefix + name, getattr(event, name), allowed) for name, good, allowed in checks if not good]
         return faults + self._context_faults(event.context, prefix)
+
+    def _value_check(self, event: Event) -> tuple[bool, str]:
+        """Return whether an event's value may be, and what may be."""
+        allowed = self.release.value_ranges.get(event.signal)
+        if allowed is None:  # an unknown signal, or an exposure, whose value nothing reads
+            return math.isfinite(event.value) and abs(event.value) < 1e30, "a finite number below 1e30"
+        return allowed.holds(event.value), f"{allowed} for signal {event.signal!r}"
 
     def _context_faults(self, context: Mapping[str, str], prefix: str = "") -> list[Fault]:
         names = [column.name for column in self.release.meta.context]

@@ -39,6 +39,21 @@ class Metrics:
         self.torn_bytes = Gauge(
             "sluice_event_log_torn_bytes", "Bytes of an unfinished last line dropped at start", registry=self.registry
         )
+        self.damaged_lines = Gauge(
+            "sluice_event_log_damaged_lines",
+            "Lines inside the event log that were not posts and were skipped at start",
+            registry=self.registry,
+        )
+        self.changed_parts = Counter(
+            "sluice_release_parts_changed",
+            "Files of the served release that somebody changed on the disk",
+            registry=self.registry,
+        )
+        self.stale = Gauge(
+            "sluice_release_stale",
+            "1 while the last attempt to find or load a newer release failed",
+            registry=self.registry,
+        )
         self.release = Gauge(
             "sluice_release_info", "The release that is served", ["release_id"], registry=self.registry
         )

@@ -14,16 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from serving.parts import Stamps, stamp
 from stages.candidate.scorer import SOURCES_DIRECTORY, Blend, CandidateScorer
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ReleaseError, SluiceError
 from stages.contracts.files import read_json
-from stages.contracts.manifest import ReleaseManifest, verify_release
+from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
 from stages.contracts.snapshot import ItemTable, SnapshotMeta, read_items
 from stages.contracts.tables import ScoredItems
+from stages.contracts.value_ranges import ValueRange
 from stages.features.config import FeatureConfig
 from stages.features.ranking import FeatureSchema, feature_schema
 from stages.features.state import FunnelState
+from stages.features.state_files import observed_ranges
 from stages.heavy_ranker.scorer import HeavyScorer
 from stages.light_ranker.scorer import LightScorer
 
@@ -67,6 +70,8 @@ class LoadedRelease:
         fallback: the popular list as of ``manifest.as_of_ms``, for a state without live popularity.
         light, heavy: the rankers, None where the funnel does not need them. A heavy ranker reads the
             light ranker's score, so that it needs both.
+        stamps: what the file system said of every file before it was verified.
+        value_ranges: what a posted event's value may be, by signal.
     """
 
     directory: Path
@@ -84,6 +89,8 @@ class LoadedRelease:
     fallback: ScoredItems
     light: LightScorer | None
     heavy: HeavyScorer | None
+    stamps: Stamps
+    value_ranges: dict[str, ValueRange]
 
 
 def load_release(directory: Path) -> LoadedRelease:
@@ -93,6 +100,7 @@ def load_release(directory: Path) -> LoadedRelease:
         ReleaseError: if a part is missing, changed or unreadable, or if two parts do not belong
             together; the message names both values.
     """
+    stamps = stamp(directory, [MANIFEST_FILE, *read_manifest(directory).parts])
     manifest = verify_release(directory)
     _check_parts(directory, manifest)
     with _reading(directory, "snapshot.json"):
@@ -133,6 +141,8 @@ def load_release(directory: Path) -> LoadedRelease:
         fallback=_fallback(directory, item_index),
         light=light,
         heavy=heavy,
+        stamps=stamps,
+        value_ranges=_value_ranges(directory, meta, config),
     )
 
 
@@ -214,6 +224,23 @@ def _rankers(
         with _reading(directory, "heavy_ranker.onnx"):
             heavy = HeavyScorer.load(directory, schema.hash, manifest.funnel.objective)
     return light, heavy
+
+
+def _value_ranges(directory: Path, meta: SnapshotMeta, config: FeatureConfig) -> dict[str, ValueRange]:
+    """Return the range of every signal's values, except of exposures that have none: their values are not read.
+
+    A release of an older version does not hold them: what its histories hold stands for it.
+    """
+    known = {entry.signal: entry for entry in meta.value_ranges}
+    if not known:
+        with _reading(directory, "state/"):
+            known = observed_ranges(directory / "state", meta.signals, meta.values)
+    unread = set(config.exposure_signals)
+    return {
+        name: known.get(name, ValueRange.of_nothing(name))
+        for name in meta.signals
+        if name in known or name not in unread
+    }
 
 
 def _item_index(

@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from serving.answer import Answer
 from serving.clock import Clock, choose_clock, wall_clock_ms
@@ -20,14 +21,19 @@ from serving.errors import Fault, FieldError
 from serving.events import Event, EventLog
 from serving.funnel import Funnel
 from serving.metrics import Metrics
+from serving.parts import changed_parts
 from serving.release import load_release
 from serving.replay import replay
-from serving.source import ReleaseSource
+from serving.source import UNREACHABLE, ReleaseSource, fetch_or_last_known
+from stages.contracts.deadline import start_daemon
 from stages.contracts.errors import ReleaseError, RequestError, SluiceError
 from stages.contracts.item_filter import ItemFilter
+from stages.contracts.redaction import redacted
 
 MAX_BACK_OFF = 5
-"""Doublings of the polling interval after as many failures in a row."""
+"""Doublings of the polling interval after as many failures in a row to load a release."""
+STOP_SECONDS = 2.0
+"""How long ``stop`` waits for a poll or a post under way."""
 _logger = logging.getLogger("sluice")
 
 
@@ -71,6 +77,7 @@ class Readiness:
         refresh_error: why the last attempt to load a newer release failed; None if it did not. The
             older release goes on serving, so that this alone does not make the server unready.
         clock: ``wall`` or ``data``.
+        stale: whether the last attempt to find out which release is wanted, or to load it, failed.
     """
 
     ready: bool
@@ -78,6 +85,7 @@ class Readiness:
     release_id: str | None
     refresh_error: str | None
     clock: str
+    stale: bool = False
 
 
 class Service:
@@ -101,6 +109,7 @@ class Service:
         self._clock: Clock = None
         self._funnel: Funnel | None = None
         self._samples: list[str] = []
+        self._changed: list[str] = []
         self._refresh_error: str | None = None
         self._failures = 0
         self._refreshing = threading.Lock()
@@ -123,43 +132,58 @@ class Service:
     def start(self) -> None:
         """Load the release, replay the event log, and start to look for newer ones.
 
+        Where the registry cannot be asked, the release that it named last is served from the cache.
+
         Raises:
             SluiceError: if there is no release or it is not whole; nothing is served then.
         """
         self.metrics.torn_bytes.set(self._log.torn_bytes)
+        self.metrics.damaged_lines.set(self._log.damaged_lines)
         with self._refreshing:
-            self._load()
+            directory, error = fetch_or_last_known(self._source)
+            if error is not None:
+                self._fail_to_ask(error)
+            self._load(directory)
         if self.config.poll_seconds > 0:
-            self._poller = threading.Thread(target=self._poll, name="release-poller", daemon=True)
-            self._poller.start()
+            self._poller = start_daemon(self._poll, "release-poller")
 
     def stop(self) -> None:
-        """Stop looking for releases and close the event log."""
+        """Stop looking for releases and close the event log; what hangs is not waited for.
+
+        The log stays open, and its lock held, only while a post hangs.
+        """
         self._stopping.set()
         if self._poller is not None:
-            self._poller.join()
-        with self._posting:
+            self._poller.join(STOP_SECONDS)
+        if self._posting.acquire(timeout=STOP_SECONDS):
             self._log.close()
+            self._posting.release()
+        else:
+            _logger.error("a post is still being written; the event log is closed when the process ends")
 
     def refresh(self) -> bool:
         """Take a new release into service if there is one; on any fault the old one goes on serving.
 
+        A release whose files somebody changed is fetched and loaded anew.
+
         Returns:
-            Whether the release changed. A fault is logged, counted and shown by ``readiness``.
+            Whether a release was taken into service. A fault is logged, counted and shown by ``readiness``.
         """
         with self._refreshing:
             try:
-                changed = self._source.wanted() != self.funnel.release_id
-                if changed:
-                    self._load()
+                changed = self._refresh()
+            except UNREACHABLE as error:
+                self._fail_to_ask(error)
+                return False
             except SluiceError as error:
-                self._fail(str(error))
+                self._fail(redacted(str(error)))
                 return False
             except Exception as error:
                 _logger.exception("a new release could not be loaded")
-                self._fail(f"{type(error).__name__}: {error}")
+                self._fail(redacted(f"{type(error).__name__}: {error}"))
                 return False
             self._refresh_error, self._failures = None, 0
+            self.metrics.stale.set(0)
             return changed
 
     def recommend(
@@ -180,7 +204,7 @@ class Service:
     def post(self, events: Sequence[NewEvent], prefixes: Sequence[str] | None = None) -> Receipt:
         """Store and apply events: all of them or, if one is wrong, none.
 
-        Events whose id was accepted before change nothing.
+        Events whose id was accepted before, from the same user, change nothing.
 
         Args:
             events: of any users.
@@ -208,10 +232,12 @@ class Service:
         return Receipt(funnel.release_id, len(fresh), len(events) - len(fresh), ids)
 
     def readiness(self) -> Readiness:
-        """Answer a sampled request and say whether that worked."""
+        """Answer a sampled request, look at the release's files, and say whether that went well."""
         funnel, reason = self._funnel, None
         if funnel is None:
             reason = "no release is loaded"
+        elif changed := self._changed_parts():
+            reason = f"files of release {funnel.release_id} were changed on the disk: {', '.join(changed[:5])}"
         else:
             try:
                 _answer_samples(funnel, self._samples[:1])
@@ -226,53 +252,84 @@ class Service:
             release_id=None if funnel is None else funnel.release_id,
             refresh_error=self._refresh_error,
             clock="wall" if self._clock is None else "data",
+            stale=self._refresh_error is not None,
         )
 
     def _sift(
         self, funnel: Funnel, events: list[Event], now: int, prefixes: Sequence[str]
     ) -> tuple[list[Event], list[Fault]]:
         """Return the events that are new, with final times, and all faults."""
-        fresh: dict[str, Event] = {}
+        fresh: dict[tuple[str, str], Event] = {}
         faults: list[Fault] = []
         for event, prefix in zip(events, prefixes, strict=True):
-            if event.event_id in self._log or event.event_id in fresh:
+            key = (event.user_id, event.event_id)
+            if event in self._log or key in fresh:
                 continue
             faults += funnel.event_faults(event, now, prefix)
-            fresh[event.event_id] = replace(event, event_time_ms=min(event.event_time_ms, now))
+            fresh[key] = replace(event, event_time_ms=min(event.event_time_ms, now))
         return list(fresh.values()), faults
 
-    def _load(self) -> None:
+    def _refresh(self) -> bool:
+        damaged = self._changed_parts()
+        if damaged:
+            _logger.error("files of the served release were changed on the disk: %s", ", ".join(damaged))
+            directory, error = fetch_or_last_known(self._source)
+            self._load(directory)
+            if error is not None:
+                raise error
+            return True
+        if self._source.wanted() == self.funnel.release_id:
+            return False
+        self._load(self._source.fetch())
+        return True
+
+    def _load(self, directory: Path) -> None:
         """Load completely, catch up with the log, try it on real users, then swap one reference."""
-        release = load_release(self._source.fetch())
+        release = load_release(directory)
         as_of_ms = release.manifest.as_of_ms
-        if self._funnel is None:
-            self._clock = choose_clock(self.config.clock, as_of_ms, self._log.newest_ms)
-        elif self._clock is not None:
-            self._clock.advance_to(as_of_ms)
-        funnel = Funnel(release, self._clock or wall_clock_ms, self.config.max_clock_skew_ms)
+        clock = choose_clock(self.config.clock, as_of_ms, self._log.newest_ms, self._clock)
+        funnel = Funnel(release, clock or wall_clock_ms, self.config.max_clock_skew_ms)
         replayed_to = self._log.end
         counts = replay(funnel, self._log.posts(end=replayed_to))
         samples = funnel.known_users(self.config.ready_users)
         _answer_samples(funnel, samples)
         with self._posting:
             counts += replay(funnel, self._log.posts(start=replayed_to))
-            self._funnel, self._samples = funnel, samples
+            self._funnel, self._samples, self._clock = funnel, samples, clock
         for result, number in counts.items():
             self.metrics.replayed.labels(result).inc(number)
         self.metrics.set_release(funnel.release_id, as_of_ms)
         self.metrics.reloads.inc()
-        clock = "the machine's clock" if self._clock is None else "the data's own clock"
+        shown = "the machine's clock" if clock is None else "the data's own clock"
         logged = dict(counts) or "none"
-        _logger.info("serving release %s by %s; logged events: %s", funnel.release_id, clock, logged)
+        _logger.info("serving release %s by %s; logged events: %s", funnel.release_id, shown, logged)
+
+    def _changed_parts(self) -> list[str]:
+        """Return the files of the served release that were changed since it was loaded; counts each once."""
+        release = self.funnel.release
+        found = changed_parts(release.directory, release.stamps)
+        self.metrics.changed_parts.inc(len(set(found) - set(self._changed)))
+        self._changed = found
+        return found
+
+    def _fail_to_ask(self, error: Exception) -> None:
+        _logger.error(
+            "the registry cannot be asked, the release it named last goes on serving: %s", redacted(str(error))
+        )
+        self._count_failure("the registry cannot be asked; the server's log has the details")
 
     def _fail(self, reason: str) -> None:
         _logger.error("the old release goes on serving: %s", reason)
-        self.metrics.reload_failures.inc()
-        self._refresh_error = reason
+        self._count_failure(reason)
         self._failures += 1
 
+    def _count_failure(self, reason: str) -> None:
+        self.metrics.reload_failures.inc()
+        self.metrics.stale.set(1)
+        self._refresh_error = reason
+
     def _poll(self) -> None:
-        # Checking a large release again and again costs time that requests need: back off.
+        # Checking a large release again and again costs time that requests need: back off. Asking costs little.
         while not self._stopping.wait(self.config.poll_seconds * 2 ** min(self._failures, MAX_BACK_OFF)):
             self.refresh()
 

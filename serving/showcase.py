@@ -57,8 +57,16 @@ def choose(release: LoadedRelease, popular_k: int = 20) -> Showcase:
         item_ids=tuple(str(release.items.item_id[item]) for item in items),
         titles=tuple(str(release.items.title[item]) for item in items),
         signal=main.signals[0],
-        value=max(main.min_value or 0.0, 5.0 if main.signals[0] == "rating" else 1.0),
+        value=_best_value(release, main.signals[0], main.min_value or 0.0),
     )
+
+
+def _best_value(release: LoadedRelease, signal: str, least: float) -> float:
+    """Return the top of a scale, such as five stars; of an amount, 1 or what the task needs."""
+    allowed = release.value_ranges.get(signal)
+    if allowed is None:
+        return max(least, 1.0)
+    return allowed.high if allowed.low > 0 else min(max(least, 1.0), allowed.high)
 
 
 def _three_of_a_taste(release: LoadedRelease, popular_k: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from serving.events import LOG_FILE, Event, EventLog
-from stages.contracts.errors import ConfigError, DataError, TransientError
+from stages.contracts.errors import ConfigError, TransientError
 
 
 def make(event_id: str, time_ms: int = 5) -> Event:
@@ -40,7 +40,8 @@ def test_ids_and_newest_time_survive_a_restart(tmp_path):
     log.append("r", [make("a", 7), make("b", 3)])
     log.close()
     log = EventLog(tmp_path)
-    assert ("a" in log, "b" in log, "c" in log, len(log), log.newest_ms) == (True, True, False, 2, 7)
+    assert [make(name) in log for name in "abc"] == [True, True, False]
+    assert (len(log), log.newest_ms) == (2, 7)
     log.close()
 
 
@@ -61,18 +62,6 @@ def test_a_torn_last_line_is_dropped_and_reported(tmp_path, kept, caplog):
     log.append("r", [make("d")])
     assert [event.event_id for post in log.posts() for event in post.events] == ["a", "d"]
     log.close()
-
-
-def test_damage_before_the_end_is_refused_by_line(tmp_path):
-    log = EventLog(tmp_path)
-    log.append("r", [make("a")])
-    log.append("r", [make("b")])
-    log.close()
-    path = tmp_path / LOG_FILE
-    path.write_bytes(b'{"events": 3}\n' + path.read_bytes())
-    with pytest.raises(DataError, match=r"events\.jsonl: line 1 is not a post"):
-        EventLog(tmp_path)
-    assert b'"a"' in path.read_bytes()
 
 
 def test_one_server_a_directory(tmp_path, log):
@@ -99,7 +88,7 @@ def test_a_full_disk_keeps_nothing_of_the_post(tmp_path, log, monkeypatch):
         patch.setattr("serving.events.os.write", half)
         with pytest.raises(TransientError, match="No space left"):
             log.append("r", [make("b" * 3)])
-    assert "bbb" not in log
+    assert make("bbb") not in log
     log.append("r", [make("c")])
     lines = (tmp_path / LOG_FILE).read_text().splitlines()
     assert [json.loads(line)["events"][0]["event_id"] for line in lines] == ["a", "c"]

@@ -15,6 +15,7 @@ from serving.release import load_release
 from serving.service import NewEvent
 from serving.source import RegistrySource
 from stages.contracts.errors import ReleaseError, RequestError, TransientError
+from stages.contracts.files import read_json, write_json
 
 AS_OF_MS = 1_700_000_000_000
 
@@ -32,6 +33,9 @@ class Switch:
 
     def pull(self, alias, cache_dir):
         return self.releases[self.champion]
+
+    def last_pulled(self, alias, cache_dir):
+        return None
 
 
 @pytest.fixture
@@ -87,6 +91,19 @@ def test_a_repeated_event_id_changes_nothing(releases, start, tmp_path):
 def test_an_id_twice_in_one_post_counts_once(releases, start):
     receipt = start(releases["alpha"]).post([NewEvent("new", "i8", "click", event_id="x")] * 2)
     assert (receipt.accepted, receipt.duplicates) == (1, 1)
+
+
+def test_an_event_id_is_the_users_own(releases, start, tmp_path):
+    service = start(releases["alpha"])
+    receipts = [post(service, user, "i8", event_id="1") for user in ("anna", "ben", "anna")]
+    assert [(one.accepted, one.duplicates) for one in receipts] == [(1, 0), (1, 0), (0, 1)]
+    both = service.post([NewEvent(user, "i9", "click", event_id="2") for user in ("anna", "ben", "anna")])
+    assert (both.accepted, both.duplicates) == (2, 1)
+    service.stop()
+    again = start(releases["alpha"])
+    assert [post(again, user, "i8", event_id="1").accepted for user in ("anna", "ben", "cleo")] == [0, 0, 1]
+    for user in ("anna", "ben"):
+        assert not {"i8", "i9"} & {item.item_id for item in again.recommend(user, 50).items}
 
 
 def test_one_wrong_event_refuses_the_post(releases, start, tmp_path):
@@ -233,6 +250,44 @@ def test_the_data_clock_does_not_go_back_behind_the_log(releases, start, tmp_pat
     newest = max(event.event_time_ms for logged in first._log.posts() for event in logged.events)
     first.stop()
     assert start(releases["alpha"], tmp_path / "one").funnel.clock() >= newest
+
+
+@pytest.fixture
+def fresh(make_release, reseal, tmp_path):
+    """A release whose as-of time is a minute ago."""
+    directory = make_release(tmp_path / "fresh", "fresh", 1)
+    as_of_ms = wall_clock_ms() - 60_000
+    meta = read_json(directory / "snapshot.json")
+    meta["borders"]["as_of_ms"] = as_of_ms
+    write_json(directory / "snapshot.json", meta)
+    reseal(directory, "2023-11-14-fresh", as_of_ms=as_of_ms)
+    return directory
+
+
+def test_the_clock_is_chosen_for_each_release(switch, fresh, start, tmp_path):
+    switch.releases["fresh"] = fresh
+    service = start(source_of(switch, tmp_path), config=ServeConfig(poll_seconds=0, ready_users=2))
+    assert service.readiness().clock == "data"
+    post(service, "early", "i8")
+    switch.champion = "fresh"
+    assert service.refresh() is True
+    assert service.readiness().clock == "wall"
+    assert post(service, "new", "i9", event_time_ms=wall_clock_ms()).accepted == 1
+    assert abs(service.recommend("new", 5).time_ms - wall_clock_ms()) < 60_000
+    switch.champion = "alpha"
+    assert service.refresh() is True
+    assert service.readiness().clock == "data"
+    assert service.funnel.clock() >= wall_clock_ms() - 60_000, "time does not go back behind the log"
+
+
+def test_a_release_that_cannot_be_loaded_leaves_the_clock(switch, start, tmp_path):
+    service = start(source_of(switch, tmp_path), config=ServeConfig(poll_seconds=0, clock="data", ready_users=2))
+    before = service.funnel.clock()
+    switch.releases["beta"] = shutil.copytree(switch.releases["beta"], tmp_path / "broken")
+    (tmp_path / "broken" / "light_ranker.txt").write_text("tree")
+    switch.champion = "beta"
+    assert service.refresh() is False
+    assert before <= service.funnel.clock() < before + 600_000
 
 
 def test_polling_finds_a_promotion(switch, start, tmp_path):
