@@ -17,7 +17,17 @@ import pyarrow.parquet as pq
 from stages.contracts.errors import DataError
 from stages.warehouse.blocks import Progress
 from stages.warehouse.chunks import Chunk, Reject, check_columns
+from stages.warehouse.exact import exact_ids, exact_text, id_columns
 from stages.warehouse.mapping import ColumnMapping, FileSource, ItemColumns
+
+_LISTS = (pa.types.is_list, pa.types.is_large_list)
+_TYPED = (
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_timestamp,
+    pa.types.is_boolean,
+)
 
 
 def read_parquet(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[Chunk]:
@@ -51,18 +61,29 @@ def chunk_batches(name: str, mapping: ColumnMapping, batches: Iterable[Any]) -> 
         DataError: if a mapped column is missing.
     """
     separator = mapping.category_separator if isinstance(mapping, ItemColumns) else "|"
+    ids = id_columns(mapping)
     first = 1
     for batch in batches:
         check_columns(name, mapping, batch.schema.names)
         wanted = batch.select(list(mapping.columns))
         numbers = np.arange(first, first + len(wanted), dtype=np.int64)
         first += len(wanted)
-        yield _chunk(wanted, numbers, separator)
+        try:
+            yield _chunk(wanted, numbers, separator, ids)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
 
 
-def _chunk(batch: Any, numbers: np.ndarray, separator: str) -> Chunk:
+def _chunk(batch: Any, numbers: np.ndarray, separator: str, ids: dict[str, str]) -> Chunk:
     unreadable = np.zeros(len(batch), dtype=bool)
-    columns = {name: _plain(batch.column(name), separator, unreadable) for name in batch.schema.names}
+    columns = {}
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if any(kind(column.type) for kind in _LISTS):
+            column = _joined(column, separator, ids.get(name), name)
+        columns[name] = _plain(column, unreadable)
 
     def raw(row: int) -> str:
         return json.dumps(batch.slice(int(row), 1).to_pylist()[0], default=repr, ensure_ascii=True)
@@ -75,18 +96,23 @@ def _chunk(batch: Any, numbers: np.ndarray, separator: str) -> Chunk:
     return Chunk(good, numbers[kept], lambda row: raw(int(kept[row])), rejects)
 
 
-def _plain(column: Any, separator: str, unreadable: np.ndarray) -> Any:
+def _joined(column: Any, separator: str, id_field: str | None, name: str) -> Any:
+    """Return a column of lists as text, each list joined; ids in it are exact."""
+    values = column.flatten()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    texts = exact_text(values) if id_field is None else exact_ids(values, id_field, name)
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    lists = pa.LargeListArray.from_arrays(offsets, texts, mask=column.is_null())
+    return pc.binary_join(lists, pa.scalar(separator, pa.large_string()))
+
+
+def _plain(column: Any, unreadable: np.ndarray) -> Any:
     """Return a column as strings, numbers, timestamps or booleans, and mark what is not UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.binary_join(column.cast(pa.list_(pa.string())), separator)
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ms"))
-    if pa.types.is_decimal(column.type):
-        column = column.cast(pa.float64())
-    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp, pa.types.is_boolean)
-    if any(kind(column.type) for kind in kinds):
+    if any(kind(column.type) for kind in _TYPED):
         return column
     return _text(column, unreadable)
 

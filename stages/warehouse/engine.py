@@ -25,6 +25,7 @@ from stages.warehouse.tables import ADDED_COLUMNS, INDEXES, INTERACTIONS, ITEMS,
 
 _ALLOWED = "duckdb:///path/to/file.duckdb or postgresql+psycopg2://user@host:port/database"
 _SCHEMA_LOCK = 5_142_776_031
+_LOAD_LOCK = 5_142_776_032
 _MISSING_TABLE = "42P01"
 # What PostgreSQL and DuckDB say when another attempt would fail in the same way.
 _PERMANENT = (
@@ -121,6 +122,17 @@ class Warehouse:
         with self._translated("refused a change"), self._engine.begin() as connection:
             yield connection
 
+    @contextmanager
+    def loading(self) -> Iterator[Connection]:
+        """Yield a connection for a load, which may commit in between; committed at the end, rolled back on an error.
+
+        On PostgreSQL one load waits for another, from its first change to its commit: see ``lock_loads``.
+        """
+        with self._translated("refused a change"), self._engine.connect() as connection:
+            lock_loads(connection)
+            yield connection
+            connection.commit()
+
     def create_tables(self) -> None:
         """Create the tables and the columns that are missing; views of somebody else's tables are left as they are."""
         with self.begin() as connection:
@@ -211,6 +223,12 @@ class Warehouse:
             if _is_missing_table(error):
                 raise DataError(f"warehouse {self.name} holds no data yet: {fault}") from None
             raise
+
+
+def lock_loads(connection: Connection) -> None:
+    """Let no other load begin before this transaction ends; DuckDB has one writing process anyway."""
+    if connection.dialect.name != "duckdb":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOAD_LOCK)))
 
 
 def views(connection: Connection) -> set[str]:

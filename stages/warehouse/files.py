@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ class Stamp:
             now_ms: int ms UTC, not later than the moment of looking; None is not known.
         """
         return now_ms is not None and max(self.modified_ns, self.changed_ns) < now_ms * 1_000_000 - _SETTLED_NS
+
+
+def absolute(path: Path) -> str:
+    """Return the absolute path by which the warehouse knows a file; a link stands for itself."""
+    return os.path.normpath(path.absolute())
 
 
 def expand(source: IngestSource) -> tuple[FileSource, ...]:

@@ -16,7 +16,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
 from stages.contracts.files import canonical_json, sha256_text
-from stages.warehouse.engine import Warehouse
 from stages.warehouse.files import Stamp
 from stages.warehouse.mapping import FileSource
 from stages.warehouse.normalise import IN_FUTURE
@@ -27,23 +26,23 @@ from stages.warehouse.tables import INGEST_LOG
 def reading_key(source_name: str, file: FileSource) -> str:
     """Return a hex sha256 of how a file is read: source, table, format and mapping, not its path."""
     chosen = file.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
+    chosen["mapping"].pop("allow_times", None)
     return sha256_text(canonical_json([source_name, file.mapping.table, file.resolved_format(), chosen]))
 
 
-def find_untouched(warehouse: Warehouse, path: Path, reading: str, stamp: Stamp) -> FileReport | None:
+def find_untouched(connection: Connection, path: Path, reading: str, stamp: Stamp) -> FileReport | None:
     """Return the report of a file that was loaded before and was not touched since."""
     wanted = {"file": str(path), "reading": reading} | asdict(stamp)
-    return _find(warehouse, sa.and_(*(INGEST_LOG.c[name] == value for name, value in wanted.items())), path)
+    return _find(connection, sa.and_(*(INGEST_LOG.c[name] == value for name, value in wanted.items())), path)
 
 
-def find_batch(warehouse: Warehouse, path: Path, batch_id: str) -> FileReport | None:
+def find_batch(connection: Connection, path: Path, batch_id: str) -> FileReport | None:
     """Return the report of a file whose bytes were loaded before."""
-    return _find(warehouse, INGEST_LOG.c.batch_id == batch_id, path)
+    return _find(connection, INGEST_LOG.c.batch_id == batch_id, path)
 
 
-def _find(warehouse: Warehouse, condition: sa.ColumnElement[bool], path: Path) -> FileReport | None:
-    with warehouse.connect() as connection:
-        row = connection.execute(sa.select(INGEST_LOG).where(condition)).first()
+def _find(connection: Connection, condition: sa.ColumnElement[bool], path: Path) -> FileReport | None:
+    row = connection.execute(sa.select(INGEST_LOG).where(condition)).first()
     if row is None or (row.rows_quarantined and row.reasons is None):
         return None
     reasons = json.loads(row.reasons or "{}")

@@ -6,6 +6,7 @@ Shapes: R rows of a block.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stages.contracts.errors import DataError
 from stages.warehouse.blocks import Progress
 from stages.warehouse.chunks import Chunk, Reject, check_columns
+from stages.warehouse.exact import exact_number, id_columns, not_exact
 from stages.warehouse.lines import BYTES_A_ROW, filled, raw_lines, read_lines
 from stages.warehouse.mapping import FileSource, ItemColumns
 
@@ -29,9 +32,11 @@ def read_jsonl(file: FileSource, chunk_rows: int, progress: Progress) -> Iterato
     A line that holds several whole objects is read as so many rows with one number.
 
     Raises:
-        DataError: if the file is unreadable or no row of its first chunk has a mapped column.
+        DataError: if the file is unreadable, no row of its first chunk has a mapped column, or an id is a
+            number that is not exact.
     """
     separator = file.mapping.category_separator if isinstance(file.mapping, ItemColumns) else "|"
+    ids = id_columns(file.mapping)
     paths = [(name, tuple(name.split("."))) for name in file.mapping.columns]
     checked = False
     for every in read_lines(file, None, chunk_rows * BYTES_A_ROW, progress):
@@ -42,6 +47,8 @@ def read_jsonl(file: FileSource, chunk_rows: int, progress: Progress) -> Iterato
         keys: dict[str, None] = {}
         for position, line in enumerate(lines.text.to_pylist()):
             for text, row in split_objects(line):
+                if row is not None and (fault := _inexact(row, paths, ids)) is not None:
+                    raise DataError(f"{file.path}, line {lines.numbers[position]}: {fault}")
                 cells = None if row is None else _cells(row, paths, separator, "\\u" in text)
                 if row is None or cells is None:
                     lines.rejects.append(Reject(int(lines.numbers[position]), "malformed_json", text))
@@ -127,6 +134,17 @@ def _value(row: dict[str, Any], name: str, path: tuple[str, ...]) -> Any:
     return value
 
 
+def _inexact(row: dict[str, Any], paths: list[_Path], ids: dict[str, str]) -> DataError | None:
+    """Return the fault of the first id that is a float whose digits are not certain; NaN is no id at all."""
+    for name, path in paths:
+        if name in ids:
+            value = _value(row, name, path)
+            for part in value if isinstance(value, list) else (value,):
+                if isinstance(part, float) and not math.isnan(part) and exact_number(part) is None:
+                    return not_exact(ids[name], name, part, "a number with a fraction or an exponent")
+    return None
+
+
 def _names(row: dict[str, Any], paths: list[_Path]) -> list[str]:
     """Return the keys of a row and the paths that lead to something in it."""
     nested = [name for name, path in paths if len(path) > 1 and _value(row, name, path) is not None]
@@ -139,5 +157,12 @@ def _cell(value: Any, separator: str) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return separator.join(str(part) for part in value)
-    return repr(value) if isinstance(value, (int, float)) else json.dumps(value, sort_keys=True)
+        return separator.join(_number(part) if isinstance(part, float) else str(part) for part in value)
+    if isinstance(value, float):
+        return _number(value)
+    return str(value) if isinstance(value, int) else json.dumps(value, sort_keys=True)
+
+
+def _number(value: float) -> str:
+    """Return 7.0 as ``7``, as every other format gives it, and else the shortest text."""
+    return exact_number(value) or repr(value)

@@ -1,4 +1,4 @@
-"""Adding rows to the warehouse: only what is not there yet, one transaction a chunk.
+"""Adding rows to the warehouse: only what is not there yet.
 
 A chunk is staged as a temporary table (DuckDB: registered Arrow; PostgreSQL: COPY), then one
 INSERT … SELECT, written once in SQLAlchemy Core, takes over the rows that are new.
@@ -16,6 +16,7 @@ import pyarrow.csv
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
+from sqlalchemy.schema import CreateTable
 
 _COPY_ROWS = 50_000
 
@@ -92,15 +93,16 @@ def staged(connection: Connection, table: sa.Table, rows: Any) -> Iterator[Any]:
         finally:
             driver.unregister(name)
         return
-    columns = [sa.Column(column, table.c[column].type) for column in rows.column_names]
+    # Made once a transaction and emptied after use: each table that is made holds locks until its end.
+    columns = [sa.Column(column.name, column.type) for column in table.c]
     temporary = sa.Table(name, sa.MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
-    temporary.create(connection)
+    connection.execute(CreateTable(temporary, if_not_exists=True))
     copy = f"COPY {name} ({', '.join(rows.column_names)}) FROM STDIN WITH (FORMAT csv)"
     with driver.cursor() as cursor:
         for start in range(0, len(rows), _COPY_ROWS):
             cursor.copy_expert(copy, _csv(rows.slice(start, _COPY_ROWS)))
     yield stage
-    temporary.drop(connection)
+    connection.execute(sa.text(f"TRUNCATE {name}"))
 
 
 def _csv(rows: Any) -> io.BytesIO:

@@ -67,6 +67,7 @@ def globo_hours(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
         item_id="click_article_id",
         event_time="click_timestamp",
         time_unit="ms",
+        allow_times=True,  # a file is an hour
         signal="click",
         context=_GLOBO_KAGGLE,
         context_names=_GLOBO_CONTEXT,
@@ -94,6 +95,7 @@ def gharchive(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
         item_id="repo.id",
         event_time="created_at",
         time_unit="iso",
+        allow_times=True,  # a file is an hour
         event_id=("id", "type", "created_at"),
         signal_column="type",
     )
@@ -168,7 +170,14 @@ def item_lists(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
 
 
 def _list(path: Path, signal: str, start_ms: int) -> FileSource:
-    mapping = InteractionColumns(user_id="user", item_id="item", event_time="time", time_unit="ms", signal=signal)
+    mapping = InteractionColumns(
+        user_id="user",
+        item_id="item",
+        event_time="time",
+        time_unit="ms",
+        signal=signal,
+        allow_times=True,  # the times are made up
+    )
     return FileSource(path=path, format="sequences", mapping=mapping, start_ms=start_ms)
 
 

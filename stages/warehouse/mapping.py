@@ -24,15 +24,15 @@ _SUFFIXES: dict[str, FileFormat] = {
 }
 KNOWN_LATER = "later:"
 """Before the name of a context column that is known only after its event."""
-_UNITS = ("s", "ms", "us", "iso")
+_UNITS = ("days", "s", "ms", "us", "ns", "iso")
 
 
 class _Columns(Config):
     """Base of the three mappings.
 
     Attributes:
-        time_unit: unit of time columns: ``s``, ``ms`` or ``us`` since 1970-01-01 UTC, ``iso`` for
-            ISO 8601 (UTC where it names no zone), or a strptime format such as ``%d-%b-%Y``.
+        time_unit: unit of time columns: ``days``, ``s``, ``ms``, ``us`` or ``ns`` since 1970-01-01 UTC,
+            ``iso`` for ISO 8601 (UTC where it names no zone), or a strptime format such as ``%d-%b-%Y``.
             A Parquet timestamp or date column needs none.
     """
 
@@ -71,6 +71,8 @@ class InteractionColumns(_Columns):
         signal_column: column of the kind of event; where None, every row has ``signal``.
         value_column: column of the event's strength; where None, every row has ``value``.
         non_negative: whether a value below zero (a watch time) is a fault.
+        allow_times: whether times are taken that look like a mistake of the unit: before 1990, in the
+            future, or many users within an hour (see ``times``).
         max_skew_s: clocks differ: an event at most so many seconds after the time of ingestion is
             taken as it is; a later one is put aside until its time has come.
         context: columns that tell about the moment (device, region); kept with the event by name.
@@ -95,6 +97,7 @@ class InteractionColumns(_Columns):
     value_column: str | None = None
     value: float = 1.0
     non_negative: bool = False
+    allow_times: bool = False
     max_skew_s: float = Field(default=0.0, ge=0)
     context: tuple[str, ...] = ()
     context_names: tuple[str, ...] = ()

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from stages.contracts.files import canonical_json
 from stages.warehouse.chunks import Chunk, Reject
+from stages.warehouse.exact import exact_text, id_columns
 from stages.warehouse.hashing import combine, hash_numbers, hash_strings
 from stages.warehouse.lists import expand_items
 from stages.warehouse.mapping import ColumnMapping, InteractionColumns, ItemColumns, UserColumns
 from stages.warehouse.parse import Faults, each, parse_id, parse_list, parse_number, parse_text, parse_time
+from stages.warehouse.times import Times
 
 IN_FUTURE = "in_future"
 """The one reason that passes with time: a file with such rows is read again."""
@@ -26,22 +28,28 @@ _SEPARATOR = "|"
 _FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
 
 
-def normalise(chunk: Chunk, mapping: ColumnMapping, now_ms: int | None) -> tuple[Any, list[Reject]]:
+def normalise(
+    chunk: Chunk, mapping: ColumnMapping, now_ms: int | None, times: Times | None = None
+) -> tuple[Any, list[Reject]]:
     """Turn a chunk into a ``pa.Table`` of our columns and the rows that were put aside.
 
     Args:
         chunk: rows as they were read.
         mapping: which column means what.
         now_ms: events after it are put aside; None accepts any time.
+        times: told the times of events, or None.
 
     Returns:
         For interactions user_id, item_id, signal, value, event_time_ms, context, and event_key where the
         events have an id; for items and users the table's columns, with ``row_hash``. Each row of the
         chunk is in exactly one of the two; of a row that lists items, each item is.
+
+    Raises:
+        DataError: for an id that is a number whose digits are not certain.
     """
     faults = Faults(len(chunk))
     if isinstance(mapping, InteractionColumns):
-        table = _interactions(chunk, mapping, now_ms, faults)
+        table = _interactions(chunk, mapping, now_ms, faults, times)
     elif isinstance(mapping, ItemColumns):
         table = _items(chunk, mapping, faults)
     else:
@@ -55,37 +63,48 @@ def normalise(chunk: Chunk, mapping: ColumnMapping, now_ms: int | None) -> tuple
     return rows, rejects
 
 
-def _interactions(chunk: Chunk, mapping: InteractionColumns, now_ms: int | None, faults: Faults) -> Any:
+def _interactions(
+    chunk: Chunk, mapping: InteractionColumns, now_ms: int | None, faults: Faults, times: Times | None
+) -> Any:
     size = len(chunk)
-    user_id = parse_id(chunk.columns[mapping.user_id], "user_id", faults)
+    user_id = parse_id(chunk.columns[mapping.user_id], "user_id", faults, mapping.user_id)
     listed = mapping.item_separator is not None
-    item_id = (parse_list if listed else parse_id)(chunk.columns[mapping.item_id], "item_id", faults)
+    if listed:
+        item_id = parse_list(chunk.columns[mapping.item_id], "item_id", faults)
+    else:
+        item_id = parse_id(chunk.columns[mapping.item_id], "item_id", faults, mapping.item_id)
     if mapping.signal_column is None:
         signal = pa.repeat(pa.scalar(mapping.signal, pa.large_string()), size)
     else:
-        signal = parse_id(chunk.columns[mapping.signal_column], "signal", faults)
+        signal = parse_id(chunk.columns[mapping.signal_column], "signal", faults, mapping.signal_column)
     if mapping.value_column is None:
         value = pa.repeat(pa.scalar(mapping.value, pa.float64()), size)
     else:
         value = parse_number(chunk.columns[mapping.value_column], "value", faults, required=True)
         if mapping.non_negative:
             faults.mark(_true(pc.less(value, 0)), "negative_value")
-    times = chunk.columns[mapping.event_time]
-    event_time = parse_time(times, mapping.time_unit, "event_time", faults, required=True)
+    given = chunk.columns[mapping.event_time]
+    event_time = parse_time(given, mapping.time_unit, "event_time", faults, required=True)
+    if times is not None:
+        times.add(given, mapping.time_unit, event_time)
     faults.mark(_true(pc.less(event_time, 0)), "before_1970")
     if now_ms is not None:
         faults.mark(_true(pc.greater(event_time, now_ms + round(1000 * mapping.max_skew_s))), IN_FUTURE)
     columns = {"user_id": user_id, "item_id": item_id, "signal": signal, "value": value, "event_time_ms": event_time}
     columns["context"] = _context(chunk, mapping, faults)
     if mapping.event_id is not None:
-        columns["event_key"] = _event_key(chunk, mapping.event_id, faults)
+        columns["event_key"] = _event_key(chunk, mapping, faults)
     return pa.table(columns)
 
 
-def _event_key(chunk: Chunk, event_id: str | tuple[str, ...], faults: Faults) -> Any:
+def _event_key(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:
     """Return large_string ``[R]``: the event's own id, or the columns that make one up."""
-    names = (event_id,) if isinstance(event_id, str) else event_id
-    parts = [parse_id(chunk.columns[name], "event_id", faults) for name in names]
+    names = [name for field, name in mapping.named if field == "event_id"]
+    exact = id_columns(mapping)
+    parts = [
+        parse_id(column if name in exact else exact_text(column), "event_id", faults, name)
+        for name, column in ((name, chunk.columns[name]) for name in names)
+    ]
     # No part holds a NUL character, so that no two ids are joined to one.
     return pc.binary_join_element_wise(*parts, pa.scalar("\0", pa.large_string()))
 
@@ -121,7 +140,7 @@ def _context(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:
 
 def _items(chunk: Chunk, mapping: ItemColumns, faults: Faults) -> Any:
     size = len(chunk)
-    item_id = parse_id(chunk.columns[mapping.item_id], "item_id", faults)
+    item_id = parse_id(chunk.columns[mapping.item_id], "item_id", faults, mapping.item_id)
     title = item_id
     if mapping.title is not None:
         given = parse_text(chunk.columns[mapping.title], "title", faults)
@@ -162,7 +181,7 @@ def _optional(chunk: Chunk, name: str | None, field: str, faults: Faults) -> Any
 
 
 def _users(chunk: Chunk, mapping: UserColumns, faults: Faults) -> Any:
-    user_id = parse_id(chunk.columns[mapping.user_id], "user_id", faults)
+    user_id = parse_id(chunk.columns[mapping.user_id], "user_id", faults, mapping.user_id)
     attributes = pa.repeat(pa.scalar("{}", pa.large_string()), len(chunk))
     if mapping.attributes:
         names = sorted(mapping.attributes)
@@ -212,7 +231,7 @@ def _join(names: list[str]) -> str:
 
 
 def _flag(column: Any, name: str, faults: Faults) -> np.ndarray:
-    text = column.cast(pa.large_string())
+    text = exact_text(column)
     read = each(text, lambda value: _FLAGS.get(value.strip().lower()), pa.bool_())
     faults.mark(_true(pc.and_(read.is_null(), text.is_valid())), f"invalid_flag_{name}")
     return _true(read)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.warehouse.chunks import Chunk, Reject
+from stages.warehouse.exact import exact_ids, exact_text
 
 LATEST_MS = 253_402_300_799_999
 """9999-12-31, the latest time that is taken for one."""
@@ -26,7 +27,9 @@ LONGEST_ID = 1024
 """Bytes; PostgreSQL's index cannot hold much longer keys."""
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
-_SCALE = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000)}
+SCALE = {"days": (86_400_000, 1), "s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
+"""Units of numbers since 1970: ms are number * factor / divisor."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -55,13 +58,19 @@ class Faults:
         ]
 
 
-def parse_id(column: Any, field: str, faults: Faults) -> Any:
-    """Return large_string ``[R]`` ids; missing, blank or too long ones are marked."""
-    if pa.types.is_floating(column.type):
-        # Pandas stores whole numbers as floats where some are missing.
-        whole = pc.and_(pc.is_finite(column), pc.equal(column, pc.floor(column)))
-        column = pc.if_else(whole, column, None).cast(pa.int64(), safe=False)
-    text = parse_list(column, field, faults)
+def parse_id(column: Any, field: str, faults: Faults, name: str = "") -> Any:
+    """Return large_string ``[R]`` ids; missing, blank or too long ones are marked.
+
+    Args:
+        column: strings, or values of any type whose digits are certain.
+        field: name for reasons.
+        faults: where to mark.
+        name: of the file's column, for the error.
+
+    Raises:
+        DataError: for a number that is not whole, or a float whose digits are not certain.
+    """
+    text = parse_list(exact_ids(column, field, name or field), field, faults)
     long = pc.greater(pc.fill_null(pc.binary_length(text), 0), LONGEST_ID)
     faults.mark(long.to_numpy(zero_copy_only=False), f"{field}_too_long")
     return text
@@ -77,7 +86,7 @@ def parse_list(column: Any, field: str, faults: Faults) -> Any:
 
 def parse_text(column: Any, field: str, faults: Faults) -> Any:
     """Return large_string ``[R]``; a NUL character, which PostgreSQL cannot store, is marked."""
-    text = column.cast(pa.large_string())
+    text = exact_text(column)
     nul = pc.fill_null(pc.match_substring(text, "\0"), False)
     faults.mark(nul.to_numpy(zero_copy_only=False), f"nul_character_in_{field}")
     return text
@@ -88,7 +97,7 @@ def parse_number(column: Any, field: str, faults: Faults, required: bool) -> Any
     if pa.types.is_timestamp(column.type):
         faults.mark(np.ones(len(column), dtype=bool), f"invalid_{field}")
         return pa.nulls(len(column), pa.float64())
-    is_text = not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
+    is_text = not any(kind(column.type) for kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
     missing = _missing(column)
     values = _floats(column, missing) if is_text else column.cast(pa.float64(), safe=False)
     if not is_text and not required:
@@ -114,15 +123,23 @@ def parse_time(column: Any, unit: str, field: str, faults: Faults, required: boo
     missing = _missing(column)
     if pa.types.is_timestamp(column.type):
         values = column.cast(pa.timestamp("ms", tz=column.type.tz), safe=False).cast(pa.int64())
-    elif unit in _SCALE:
+    elif unit in SCALE:
         values = _scaled(column, unit, missing)
     else:
-        values = _formatted(column.cast(pa.large_string()), unit)
+        values = _formatted(exact_text(column), unit)
     far = pc.fill_null(pc.greater(pc.abs(values), LATEST_MS), False).to_numpy(zero_copy_only=False)
     if required:
         faults.mark(missing, f"missing_{field}")
     faults.mark((_nulls(values) & ~missing) | far, f"invalid_{field}")
     return pc.if_else(pa.array(~far), values, None)
+
+
+def as_floats(column: Any) -> Any:
+    """Return float64 ``[R]`` of strings or numbers; what is no number is null."""
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    if any(kind(column.type) for kind in kinds):
+        return column.cast(pa.float64(), safe=False)
+    return _floats(column, _missing(column))
 
 
 def each(column: Any, parse: Callable[[str], Any], kind: Any) -> Any:
@@ -157,7 +174,7 @@ def _float(text: str) -> float | None:
 
 
 def _scaled(column: Any, unit: str, missing: np.ndarray) -> Any:
-    factor, divisor = _SCALE[unit]
+    factor, divisor = SCALE[unit]
     values = column
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         try:

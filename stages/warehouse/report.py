@@ -19,6 +19,9 @@ class FileReport(Config):
         rows_duplicate: rows that were there already.
         rows_quarantined: rows with a fault; they are kept in ``quarantine``, once.
         reasons: rows with a fault by reason.
+        rows_replaced: events that the file gave when it was loaded before with other content or another
+            mapping, and that it has now given anew or taken back.
+        rows_removed: of them, those that it no longer gives, and no other file either.
         known: whether the file was loaded before in full and was not read again.
     """
 
@@ -30,6 +33,8 @@ class FileReport(Config):
     rows_duplicate: int = 0
     rows_quarantined: int = 0
     reasons: dict[str, int] = {}
+    rows_replaced: int = 0
+    rows_removed: int = 0
     known: bool = False
 
 
@@ -57,6 +62,11 @@ class IngestReport(Config):
     def rows_quarantined(self) -> int:
         """Rows put aside."""
         return sum(file.rows_quarantined for file in self.files)
+
+    @property
+    def rows_replaced(self) -> int:
+        """Events that files gave before under other content or another mapping."""
+        return sum(file.rows_replaced for file in self.files)
 
     @property
     def reasons(self) -> dict[str, int]:

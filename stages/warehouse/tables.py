@@ -16,6 +16,11 @@ def _key(name: str) -> Column:
     return Column(name, Text, primary_key=True)
 
 
+def _load_id() -> Column:
+    """Which load gave a row, see ``loads``; 0 where an earlier version, or somebody else, added it."""
+    return Column("load_id", BigInteger, server_default="0")
+
+
 INTERACTIONS = Table(
     "interactions",
     METADATA,
@@ -27,6 +32,7 @@ INTERACTIONS = Table(
     Column("event_time_ms", BigInteger, nullable=False),
     Column("source", Text, nullable=False),
     Column("context", Text, nullable=False, server_default=""),
+    _load_id(),
 )
 """One row an event; ``event_id`` is a hash of its content (see ``hashing``). ``context`` is what was
 known about the moment (device, region), a JSON object of strings with sorted keys, or empty."""
@@ -42,6 +48,7 @@ ITEMS = Table(
     Column("row_hash", BigInteger, nullable=False),
     Column("text", Text),
     Column("state", Text),
+    _load_id(),
 )
 """The catalogue; ``categories`` holds names joined by ``|``, ``row_hash`` covers the other columns,
 ``text`` is the body or abstract, ``state`` such as ``published`` or ``deleted``."""
@@ -52,6 +59,7 @@ USERS = Table(
     _key("user_id"),
     Column("attributes", Text, nullable=False),
     Column("row_hash", BigInteger, nullable=False),
+    _load_id(),
 )
 """``attributes`` is a JSON object with sorted keys."""
 
@@ -65,6 +73,7 @@ QUARANTINE = Table(
     Column("row_number", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("raw", Text, nullable=False),
+    _load_id(),
 )
 """Rows that were put aside; ``row_number`` is the 1-based line of a text file or row of a table."""
 
@@ -88,6 +97,31 @@ INGEST_LOG = Table(
 JSON object of rows put aside by reason, ``reading`` a hash of source, table and mapping; the last
 three tell whether the file was touched since (see ``files``), null where they cannot."""
 
+FILE_LOADS = Table(
+    "file_loads",
+    METADATA,
+    Column("file", Text, nullable=False),
+    Column("table_name", Text, nullable=False),
+    Column("reading", Text, nullable=False),
+    Column("batch_id", Text, nullable=False),
+    Column("load_id", BigInteger, nullable=False),
+)
+"""What each file gives, by its absolute path: one row a file and reading, written before its first row."""
+
+LOADED = {INTERACTIONS: "event_id", QUARANTINE: "quarantine_id", ITEMS: "item_id", USERS: "user_id"}
+"""The tables whose rows know which load gave them, with their keys."""
+
+SHARED = {
+    table.name: Table(
+        f"shared_{table.name}",
+        METADATA,
+        Column("key", table.c[key].type, nullable=False),
+        Column("load_id", BigInteger, nullable=False),
+    )
+    for table, key in LOADED.items()
+}
+"""Further loads that gave a row too, by the row's table: it stays for as long as one of them does."""
+
 ITEM_ALIASES = Table(
     "item_aliases",
     METADATA,
@@ -101,6 +135,7 @@ ADDED_COLUMNS = (
     INTERACTIONS.c.context,
     ITEMS.c.text,
     ITEMS.c.state,
+    *(table.c.load_id for table in LOADED),
     *(INGEST_LOG.c[name] for name in ("reasons", "reading", "size_bytes", "modified_ns", "changed_ns")),
 )
 """Columns that earlier versions did not have: added to tables that exist already."""
@@ -111,6 +146,8 @@ INDEXES = tuple(
         (INTERACTIONS, [INTERACTIONS.c.event_id]),
         (QUARANTINE, [QUARANTINE.c.quarantine_id]),
         (ITEM_ALIASES, [ITEM_ALIASES.c.snapshot_key, ITEM_ALIASES.c.item_id]),
+        (FILE_LOADS, [FILE_LOADS.c.file, FILE_LOADS.c.batch_id]),
+        *((shared, [shared.c.key, shared.c.load_id]) for shared in SHARED.values()),
     )
 )
 """Made on PostgreSQL only."""

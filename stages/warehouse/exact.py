@@ -1,0 +1,102 @@
+"""Typed columns to text without the loss of a digit: ids are exact, or they are refused.
+
+A float holds every whole number only below a limit. From there on two ids may have become one before the
+file was written, and nobody can tell them apart again. So a float is an id only where it is whole and
+below that limit; decimals and integers are taken digit by digit.
+
+Shapes: R rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.contracts.errors import DataError
+from stages.warehouse.mapping import ColumnMapping
+
+_LIMITS = {16: 2**11, 32: 2**24, 64: 2**53}
+"""By the bits of a float: the first whole number that may stand for its neighbour too."""
+
+_ID_FIELDS = ("user_id", "item_id", "event_id", "signal_column")
+_NUMBER_FIELDS = ("event_time", "value_column", "created_at", "duration")
+_DIGITS = 76
+"""Digits of Arrow's widest decimal."""
+
+
+def id_columns(mapping: ColumnMapping) -> dict[str, str]:
+    """Return the file columns that hold ids, each with the field of the mapping that names it.
+
+    A time or a value that is part of an event's id is none: it keeps its fraction.
+    """
+    numbers = {column for field, column in mapping.named if field in _NUMBER_FIELDS}
+    named = reversed(mapping.named)
+    return {column: field for field, column in named if field in _ID_FIELDS and column not in numbers}
+
+
+def exact_text(column: Any) -> Any:
+    """Return large_string ``[R]`` of an Arrow array: a whole number is its digits, whatever its type.
+
+    7, 7.0 and 7.00 are "7". A float from its limit on, or one that is not whole, is its shortest decimal text.
+    """
+    kind = column.type
+    if pa.types.is_floating(kind):
+        whole = _exact_floats(column)
+        digits = pc.if_else(whole, column, None).cast(pa.float64()).cast(pa.int64()).cast(pa.large_string())
+        return pc.if_else(whole, digits, column.cast(pa.large_string()))
+    if pa.types.is_decimal(kind):
+        if kind.scale < 0:
+            # Arrow would write 700 as 7E+2.
+            column = column.cast(pa.decimal256(min(_DIGITS, kind.precision - kind.scale), 0))
+        text = column.cast(pa.large_string())
+        return pc.replace_substring_regex(text, r"\.0+$", "") if kind.scale > 0 else text
+    return column.cast(pa.large_string())
+
+
+def exact_ids(column: Any, field: str, name: str) -> Any:
+    """Return large_string ``[R]`` ids, exact in every digit; NaN is null.
+
+    Args:
+        column: Arrow array.
+        field: of the mapping, for the message.
+        name: of the file's column, for the message.
+
+    Raises:
+        DataError: for a float or decimal that is no whole number, or a float whose digits are not certain.
+    """
+    kind = column.type
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), None, column)
+        lost = pc.and_(column.is_valid(), pc.invert(_exact_floats(column)))
+        if pc.any(lost).as_py():
+            raise not_exact(field, name, column.filter(lost)[0].as_py(), str(kind), _LIMITS[kind.bit_width])
+    text = exact_text(column)
+    if pa.types.is_decimal(kind) and kind.scale > 0:
+        parts = pc.fill_null(pc.match_substring(text, "."), False)
+        if pc.any(parts).as_py():
+            raise not_exact(field, name, text.filter(parts)[0].as_py(), str(kind), None)
+    return text
+
+
+def exact_number(value: float) -> str | None:
+    """Return the digits of a float that is whole and below its limit, else None."""
+    return str(int(value)) if math.isfinite(value) and value.is_integer() and abs(value) < _LIMITS[64] else None
+
+
+def not_exact(field: str, name: str, value: object, kind: str, limit: int | None = _LIMITS[64]) -> DataError:
+    """Return the error of a value that is no exact id."""
+    below = f" and, in a column of type {kind}, below {limit:,}: from there on digits are lost" if limit else ""
+    return DataError(
+        f"mapping.{field} = {name!r}: found {value} ({kind}), which is not taken as an id; allowed is text, an "
+        f"integer, or a number that is whole{below}. Write the column as text or as integers"
+    )
+
+
+def _exact_floats(column: Any) -> Any:
+    """Return boolean ``[R]``, never null: whole and below the limit."""
+    wide = column.cast(pa.float64())
+    below = pc.less(pc.abs(wide), float(_LIMITS[column.type.bit_width]))
+    return pc.fill_null(pc.and_(below, pc.equal(wide, pc.floor(wide))), False)
