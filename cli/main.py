@@ -75,6 +75,11 @@ def recipe_options(verb: Callable[..., None]) -> Callable[..., None]:
         click.option("--config", type=click.Path(), help="Recipe in YAML; default: the one that suits the data."),
         click.option("--base", type=click.Path(), help="Snapshot or release whose rows of users and items stay."),
         click.option("--as-of", help="ISO 8601 time; events from then on are left out. Default: after the latest."),
+        click.option(
+            "--allow-times",
+            is_flag=True,
+            help="Load times before 1990, in the future, or of many users within an hour.",
+        ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe value."),
     ]
     for option in reversed(options):
@@ -88,8 +93,9 @@ def recipe_options(verb: Callable[..., None]) -> Callable[..., None]:
 def ingest(**options: Any) -> None:
     """Load interactions, items and users into the warehouse.
 
-    Loading the same file twice adds nothing. Bad rows are put aside in the table `quarantine` with
-    their reason. Without --data the synthetic world is made and loaded.
+    Loading the same file twice adds nothing; a file whose content or mapping has changed replaces
+    what it gave before. Times that cannot be are refused before anything is stored. Bad rows are
+    put aside in the table `quarantine` with their reason. Without --data the synthetic world is made and loaded.
     """
     from cli.run import ingest as verb
 

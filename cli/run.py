@@ -44,6 +44,7 @@ def settings_from(
     processes: int | None = None,
     warm_start: str | None = None,
     promote: bool = True,
+    allow_times: bool = False,
 ) -> Settings:
     """Build settings from command-line options and the environment."""
     values = parse_overrides(overrides)
@@ -59,6 +60,7 @@ def settings_from(
         warm_start=warm_start,
         overrides=values,
         promote=promote,
+        allow_times=allow_times,
     )
 
 
@@ -69,6 +71,8 @@ def ingest(**options: Any) -> None:
         click.echo(f"{table}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for reason, count in sorted(result.info["reasons"].items()):
         click.echo(f"put aside: {count:,} rows: {reason}")
+    for line in result.info["notes"]:
+        click.echo(line)
 
 
 def run(until: str, **options: Any) -> None:

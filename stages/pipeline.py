@@ -150,11 +150,14 @@ def check_data(settings: Settings, results: Upstream) -> StageResult:
 
     Raises:
         ContractError: naming every failed contract.
+        EmptyDatasetError: if the warehouse holds no event.
     """
     from stages.dataset.checks.run import check_body, step_config
+    from stages.sources import require_events
     from stages.warehouse.engine import Warehouse
 
     recipe, source = load_recipe(settings), results["ingest"]
+    require_events(source)
     config = step_config(
         recipe.contracts,
         recipe.dataset,

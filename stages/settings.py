@@ -33,6 +33,7 @@ class Settings(Config):
             latest that is not later than ``now_ms``.
         now_ms: the wall clock at the start, int ms UTC; later events are put aside as bad rows.
         promote: whether a release that passes the gate becomes champion.
+        allow_times: whether times of events are taken that look like a mistake of their unit.
     """
 
     home: str
@@ -45,6 +46,7 @@ class Settings(Config):
     as_of_ms: int | None = None
     now_ms: int
     promote: bool = True
+    allow_times: bool = False
 
     @property
     def runs(self) -> Path:
@@ -63,6 +65,7 @@ def load_settings(
     warm_start: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     promote: bool = True,
+    allow_times: bool = False,
 ) -> Settings:
     """Build settings from the environment and a run's parameters.
 
@@ -81,6 +84,7 @@ def load_settings(
         warm_start: finished ``train_candidate`` step, or release, that the candidate generator goes on from.
         overrides: values laid over the recipe, nested.
         promote: whether to promote a release that passes the gate.
+        allow_times: whether to take times of events that look like a mistake of their unit.
 
     Raises:
         ConfigError: naming the field, its value and what is allowed.
@@ -105,6 +109,7 @@ def load_settings(
         as_of_ms=parse_time_ms(as_of) if as_of else None,
         now_ms=int(datetime.now(UTC).timestamp() * 1000),
         promote=promote,
+        allow_times=allow_times,
     )
 
 

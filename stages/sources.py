@@ -26,7 +26,8 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
         and whose info holds ``as_of_ms`` and the counts by table and reason.
 
     Raises:
-        DataError: if the source cannot be read, or the warehouse holds no event afterwards.
+        DataError: if the source cannot be read, its times cannot be, or its events were to be loaded and
+            the warehouse holds none afterwards.
         ConfigError: if a mapping is wrong.
     """
     from stages.warehouse.engine import Warehouse
@@ -42,10 +43,14 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
             warehouse.create_tables()
             _check_columns(warehouse)
         else:
-            report = ingest(warehouse, source, now_ms=settings.now_ms, progress=True)
+            report = ingest(
+                warehouse, source, now_ms=settings.now_ms, progress=True, check_times=not settings.allow_times
+            )
         latest = warehouse.latest_event_ms()
-        if latest is None:
-            raise EmptyDatasetError(f"{name}: no event is in the warehouse after ingesting; {_reasons(report)}")
+        empty = f"{name}: no event is in the warehouse after ingesting; {_reasons(report)}"
+        if latest is None and (source is None or "interactions" in report.tables):
+            raise EmptyDatasetError(empty)
+        notes = _notes(warehouse, None if source is None else source.name, report)
         fingerprint = warehouse.content_fingerprint()
         as_of_ms = settings.as_of_ms if settings.as_of_ms is not None else warehouse.as_of_ms(settings.now_ms)
     return StageResult(
@@ -65,9 +70,40 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
             "latest_event_ms": latest,
             "tables": report.tables,
             "reasons": report.reasons,
+            "notes": notes,
+            "no_event": empty if latest is None else None,
         },
-        reused=report.rows_loaded == 0 and report.rows_quarantined == 0,
+        reused=report.rows_loaded == 0 and report.rows_quarantined == 0 and report.rows_replaced == 0,
     )
+
+
+def require_events(source: StageResult) -> None:
+    """Refuse to go on from an ingestion after which the warehouse holds no event, such as of a catalogue alone.
+
+    Raises:
+        EmptyDatasetError: naming the source and what was read.
+    """
+    if source.info.get("no_event"):
+        raise EmptyDatasetError(str(source.info["no_event"]))
+
+
+def _notes(warehouse: Warehouse, source_name: str | None, report: IngestReport) -> list[str]:
+    """Return the lines on what was replaced, and from when to when the source's events and items are."""
+    from stages.warehouse.times import born_line, source_span
+
+    notes = [
+        f"{file.file}: replaced what this file gave before: {file.rows_replaced:,} events, {file.rows_removed:,} of "
+        "which it gives no longer"
+        for file in report.files
+        if file.rows_replaced
+    ]
+    with warehouse.connect() as connection:
+        span = source_span(connection, source_name)
+        born = born_line(connection) if report.tables.get("items") else None
+    if span is None and not report.tables.get("interactions"):
+        held = ", ".join(f"{count:,} {table}" for table, count in warehouse.counts().items() if table in report.tables)
+        notes.append(f"no events yet; the warehouse holds {held}")
+    return [*notes, *([f"{source_name or 'warehouse'}: {span}"] if span else []), *([born] if born else [])]
 
 
 def _check_columns(warehouse: Warehouse) -> None:

@@ -48,11 +48,10 @@ def exact_text(column: Any) -> Any:
         digits = pc.if_else(whole, column, None).cast(pa.float64()).cast(pa.int64()).cast(pa.large_string())
         return pc.if_else(whole, digits, column.cast(pa.large_string()))
     if pa.types.is_decimal(kind):
-        if kind.scale < 0:
-            # Arrow would write 700 as 7E+2.
-            column = column.cast(pa.decimal256(min(_DIGITS, kind.precision - kind.scale), 0))
-        text = column.cast(pa.large_string())
-        return pc.replace_substring_regex(text, r"\.0+$", "") if kind.scale > 0 else text
+        whole = _whole_decimals(column)
+        # Without a scale: Arrow would write 700 as 7E+2, and 0 as 0E-9.
+        digits = pc.if_else(whole, column, None).cast(pa.decimal256(_DIGITS, 0)).cast(pa.large_string())
+        return pc.if_else(whole, digits, column.cast(pa.large_string()))
     return column.cast(pa.large_string())
 
 
@@ -70,15 +69,15 @@ def exact_ids(column: Any, field: str, name: str) -> Any:
     kind = column.type
     if pa.types.is_floating(kind):
         column = pc.if_else(pc.is_nan(column), None, column)
-        lost = pc.and_(column.is_valid(), pc.invert(_exact_floats(column)))
-        if pc.any(lost).as_py():
-            raise not_exact(field, name, column.filter(lost)[0].as_py(), str(kind), _LIMITS[kind.bit_width])
-    text = exact_text(column)
-    if pa.types.is_decimal(kind) and kind.scale > 0:
-        parts = pc.fill_null(pc.match_substring(text, "."), False)
-        if pc.any(parts).as_py():
-            raise not_exact(field, name, text.filter(parts)[0].as_py(), str(kind), None)
-    return text
+        whole, limit = _exact_floats(column), _LIMITS[kind.bit_width]
+    elif pa.types.is_decimal(kind):
+        whole, limit = _whole_decimals(column), None
+    else:
+        return exact_text(column)
+    lost = pc.and_(column.is_valid(), pc.invert(whole))
+    if pc.any(lost).as_py():
+        raise not_exact(field, name, column.filter(lost)[0].as_py(), str(kind), limit)
+    return exact_text(column)
 
 
 def exact_number(value: float) -> str | None:
@@ -93,6 +92,12 @@ def not_exact(field: str, name: str, value: object, kind: str, limit: int | None
         f"mapping.{field} = {name!r}: found {value} ({kind}), which is not taken as an id; allowed is text, an "
         f"integer, or a number that is whole{below}. Write the column as text or as integers"
     )
+
+
+def _whole_decimals(column: Any) -> Any:
+    """Return boolean ``[R]``, never null."""
+    whole = column.is_valid() if column.type.scale <= 0 else pc.equal(column, pc.trunc(column))
+    return pc.fill_null(whole, False)
 
 
 def _exact_floats(column: Any) -> Any:

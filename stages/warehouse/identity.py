@@ -27,7 +27,7 @@ def event_ids(rows: Any, source_name: str, mapping: InteractionColumns, seen: Oc
     """
     if mapping.event_id is not None:
         return _by_event_id(rows, source_name, mapping)
-    parts = [
+    parts: list[np.ndarray | np.uint64] = [
         hash_text(source_name),
         hash_strings(rows["user_id"]),
         hash_strings(rows["item_id"]),

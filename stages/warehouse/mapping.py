@@ -24,7 +24,7 @@ _SUFFIXES: dict[str, FileFormat] = {
 }
 KNOWN_LATER = "later:"
 """Before the name of a context column that is known only after its event."""
-_UNITS = ("days", "s", "ms", "us", "ns", "iso")
+_UNITS = ("s", "ms", "us", "iso", "ns", "days")
 
 
 class _Columns(Config):

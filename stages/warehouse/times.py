@@ -19,11 +19,12 @@ from sqlalchemy.engine import Connection
 
 from stages.contracts.errors import DataError
 from stages.warehouse.parse import SCALE, as_floats
-from stages.warehouse.tables import INTERACTIONS
+from stages.warehouse.tables import INTERACTIONS, ITEMS
 
 EARLIEST_MS = 631_152_000_000
 """1990-01-01: no log of a recommender is older."""
 
+YEAR_1971_MS = 31_536_000_000
 HOUR_MS = 3_600_000
 MANY_USERS, MANY_EVENTS = 20, 100
 """From so many users and events on, a source that lies within an hour is taken for a mistake."""
@@ -174,6 +175,19 @@ def source_span(connection: Connection, source_name: str | None) -> Span | None:
         statement = statement.where(events.source == source_name)
     row = connection.execute(statement).one()
     return Span(*(int(number) for number in row)) if row[0] else None
+
+
+def born_line(connection: Connection) -> str | None:
+    """Return the line that an ingestion prints on the items' times of birth, or None where no item has one."""
+    born = ITEMS.c.created_at_ms
+    row = connection.execute(sa.select(sa.func.count(born), sa.func.min(born), sa.func.max(born))).one()
+    if not row[0]:
+        return None
+    count, first, last = map(int, row)
+    line = f"{count:,} items with created_at, {moment(first)} to {moment(last)}"
+    if first >= 0 and last < YEAR_1971_MS:
+        return f"warning: {line}: all in 1970, as of a wrong time_unit of the items' mapping"
+    return line
 
 
 def check_within_an_hour(connection: Connection, source_name: str) -> None:
