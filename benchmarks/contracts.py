@@ -38,7 +38,7 @@ DATASET = {
     "activity": {"min_events": 5, "window_days": 30},
 }
 EVENTS = """
-INSERT INTO interactions
+INSERT INTO interactions (event_id, user_id, item_id, signal, value, event_time_ms, source, context)
 SELECT (hash(n) >> 1)::BIGINT, 'u' || (hash(n * 3 + 1) % {users})::BIGINT,
        'i' || floor(pow(hash(n * 5 + 2)::DOUBLE / 18446744073709551616.0, 2) * {items})::BIGINT,
        ['click', 'click', 'click', 'watch', 'watch', 'like', 'purchase'][1 + (hash(n * 7 + 3) % 7)::INTEGER],
@@ -46,7 +46,8 @@ SELECT (hash(n) >> 1)::BIGINT, 'u' || (hash(n * 3 + 1) % {users})::BIGINT,
 FROM (SELECT range AS n FROM range({events}))
 """
 ITEMS = (
-    "INSERT INTO items SELECT 'i' || range, 'Title ' || range, 'a|b', 0, 60.0, range, NULL, NULL FROM range({items})"
+    "INSERT INTO items (item_id, title, categories, created_at_ms, duration_s, row_hash, text, state) "
+    "SELECT 'i' || range, 'Title ' || range, 'a|b', 0, 60.0, range, NULL, NULL FROM range({items})"
 )
 
 

@@ -58,7 +58,7 @@ def write_world(path: Path, n: int, ids: int | None = None) -> None:
         stop = min(n, start + 10_000_000)
         connection.execute(
             f"""
-            INSERT INTO interactions
+            INSERT INTO interactions (event_id, user_id, item_id, signal, value, event_time_ms, source, context)
             WITH numbered AS (
               SELECT i, CASE WHEN i % 20 = 0 THEN i // 2 ELSE i END AS k FROM range({start}, {stop}) t(i)
             )
@@ -73,7 +73,7 @@ def write_world(path: Path, n: int, ids: int | None = None) -> None:
         )
     connection.execute(
         f"""
-        INSERT INTO items
+        INSERT INTO items (item_id, title, categories, created_at_ms, duration_s, row_hash, text, state)
         SELECT 'i' || lpad(i::TEXT, 8, '0'), 'Title ' || CASE WHEN i % 50 = 49 THEN i - 1 ELSE i END, '',
                {START_MS} - 1000 + i % 1000, NULL, hash(i)::HUGEINT - 9223372036854775808, NULL, NULL
         FROM range(0, {items} + 1) t(i)

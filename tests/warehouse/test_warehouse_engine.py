@@ -79,6 +79,7 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
 
 def test_a_warehouse_of_an_earlier_version_gets_the_new_columns(warehouse: Warehouse) -> None:
     added = [("interactions", "context"), ("items", "text"), ("items", "state")]
+    added += [("interactions", "load_id"), ("items", "load_id")]
     with warehouse.begin() as connection:
         # As an earlier version left it, with rows in it.
         for table, column in added:
@@ -88,6 +89,6 @@ def test_a_warehouse_of_an_earlier_version_gets_the_new_columns(warehouse: Wareh
     warehouse.create_tables()
     warehouse.create_tables()
     with warehouse.connect() as connection:
-        assert connection.exec_driver_sql("SELECT event_id, context FROM interactions").one() == (1, "")
+        assert connection.exec_driver_sql("SELECT event_id, context, load_id FROM interactions").one() == (1, "", 0)
     (item,) = export_catalogue(warehouse).to_pylist()
     assert (item["item_id"], item["title"], item["state"]) == ("i", "A title", None)
