@@ -127,7 +127,7 @@ def refuse_unknown(connection: Connection, path: str, batch_id: str, reading: st
         if row.reading is None or row.reading == reading or row.reading not in readings:
             raise DataError(
                 f"{path}: was loaded before with other content or another mapping, by a version of Sluice that did "
-                "not note which events a file gave, so that they cannot be replaced; nothing was stored. Load into "
+                "not note which events a file gave, so that they cannot be replaced; nothing of it was stored. Load into "
                 "a new warehouse (SLUICE_HOME or SLUICE_WAREHOUSE_URL), or take the old events out by hand: see "
                 "'events of an older version' in docs/runbook.md"
             )
