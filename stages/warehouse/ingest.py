@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from tqdm import tqdm
 
 from stages.contracts.errors import DataError
-from stages.contracts.files import canonical_json, sha256_file, sha256_text
+from stages.contracts.files import canonical_json, sha256_text
 from stages.warehouse.arrow import chunk_batches, read_parquet
 from stages.warehouse.blocks import Progress
 from stages.warehouse.chunks import Chunk, Reject
@@ -29,7 +29,7 @@ from stages.warehouse.engine import Warehouse, lock_loads
 from stages.warehouse.files import Stamp, absolute, expand
 from stages.warehouse.hashing import Occurrences
 from stages.warehouse.identity import event_ids, quarantine_rows
-from stages.warehouse.ingest_log import find_batch, find_untouched, move_stamp, reading_key, write_log
+from stages.warehouse.ingest_log import file_batch, find_batch, find_untouched, move_stamp, reading_key, write_log
 from stages.warehouse.jsonl import read_jsonl
 from stages.warehouse.layouts import table_mappings
 from stages.warehouse.load import add_rows, put_rows
@@ -49,6 +49,7 @@ from stages.warehouse.loads import (
     note_takeover,
     refuse_unknown,
     release,
+    takes_back,
 )
 from stages.warehouse.mapping import ColumnMapping, FileSource, IngestSource, InteractionColumns
 from stages.warehouse.normalise import normalise
@@ -56,7 +57,7 @@ from stages.warehouse.report import FileReport, IngestReport
 from stages.warehouse.sequences import read_sequences
 from stages.warehouse.tables import INTERACTIONS, ITEMS, QUARANTINE, USERS
 from stages.warehouse.text import read_csv
-from stages.warehouse.times import Times, check_within_an_hour, source_span
+from stages.warehouse.times import Times, check_within_an_hour, is_judged, source_span
 
 CHUNK_ROWS = 500_000
 """Rows of a chunk, about: bounds the memory of a load."""
@@ -166,7 +167,7 @@ class _Run:
         for file in files:
             key = absolute(file.path), file.mapping.table
             self._readings.setdefault(key, set()).add(reading_key(source_name, file))
-        judged = judged_ms is not None and any(_is_judged(file) for file in files)
+        judged = judged_ms is not None and any(is_judged(file) for file in files)
         self._times = Times(judged_ms) if judged and judged_ms is not None else None
         self._unit = ""
 
@@ -195,7 +196,7 @@ class _Run:
         if known is not None:
             earlier = earlier_loads(connection, path, table, known.batch_id, reading, readings)
             return self._known(known, path, reading, earlier)
-        batch_id = _batch_id(file, reading)
+        batch_id = file_batch(file, reading)
         settled = stamp if stamp.settled(now_ms) else None
         earlier = earlier_loads(connection, path, table, batch_id, reading, readings)
         known = find_batch(connection, file.path, batch_id)
@@ -259,8 +260,8 @@ class _Run:
             note_load(connection, path, report.table, reading, report.batch_id, load_id)
         if heir or known:
             clear_quarantine(connection, load_id)
-        kept = Kept(connection, table) if heir and _takes_back(report.table, reading, heir) else None
-        times = Times(self._times.now_ms) if self._times is not None and _is_judged(file) else None
+        kept = Kept(connection, table) if heir and takes_back(report.table, reading, heir) else None
+        times = Times(self._times.now_ms) if self._times is not None and is_judged(file) else None
         load = _Load(connection, self._source_name, file.mapping, report, now_ms, load_id, kept, times)
         report = load.run(chunks, commits=self._may_commit and not earlier)
         if self._times is not None and times is not None:
@@ -285,30 +286,9 @@ class _Run:
             if load is heir or load.shared:
                 continue
             clear_quarantine(self._connection, load.load_id)
-            if _takes_back(table, reading, load):
+            if takes_back(table, reading, load):
                 removed += release(self._connection, _TABLES[table], load.load_id)
         return removed
-
-
-def _takes_back(table: str, reading: str, load: Load) -> bool:
-    """Return whether rows go that a file gives no longer.
-
-    A catalogue that names an item no longer leaves it as it was: its events need it still.
-    """
-    return table == INTERACTIONS.name or load.reading != reading
-
-
-def _is_judged(file: FileSource) -> bool:
-    """Return whether a file's times are those of events; those of item lists are made up."""
-    mapping = file.mapping
-    return isinstance(mapping, InteractionColumns) and not mapping.allow_times and file.resolved_format() != "sequences"
-
-
-def _batch_id(file: FileSource, reading: str) -> str:
-    try:
-        return sha256_text(canonical_json([reading, sha256_file(file.path)]))
-    except OSError as error:
-        raise DataError(f"{file.path}: {error.strerror}") from None
 
 
 class _Load:

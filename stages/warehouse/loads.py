@@ -127,7 +127,7 @@ def refuse_unknown(connection: Connection, path: str, batch_id: str, reading: st
         if row.reading is None or row.reading == reading or row.reading not in readings:
             raise DataError(
                 f"{path}: was loaded before with other content or another mapping, by a version of Sluice that did "
-                "not note which events a file gave, so that they cannot be replaced; nothing of it was stored. Load into "
+                "not note which events a file gave: they cannot be replaced, and nothing of it was stored. Load into "
                 "a new warehouse (SLUICE_HOME or SLUICE_WAREHOUSE_URL), or take the old events out by hand: see "
                 "'events of an older version' in docs/runbook.md"
             )
@@ -243,3 +243,11 @@ def release(connection: Connection, table: sa.Table, load_id: int, kept: Kept | 
 def clear_quarantine(connection: Connection, load_id: int) -> None:
     """Take back what a load put aside, before it is read again: line numbers may have moved."""
     release(connection, QUARANTINE, load_id)
+
+
+def takes_back(table: str, reading: str, load: Load) -> bool:
+    """Return whether rows go that a file gives no longer.
+
+    A catalogue that names an item no longer leaves it as it was: its events need it still.
+    """
+    return table == INTERACTIONS.name or load.reading != reading

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from stages.contracts.errors import DataError
+from stages.warehouse.mapping import FileSource, InteractionColumns
 from stages.warehouse.parse import SCALE, as_floats
 from stages.warehouse.tables import INTERACTIONS, ITEMS
 
@@ -213,6 +214,12 @@ def moment(time_ms: float) -> str:
         when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(seconds // 1))
         return when.strftime("%Y-%m-%dT%H:%M:%SZ") if when.year >= 1000 else f"the year {when.year}"
     return f"the year {1970 + seconds / 31_556_952:,.0f}" if np.isfinite(seconds) else "no time"
+
+
+def is_judged(file: FileSource) -> bool:
+    """Return whether a file's times are those of events; those of item lists are made up."""
+    mapping = file.mapping
+    return isinstance(mapping, InteractionColumns) and not mapping.allow_times and file.resolved_format() != "sequences"
 
 
 def _numbers(column: Any) -> np.ndarray:
