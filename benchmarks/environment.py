@@ -11,21 +11,23 @@ from typing import Any
 
 
 def describe(*packages: str) -> dict[str, Any]:
-    """Return the processor, the versions of ``packages`` and the commit of this checkout."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
+    """Return the processor, the versions of ``packages`` and the commit of this checkout, if there is one."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    except FileNotFoundError:  # the images have no git
+        return None
+    return done.stdout.strip() or None
 
 
 def _processor() -> str:

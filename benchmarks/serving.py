@@ -3,7 +3,8 @@
     python -m benchmarks.serving --release var/latest/serving/releases/<id> --requests 500
 
 The client is one thread that waits for each answer; the server is ``sluice serve`` in a process of
-its own. Users are drawn from those that the release knows.
+its own. Users are drawn from those that the release knows. It needs no more than the serving image has:
+run it in that set, for the event loop and the parser of HTTP decide what a request costs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,6 +32,8 @@ from serving.funnel import Funnel
 from serving.release import LoadedRelease, load_release
 
 WARM_UP = 20
+HTTP_SET = ("uvicorn", "uvloop", "httptools", "h11")
+"""Packages that decide how a request is read and answered; ``none`` where one is not installed."""
 
 
 def main() -> None:
@@ -48,11 +52,12 @@ def main() -> None:
         "items": len(release.items),
         "funnel": release.manifest.funnel.model_dump(mode="json"),
         "k": k,
+        "http_set": {name: _version(name) for name in HTTP_SET},
         "in_process_ms": _in_process(release, users, k),
-        "http_ms": _over_http(options.release, users, k),
+        **_over_http(options.release, users, k),
         **describe("faiss-cpu", "lightgbm", "onnxruntime", "numpy"),
     }
-    for name in ("in_process_ms", "http_ms"):
+    for name in ("http_set", *(name for name in report if name.endswith("_ms"))):
         print(name, report[name])
     print(json.dumps(report))
 
@@ -62,21 +67,38 @@ def _in_process(release: LoadedRelease, users: list[str], k: int) -> dict[str, f
     return _measure(lambda user: funnel.recommend(user, k), users)
 
 
-def _over_http(release: Path, users: list[str], k: int) -> dict[str, float]:
-    with _server(release) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+def _over_http(release: Path, users: list[str], k: int) -> dict[str, dict[str, float]]:
+    """Measure the cheapest and the usual request, each on a kept connection and over new ones."""
+    with _server(release) as port, closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as kept:
 
-        def ask(user: str) -> None:
-            connection.request("GET", f"/v1/recommendations?user_id={quote(user)}&k={k}")
-            response = connection.getresponse()
-            response.read()
-            if response.status != 200:
-                raise RuntimeError(f"user {user}: status {response.status}")
+        def anew(path: str) -> None:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+                _get(connection, path)
 
-        try:
-            return _measure(ask, users)
-        finally:
-            connection.close()
+        def wanted(user: str) -> str:
+            return f"/v1/recommendations?user_id={quote(user)}&k={k}"
+
+        return {
+            "healthz_kept_ms": _measure(lambda _: _get(kept, "/healthz"), users),
+            "healthz_new_ms": _measure(lambda _: anew("/healthz"), users),
+            "http_ms": _measure(lambda user: _get(kept, wanted(user)), users),
+            "http_new_ms": _measure(lambda user: anew(wanted(user)), users),
+        }
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> None:
+    connection.request("GET", path)
+    response = connection.getresponse()
+    response.read()
+    if response.status != 200:
+        raise RuntimeError(f"{path}: status {response.status}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _measure(ask: Callable[[str], object], users: list[str]) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+CLIENT_GONE = 499
+"""Status under which a request is counted whose client hung up: there is none in HTTP, nginx counts so, too."""
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 
 
@@ -13,7 +15,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "sluice_requests", "HTTP requests by path and status", ["path", "status"], registry=self.registry
+            "sluice_requests", "HTTP requests by path and status; 499: the client hung up", ["path", "status"], registry=self.registry
         )
         self.request_seconds = Histogram(
             "sluice_request_seconds", "Time to answer by path", ["path"], buckets=_SECONDS, registry=self.registry

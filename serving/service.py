@@ -17,7 +17,7 @@ from pathlib import Path
 from serving.answer import Answer
 from serving.clock import Clock, choose_clock, wall_clock_ms
 from serving.config import ServeConfig
-from serving.errors import Fault, FieldError
+from serving.errors import Fault, FieldError, public_reason
 from serving.events import Event, EventLog
 from serving.funnel import Funnel
 from serving.metrics import Metrics
@@ -74,8 +74,9 @@ class Readiness:
         ready: a release is loaded and a sampled request of a known user was answered just now.
         reason: why not; None if ready.
         release_id: what is served.
-        refresh_error: why the last attempt to load a newer release failed; None if it did not. The
-            older release goes on serving, so that this alone does not make the server unready.
+        refresh_error: what kind of fault kept a newer release from being loaded, None if none did; only the
+            log has its words. The older release goes on serving, so that this alone does not make the server
+            unready.
         clock: ``wall`` or ``data``.
         stale: whether the last attempt to find out which release is wanted, or to load it, failed.
     """
@@ -176,11 +177,11 @@ class Service:
                 self._fail_to_ask(error)
                 return False
             except SluiceError as error:
-                self._fail(redacted(str(error)))
+                self._fail(error)
                 return False
             except Exception as error:
                 _logger.exception("a new release could not be loaded")
-                self._fail(redacted(f"{type(error).__name__}: {error}"))
+                self._fail(error)
                 return False
             self._refresh_error, self._failures = None, 0
             self.metrics.stale.set(0)
@@ -241,11 +242,9 @@ class Service:
         else:
             try:
                 _answer_samples(funnel, self._samples[:1])
-            except SluiceError as error:
-                reason = str(error)
-            except Exception as error:
+            except Exception:
                 _logger.exception("the sampled request failed")
-                reason = f"{type(error).__name__}: {error}"
+                reason = "a sampled request failed; the server's log has the details"
         return Readiness(
             ready=reason is None,
             reason=reason,
@@ -318,9 +317,9 @@ class Service:
         )
         self._count_failure("the registry cannot be asked; the server's log has the details")
 
-    def _fail(self, reason: str) -> None:
-        _logger.error("the old release goes on serving: %s", reason)
-        self._count_failure(reason)
+    def _fail(self, error: Exception) -> None:
+        _logger.error("the old release goes on serving: %s: %s", type(error).__name__, redacted(str(error)))
+        self._count_failure(public_reason(error))
         self._failures += 1
 
     def _count_failure(self, reason: str) -> None:

@@ -1,7 +1,6 @@
 """A small real release: ONNX tower, Faiss index, LightGBM, ONNX heavy ranker, state by replay."""
 
 import contextlib
-import socket
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.events import EventLog
+from serving.server import configure, listen
 from serving.service import Service
 from serving.source import DirectorySource
 from stages.candidate.source_config import SourcesConfig
@@ -296,17 +296,16 @@ def over_http():
     """Return a function that serves a service over HTTP on a free port and returns a client."""
     with contextlib.ExitStack() as stack:
 
-        def serve(service: Service) -> httpx.Client:
-            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            config = uvicorn.Config(create_app(service), log_config=None, access_log=False, lifespan="off")
-            server = uvicorn.Server(config)
+        def serve(service: Service, host: str = "127.0.0.1", loop: str = "uvloop") -> httpx.Client:
+            listener = stack.enter_context(listen(host, 0))
+            server = uvicorn.Server(configure(create_app(service), loop))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             stack.callback(thread.join)
             stack.callback(setattr, server, "should_exit", True)
             while not server.started:
                 time.sleep(0.005)
-            base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            base = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             return stack.enter_context(httpx.Client(base_url=base, trust_env=False, timeout=10))
 
         yield serve

@@ -172,7 +172,7 @@ def test_an_event_posted_while_a_release_loads_is_in_both(switch, start, tmp_pat
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "gone", "registry"])
-def test_a_release_that_cannot_be_loaded_leaves_the_old_one(switch, start, tmp_path, fault):
+def test_a_release_that_cannot_be_loaded_leaves_the_old_one(switch, start, tmp_path, fault, caplog):
     service = start(source_of(switch, tmp_path))
     switch.champion = "beta"
     if fault == "registry":
@@ -187,7 +187,10 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one(switch, start, tmp_p
     found = service.readiness()
     assert found.ready and found.release_id == "2023-11-14-alpha"
     words = {"corrupt": "light_ranker.txt: sha256", "gone": "without a manifest", "registry": "registry is away"}
-    assert words[fault] in (found.refresh_error or "")
+    assert words[fault] in caplog.text
+    said = "does not answer" if fault == "registry" else "not whole"
+    assert said in found.refresh_error and words[fault] not in found.refresh_error
+    assert str(tmp_path) not in found.refresh_error
     assert metric(service, "sluice_reload_failures_total") == 1
     assert service.recommend("u1", 5).release_id == "2023-11-14-alpha"
     switch.champion = "alpha"
