@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -115,7 +115,7 @@ def parse_events(body: bytes) -> tuple[list[NewEvent], list[str]]:
     Raises:
         FieldError: naming the first faults of all events, or that the body is not JSON.
     """
-    parsed = _parse_json(body)
+    parsed = _parse_json(body, from_json)
     if not isinstance(parsed, list):
         parsed, prefixes = [parsed], [""]
     elif not 1 <= len(parsed) <= MAX_EVENTS:
@@ -126,16 +126,20 @@ def parse_events(body: bytes) -> tuple[list[NewEvent], list[str]]:
     events = [_parse_event(value, prefix, faults) for value, prefix in zip(parsed, prefixes, strict=True)]
     if faults.total:
         raise FieldError(faults.named, total=faults.total)
+    _parse_json(body, _see_repeats)
     return [NewEvent(**event.model_dump()) for event in events if event is not None], prefixes
 
 
-def _parse_json(body: bytes) -> Any:
+def _parse_json(body: bytes, parse: Callable[[bytes], Any]) -> Any:
     try:
-        parsed = from_json(body)
-        json.loads(body.decode(), object_pairs_hook=_once)  # only to see names that repeat, which pydantic hides
+        return parse(body)
     except ValueError as error:
         raise FieldError([Fault.of("body", body[:1000].decode(errors="replace"), f"JSON ({error})")], 400) from None
-    return parsed
+
+
+def _see_repeats(body: bytes) -> None:
+    """Refuse names that repeat in an object: pydantic's parser takes the last one, and others the first."""
+    json.loads(body, object_pairs_hook=_once)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:

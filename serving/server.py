@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -80,6 +81,8 @@ def configure(app: FastAPI, loop: Loop = "uvloop") -> uvicorn.Config:
         from serving.protocol import BoundedHttp
 
         packages = ("uvicorn", "httptools", *(("uvloop",) if loop == "uvloop" else ()))
+        for name in packages:
+            import_module(name)
         found = ", ".join(f"{name} {version(name)}" for name in packages)
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed: the server needs the set requirements/serve.txt") from None
