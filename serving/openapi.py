@@ -120,6 +120,10 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     **UNAVAILABLE,
 }
 
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
 EVENTS_REQUEST: dict[str, Any] = {
     "required": True,
     "content": {

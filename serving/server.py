@@ -61,7 +61,6 @@ def serve(
     Raises:
         ConfigError: if the address cannot be bound, or a package that HTTP is read with is missing.
     """
-    redact_logs()
     config = configure(create_app(service), loop)
     listener = listen(host, port)
     if announce is not None:
@@ -72,11 +71,14 @@ def serve(
 
 
 def configure(app: FastAPI, loop: Loop = "uvloop") -> uvicorn.Config:
-    """Return how uvicorn runs ``app``; nothing slower is taken silently where a package is missing.
+    """Return how uvicorn runs ``app``, and redact what this process logs.
+
+    Nothing slower is taken silently where a package is missing.
 
     Raises:
         ConfigError: if one is missing.
     """
+    redact_logs()
     try:
         from serving.protocol import BoundedHttp
 

@@ -1,8 +1,10 @@
 """A small real release: ONNX tower, Faiss index, LightGBM, ONNX heavy ranker, state by replay."""
 
 import contextlib
+import logging
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -291,21 +293,34 @@ def start(tmp_path):
         yield start_service
 
 
+@contextlib.contextmanager
+def served(service: Service, host: str = "127.0.0.1", loop: str = "uvloop") -> Iterator[httpx.Client]:
+    """Serve ``service`` over HTTP on a free port, as ``serving.server`` does; yields a client."""
+    factory = logging.getLogRecordFactory()
+    server = uvicorn.Server(configure(create_app(service), loop))
+    with listen(host, 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.005)
+            base = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=base, trust_env=False, timeout=10) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+            logging.setLogRecordFactory(factory)
+
+
+@pytest.fixture(scope="session")
+def serve_once():
+    """``served``, for fixtures of a wider scope."""
+    return served
+
+
 @pytest.fixture
 def over_http():
     """Return a function that serves a service over HTTP on a free port and returns a client."""
     with contextlib.ExitStack() as stack:
-
-        def serve(service: Service, host: str = "127.0.0.1", loop: str = "uvloop") -> httpx.Client:
-            listener = stack.enter_context(listen(host, 0))
-            server = uvicorn.Server(configure(create_app(service), loop))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(setattr, server, "should_exit", True)
-            while not server.started:
-                time.sleep(0.005)
-            base = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-            return stack.enter_context(httpx.Client(base_url=base, trust_env=False, timeout=10))
-
-        yield serve
+        yield lambda *args: stack.enter_context(served(*args))
