@@ -1,4 +1,4 @@
-"""The outermost layer over HTTP: counts and times requests, bounds what they may bring, answers for unexpected faults."""
+"""The outermost layer over HTTP: counts, times and bounds requests, and answers for faults that nobody expected."""
 
 from __future__ import annotations
 

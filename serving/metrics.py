@@ -15,7 +15,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "sluice_requests", "HTTP requests by path and status; 499: the client hung up", ["path", "status"], registry=self.registry
+            "sluice_requests",
+            "HTTP requests by path and status (499: client gone)",
+            ["path", "status"],
+            registry=self.registry,
         )
         self.request_seconds = Histogram(
             "sluice_request_seconds", "Time to answer by path", ["path"], buckets=_SECONDS, registry=self.registry

@@ -30,9 +30,7 @@ class RecommendQuery(BaseModel):
     user_id: str = Field(
         min_length=1, max_length=MAX_ID_LENGTH, description=f"a string of 1 to {MAX_ID_LENGTH} characters"
     )
-    k: int = Field(
-        default=10, description="an integer from 1 to the release's max_k", json_schema_extra={"minimum": 1}
-    )
+    k: int = Field(default=10, description="an integer from 1 to the release's max_k", json_schema_extra={"minimum": 1})
     explain: bool = Field(default=False, description="true or false")
     context: list[str] = Field(
         default=[],

@@ -87,6 +87,47 @@ def test_compose_builds_targets_that_exist(targets: dict[str, Target]) -> None:
     assert images == {"sluice-train": {"train"}, "sluice-serve": {"serve"}}
 
 
+ACCEPTED = """
+import http.client, json, os, signal, socket, sys, threading
+from serving.server import serve
+from serving.service import Service
+
+def probe(url):
+    connection = http.client.HTTPConnection("127.0.0.1", int(url.rpartition(":")[2]), timeout=60)
+    connection.request("GET", "/healthz")
+    alive = connection.getresponse().read().decode()
+    ends = [socket.socket(fileno=os.dup(int(number))) for number in os.listdir("/proc/self/fd") if is_socket(number)]
+    accepted = [end for end in ends if peer(end) == connection.sock.getsockname()]
+    told = {"alive": alive, "nodelay": [end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for end in accepted]}
+    told["loops"] = [name for name in ("uvloop", "httptools") if name in sys.modules]
+    print(json.dumps(told), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def is_socket(number):
+    try:
+        return os.readlink(f"/proc/self/fd/{number}").startswith("socket:")
+    except OSError:
+        return False
+
+def peer(end):
+    try:
+        return end.getpeername()
+    except OSError:
+        return None
+
+serve(Service(None, None), "127.0.0.1", 0, lambda url: threading.Thread(target=probe, args=(url,)).start())
+"""
+
+
+def test_the_serving_set_answers_at_once(image: ImageMaker) -> None:
+    """A real server in the image's own set: uvloop, httptools, and TCP_NODELAY on what it accepts."""
+    python = image("serve.txt") / "bin" / "python"
+    done = subprocess.run([python, "-I", "-c", ACCEPTED], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told == {"alive": '{"alive":true}', "nodelay": [1], "loops": ["uvloop", "httptools"]}
+
+
 def test_the_serving_set_cannot_import_torch_or_airflow(image: ImageMaker) -> None:
     python = image("serve.txt") / "bin" / "python"
     code = "from importlib.util import find_spec as f; print([n for n in ('torch', 'torchrec', 'airflow') if f(n)])"

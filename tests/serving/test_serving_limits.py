@@ -7,6 +7,7 @@ import pytest
 from serving.errors import MAX_NAMED
 
 FEW_KB = 12_000
+FACE = "\N{GRINNING FACE}"
 GOOD = {"user_id": "u", "item_id": "i1", "signal": "click"}
 MANY = {f"f{number:05d}": 0 for number in range(70_000)}
 ALL_WRONG = {"user_id": 1, "item_id": 2, "signal": 3, "value": "x", "event_id": 4, "context": 5, "more": 6}
@@ -36,7 +37,11 @@ def faults_of(response, status=422):
         ([{}] * 1000, 3000, "events[0].user_id"),
         ([GOOD | {"item_id": "x" * 900}] * 1000, 1000, "events[0].item_id"),
         ([GOOD | {"context": {f"c{number}": "x" for number in range(32)}}] * 500, 16_000, "events[0].context.c0"),
-        ([{"\N{GRINNING FACE}" * 90 + str(number): "\N{GRINNING FACE}" * 200} for number in range(99)], 396, "events[0]"),
+        (
+            [{FACE * 90 + str(number): FACE * 200} for number in range(99)],
+            396,
+            "events[0]",
+        ),
     ],
 )
 def test_many_faults_of_a_post_are_counted_and_few_are_named(client, body, total, first):

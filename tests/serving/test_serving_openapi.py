@@ -68,6 +68,13 @@ def is_as_described(described, response):
     return told
 
 
+def raising(error):
+    def fails(*_):
+        raise error
+
+    return fails
+
+
 def test_the_description_is_valid_and_every_reference_leads_somewhere(described):
     assert described["openapi"].startswith("3.1")
     assert list(OpenAPIV31SpecValidator(described).iter_errors()) == []
@@ -106,12 +113,9 @@ def test_errors_are_described(described, client, service, monkeypatch):
         assert response.status_code == 422
         is_as_described(described, response)
 
-    def fails(*_):
-        raise kind("no")
-
     for kind, status in ((TransientError, 503), (RuntimeError, 500)):
-        monkeypatch.setattr(service.funnel.release.candidate, "search", fails)
-        monkeypatch.setattr(EventLog, "append", fails)
+        monkeypatch.setattr(service.funnel.release.candidate, "search", raising(kind("no")))
+        monkeypatch.setattr(EventLog, "append", raising(kind("no")))
         for response in (client.get(ASK, params={"user_id": "u1"}), client.post(POST, json=GOOD)):
             assert response.status_code == status
             is_as_described(described, response)

@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -34,9 +35,9 @@ def connected(client):
 def ends_of(peer):
     """Return this process' own sockets whose other end is ``peer``."""
     found = []
-    for number in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            end = socket.socket(fileno=os.dup(int(number)))
+            end = socket.socket(fileno=os.dup(int(entry.name)))
         except OSError:
             continue
         try:
@@ -113,7 +114,8 @@ def test_a_client_that_hangs_up_while_the_answer_is_sent_is_no_fault_either(clie
 
 
 EVENT = json.dumps({"user_id": "u", "item_id": "i1", "signal": "click"}).encode()
-POST = b"POST /v1/events HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(EVENT), EVENT)
+POST = b"POST /v1/events HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+POST += b"%x\r\n%s\r\n0\r\n" % (len(EVENT), EVENT)
 
 
 @pytest.mark.parametrize(
