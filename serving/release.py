@@ -20,6 +20,7 @@ from stages.contracts.config import parse_config
 from stages.contracts.errors import ReleaseError, SluiceError
 from stages.contracts.files import read_json
 from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
+from stages.contracts.release_code import check_code
 from stages.contracts.snapshot import ItemTable, SnapshotMeta, read_items
 from stages.contracts.tables import ScoredItems
 from stages.contracts.value_ranges import ValueRange
@@ -97,12 +98,13 @@ def load_release(directory: Path) -> LoadedRelease:
     """Verify and load a release directory.
 
     Raises:
-        ReleaseError: if a part is missing, changed or unreadable, or if two parts do not belong
-            together; the message names both values.
+        ReleaseError: if a part is missing, changed or unreadable, if two parts do not belong together, or
+            if other code than this computed the features; the message names both values.
     """
     stamps = stamp(directory, [MANIFEST_FILE, *read_manifest(directory).parts])
     manifest = verify_release(directory)
     _check_parts(directory, manifest)
+    check_code(directory)
     with _reading(directory, "snapshot.json"):
         meta = SnapshotMeta.model_validate(read_json(directory / "snapshot.json"))
     with _reading(directory, "config.json"):

@@ -74,12 +74,14 @@ def champion(settings: Settings, results: Upstream) -> StageResult:
     """Pull the release that serves now.
 
     Raises:
-        ReleaseError: if there is no champion.
+        ReleaseError: if there is no champion, or its features were computed by other code than this.
     """
     from stages.contracts.manifest import MANIFEST_FILE
+    from stages.contracts.release_code import check_code
     from stages.release.registry import CHAMPION, ReleaseRegistry
 
     directory = ReleaseRegistry(settings.registry).pull(CHAMPION, Path(settings.home) / "serving" / "releases")
+    check_code(directory)
     fingerprint = sha256_file(directory / MANIFEST_FILE)
     info = {"release_id": directory.name}
     return StageResult(step="champion", path=str(directory), fingerprint=fingerprint, info=info)

@@ -26,6 +26,7 @@ from stages.candidate.scorer import TOWER_FILE, TOWER_JSON, VECTORS_FILE, UserTo
 from stages.candidate.user_tables import PROTOBUF_LIMIT, item_tables
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.tower_code import tower_code
 from stages.features.history import TowerInputs
 
 PARITY = 1e-4
@@ -136,6 +137,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     trained = read_json(work / "metrics.json")
     summary = {
         "tower_version": sha256_file(directory / TOWER_FILE),
+        "code": tower_code(),
         "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
         "item_tower_sha256": sha256_file(directory / ITEM_TOWER_FILE),
         "dim": config.candidate.dimension,

@@ -19,6 +19,7 @@ import pyarrow as pa
 from stages import __version__
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.scorer import TOWER_JSON
+from stages.contracts.code import code_digest
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.contracts.files import canonical_json, read_json, sha256_text
@@ -85,6 +86,7 @@ def identity(config: TrainCandidateConfig, snapshot: Snapshot) -> dict[str, Any]
     features = config.features.model_dump(mode="json")
     return {
         "version": __version__,
+        "code": code_digest("stages.candidate.train"),
         "snapshot": snapshot.meta.fingerprint,
         "warm_start_version": config.warm_start_version,
         **{f"candidate.{name}": value for name, value in candidate.items()},

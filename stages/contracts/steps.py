@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.contracts.code import body_code
 from stages.contracts.config import Config
 from stages.contracts.files import atomic_directory, canonical_json, read_json, sha256_text, write_json
 from stages.contracts.results import StageResult
@@ -35,11 +36,11 @@ def run_step(
     inputs: Mapping[str, StageResult],
     root: Path,
 ) -> StageResult:
-    """Run ``body`` unless a directory with the same fingerprint is already complete.
+    """Run ``body`` unless a directory with the same fingerprint is already complete; other code has another one.
 
     Args:
         step: name, also the folder below ``root``.
-        version: changes when the step's code changes its output.
+        version: of the package. The code itself, that of ``body`` and all that it imports, counts beside it.
         body: writes its files into the directory that it is given.
         config: the step's resolved configuration; seed and as-of time are part of it.
         inputs: results of the steps before, by the name that ``body`` expects.
@@ -48,7 +49,7 @@ def run_step(
     Returns:
         The result, with ``reused=True`` if nothing had to be done.
     """
-    fingerprint = step_fingerprint(step, version, config, inputs)
+    fingerprint = step_fingerprint(step, f"{version} {body_code(body)}", config, inputs)
     final = root / step / fingerprint[:16]
     finished = load_result(final)
     if finished is not None:

@@ -12,12 +12,13 @@ from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import read_array
 from stages.contracts.files import read_json, write_json
+from stages.contracts.release_code import SCHEMA_FILE, shared_code
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import CandidateTable, RequestTable
 from stages.features.config import FeatureConfig, TrendingConfig
-from stages.features.ranking import feature_schema, ranking_features
+from stages.features.ranking import FeatureSchema, feature_schema, ranking_features
 from stages.features.replay import replay
 from stages.features.state import FunnelState
 
@@ -78,8 +79,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     rows.write(directory / "rows.parquet")
     np.save(directory / "relevance.npy", relevance)
     np.save(directory / "labels.npy", labels)
-    described = {"names": list(schema.names), "hash": schema.hash, "sources": list(config.sources)}
-    write_json(directory / "feature_schema.json", described)
+    _write_schema(directory, schema, config)
     (directory / STATE_DIRECTORY).mkdir()
     state.save(directory / STATE_DIRECTORY)
     metrics = {
@@ -99,12 +99,12 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
         directory: receives ``feature_schema.json`` and ``state/``.
 
     Raises:
-        DataError: if the champion's rankers read other features than these.
+        DataError: if the champion's rankers read other features than these, or features of other code.
     """
     snapshot = Snapshot(inputs["snapshot"])
     meta = snapshot.meta
     schema = feature_schema(config.features, meta.tasks, meta.context, config.sources)
-    wanted = read_json(inputs["champion"] / "feature_schema.json")["hash"]
+    wanted = read_json(inputs["champion"] / SCHEMA_FILE)["hash"]
     if schema.hash != wanted:
         raise DataError(f"feature schema {schema.hash[:12]}…, the champion's rankers read {wanted[:12]}…; train anew")
     items, users = snapshot.items(), snapshot.n_users()
@@ -113,11 +113,15 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
     nothing = RequestTable(none, none, none, none.astype(np.int8))
     for _ in replay(events, nothing, state, snapshot.contexts()):
         pass
-    described = {"names": list(schema.names), "hash": schema.hash, "sources": list(config.sources)}
-    write_json(directory / "feature_schema.json", described)
+    _write_schema(directory, schema, config)
     (directory / STATE_DIRECTORY).mkdir()
     state.save(directory / STATE_DIRECTORY)
     return {"events": float(len(events)), "users": float(users)}, {"feature_schema_hash": schema.hash}
+
+
+def _write_schema(directory: Path, schema: FeatureSchema, config: ExamplesConfig) -> None:
+    described = {"names": list(schema.names), "hash": schema.hash, "sources": list(config.sources)}
+    write_json(directory / SCHEMA_FILE, {**described, "code": shared_code()})
 
 
 def _fill_features(

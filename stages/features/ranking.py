@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from stages.contracts.files import canonical_json, sha256_text
+from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.sources import SourceScores
 from stages.contracts.tables import DAY_MS
@@ -99,7 +100,7 @@ class FeatureSchema:
 
     Attributes:
         names: F names, in column order.
-        hash: hex sha256 over the names and the configuration behind them.
+        hash: hex sha256 over the names, and the configuration and the code behind them.
     """
 
     names: tuple[str, ...]
@@ -116,7 +117,8 @@ def feature_schema(
     """Return names and hash of the ranking features.
 
     The hash also covers what each task counts as positive: a rate of something else is another
-    feature. A task's relevance and weight are no part of any feature.
+    feature. A task's relevance and weight are no part of any feature. It covers the code that computes
+    features, tower inputs, candidates and scores: a model is not to be fed by other code than it was trained with.
 
     Args:
         config: what features read.
@@ -145,6 +147,7 @@ def feature_schema(
         "config": config.model_dump(mode="json"),
         "tasks": positives,
         "context": [column.model_dump(mode="json") for column in context],
+        "code": shared_code(),
     }
     payload |= {"sources": sources} if sources else {}
     return FeatureSchema(names=tuple(names), hash=sha256_text(canonical_json(payload)))

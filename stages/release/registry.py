@@ -21,6 +21,7 @@ from stages.contracts.errors import ReleaseError, TransientError
 from stages.contracts.files import sha256_text
 from stages.contracts.manifest import ReleaseManifest, verify_release
 from stages.contracts.redaction import redacted
+from stages.contracts.release_code import check_code
 from stages.release.cache import AliasKey, is_whole, locked, place, recall_alias, remember_alias, temporary
 from stages.release.gate import GateConfig, check_gate
 from stages.release.mlflow_client import (
@@ -155,7 +156,7 @@ class ReleaseRegistry:
 
         Raises:
             GateError: if it does not pass the gate.
-            ReleaseError: if it does not exist or its artifacts are corrupt.
+            ReleaseError: if it does not exist, its artifacts are corrupt, or its features are other code's.
         """
         target = self.resolve(reference)
         manifest = self._verified(target)
@@ -173,7 +174,7 @@ class ReleaseRegistry:
         """Make the champion before this one the champion again.
 
         Raises:
-            ReleaseError: if there is none, or its artifacts are corrupt.
+            ReleaseError: if there is none, its artifacts are corrupt, or its features are other code's.
         """
         aliases = self._aliases()
         previous = aliases.get(PREVIOUS)
@@ -239,11 +240,12 @@ class ReleaseRegistry:
         return AliasKey(alias, self.config.model_name, sha256_text(redacted(self.config.tracking_uri)))
 
     def _verified(self, release: RegisteredRelease) -> ReleaseManifest:
+        """Return the manifest of a release that may serve: its parts are whole, and of this code."""
         local = local_path(release.source)
         if local is not None:
-            return _check_copy(local, release)
+            return _check_servable(local, release)
         with tempfile.TemporaryDirectory(prefix="sluice-") as temporary:
-            return _check_copy(download(release.source, Path(temporary), self.config.tracking_uri), release)
+            return _check_servable(download(release.source, Path(temporary), self.config.tracking_uri), release)
 
     def _experiment_id(self) -> str:
         found = self._client.get_experiment_by_name(self.config.experiment)
@@ -314,6 +316,12 @@ class ReleaseRegistry:
 def _check_id(release_id: str) -> None:
     if not _RELEASE_ID.fullmatch(release_id):
         raise ReleaseError(f"release_id = {release_id!r}, allowed is <8 digits>-<12 hex digits>")
+
+
+def _check_servable(directory: Path, release: RegisteredRelease) -> ReleaseManifest:
+    manifest = _check_copy(directory, release)
+    check_code(directory)
+    return manifest
 
 
 def _check_copy(directory: Path, release: RegisteredRelease) -> ReleaseManifest:

@@ -9,7 +9,9 @@ import pytest
 
 from stages.contracts.files import sha256_file, write_json
 from stages.contracts.manifest import FunnelSpec
+from stages.contracts.release_code import shared_code
 from stages.contracts.tables import DAY_MS, EventTable
+from stages.contracts.tower_code import tower_code
 from stages.release.assemble import AssembleConfig, assemble
 
 N_ITEMS, DIM = 5, 3
@@ -30,13 +32,15 @@ def write_inputs(root: Path, salt: str = "") -> dict[str, Path]:
     version = sha256_file(candidate / "user_tower.onnx")
     vectors = sha256_file(candidate / "item_vectors.npy")
     tower = {"tower_version": version, "item_vectors_sha256": vectors, "n_items": N_ITEMS, "dim": DIM}
+    tower["code"] = tower_code()
     tower["item_tower_sha256"] = sha256_file(candidate / "item_tower.onnx")
     write_json(candidate / "tower.json", tower)
     (index / "index.faiss").write_bytes(b"index")
     described = {"tower_version": version, "index_sha256": sha256_file(index / "index.faiss"), "n_items": N_ITEMS}
     described |= {"item_vectors_sha256": vectors, "recall": 0.97}
     write_json(index / "index.json", described)
-    write_json(inputs["examples"] / "feature_schema.json", {"names": ["age"], "hash": "schema-1"})
+    schema = {"names": ["age"], "hash": "schema-1", "code": shared_code()}
+    write_json(inputs["examples"] / "feature_schema.json", schema)
     (inputs["examples"] / "state").mkdir()
     write_json(inputs["examples"] / "state" / "state.json", {"n_items": N_ITEMS})
     np.save(inputs["examples"] / "state" / "counts.npy", np.zeros(N_ITEMS))

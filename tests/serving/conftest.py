@@ -28,8 +28,10 @@ from stages.candidate.source_config import SourcesConfig
 from stages.candidate.source_files import SourcesSummary, write_neighbours, write_summary
 from stages.contracts.files import read_json, sha256_file, sha256_tree, write_json
 from stages.contracts.manifest import FunnelSpec, ReleaseManifest
+from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders, read_items
 from stages.contracts.tables import DAY_MS
+from stages.contracts.tower_code import tower_code
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import feature_schema
 from stages.features.state import FunnelState
@@ -132,6 +134,7 @@ def _write_tower(directory: Path, seed: int) -> None:
     index.add_with_ids(vectors[indexed], indexed)
     faiss.write_index(index, str(directory / "index.faiss"))
     tower = {
+        "code": tower_code(),
         "tower_version": sha256_file(directory / "user_tower.onnx"),
         "item_vectors_sha256": sha256_file(directory / "item_vectors.npy"),
         "n_items": N_ITEMS,
@@ -168,7 +171,8 @@ def _write_rankers(directory: Path, seed: int, sources: tuple[str, ...]) -> None
         "objective": OBJECTIVE,
     }
     write_json(directory / "heavy_ranker.json", description)
-    write_json(directory / "feature_schema.json", {"names": list(schema.names), "hash": schema.hash})
+    described = {"names": list(schema.names), "hash": schema.hash, "code": shared_code()}
+    write_json(directory / "feature_schema.json", described)
 
 
 def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:

@@ -1,0 +1,126 @@
+"""Which code made something: digests of source files, so that the work of other code is not taken for this code's.
+
+A digest is over the names of modules and the bytes of their files: it is the same on every machine, in every version of
+Python and wherever the package is installed. A checkout that rewrites line ends has other bytes. Libraries are no part
+of it, and neither is the package's version.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from stages.contracts.errors import ConfigError
+from stages.contracts.files import canonical_json, sha256_file, sha256_text
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The directory of ``stages``."""
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Return a hex sha256 over modules and all of ``stages`` that they import, directly or through others.
+
+    Imports inside functions count, and modules that a string names, such as what a subprocess runs.
+
+    Args:
+        modules: full names below ``stages``; a package stands for every module in it.
+    """
+    names = [name for module in modules for name in _with_contents(module)]
+    return _digest(_closure(names, {"stages": PACKAGE.parent}, {}))
+
+
+def body_code(body: Callable[..., Any]) -> str:
+    """Return the digest of a step's body: its module, with what that imports of its own top package and of ``stages``.
+
+    Raises:
+        ConfigError: if the body comes from no file, so that nobody could tell it from another one.
+    """
+    while isinstance(body, partial):
+        body = body.func
+    module = body.__module__
+    if module.partition(".")[0] == "stages":
+        return code_digest(module)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        raise ConfigError(f"{body!r} of module {module}: the module has no file; a step's body must come from one")
+    path = Path(file).resolve()
+    above = path.parents[module.count(".") + (path.stem == "__init__")]
+    roots = {"stages": PACKAGE.parent, module.partition(".")[0]: above}
+    return _digest(_closure([module], roots, {module: path}))
+
+
+def _digest(files: dict[str, Path]) -> str:
+    # ``stages/__init__.py`` holds the version alone, which changes nothing that is computed.
+    return sha256_text(canonical_json({name: sha256_file(path) for name, path in files.items() if name != "stages"}))
+
+
+def _closure(names: list[str], roots: dict[str, Path], given: dict[str, Path]) -> dict[str, Path]:
+    """Return the file of every module that can be reached from ``names``, by module.
+
+    Args:
+        names: to begin with; what is no module of ours is passed over.
+        roots: directory above each top-level package that is followed.
+        given: files of modules that their names do not lead to, such as a script's.
+    """
+    files: dict[str, Path] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in files:
+            continue
+        path = given.get(name) or _file(name, roots)
+        if path is None:
+            continue
+        files[name] = path
+        waiting += _mentioned(name, path)
+    return files
+
+
+def _file(name: str, roots: dict[str, Path]) -> Path | None:
+    parts = name.split(".")
+    if parts[0] not in roots or not all(part.isidentifier() for part in parts):
+        return None
+    place = roots[parts[0]].joinpath(*parts)
+    found = [path for path in (place / "__init__.py", place.with_name(f"{place.name}.py")) if path.is_file()]
+    return found[0] if found else None
+
+
+@cache
+def _mentioned(name: str, path: Path) -> tuple[str, ...]:
+    """Return the names in a file that may be modules, and the packages above each: importing runs those as well."""
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    found = {name}
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        found.update(_named_by(node, package))
+    for module in list(found):
+        parts = module.split(".")
+        found.update(".".join(parts[:length]) for length in range(1, len(parts)))
+    return tuple(sorted(found - {name}))
+
+
+def _named_by(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+        base = ".".join([*above, *([node.module] if node.module else [])])
+        yield base
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+
+
+def _with_contents(module: str) -> list[str]:
+    """Return the module, or a package's every module."""
+    place = PACKAGE.parent.joinpath(*module.split("."))
+    inside = sorted(place.rglob("*.py")) if place.is_dir() else []
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in inside]
+    found = [name.removesuffix(".__init__") for name in names] or [module]
+    if _file(found[0], {"stages": PACKAGE.parent}) is None:
+        raise ConfigError(f"{module}: no such module below {PACKAGE}")
+    return found
