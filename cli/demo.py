@@ -23,13 +23,14 @@ import click
 from cli.airflow import run_dag
 from stages.contracts.errors import DataError, TransientError
 from stages.contracts.files import read_json
-from stages.settings import load_settings
+from stages.settings import SYNTHETIC, load_settings
 
 START_SECONDS = 120
 
 
 def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, port: int) -> None:
     """Run the DAG, serve its release, show its answers, and stop."""
+    data = data or os.environ.get("SLUICE_DATA") or SYNTHETIC
     home = _home(data)
     environ = {
         **os.environ,
@@ -37,7 +38,8 @@ def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, p
         "SLUICE_CONFIGS": str(dags.resolve().parent / "configs"),
     }
     settings = load_settings(environ, data=data, config=config)
-    click.secho(f"Running the DAG train_funnel on {settings.data or 'the synthetic world'} (home: {home})", bold=True)
+    shown = "the synthetic world" if settings.data == SYNTHETIC else settings.data
+    click.secho(f"Running the DAG train_funnel on {shown} (home: {home})", bold=True)
     started = time.monotonic()
     params = {"data": settings.data, "config": settings.config_path}
     log = run_dag(home, dags, params, environ, echo=lambda line: click.echo(f"  {line}"))
@@ -51,9 +53,9 @@ def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, p
             process.wait()
 
 
-def _home(data: str | None) -> Path:
+def _home(data: str) -> Path:
     base = Path(os.environ.get("SLUICE_HOME") or "var").resolve()
-    return base / f"demo-{Path(data).resolve().name if data else 'world'}"
+    return base / f"demo-{'world' if data == SYNTHETIC else Path(data).resolve().name}"
 
 
 def _point_to(home: Path) -> None:

@@ -68,8 +68,8 @@ def recipe_options(verb: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--data",
             type=click.Path(),
-            help="MovieLens directory or a CSV, JSON lines or Parquet file; 'warehouse' loads nothing and reads what "
-            "is there.",
+            help="MovieLens directory or a CSV, JSON lines or Parquet file; 'warehouse' (the default) loads nothing "
+            "and reads what is there; 'synthetic' makes and loads the synthetic world.",
         ),
         click.option("--mapping", type=click.Path(), help="YAML that maps the columns of a generic file."),
         click.option("--config", type=click.Path(), help="Recipe in YAML; default: the one that suits the data."),
@@ -95,7 +95,8 @@ def ingest(**options: Any) -> None:
 
     Loading the same file twice adds nothing; a file whose content or mapping has changed replaces
     what it gave before. Times that cannot be are refused before anything is stored. Bad rows are
-    put aside in the table `quarantine` with their reason. Without --data the synthetic world is made and loaded.
+    put aside in the table `quarantine` with their reason. Real data and the synthetic world never
+    meet in one warehouse.
     """
     from cli.run import ingest as verb
 
@@ -112,7 +113,10 @@ def ingest(**options: Any) -> None:
 @click.option("--promote/--no-promote", default=True, show_default=True, help="Make a release that passes champion.")
 @reports_errors
 def run(**options: Any) -> None:
-    """Run the whole job in this process, without Airflow: the same steps as the DAG's tasks."""
+    """Run the whole job in this process, without Airflow: the same steps as the DAG's tasks.
+
+    Without --data the warehouse is read as it stands, by the recipe of --config.
+    """
     from cli.run import run as verb
 
     verb(**options)
@@ -125,7 +129,8 @@ def run(**options: Any) -> None:
 def refresh(**options: Any) -> None:
     """Embed new items with the champion's tower and publish its index anew, without training.
 
-    The recipe gives the index and the gate; everything else is the champion's.
+    Without --data the warehouse is read as it stands. The recipe gives the index and the gate;
+    everything else is the champion's, and so is the recipe without --config.
     """
     from cli.run import refresh as verb
 

@@ -12,7 +12,7 @@ import yaml
 from stages import pipeline
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
-from stages.settings import Settings, load_settings
+from stages.settings import SYNTHETIC, Settings, load_settings
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def settings_from(
     warm_start: str | None = None,
     promote: bool = True,
     allow_times: bool = False,
+    needs_recipe: bool = True,
 ) -> Settings:
     """Build settings from command-line options and the environment."""
     values = parse_overrides(overrides)
@@ -61,11 +62,20 @@ def settings_from(
         overrides=values,
         promote=promote,
         allow_times=allow_times,
+        needs_recipe=needs_recipe,
     )
 
 
 def ingest(**options: Any) -> None:
-    """Load the source and print what became of its rows."""
+    """Load the source and print what became of its rows.
+
+    Raises:
+        ConfigError: if no data is named.
+    """
+    if not (options["data"] or os.environ.get("SLUICE_DATA")):
+        raise ConfigError(
+            f"--data: nothing is given to load; allowed is a PATH, or {SYNTHETIC} for the synthetic world"
+        )
     result = pipeline.run_all(settings_from(**options), until="ingest")["ingest"]
     for table, counts in sorted(result.info["tables"].items()):
         click.echo(f"{table}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
@@ -93,7 +103,7 @@ def refresh(base: str | None, **options: Any) -> None:
 
     if base is not None:
         raise ConfigError(f"--base {base}: a refresh extends the champion; leave it out")
-    results = refresh_all(settings_from(**options))
+    results = refresh_all(settings_from(**options, needs_recipe=False))
     counts, index = results["refresh_vectors"].metrics, results["build_index"]
     click.echo(f"{counts['items']:,.0f} items, {counts['new_items']:,.0f} of them new to the champion")
     click.echo(f"index {index.info['type']}: recall@{index.metrics['recall_k']:.0f} {index.metrics['recall']:.4f}")

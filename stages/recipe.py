@@ -29,7 +29,7 @@ class Recipe(Config):
 
     Attributes:
         seed: of every random choice that has no seed of its own.
-        world: the synthetic world, used where a run is given no data.
+        world: the synthetic world, made where a run asks for it.
         contracts: what must hold of the warehouse before anything trains.
         report: what the dataset report looks at.
         dataset: selection, de-duplication, tasks, splits and requests.

@@ -41,8 +41,8 @@ STEPS: tuple[str, ...] = (
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "champion": (),
-    "ingest": (),
-    "check_data": ("ingest",),
+    "ingest": ("champion",),
+    "check_data": ("champion", "ingest"),
     "dataset": ("ingest", "check_data", "champion"),
     "refresh_vectors": ("champion", "dataset"),
     "refresh_state": ("champion", "dataset"),
@@ -56,8 +56,22 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 
 
 def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one step of the refresh by name, as ``stages.pipeline.run_pipeline_step`` does for the main job."""
+    """Run one step of the refresh by name, as ``stages.pipeline.run_pipeline_step`` does for the main job.
+
+    Settings that name no recipe follow the champion's, with their overrides laid over it.
+    """
+    if settings.config_path is None and "champion" in upstream:
+        settings = _on_champions_recipe(settings, StageResult.model_validate(upstream["champion"]).directory)
     return run_declared(step, UPSTREAM, _FUNCTIONS, settings, upstream)
+
+
+def _on_champions_recipe(settings: Settings, champion: Path) -> Settings:
+    path = champion / "config.json"
+    recipe: dict[str, Any] = read_json(path)
+    for section, name in (("dataset", "base"), ("candidate", "warm_start")):
+        # What it was trained from may be gone, and a refresh reads neither.
+        recipe[section] = {**recipe.get(section, {}), name: None}
+    return settings.on_recipe(recipe, str(path))
 
 
 def refresh_all(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, StageResult]:

@@ -15,7 +15,10 @@ from stages.contracts.errors import ConfigError, DataError
 from stages.release.registry import RegistryConfig
 
 WAREHOUSE = "warehouse"
-"""As ``data``: nothing is loaded, and a run reads what the warehouse holds, in tables or views."""
+"""As ``data``: nothing is loaded, and a run reads what the warehouse holds, in tables or views. The default."""
+
+SYNTHETIC = "synthetic"
+"""As ``data``: the synthetic world of the recipe is made and loaded, into a warehouse that holds nothing else."""
 
 
 class Settings(Config):
@@ -26,8 +29,8 @@ class Settings(Config):
         warehouse_url: SQLAlchemy URL of the warehouse.
         registry: where releases go.
         recipe: values of ``stages.recipe.Recipe``; what is left out takes its default.
-        config_path: where the recipe came from, for messages.
-        data: path of the interactions to ingest, ``WAREHOUSE``, or None for the synthetic world.
+        config_path: where the recipe came from, for messages; None where ``recipe`` holds overrides alone.
+        data: path of the interactions to ingest, ``WAREHOUSE`` or ``SYNTHETIC``.
         mapping_path: YAML file that maps the columns of a generic file, or None.
         as_of_ms: events from this time on do not exist for the run; None = just after the
             latest that is not later than ``now_ms``.
@@ -41,7 +44,7 @@ class Settings(Config):
     registry: RegistryConfig
     recipe: dict[str, Any] = {}
     config_path: str | None = None
-    data: str | None = None
+    data: str = WAREHOUSE
     mapping_path: str | None = None
     as_of_ms: int | None = None
     now_ms: int
@@ -52,6 +55,10 @@ class Settings(Config):
     def runs(self) -> Path:
         """Directory below which every step keeps its outputs."""
         return Path(self.home) / "runs"
+
+    def on_recipe(self, recipe: Mapping[str, Any], origin: str) -> Settings:
+        """Return settings that follow a recipe from elsewhere, with this one's values laid over it."""
+        return self.model_copy(update={"recipe": _merge(recipe, self.recipe), "config_path": origin})
 
 
 def load_settings(
@@ -66,6 +73,7 @@ def load_settings(
     overrides: Mapping[str, Any] | None = None,
     promote: bool = True,
     allow_times: bool = False,
+    needs_recipe: bool = True,
 ) -> Settings:
     """Build settings from the environment and a run's parameters.
 
@@ -76,7 +84,7 @@ def load_settings(
 
     Args:
         environ: usually ``os.environ``.
-        data: interactions to ingest, or ``WAREHOUSE``; None = the synthetic world.
+        data: interactions to ingest, ``WAREHOUSE`` or ``SYNTHETIC``; None = ``WAREHOUSE``.
         config: path of a recipe in YAML; None = the recipe that suits the data.
         mapping: path of a column mapping in YAML for generic files.
         as_of: ISO 8601 time with zone; events from then on are left out.
@@ -85,6 +93,7 @@ def load_settings(
         overrides: values laid over the recipe, nested.
         promote: whether to promote a release that passes the gate.
         allow_times: whether to take times of events that look like a mistake of their unit.
+        needs_recipe: False where a release brings its own: without ``config`` the overrides stand alone.
 
     Raises:
         ConfigError: naming the field, its value and what is allowed.
@@ -92,8 +101,10 @@ def load_settings(
     """
     home = Path(environ.get("SLUICE_HOME") or "var").resolve()
     data = data or environ.get("SLUICE_DATA") or None
-    config = config or environ.get("SLUICE_CONFIG") or str(_suitable_recipe(environ, data))
-    recipe = _merge(read_yaml(Path(config)), dict(overrides or {}))
+    config = config or environ.get("SLUICE_CONFIG") or None
+    if config is None and needs_recipe:
+        config = str(_suitable_recipe(environ, data))
+    recipe = _merge({} if config is None else read_yaml(Path(config)), dict(overrides or {}))
     if n_processes is not None:
         recipe = _merge(recipe, {"candidate": {"n_processes": n_processes}})
     if warm_start is not None:
@@ -103,8 +114,8 @@ def load_settings(
         warehouse_url=environ.get("SLUICE_WAREHOUSE_URL") or f"duckdb:///{home / 'warehouse.duckdb'}",
         registry=registry_settings(environ),
         recipe=recipe,
-        config_path=str(Path(config).resolve()),
-        data=str(Path(data).resolve()) if data and data != WAREHOUSE else data,
+        config_path=None if config is None else str(Path(config).resolve()),
+        data=str(Path(data).resolve()) if data and data not in (WAREHOUSE, SYNTHETIC) else data or WAREHOUSE,
         mapping_path=str(Path(mapping).resolve()) if mapping else None,
         as_of_ms=parse_time_ms(as_of) if as_of else None,
         now_ms=int(datetime.now(UTC).timestamp() * 1000),
@@ -115,8 +126,13 @@ def load_settings(
 
 def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
     folder = Path(environ.get("SLUICE_CONFIGS") or "configs")
-    if data is None:
+    if data == SYNTHETIC:
         return folder / "demo.yaml"
+    if data is None:
+        raise ConfigError(
+            f"data: nothing is given; allowed is --data PATH, --data {SYNTHETIC} for the synthetic world, or a recipe "
+            f"(--config) for what the warehouse holds; recipes for a start are in {folder}"
+        )
     if data == WAREHOUSE:
         raise ConfigError(f"config: a recipe is needed for data = {data}; recipes for a start are in {folder}")
     if not Path(data).exists():

@@ -1,4 +1,7 @@
-"""What a run ingests: data in a known layout, generic files with a mapping, or the synthetic world."""
+"""What a run ingests: data in a known layout, generic files with a mapping, or the synthetic world.
+
+A warehouse holds either the synthetic world or real data: models of a mixture are good for neither.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from stages.contracts.config import parse_config, read_yaml
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
-from stages.settings import WAREHOUSE, Settings
+from stages.settings import SYNTHETIC, WAREHOUSE, Settings
 
 if TYPE_CHECKING:
     from stages.recipe import Recipe
+    from stages.simulator.config import WorldConfig
     from stages.warehouse.engine import Warehouse
     from stages.warehouse.mapping import IngestSource
     from stages.warehouse.report import IngestReport
@@ -28,29 +32,19 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
     Raises:
         DataError: if the source cannot be read, its times cannot be, or its events were to be loaded and
             the warehouse holds none afterwards.
-        ConfigError: if a mapping is wrong.
+        ConfigError: if a mapping is wrong, or the synthetic world and real data would be mixed.
     """
     from stages.warehouse.engine import Warehouse
-    from stages.warehouse.ingest import ingest
-    from stages.warehouse.report import IngestReport
 
-    source = None if settings.data == WAREHOUSE else find_source(settings, recipe)
-    name = WAREHOUSE if source is None else source.name
+    source = None if settings.data in (WAREHOUSE, SYNTHETIC) else find_source(settings, recipe)
     Path(settings.home).mkdir(parents=True, exist_ok=True)
     with Warehouse(settings.warehouse_url) as warehouse:
-        if source is None:
-            report = IngestReport(files=())
-            warehouse.create_tables()
-            _check_columns(warehouse)
-        else:
-            report = ingest(
-                warehouse, source, now_ms=settings.now_ms, progress=True, check_times=not settings.allow_times
-            )
+        name, report = _load(warehouse, settings, recipe, source)
         latest = warehouse.latest_event_ms()
-        empty = f"{name}: no event is in the warehouse after ingesting; {_reasons(report)}"
-        if latest is None and (source is None or "interactions" in report.tables):
+        empty = _no_event(name, report)
+        if latest is None and (settings.data == WAREHOUSE or "interactions" in report.tables):
             raise EmptyDatasetError(empty)
-        notes = _notes(warehouse, None if source is None else source.name, report)
+        notes = _notes(warehouse, None if settings.data == WAREHOUSE else name, report)
         fingerprint = warehouse.content_fingerprint()
         as_of_ms = settings.as_of_ms if settings.as_of_ms is not None else warehouse.as_of_ms(settings.now_ms)
     return StageResult(
@@ -106,6 +100,66 @@ def _notes(warehouse: Warehouse, source_name: str | None, report: IngestReport) 
     return [*notes, *([f"{source_name or 'warehouse'}: {span}"] if span else []), *([born] if born else [])]
 
 
+def _load(
+    warehouse: Warehouse, settings: Settings, recipe: Recipe, source: IngestSource | None
+) -> tuple[str, IngestReport]:
+    """Load the source, or the synthetic world if that is asked for; return its name and what became of its rows."""
+    from stages.warehouse.ingest import ingest
+    from stages.warehouse.report import IngestReport
+
+    if settings.data == WAREHOUSE:
+        warehouse.create_tables()
+        _check_columns(warehouse)
+        return WAREHOUSE, IngestReport(files=())
+    warehouse.create_tables_to_load()
+    _check_unmixed(warehouse, settings.data, world_name(recipe.world))
+    source = source or find_source(settings, recipe)
+    check = not settings.allow_times
+    return source.name, ingest(warehouse, source, now_ms=settings.now_ms, progress=True, check_times=check)
+
+
+def _check_unmixed(warehouse: Warehouse, data: str, world: str) -> None:
+    """Refuse to mix the synthetic world with anything else, and two worlds with one another.
+
+    Raises:
+        ConfigError: naming what the warehouse holds and what to do.
+    """
+    from stages.warehouse.holdings import held_sources
+
+    held = held_sources(warehouse)
+    if data == SYNTHETIC:
+        others = [name for name in held if name != world]
+        mixed = f"the synthetic world ({world})"
+    else:
+        others = [name for name in held if name.startswith(f"{SYNTHETIC}-")]
+        mixed = "real data"
+    if others:
+        raise ConfigError(
+            f"data = {data}: warehouse {warehouse.name} holds {', '.join(others)}, with which {mixed} would be mixed; "
+            f"allowed is a fresh SLUICE_HOME or SLUICE_WAREHOUSE_URL, or data = {WAREHOUSE} to read what is there"
+        )
+
+
+def world_name(world: WorldConfig) -> str:
+    """Return the source name of a synthetic world: the same for one with more events, another for any other.
+
+    Users, items and their true preferences follow from all of its configuration but the number of events.
+    """
+    from stages.contracts.code import code_digest
+
+    drawn = world.model_dump(mode="json", exclude={"n_events"})
+    return f"{SYNTHETIC}-{sha256_text(canonical_json([drawn, code_digest('stages.simulator', imports=False)]))[:12]}"
+
+
+def _no_event(name: str, report: IngestReport) -> str:
+    if name == WAREHOUSE:
+        return (
+            f"data = {WAREHOUSE}: no event is in the warehouse, and nothing is loaded; allowed is --data PATH, or "
+            f"--data {SYNTHETIC} for the synthetic world"
+        )
+    return f"{name}: no event is in the warehouse after ingesting; {_reasons(report)}"
+
+
 def _check_columns(warehouse: Warehouse) -> None:
     """Raise DataError unless the tables or views have every column that a run reads."""
     from stages.warehouse.schema import column_faults
@@ -119,8 +173,9 @@ def find_source(settings: Settings, recipe: Recipe) -> IngestSource:
     """Return what the run's settings ask to ingest; the synthetic world is written first if needed."""
     from stages.warehouse.layouts import detect, find_layout
 
-    if settings.data is None:
-        return detect(_world_directory(settings, recipe))
+    if settings.data == SYNTHETIC:
+        world = detect(_world_directory(settings, recipe))
+        return world.model_copy(update={"name": world_name(recipe.world)})
     data = Path(settings.data)
     if settings.mapping_path is not None:
         return _mapped(data, Path(settings.mapping_path))
@@ -133,7 +188,7 @@ def _world_directory(settings: Settings, recipe: Recipe) -> Path:
     from stages.simulator.write import write_world
 
     world = recipe.world
-    key = sha256_text(canonical_json(world.model_dump(mode="json")))[:16]
+    key = sha256_text(canonical_json([world.model_dump(mode="json"), world_name(world)]))[:16]
     directory = Path(settings.home) / "world" / key
     if not directory.is_dir():
         write_world(world, directory)

@@ -48,7 +48,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The small world's run, promoted."""
     environ = environment(tmp_path_factory.mktemp("job") / "home")
-    settings = load_settings(environ, overrides=TINY)
+    settings = load_settings(environ, data="synthetic", overrides=TINY)
     return Job(settings, environ, pipeline.run_all(settings))
 
 

@@ -9,8 +9,9 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="Interactions",
-        description="MovieLens directory, or a CSV, JSON lines or Parquet file, as the workers see it; or warehouse: "
-        "nothing is loaded, and the run reads what the warehouse holds. Empty: the synthetic world.",
+        description="MovieLens directory, or a CSV, JSON lines or Parquet file, as the workers see it; or synthetic: "
+        "the synthetic world is made and loaded, into a warehouse that holds nothing else. Empty, or warehouse: "
+        "nothing is loaded, and the run reads what the warehouse holds.",
     ),
     "mapping": Param(
         None,
@@ -22,7 +23,8 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="Recipe",
-        description="Recipe in YAML, as the workers see it. Empty: the recipe that suits the data.",
+        description="Recipe in YAML, as the workers see it. Empty: the recipe that suits the data, and the champion's "
+        "in a refresh; a training on what the warehouse holds needs one.",
     ),
     "as_of": Param(
         None,

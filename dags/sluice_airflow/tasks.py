@@ -55,4 +55,4 @@ def refresh_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | N
     from stages.refresh import run_refresh_step
     from stages.settings import load_settings
 
-    return run_refresh_step(step, load_settings(os.environ, **(params or {})), upstream)
+    return run_refresh_step(step, load_settings(os.environ, needs_recipe=False, **(params or {})), upstream)

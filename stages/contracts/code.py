@@ -22,16 +22,22 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @cache
-def code_digest(*modules: str) -> str:
+def code_digest(*modules: str, imports: bool = True) -> str:
     """Return a hex sha256 over modules and all of ``stages`` that they import, directly or through others.
 
     Imports inside functions count, and modules that a string names, such as what a subprocess runs.
 
     Args:
         modules: full names below ``stages``; a package stands for every module in it.
+        imports: False leaves out what they import.
+
+    Raises:
+        ConfigError: if there is no such module.
     """
-    names = [name for module in modules for name in _with_contents(module)]
-    return _digest(_closure(names, {"stages": PACKAGE.parent}, {}))
+    names, roots = [name for module in modules for name in _with_contents(module)], {"stages": PACKAGE.parent}
+    if not imports:
+        return _digest({name: path for name in names if (path := _file(name, roots)) is not None})
+    return _digest(_closure(names, roots, {}))
 
 
 def body_code(body: Callable[..., Any]) -> str:

@@ -143,7 +143,7 @@ def ingest_tables(
         with warehouse.loading() as connection:
             load = _Load(connection, source_name, mapping, report, now_ms, new_load_id(connection, batch_id))
             reports.append(load.run(chunk_batches(name, mapping, batches), commits=True))
-            write_log(connection, reports[-1], None, None)
+            write_log(connection, reports[-1], source_name, None, None)
     warehouse.analyze()
     return IngestReport(files=tuple(reports))
 
@@ -217,7 +217,7 @@ class _Run:
             chunks = _READERS[file.resolved_format()](file, chunk_rows, advance)
             report = FileReport(file=str(file.path), table=table, batch_id=batch_id)
             report = self._read(file, report, reading, earlier, now_ms, chunks)
-        write_log(connection, report, reading, settled)
+        write_log(connection, report, self._source_name, reading, settled)
         self._commit()
         return report
 

@@ -73,10 +73,13 @@ def _find(connection: Connection, condition: sa.ColumnElement[bool], path: Path)
     )
 
 
-def write_log(connection: Connection, report: FileReport, reading: str | None, stamp: Stamp | None) -> None:
-    """Note that a file was read to its end; a stamp of None says nothing about later changes."""
+def write_log(
+    connection: Connection, report: FileReport, source_name: str, reading: str | None, stamp: Stamp | None
+) -> None:
+    """Note that a file of a source was read to its end; a stamp of None says nothing about later changes."""
     names = ("batch_id", "file", "rows_read", "rows_loaded", "rows_duplicate", "rows_quarantined")
     values = {name: getattr(report, name) for name in names} | {"table_name": report.table, "reading": reading}
+    values["source"] = source_name
     values["reasons"] = canonical_json(report.reasons)
     values |= asdict(stamp) if stamp else dict.fromkeys(("size_bytes", "modified_ns", "changed_ns"))
     statement = insert(INGEST_LOG).values(values)

@@ -74,6 +74,12 @@ def has_table(warehouse: Warehouse, name: str) -> bool:
         return bool(_column_types(connection, name))
 
 
+def has_column(warehouse: Warehouse, table: str, column: str) -> bool:
+    """Return whether a table or view has a column of that name."""
+    with warehouse.connect() as connection:
+        return column in _column_types(connection, table)
+
+
 def _column_types(connection: Connection, table: str) -> dict[str, str]:
     """Return the type of each column in capitals, without its length; nothing if there is no such table."""
     if connection.dialect.name != "duckdb":

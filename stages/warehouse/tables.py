@@ -92,10 +92,12 @@ INGEST_LOG = Table(
     Column("size_bytes", BigInteger),
     Column("modified_ns", BigInteger),
     Column("changed_ns", BigInteger),
+    Column("source", Text),
 )
 """One row a file that was read to its end; a file that was interrupted is not in it. ``reasons`` is a
-JSON object of rows put aside by reason, ``reading`` a hash of source, table and mapping; the last
-three tell whether the file was touched since (see ``files``), null where they cannot."""
+JSON object of rows put aside by reason, ``reading`` a hash of source, table and mapping; ``source`` the
+source's name, null in rows of earlier versions. The three before it tell whether the file was touched
+since (see ``files``), null where they cannot."""
 
 FILE_LOADS = Table(
     "file_loads",
@@ -136,7 +138,7 @@ ADDED_COLUMNS = (
     ITEMS.c.text,
     ITEMS.c.state,
     *(table.c.load_id for table in LOADED),
-    *(INGEST_LOG.c[name] for name in ("reasons", "reading", "size_bytes", "modified_ns", "changed_ns")),
+    *(INGEST_LOG.c[name] for name in ("reasons", "reading", "size_bytes", "modified_ns", "changed_ns", "source")),
 )
 """Columns that earlier versions did not have: added to tables that exist already."""
 

@@ -95,6 +95,8 @@ def test_the_command_writes_pairs_that_the_next_run_decides(job, tiny, tmp_path:
     arguments = [
         "dataset",
         "pairs",
+        "--data",
+        "synthetic",
         "--vectors",
         str(tmp_path / "vectors.parquet"),
         "--output",
@@ -104,7 +106,7 @@ def test_the_command_writes_pairs_that_the_next_run_decides(job, tiny, tmp_path:
     assert done.exit_code == 0, done.output
     assert f"{len(copies)} pairs" in done.output
     duplicates = {"pairs": str(tmp_path / "p.csv"), "method": "none"}
-    settings = load_settings(job.environ, overrides={**tiny, "dataset": {"duplicates": duplicates}})
+    settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "dataset": {"duplicates": duplicates}})
     results = pipeline.run_all(settings, until="dataset")
     snapshot = Snapshot(results["dataset"].directory)
     names = snapshot.items().item_id

@@ -21,7 +21,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def test_embedded_default_lives_below_home(environ: dict[str, str], tmp_path: Path) -> None:
-    settings = load_settings(environ)
+    settings = load_settings(environ, data="synthetic")
     assert settings.warehouse_url == f"duckdb:///{tmp_path / 'home' / 'warehouse.duckdb'}"
     assert settings.registry.tracking_uri == f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}"
     assert settings.runs == tmp_path / "home" / "runs"
@@ -31,7 +31,7 @@ def test_embedded_default_lives_below_home(environ: dict[str, str], tmp_path: Pa
 
 def test_one_variable_changes_the_warehouse(environ: dict[str, str]) -> None:
     url = "postgresql+psycopg2://postgres@127.0.0.1/sluice"
-    assert load_settings({**environ, "SLUICE_WAREHOUSE_URL": url}).warehouse_url == url
+    assert load_settings({**environ, "SLUICE_WAREHOUSE_URL": url}, data="synthetic").warehouse_url == url
     remote = registry_settings({**environ, "SLUICE_MLFLOW_URI": "http://127.0.0.1:5000"})
     assert (remote.tracking_uri, remote.artifact_root) == ("http://127.0.0.1:5000", None)
 
@@ -60,13 +60,30 @@ def test_the_warehouse_itself_is_no_path_and_needs_a_recipe(environ: dict[str, s
     assert load_settings({**environ, "SLUICE_DATA": "warehouse"}, config=str(recipe)).data == "warehouse"
 
 
+def test_without_data_the_warehouse_is_read_and_no_world_is_made(environ: dict[str, str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{}")
+    assert load_settings(environ, config=str(recipe)).data == "warehouse"
+    assert load_settings({**environ, "SLUICE_DATA": "synthetic"}).data == "synthetic"
+    with pytest.raises(
+        ConfigError, match=r"data: nothing is given; allowed is --data PATH, --data synthetic .*--config"
+    ):
+        load_settings(environ)
+    own = load_settings(environ, overrides={"index": {"kinds": ["flat"]}}, needs_recipe=False)
+    assert (own.data, own.config_path, own.recipe) == ("warehouse", None, {"index": {"kinds": ["flat"]}})
+    laid = own.on_recipe({"seed": 5, "index": {"kinds": ["ivf"], "recall_k": 9}}, "champion")
+    assert laid.recipe == {"seed": 5, "index": {"kinds": ["flat"], "recall_k": 9}}
+
+
 def test_overrides_are_laid_over_the_recipe(environ: dict[str, str]) -> None:
-    settings = load_settings(environ, overrides=parse_overrides(("candidate.epochs=5", "seed=9")), n_processes=2)
+    settings = load_settings(
+        environ, data="synthetic", overrides=parse_overrides(("candidate.epochs=5", "seed=9")), n_processes=2
+    )
     assert settings.recipe == {"seed": 9, "candidate": {"epochs": 5, "dimension": 8, "n_processes": 2}}
 
 
 def test_the_model_to_start_from_is_part_of_the_recipe(environ: dict[str, str], tmp_path: Path) -> None:
-    settings = load_settings(environ, warm_start=str(tmp_path / "x" / ".." / "step"))
+    settings = load_settings(environ, data="synthetic", warm_start=str(tmp_path / "x" / ".." / "step"))
     assert settings.recipe["candidate"]["warm_start"] == str((tmp_path / "step").resolve())
 
 

@@ -17,9 +17,10 @@ BUSY = {"warn_above": 0.01, "fail_above": 0.01, "warn_below": None, "fail_below"
 
 @pytest.mark.slow
 def test_the_alert_shows_the_contract_its_numbers_and_the_rows(airflow: Airflow, slack: Slack) -> None:
+    overrides = {"world": WORLD, "contracts": {"volume": BUSY}}
     run = airflow.test(
         "train_funnel",
-        {"config": "configs/demo.yaml", "overrides": {"world": WORLD, "contracts": {"volume": BUSY}}},
+        {"data": "synthetic", "config": "configs/demo.yaml", "overrides": overrides},
         AIRFLOW_CONN_SLACK_WEBHOOK_DEFAULT=slack.connection,
     )
     assert run.code == 1

@@ -66,5 +66,5 @@ def start_server() -> Callable[..., Any]:
 def second_release(job: Any, tiny: dict[str, Any]) -> int:
     """Version of another release of the same funnel, registered but not promoted."""
     overrides = {**tiny, "funnel": {**tiny["funnel"], "light_k": 30}}
-    settings = load_settings(job.environ, overrides=overrides, promote=False)
+    settings = load_settings(job.environ, data="synthetic", overrides=overrides, promote=False)
     return int(pipeline.run_all(settings)["register"].info["version"])

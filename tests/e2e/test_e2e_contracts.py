@@ -55,7 +55,8 @@ def test_the_numbers_of_the_contracts_reach_mlflow_and_a_rerun_trains_nothing(jo
 
 
 def test_the_command_line_shows_every_contract_and_ends_with_the_code_of_bad_data(job) -> None:
-    recipe = [word for name, value in job.settings.recipe.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    recipe = ["--data", "synthetic"]
+    recipe += [word for name, value in job.settings.recipe.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     passed = CliRunner().invoke(main, ["dataset", "check", *recipe], env=job.environ)
     assert passed.exit_code == 0, passed.output
     assert any(line.startswith("ok       freshness") for line in passed.output.splitlines())
@@ -74,12 +75,12 @@ def test_the_command_line_shows_every_contract_and_ends_with_the_code_of_bad_dat
 def test_an_event_of_the_future_warns_and_does_not_move_the_as_of_time(job, tmp_path: Path) -> None:
     world = {**job.settings.recipe["world"], "n_users": 60, "n_items": 60, "n_events": 6_000}
     environ = {**job.environ, "SLUICE_HOME": str(tmp_path)}
-    settings = load_settings(environ, overrides={**job.settings.recipe, "world": world})
+    settings = load_settings(environ, data="synthetic", overrides={**job.settings.recipe, "world": world})
     before = pipeline.run_all(settings, until="ingest")["ingest"].info["as_of_ms"]
     row = {"event_id": 1, "user_id": "u", "item_id": "i", "signal": "click", "value": 1.0, "source": "", "context": ""}
     with Warehouse(settings.warehouse_url) as warehouse, warehouse.begin() as connection:
         connection.execute(sa.insert(INTERACTIONS).values({**row, "event_time_ms": settings.now_ms + 10**12}))
-    results = pipeline.run_all(settings, until="check_data")
+    results = pipeline.run_all(settings.model_copy(update={"data": "warehouse"}), until="check_data")
     assert results["ingest"].info["as_of_ms"] == before
     check = results["check_data"]
     assert check.info["warnings"]["future.now"].startswith("future.now = ")

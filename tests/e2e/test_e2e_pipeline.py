@@ -103,7 +103,7 @@ def postgres_url() -> str:
 
 def test_postgresql_gives_the_dataset_fingerprint_of_duckdb(job, postgres_url: str, tmp_path: Path) -> None:
     environ = {**job.environ, "SLUICE_HOME": str(tmp_path / "home"), "SLUICE_WAREHOUSE_URL": postgres_url}
-    settings = load_settings(environ, overrides=job.settings.recipe)
+    settings = load_settings(environ, data="synthetic", overrides=job.settings.recipe)
     results = pipeline.run_all(settings, until="dataset")
     wanted = Snapshot(job.results["dataset"].directory).meta
     found = Snapshot(results["dataset"].directory).meta

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import yaml
 
@@ -27,8 +28,8 @@ def home(job: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("refresh")
     environ = {**job.environ, **copy_of(Path(job.settings.home), root / "home")}
     add_items(root / "home" / "warehouse.duckdb")
-    (root / "recipe.yaml").write_text(yaml.safe_dump(job.settings.recipe), encoding="utf-8")
-    return {**environ, "SLUICE_CONFIG": str(root / "recipe.yaml")}
+    (root / "home" / "recipe.yaml").write_text(yaml.safe_dump(job.settings.recipe), encoding="utf-8")
+    return environ
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,14 @@ def sluice(home: dict[str, str]) -> Sluice:
 
 @pytest.fixture(scope="module")
 def first(sluice: Sluice) -> list[str]:
+    """What a refresh without an argument prints: it reads the warehouse, by the champion's recipe."""
     return sluice("refresh").splitlines()
+
+
+def held(home: dict[str, str]) -> list[tuple[str, int]]:
+    """Return how many events of which source are in the warehouse."""
+    with duckdb.connect(str(Path(home["SLUICE_HOME"]) / "warehouse.duckdb"), read_only=True) as connection:
+        return connection.execute("SELECT source, count(*) FROM interactions GROUP BY source").fetchall()
 
 
 def pulled(home: dict[str, str]) -> Path:
@@ -61,6 +69,16 @@ def test_it_says_what_became_of_the_items(job: Any, home: dict[str, str], first:
     # Other tests may have registered versions in the home that was copied.
     version = ReleaseRegistry(registry_settings(home)).resolve("champion").version
     assert first[2] == f"release {pulled(home).name} is version {version} (champion)"
+
+
+@pytest.mark.slow
+def test_it_loads_nothing(job: Any, home: dict[str, str], first: list[str]) -> None:
+    """It made a synthetic world once, and poured it over what was there."""
+    assert held(home) == held(job.environ)
+    worlds = [
+        sorted(path.name for path in Path(each["SLUICE_HOME"], "world").iterdir()) for each in (home, job.environ)
+    ]
+    assert worlds[0] == worlds[1]
 
 
 @pytest.mark.slow
@@ -81,7 +99,10 @@ def test_a_release_that_was_refreshed_is_refreshed_again(
 def test_training_goes_on_from_a_refreshed_release(home: dict[str, str], sluice: Sluice, first: list[str]) -> None:
     """Its rows are the base, its model the state that was trained, found by ``trained_version``."""
     release = pulled(home)
-    sluice("run", "--until", "train_candidate", "--base", str(release), "--warm-start", str(release))
+    recipe = str(Path(home["SLUICE_HOME"]) / "recipe.yaml")
+    sluice(
+        "run", "--config", recipe, "--until", "train_candidate", "--base", str(release), "--warm-start", str(release)
+    )
     steps = (Path(home["SLUICE_HOME"]) / "runs" / "train_candidate").glob("[0-9a-f]*")
     towers = [read_json(step / "tower.json") for step in steps]
     (warm,) = [tower for tower in towers if tower["config"]["candidate"]["warm_start"]]

@@ -49,7 +49,9 @@ def test_the_report_is_kept_in_mlflow(job) -> None:
 def test_the_command_writes_the_page(job, tmp_path: Path) -> None:
     overrides = [f"--set={key}={value}" for key, value in job_overrides()]
     place = tmp_path / "page.html"
-    done = CliRunner().invoke(main, ["dataset", "report", "--output", str(place), *overrides], env=job.environ)
+    done = CliRunner().invoke(
+        main, ["dataset", "report", "--data", "synthetic", "--output", str(place), *overrides], env=job.environ
+    )
     assert done.exit_code == 0, done.output
     assert "of the next day's users" in done.output
     assert "page.html" in done.output

@@ -31,7 +31,7 @@ SOURCES = {
 @pytest.fixture(scope="module")
 def blended(job: Any, tiny: dict[str, Any]) -> dict[str, Any]:
     """The small world's run with more sources; dataset, tower and index are those of ``job``."""
-    settings = load_settings(job.environ, overrides={**tiny, "sources": SOURCES})
+    settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "sources": SOURCES})
     return pipeline.run_all(settings, until="assemble")
 
 

@@ -23,7 +23,7 @@ from stages.settings import load_settings
     ids=lambda split: split["method"],
 )
 def test_a_funnel_on_dealt_pairs(job, tiny: dict[str, Any], split: dict[str, Any]) -> None:
-    settings = load_settings(job.environ, overrides={**tiny, "dataset": {"split": split}})
+    settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "dataset": {"split": split}})
     results = pipeline.run_all(settings, until="evaluate")
     snapshot = Snapshot(results["dataset"].directory)
     events, requests = snapshot.events(), snapshot.requests()
@@ -45,7 +45,9 @@ def test_a_funnel_on_dealt_pairs(job, tiny: dict[str, Any], split: dict[str, Any
 
 def test_a_run_extends_the_rows_of_a_release(job, tiny: dict[str, Any]) -> None:
     """The released maps come first, also where less of the past is looked at."""
-    settings = load_settings(job.environ, overrides={**tiny, "dataset": {"base": str(job.release), "history_days": 15}})
+    settings = load_settings(
+        job.environ, data="synthetic", overrides={**tiny, "dataset": {"base": str(job.release), "history_days": 15}}
+    )
     results = pipeline.run_all(settings, until="dataset")
     old, new = Snapshot(job.results["dataset"].directory), Snapshot(results["dataset"].directory)
     assert new.user_ids()[: len(old.user_ids())].tolist() == old.user_ids().tolist()

@@ -1,0 +1,71 @@
+"""A feature's code changes: what depends on it runs again, and nobody serves, refreshes or promotes the old release."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.homes import copy_of
+
+ROOT = Path(__file__).resolve().parents[2]
+Changed = Callable[..., "subprocess.CompletedProcess[str]"]
+LINE = "def user_rate("
+"""Of ``stages/features/parts.py``; a line of its own is put before it."""
+
+
+@pytest.fixture(scope="module")
+def changed(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Changed:
+    """Run the command line of a package whose features differ, in a copy of the small world's home."""
+    root = tmp_path_factory.mktemp("code")
+    for name in ("stages", "serving", "cli"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    parts = root / "stages" / "features" / "parts.py"
+    text = parts.read_text(encoding="utf-8")
+    assert text.count(LINE) == 1
+    parts.write_text(text.replace(LINE, f"OTHER = 1\n\n\n{LINE}"), encoding="utf-8")
+    environ = {**job.environ, **copy_of(Path(job.settings.home), root / "home"), "PYTHONPATH": str(root)}
+    (root / "recipe.yaml").write_text(yaml.safe_dump(job.settings.recipe), encoding="utf-8")
+    environ |= {"SLUICE_CONFIG": str(root / "recipe.yaml"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cli", *arguments]
+        return subprocess.run(command, env=environ, cwd=root, capture_output=True, text=True, timeout=240, check=False)
+
+    return run
+
+
+def test_the_steps_that_compute_features_run_again_and_no_other(changed: Changed) -> None:
+    done = changed("run", "--until", "train_light")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(": ", 1) for line in done.stderr.replace("[sluice] ", "").splitlines() if ": " in line]
+    said = {step: how for step, how in lines if how.startswith(("re-used", "done"))}
+    again = {step for step, how in said.items() if how.startswith("done")}
+    assert {"dataset", "train_candidate", "build_index", "retrieve"} <= set(said) - again
+    assert {"build_examples", "train_light"} <= again
+
+
+@pytest.mark.parametrize(
+    "arguments", [("serve", "--port", "0"), ("recommend", "somebody"), ("refresh",), ("release", "promote", "1")]
+)
+def test_the_old_release_is_refused(changed: Changed, arguments: tuple[str, ...]) -> None:
+    refused = changed(*arguments)
+    assert refused.returncode == 4, refused.stdout + refused.stderr
+    assert "its features were computed by other code" in refused.stderr
+    assert "train again with this version, or use the release with the version that made it" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert os.environ.get("SLUICE_HOME", "nowhere") not in refused.stdout
+
+
+def test_what_changes_nothing_that_was_computed_re_uses_all(job: Any, changed: Changed) -> None:
+    """The same release under this code is served as before."""
+    command = [sys.executable, "-m", "cli", "recommend", "somebody", "-k", "3"]
+    done = subprocess.run(command, env=job.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
