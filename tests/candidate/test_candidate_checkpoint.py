@@ -101,6 +101,14 @@ def check_same_within_rounding(unbroken, out, metrics, info):
     np.testing.assert_allclose(vectors[1], vectors[0], atol=2e-3)
 
 
+def test_other_code_does_not_go_on_where_this_code_was_killed(planted, killed, tmp_path, monkeypatch):
+    root = tmp_path / "again"
+    shutil.copytree(killed, root)
+    monkeypatch.setattr(resume, "code_digest", lambda *modules: "0" * 64)
+    metrics, _ = attempt(planted, root / "second", settings())
+    assert metrics["resumed_at_step"] == 0
+
+
 def test_two_ranks_go_on_where_one_was_killed(planted, unbroken, killed, tmp_path):
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "second"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -61,11 +60,9 @@ def test_the_old_release_is_refused(changed: Changed, arguments: tuple[str, ...]
     assert "its features were computed by other code" in refused.stderr
     assert "train again with this version, or use the release with the version that made it" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert os.environ.get("SLUICE_HOME", "nowhere") not in refused.stdout
 
 
-def test_what_changes_nothing_that_was_computed_re_uses_all(job: Any, changed: Changed) -> None:
-    """The same release under this code is served as before."""
+def test_it_is_used_with_the_code_that_made_it(job: Any) -> None:
     command = [sys.executable, "-m", "cli", "recommend", "somebody", "-k", "3"]
     done = subprocess.run(command, env=job.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

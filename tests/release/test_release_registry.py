@@ -124,6 +124,23 @@ def test_a_corrupt_artifact_is_neither_promoted_nor_pulled(registry, releases, t
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+def test_a_release_of_other_code_becomes_champion_neither_forward_nor_back(registry, releases, tmp_path, monkeypatch):
+    registry.register(releases[0])
+    registry.promote()
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.contracts.release_code.shared_code", lambda: "0" * 64)
+        with pytest.raises(ReleaseError, match=r"its features were computed by other code .* \(0{12}…\) may compute"):
+            registry.promote(1)
+    registry.register(releases[1])
+    registry.promote()
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.contracts.release_code.shared_code", lambda: "0" * 64)
+        with pytest.raises(ReleaseError, match="its features were computed by other code"):
+            registry.rollback()
+    assert registry.resolve("champion").version == 2
+    assert registry.pull(1, tmp_path / "cache").is_dir(), "it can still be looked at"
+
+
 def test_an_artifact_of_another_release_is_refused(registry, releases, tmp_path):
     registered = registry.register(releases[0])
     shutil.rmtree(local_path(registered.source))

@@ -86,6 +86,21 @@ def test_features_that_this_code_computes_otherwise(copy, reseal):
         load_release(copy)
 
 
+@pytest.mark.parametrize(
+    ("part", "code", "message"),
+    [
+        ("feature_schema.json", None, "features were computed by a version that did not note its code.*train again"),
+        ("feature_schema.json", "0" * 64, r"features were computed by other code \(0{12}…\)"),
+        ("tower.json", "1" * 64, r"tower's inputs were computed by other code \(1{12}…\)"),
+    ],
+)
+def test_a_release_of_other_code(copy, reseal, part, code, message):
+    write_json(copy / part, {**read_json(copy / part), "code": code})
+    reseal(copy, ID)
+    with pytest.raises(ReleaseError, match=message):
+        load_release(copy)
+
+
 def test_another_number_of_items(copy, reseal):
     table = pq.read_table(copy / "items.parquet")
     pq.write_table(table.slice(0, 299), copy / "items.parquet")

@@ -171,8 +171,8 @@ def test_an_event_posted_while_a_release_loads_is_in_both(switch, start, tmp_pat
         assert (answer.release_id, answer.path, answer.counts["seen_excluded"]) == ("2023-11-14-beta", "funnel", 1)
 
 
-@pytest.mark.parametrize("fault", ["corrupt", "gone", "registry"])
-def test_a_release_that_cannot_be_loaded_leaves_the_old_one(switch, start, tmp_path, fault, caplog):
+@pytest.mark.parametrize("fault", ["corrupt", "gone", "code", "registry"])
+def test_a_release_that_cannot_be_loaded_leaves_the_old_one(switch, start, reseal, tmp_path, fault, caplog):
     service = start(source_of(switch, tmp_path))
     switch.champion = "beta"
     if fault == "registry":
@@ -181,12 +181,17 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one(switch, start, tmp_p
         switch.releases["beta"] = shutil.copytree(switch.releases["beta"], tmp_path / "broken")
         if fault == "corrupt":
             (tmp_path / "broken" / "light_ranker.txt").write_text("tree")
+        elif fault == "code":
+            path = tmp_path / "broken" / "feature_schema.json"
+            write_json(path, {**read_json(path), "code": "0" * 64})
+            reseal(tmp_path / "broken", "2023-11-14-beta")
         else:
             (tmp_path / "broken" / "manifest.json").unlink()
     assert service.refresh() is False
     found = service.readiness()
     assert found.ready and found.release_id == "2023-11-14-alpha"
     words = {"corrupt": "light_ranker.txt: sha256", "gone": "without a manifest", "registry": "registry is away"}
+    words["code"] = "its features were computed by other code (000000000000…)"
     assert words[fault] in caplog.text
     said = "does not answer" if fault == "registry" else "not whole"
     assert said in found.refresh_error and words[fault] not in found.refresh_error
