@@ -246,10 +246,10 @@ def release_list() -> None:
 
 @release.command("promote")
 @click.argument("version")
-@click.option("--force", is_flag=True, help="Promote even if the gate refuses.")
+@click.option("--force", is_flag=True, help="Promote whatever the gate says; the registry records it.")
 @reports_errors
 def release_promote(version: str, force: bool) -> None:
-    """Make VERSION (a number or a release id) the champion."""
+    """Make VERSION (a number or a release id) the champion, if it passes the gate and is no worse than the champion."""
     from cli.release import promote
 
     promote(version, force)

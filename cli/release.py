@@ -10,9 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from stages.contracts.config import parse_config
 from stages.contracts.files import read_json
 from stages.contracts.manifest import read_manifest, verify_release
-from stages.release.gate import GateConfig, check_gate
+from stages.release.gate import GateConfig
 from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings, release_cache
 
@@ -31,14 +32,16 @@ def list_releases() -> None:
 
 
 def promote(version: str, force: bool) -> None:
-    """Make a registered release the champion."""
+    """Make a registered release the champion if its own recipe's gate lets it; ``force`` overrides."""
     registry = _registry()
-    directory = registry.pull(version, release_cache(os.environ))
+    gate = None
     if not force:
-        recipe = read_json(directory / "config.json")
-        check_gate(read_manifest(directory), GateConfig.model_validate(recipe.get("gate", {})))
-    promoted = registry.promote(version)
+        config = registry.pull(version, release_cache(os.environ)) / "config.json"
+        gate = parse_config(GateConfig, read_json(config).get("gate", {}), f"{config}, section gate")
+    made = registry.challenge(version, gate, force)
+    promoted = made.winner()
     click.echo(f"champion: version {promoted.version}, release {promoted.release_id}")
+    click.echo(f"  {made.comparison.reason}")
 
 
 def rollback() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from stages import pipeline
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
+from stages.contracts.results import StageResult
 from stages.settings import SYNTHETIC, Settings, load_settings
 
 
@@ -92,9 +94,7 @@ def run(until: str, **options: Any) -> None:
     if "evaluate" in results:
         click.echo((results["evaluate"].directory / "ledger.md").read_text(encoding="utf-8"))
     if "register" in results:
-        info = results["register"].info
-        champion = " (champion)" if settings.promote and "promote" in results else ""
-        click.echo(f"release {info['release_id']} is version {info['version']}{champion}")
+        _say_release(results)
 
 
 def refresh(base: str | None, **options: Any) -> None:
@@ -107,9 +107,18 @@ def refresh(base: str | None, **options: Any) -> None:
     counts, index = results["refresh_vectors"].metrics, results["build_index"]
     click.echo(f"{counts['items']:,.0f} items, {counts['new_items']:,.0f} of them new to the champion")
     click.echo(f"index {index.info['type']}: recall@{index.metrics['recall_k']:.0f} {index.metrics['recall']:.4f}")
+    _say_release(results)
+
+
+def _say_release(results: Mapping[str, StageResult]) -> None:
+    """Print what was registered and what became of it."""
     info = results["register"].info
-    champion = " (champion)" if results["promote"].info["promoted"] else ""
-    click.echo(f"release {info['release_id']} is version {info['version']}{champion}")
+    became = results["promote"].info if "promote" in results else {}
+    promoted, reason = became.get("promoted", False), became.get("reason", "")
+    words = " (champion)" if promoted else f" (stays challenger: {reason})" if reason else ""
+    click.echo(f"release {info['release_id']} is version {info['version']}{words}")
+    if promoted:
+        click.echo(f"  {reason}")
 
 
 def simulate(directory: Path, overrides: tuple[str, ...]) -> None:

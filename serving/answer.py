@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,6 +59,7 @@ class Answer:
             named an item. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
         explain: whether the explanation was asked for.
+        bypassed: why each ranking stage that the release does not use is bypassed, by name.
     """
 
     release_id: str
@@ -69,6 +71,7 @@ class Answer:
     counts: dict[str, int]
     timings_ms: dict[str, float]
     explain: bool = False
+    bypassed: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; the explanation only where it was asked for."""
@@ -82,7 +85,7 @@ class Answer:
         }
         if self.explain:
             timings = {stage: round(value, 4) for stage, value in self.timings_ms.items()}
-            body["explain"] = {"counts": self.counts, "timings_ms": timings}
+            body["explain"] = {"counts": self.counts, "timings_ms": timings, "bypassed": dict(self.bypassed)}
         return body
 
     def _item(self, item: AnsweredItem) -> dict[str, Any]:

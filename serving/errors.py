@@ -25,7 +25,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (TransientError, "the registry or its store does not answer"),
     (ConnectionError, "the registry or its store does not answer"),
     (TimeoutError, "the registry or its store does not answer"),
-    (ReleaseError, "the release that is wanted is missing, or it is not whole"),
+    (ReleaseError, "the release that is wanted is missing, not whole, or made for another version"),
     (DataError, "data of the server cannot be read"),
     (ConfigError, "the configuration of the server is not right"),
 )

@@ -131,6 +131,7 @@ class Funnel:
             counts=trace.counts,
             timings_ms=trace.timings_ms,
             explain=explain,
+            bypassed=self.release.manifest.bypassed,
         )
 
     def apply_event(self, event: Event) -> None:

@@ -9,12 +9,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
 from stages.settings import Settings
+
+if TYPE_CHECKING:
+    from stages.release.gate import GateConfig
 
 log = logging.getLogger("sluice")
 
@@ -62,6 +65,8 @@ def headline(result: StageResult) -> str:
     wanted = [name for name in result.metrics if name.endswith("/ndcg@10")] or list(result.metrics)[:6]
     words = [f"{name} {_short(result.metrics[name])}" for name in wanted]
     words += [f"{name} {result.info[name]}" for name in ("release_id", "version") if name in result.info]
+    if "reason" in result.info:
+        words.append(f"{'champion' if result.info['promoted'] else 'stays challenger'}: {result.info['reason']}")
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -75,3 +80,28 @@ def outcome(step: str, path: Path, results: Upstream, info: dict[str, Any]) -> S
     upstream = {name: result.fingerprint for name, result in results.items()}
     fingerprint = sha256_text(canonical_json({"step": step, "inputs": upstream}))
     return StageResult(step=step, path=str(path), fingerprint=fingerprint, info=info)
+
+
+def promotion(settings: Settings, version: int, gate: GateConfig) -> dict[str, Any]:
+    """Let a registered release challenge the champion, and return what a step's ``info`` says of it.
+
+    A release that does no better than the champion stays challenger, and the run goes on: it did its work.
+
+    Returns:
+        ``version``, ``promoted``; ``reason`` in words where it challenged; ``compared``, the means of both releases,
+        where there were enough common requests.
+
+    Raises:
+        GateError: if the release does not pass the gate against the baseline.
+    """
+    from stages.release.registry import ReleaseRegistry
+
+    if not settings.promote:
+        return {"version": version, "promoted": False}
+    made = ReleaseRegistry(settings.registry).challenge(version, gate)
+    found = made.comparison
+    info: dict[str, Any] = {"version": version, "promoted": made.promoted, "reason": found.reason}
+    if found.metric is not None:
+        numbers = {"metric": found.metric, "requests": found.requests}
+        info["compared"] = {**numbers, "challenger": found.value, "champion": found.champion}
+    return info

@@ -15,7 +15,7 @@ from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
 from stages.contracts.results import StageResult
 from stages.contracts.steps import Step, run_step, step_fingerprint
-from stages.job import StepFunction, Upstream, outcome, run_declared
+from stages.job import StepFunction, Upstream, outcome, promotion, run_declared
 from stages.settings import Settings
 
 if TYPE_CHECKING:
@@ -308,7 +308,8 @@ def evaluate(settings: Settings, results: Upstream) -> StageResult:
     from stages.evaluation.evaluate import evaluate as body
 
     recipe = load_recipe(settings)
-    config = recipe.evaluation.model_copy(update={"candidate_k": recipe.funnel.candidate_k})
+    asked = {"candidate_k": recipe.funnel.candidate_k, "stages": recipe.funnel.stages}
+    config = recipe.evaluation.model_copy(update=asked)
     return _run(settings, "evaluate", body, config, results)
 
 
@@ -340,15 +341,10 @@ def register(settings: Settings, results: Upstream) -> StageResult:
 
 
 def promote(settings: Settings, results: Upstream) -> StageResult:
-    """Make the registered release the champion if it passes the gate."""
-    from stages.release.registry import ReleaseRegistry
-
+    """Make the registered release the champion if it passes the gate and is no worse than the champion."""
     release = results["assemble"].directory / "release"
     version = int(results["register"].info["version"])
-    info: dict[str, Any] = {"version": version, "promoted": settings.promote}
-    if settings.promote:
-        ReleaseRegistry(settings.registry).promote(version, load_recipe(settings).gate)
-    return outcome("promote", release, results, info)
+    return outcome("promote", release, results, promotion(settings, version, load_recipe(settings).gate))
 
 
 _FUNCTIONS: dict[str, StepFunction] = {

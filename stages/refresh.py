@@ -17,7 +17,7 @@ from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.results import StageResult
 from stages.contracts.steps import run_step
-from stages.job import StepFunction, Upstream, outcome, run_declared
+from stages.job import StepFunction, Upstream, outcome, promotion, run_declared
 from stages.pipeline import check_data, ingest, load_recipe, selection
 from stages.settings import Settings
 
@@ -169,7 +169,8 @@ def refresh_sources(settings: Settings, results: Upstream) -> StageResult:
 
 
 def assemble(settings: Settings, results: Upstream) -> StageResult:
-    """Put the new parts and the champion's rankers and ledger into one release."""
+    """Put the new parts and the champion's rankers and ledger into one release; what it bypasses stays bypassed."""
+    from stages.contracts.manifest import read_manifest
     from stages.release.assemble import AssembleConfig
     from stages.release.assemble import assemble as body
 
@@ -177,14 +178,16 @@ def assemble(settings: Settings, results: Upstream) -> StageResult:
     released = results["champion"]
     # Where the base lies on this machine is not part of what was released.
     resolved = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"base": None})})
-    config = AssembleConfig(funnel=recipe.funnel, resolved=resolved.model_dump(mode="json"))
+    stages = read_manifest(released.directory).funnel.stages
+    funnel = recipe.funnel.model_copy(update={"stages": stages})
+    config = AssembleConfig(funnel=funnel, resolved=resolved.model_dump(mode="json"))
     inputs = {
         "snapshot": results["dataset"],
         "candidate": results["refresh_vectors"],
         "index": results["build_index"],
         "examples": results["refresh_state"],
         "evaluate": released,
-        **{stage: released for stage in recipe.funnel.stages},
+        **{stage: released for stage in stages},
     }
     if results["refresh_sources"].info["names"]:
         inputs["sources"] = results["refresh_sources"]
@@ -210,12 +213,8 @@ def register(settings: Settings, results: Upstream) -> StageResult:
 
 def promote(settings: Settings, results: Upstream) -> StageResult:
     """Make the refreshed release the champion; the gate reads the ledger that came with its rankers."""
-    from stages.release.registry import ReleaseRegistry
-
     version = int(results["register"].info["version"])
-    if settings.promote:
-        ReleaseRegistry(settings.registry).promote(version, released_recipe(settings, results).gate)
-    info: dict[str, Any] = {"version": version, "promoted": settings.promote}
+    info = promotion(settings, version, released_recipe(settings, results).gate)
     return outcome("promote", results["assemble"].directory / "release", results, info)
 
 

@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
     "candidate": {"dimension": 16, "category_dimension": 8, "hidden": [32], "epochs": 8, "batch_size": 256},
     "light_ranker": {"max_rounds": 60, "threads": 1},
     "heavy_ranker": {"max_epochs": 4, "threads": 1, "ensemble": 1},
-    "evaluation": {"bootstrap_samples": 200},
+    "evaluation": {"bootstrap_samples": 200, "bypass": "never"},
 }
 
 

@@ -5,6 +5,7 @@ A release is one directory:
     manifest.json        ReleaseManifest
     config.json          the resolved configuration of the run that made it
     ledger.json          the stage ledger
+    held_out.parquet     how the served row did on each held-out request (stages.contracts.ledger)
     snapshot.json        SnapshotMeta
     items.parquet, users.parquet, aliases.parquet    the id maps and the catalogue
     state/               serving state as of ``as_of_ms`` (stages.features)
@@ -12,8 +13,8 @@ A release is one directory:
     user_tower.onnx, item_tower.onnx, item_vectors.npy, tower.json    the candidate generator
     index.faiss, index.json
     sources/             sources.json and what the other sources of candidates need
-    light_ranker.txt, light_ranker.json
-    heavy_ranker.onnx, heavy_ranker.json
+    light_ranker.txt, light_ranker.json      where the light ranker is in use, or the heavy one
+    heavy_ranker.onnx, heavy_ranker.json     where the heavy ranker is in use
     fallback.json        popular items for users without history
 """
 
@@ -39,7 +40,8 @@ class FunnelSpec(Config):
         candidate_k: items that retrieval returns.
         light_k: items that the light ranker passes to the heavy ranker.
         max_k: largest ``k`` that a request may ask for.
-        stages: the ranking stages in use after retrieval; leaving one out bypasses it.
+        stages: the ranking stages after retrieval: in a recipe those that are asked for, in a release those in use.
+            Leaving one out bypasses it; ``heavy`` alone still reads the scores of the light ranker.
         objective: weight of each task's probability in the heavy ranker's score.
     """
 
@@ -62,7 +64,8 @@ class ReleaseManifest(Config):
         tower_version: sha256 of ``user_tower.onnx``; index and vectors belong to it.
         data_fingerprint: fingerprint of the snapshot.
         funnel: sizes, stages and objective weights.
-        metrics: held-out metrics by ``<ledger row>/<metric>``.
+        metrics: held-out metrics by ``<ledger row>/<metric>``, of what is answered with by ``served/<metric>``.
+        bypassed: why each ranking stage that is not in use is not, by name; empty in releases of older versions.
     """
 
     format_version: int = 1
@@ -74,6 +77,7 @@ class ReleaseManifest(Config):
     data_fingerprint: str
     funnel: FunnelSpec
     metrics: dict[str, float]
+    bypassed: dict[str, str] = {}
 
 
 def read_manifest(directory: Path) -> ReleaseManifest:

@@ -1,7 +1,9 @@
 """The evaluation step: every stage on the same held-out requests, in one stage ledger.
 
 ``ledger.json`` is data, ``ledger.md`` the same as people read it. Each row is compared, request by
-request, with the row before it, so that a stage which does not earn its place is seen at once.
+request, with the row before it. A ranking stage that does not gain is bypassed: the ledger's entry
+``served`` names the row that a release answers with, and ``held_out.parquet`` holds its results request by
+request, so that releases can be compared.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -18,6 +20,7 @@ from pydantic import Field, field_validator
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import read_json, write_json
+from stages.contracts.ledger import HELD_OUT_FILE, LEDGER_FILE, RANKING_STAGES, ledger_metrics
 from stages.contracts.ranking import BASELINES_FILE
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
@@ -27,6 +30,7 @@ from stages.evaluation.bootstrap import paired_bootstrap
 from stages.evaluation.measure import RowMeasures, measure
 from stages.evaluation.metrics import HeldOut, popular_head
 from stages.evaluation.report import render_markdown
+from stages.evaluation.served import RETRIEVAL, choose_served, judged_requests, untrained_stages
 
 AGAINST = {
     "trending": "popularity",
@@ -50,6 +54,9 @@ class EvaluationConfig(Config):
         bootstrap_samples: of each interval.
         seed: of the bootstrap.
         half_life_days: of a touch's weight in the ``trending`` baseline.
+        bypass: ``not_gaining`` bypasses a ranking stage whose interval is not above zero or that chose 0 epochs,
+            ``never`` serves whatever ``funnel.stages`` asks for.
+        stages: the ranking stages that are asked for; a recipe says it in ``funnel.stages``.
     """
 
     ks: tuple[int, ...] = (10, 20)
@@ -57,6 +64,8 @@ class EvaluationConfig(Config):
     bootstrap_samples: int = Field(default=1000, ge=100)
     seed: int = Field(default=42, ge=0)
     half_life_days: float = Field(default=7.0, gt=0)
+    bypass: Literal["not_gaining", "never"] = "not_gaining"
+    stages: tuple[str, ...] = RANKING_STAGES
 
     @field_validator("ks")
     @classmethod
@@ -78,7 +87,7 @@ class _Requests:
 
 
 def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Write ``ledger.json`` and ``ledger.md``.
+    """Write ``ledger.json``, ``ledger.md`` and ``held_out.parquet``.
 
     Args:
         config: cut-offs, bootstrap and baseline.
@@ -86,7 +95,8 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
         directory: where the ledger goes.
 
     Returns:
-        Metrics by ``<row>/<metric>``, and each row's verdict.
+        Metrics by ``<row>/<metric>``, those of the served row by ``served/<metric>`` too; each row's verdict, and
+        under ``served`` the row that a release answers with.
 
     Raises:
         EmptyDatasetError: if no held-out request has a target.
@@ -105,26 +115,29 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
         for name, tables in _rankings(config, inputs, touches, requests, items.available_from_ms(PART_EVALUATION))
     }
     left_out: dict[str, str] = _baselines(inputs)["left_out"]
+    ledger_rows = [_ledger_row(name, rows, requests, config) for name in rows]
+    served = choose_served(ledger_rows, config.stages, untrained_stages(inputs), config.bypass != "never")
+    headline = f"ndcg@{config.ks[0]}"
     ledger: dict[str, Any] = {
         "format_version": 1,
-        "headline": f"ndcg@{config.ks[0]}",
+        "headline": headline,
         "config": config.model_dump(mode="json"),
         "counts": _counts(requests, head),
         "target_head_share": float(head[requests.held.item_index].mean()),
         "target_withheld_share": float(items.withheld(PART_EVALUATION)[requests.held.item_index].mean()),
-        "rows": [_ledger_row(name, rows, requests, config) for name in rows],
+        "rows": ledger_rows,
+        "served": served,
         "slices": _slices(rows, requests),
         "left_out": left_out,
         "data_fingerprint": snapshot.meta.fingerprint,
     }
-    write_json(directory / "ledger.json", ledger)
+    write_json(directory / LEDGER_FILE, ledger)
     (directory / "ledger.md").write_text(render_markdown(ledger), encoding="utf-8")
-    return ledger_metrics(ledger), {row["name"]: row["verdict"] for row in ledger["rows"] if row["verdict"]}
-
-
-def ledger_metrics(ledger: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten a ledger's rows to ``{<row>/<metric>: value}``."""
-    return {f"{row['name']}/{name}": value for row in ledger["rows"] for name, value in row["metrics"].items()}
+    value = rows[served["row"]].per_request[headline]
+    judged = judged_requests(snapshot, items.item_id, requests.table, requests.held, headline, value)
+    judged.write(directory / HELD_OUT_FILE)
+    verdicts = {row["name"]: row["verdict"] for row in ledger_rows if row["verdict"]}
+    return ledger_metrics(ledger), {**verdicts, "served": served["row"]}
 
 
 def _held_out(snapshot: Snapshot, touches: FirstTouches, known: FirstTouches, n_items: int) -> _Requests:
@@ -185,9 +198,7 @@ def _read(kind: type[RankedTable] | type[CandidateTable], path: Path, held: Held
 def _ledger_row(
     name: str, rows: Mapping[str, RowMeasures], requests: _Requests, config: EvaluationConfig
 ) -> dict[str, Any]:
-    against = AGAINST.get(name)
-    while against is not None and against not in rows:
-        against = AGAINST[against]
+    against = _against(name, rows, config.stages)
     row: dict[str, Any] = {
         "name": name,
         "metrics": rows[name].means() | rows[name].overall,
@@ -205,6 +216,16 @@ def _ledger_row(
             gain if against == "popularity" else _gain(name, "popularity", rows, requests, config)
         )
     return row
+
+
+def _against(name: str, rows: Mapping[str, RowMeasures], stages: tuple[str, ...]) -> str | None:
+    """Return the row to compare with: the nearest one before that there is and that would be served."""
+    if name == "heavy" and name in stages and "light" not in stages:
+        return RETRIEVAL
+    against = AGAINST.get(name)
+    while against is not None and against not in rows:
+        against = AGAINST[against]
+    return against
 
 
 def _gain(

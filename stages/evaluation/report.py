@@ -29,7 +29,7 @@ def main_table(ledger: Mapping[str, Any]) -> Table:
     wanted = (f"ndcg@{k}", f"recall@{k}", f"recall@{last}", f"recall@{ledger['config']['candidate_k']}")
     names = list(dict.fromkeys((*wanted, f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}", f"popularity_share@{k}")))
     rows = [
-        [row["name"], *(f"{row['metrics'][name]:.4f}" for name in names), _gain(row["gain"]), verdict_text(row)]
+        [row["name"], *(f"{row['metrics'][name]:.4f}" for name in names), _gain(row["gain"]), _verdict(row, ledger)]
         for row in ledger["rows"]
     ]
     return ["stage", *map(_title, names), f"gain in {_title(ledger['headline'])} [95%]", "verdict"], rows
@@ -50,10 +50,28 @@ def verdict_text(row: Mapping[str, Any]) -> str:
     return _VERDICTS[row["verdict"]].format(row["against"]) if row["against"] else "baseline"
 
 
+def interval_text(gain: Mapping[str, Any]) -> str:
+    """Return a gain with its interval, such as ``-0.0146 [-0.0155, -0.0137]``."""
+    return f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
+
+
+def served_notes(ledger: Mapping[str, Any]) -> list[str]:
+    """Return the sentences that say which row a release answers with and what it bypasses; none of old ledgers."""
+    served = ledger.get("served")
+    if served is None:
+        return []
+    headline = ledger["headline"]
+    return [
+        f"Served: the row {served['row']}, {_title(headline)} {served['metrics'][headline]:.4f}.",
+        *(f"Bypassed: {stage} ({reason})." for stage, reason in served["bypassed"].items()),
+    ]
+
+
 def notes(ledger: Mapping[str, Any]) -> list[str]:
     """Return the sentences that say how to read the tables."""
     counts, config, k = ledger["counts"], ledger["config"], ledger["config"]["ks"][0]
     return [
+        *served_notes(ledger),
         f"{counts['requests']:,} held-out requests of {counts['users']:,} users with {counts['targets']:,} targets, "
         f"ranked over {counts['items']:,} items; nothing is sampled, an item not ranked counts as missed.",
         f"Left out: {counts['requests_without_targets']:,} requests without a target.",
@@ -104,7 +122,14 @@ def _title(metric: str) -> str:
 
 
 def _gain(gain: Mapping[str, Any] | None) -> str:
-    return f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" if gain else "-"
+    return interval_text(gain) if gain else "-"
+
+
+def _verdict(row: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
+    """Return the verdict in words, marked where the row is served or its stage bypassed."""
+    served = ledger.get("served") or {"row": None, "bypassed": {}}
+    mark = ", served" if row["name"] == served["row"] else ", bypassed" if row["name"] in served["bypassed"] else ""
+    return f"{verdict_text(row)}{mark}"
 
 
 def _markdown(table: Table) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import canonical_json, read_json, sha256_text, sha256_tree, write_json
+from stages.contracts.ledger import HELD_OUT_FILE, LEDGER_FILE, RANKING_STAGES, ledger_metrics
 from stages.contracts.manifest import MANIFEST_FILE, FunnelSpec, ReleaseManifest
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
@@ -31,12 +32,12 @@ PARTS = {
     "examples": ("feature_schema.json", "state"),
     "light": ("light_ranker.txt", "light_ranker.json"),
     "heavy": ("heavy_ranker.onnx", "heavy_ranker.json"),
-    "evaluate": ("ledger.json",),
+    "evaluate": (LEDGER_FILE, HELD_OUT_FILE),
 }
 """What a release takes from each input; ``state`` and ``sources`` are directories."""
 
-OPTIONAL = ("light", "heavy")
-"""Inputs that may be absent if ``FunnelSpec.stages`` leaves the stage out."""
+NOT_IN_OLD = (HELD_OUT_FILE,)
+"""Files that releases of older versions, which a refresh takes parts from, do not have."""
 
 IF_GIVEN = ("sources",)
 """Inputs that may be absent: without them the two-tower index is the only source."""
@@ -46,7 +47,8 @@ class AssembleConfig(Config):
     """What the release is made of besides its parts.
 
     Attributes:
-        funnel: sizes, stages in use, objective weights (empty: those the heavy ranker was trained for).
+        funnel: sizes, stages asked for, objective weights (empty: those the heavy ranker was trained for). The
+            ledger says which of the stages are served; of the others nothing is in the release.
         resolved: the whole resolved configuration of the run, kept in the release.
         fallback_k: length of the popular list.
         fallback_half_life_days: of a touch's weight in the popular list, None counts all alike.
@@ -74,28 +76,32 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
         The ledger's metrics, and the release id.
 
     Raises:
-        ReleaseError: if a part is missing, or two parts do not belong together.
+        ReleaseError: if a part is missing, two parts do not belong together, or the ledger serves a stage that
+            the funnel does not ask for.
         ConfigError: if the funnel names an unknown stage or task.
     """
-    _check_stages(config.funnel, inputs)
+    funnel, bypassed = _served(config.funnel, inputs)
+    needed = _needed(funnel, inputs)
     target = directory / RELEASE_DIRECTORY
     target.mkdir()
-    for name, files in PARTS.items():
-        for file in files if name in inputs else ():
-            _place(inputs[name] / file, target / file)
+    for name in needed:
+        for file in PARTS[name]:
+            if file not in NOT_IN_OLD or (inputs[name] / file).is_file():
+                _place(inputs[name] / file, target / file)
     snapshot = Snapshot(inputs["snapshot"])
     write_json(target / "config.json", config.resolved)
     write_json(target / "fallback.json", popular_list(snapshot, config.fallback_k, config.fallback_half_life_days))
     identity = check_parts(target)
-    metrics = _ledger_metrics(target / "ledger.json")
+    metrics = ledger_metrics(read_json(target / LEDGER_FILE))
     body = {
         "as_of_ms": snapshot.meta.borders.as_of_ms,
         "parts": sha256_tree(target),
         "feature_schema_hash": identity.feature_schema_hash,
         "tower_version": identity.tower_version,
         "data_fingerprint": snapshot.meta.fingerprint,
-        "funnel": _with_objective(config.funnel, target).model_dump(mode="json"),
+        "funnel": _with_objective(funnel, target).model_dump(mode="json"),
         "metrics": metrics,
+        "bypassed": bypassed,
     }
     manifest = ReleaseManifest.model_validate({"release_id": release_id(body), **body})
     write_json(target / MANIFEST_FILE, manifest.model_dump(mode="json"))
@@ -127,14 +133,31 @@ def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> li
     return [{"item_id": str(items.item_id[item]), "score": float(scores[item])} for item in best]
 
 
-def _check_stages(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> None:
-    unknown = [stage for stage in funnel.stages if stage not in OPTIONAL]
+def _served(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> tuple[FunnelSpec, dict[str, str]]:
+    """Return the funnel with the stages that the ledger serves, and why the others are bypassed."""
+    unknown = [stage for stage in funnel.stages if stage not in RANKING_STAGES]
     if unknown:
-        raise ConfigError(f"funnel.stages: unknown {unknown}, allowed are {list(OPTIONAL)}")
-    needed = [name for name in PARTS if name not in (*OPTIONAL, *IF_GIVEN) or name in funnel.stages]
+        raise ConfigError(f"funnel.stages: unknown {unknown}, allowed are {list(RANKING_STAGES)}")
+    ledger = read_json(inputs["evaluate"] / LEDGER_FILE) if "evaluate" in inputs else {}
+    served = ledger.get("served")
+    if served is None:  # a ledger of an older version: what is asked for is served
+        return funnel, {}
+    if not set(served["stages"]) <= set(funnel.stages):
+        raise ReleaseError(
+            f"{LEDGER_FILE} serves the stages {served['stages']}, funnel.stages asks for {list(funnel.stages)}; "
+            "evaluate again with the funnel's stages"
+        )
+    return funnel.model_copy(update={"stages": tuple(served["stages"])}), dict(served["bypassed"])
+
+
+def _needed(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> list[str]:
+    """Return the inputs that the release takes parts from; the heavy ranker reads the light one's scores."""
+    rankers = {*funnel.stages, *(("light",) if "heavy" in funnel.stages else ())}
+    needed = [name for name in PARTS if name not in (*RANKING_STAGES, *IF_GIVEN) or name in rankers]
     missing = [name for name in needed if name not in inputs]
     if missing:
         raise ReleaseError(f"assemble: inputs {missing} are missing; this funnel needs {needed}")
+    return [*needed, *(name for name in IF_GIVEN if name in inputs)]
 
 
 def _place(source: Path, target: Path) -> None:
@@ -151,11 +174,6 @@ def _place(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-
-
-def _ledger_metrics(path: Path) -> dict[str, float]:
-    rows = read_json(path)["rows"]
-    return {f"{row['name']}/{name}": float(value) for row in rows for name, value in row["metrics"].items()}
 
 
 def _with_objective(funnel: FunnelSpec, target: Path) -> FunnelSpec:

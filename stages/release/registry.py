@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.contracts.config import Config
-from stages.contracts.errors import ReleaseError, TransientError
-from stages.contracts.files import sha256_text
-from stages.contracts.manifest import ReleaseManifest, verify_release
+from stages.contracts.errors import GateError, ReleaseError, TransientError
+from stages.contracts.files import sha256_file, sha256_text
+from stages.contracts.ledger import HELD_OUT_FILE, JudgedRequests
+from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
 from stages.contracts.redaction import redacted
 from stages.contracts.release_code import check_code
 from stages.release.cache import AliasKey, is_whole, locked, place, recall_alias, remember_alias, temporary
-from stages.release.gate import GateConfig, check_gate
+from stages.release.gate import BY_HAND, Comparison, Contender, GateConfig, check_gate, compare
 from stages.release.mlflow_client import (
     artifact_uri,
     download,
@@ -36,6 +37,8 @@ from stages.release.mlflow_client import (
 from stages.release.runs import log_release
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+FORCED = "forced"
+"""Tag of a model version that was promoted past the gate; it says over which champion."""
 LINEAGE = {"candidate": "user_tower.onnx", "light-ranker": "light_ranker.txt", "heavy-ranker": "heavy_ranker.onnx"}
 """Suffix of each stage's registered model, and the part that shows the release has it."""
 
@@ -77,6 +80,32 @@ class RegisteredRelease:
     source: str
     aliases: tuple[str, ...]
     created_at_ms: int
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of a challenge.
+
+    Attributes:
+        release: the challenger, with the aliases that it has now.
+        promoted: whether it is the champion.
+        comparison: with the champion that there was.
+    """
+
+    release: RegisteredRelease
+    promoted: bool
+    comparison: Comparison
+
+    def winner(self) -> RegisteredRelease:
+        """Return the release if it is the champion.
+
+        Raises:
+            GateError: if it is not, with the reason.
+        """
+        if not self.promoted:
+            name = f"release {self.release.release_id} (version {self.release.version})"
+            raise GateError(f"{name} stays challenger: {self.comparison.reason}")
+        return self.release
 
 
 class ReleaseRegistry:
@@ -144,31 +173,79 @@ class ReleaseRegistry:
             self._point(CHALLENGER, int(found.version))
         return self.resolve(int(found.version))
 
-    def promote(self, reference: str | int = CHALLENGER, gate: GateConfig | None = None) -> RegisteredRelease:
-        """Make a registered release the champion, after checking its artifacts and the gate.
+    def promote(
+        self, reference: str | int = CHALLENGER, gate: GateConfig | None = None, force: bool = False
+    ) -> RegisteredRelease:
+        """Make a registered release the champion, as ``challenge`` does.
+
+        Raises:
+            GateError: if it does not pass the gate, or the champion stays.
+            ReleaseError: if it does not exist or its artifacts are corrupt.
+        """
+        return self.challenge(reference, gate, force).winner()
+
+    def challenge(
+        self, reference: str | int = CHALLENGER, gate: GateConfig | None = None, force: bool = False
+    ) -> Promotion:
+        """Make a registered release the champion if it passes the gate and is no worse than the champion.
 
         The champion before it keeps the alias ``previous``. That alias is set first: whoever is
         killed in between leaves the old champion in place.
 
         Args:
             reference: version, release id or alias.
-            gate: what the release has to show, None to promote without a gate.
+            gate: what the release has to show, None to promote without a gate and a comparison.
+            force: promote in any case, and record it as the tag ``forced`` of the model version.
 
         Raises:
-            GateError: if it does not pass the gate.
+            GateError: if it does not pass the gate against the baseline.
             ReleaseError: if it does not exist, its artifacts are corrupt, or its features are other code's.
         """
         target = self.resolve(reference)
         manifest = self._verified(target)
-        if gate is not None:
+        if CHAMPION in target.aliases:
+            return Promotion(target, True, Comparison(True, "it is the champion already"))
+        if gate is not None and not force:
             check_gate(manifest, gate)
+            comparison = self._compare(target, gate)
+        else:
+            comparison = Comparison(True, "forced" if force else "without a gate")
+        if comparison.passes:
+            self._crown(target, force)
+        return Promotion(self.resolve(target.version), comparison.passes, comparison)
+
+    def _compare(self, target: RegisteredRelease, gate: GateConfig) -> Comparison:
+        champion = next((release for release in self.list() if CHAMPION in release.aliases), None)
+        if champion is None:
+            return Comparison(True, "there was no champion before")
+        mine = self._contender(target)
+        try:
+            theirs = self._contender(champion)
+        except ReleaseError as error:
+            raise ReleaseError(f"the champion cannot be compared with: {error}; {BY_HAND}") from None
+        return compare(mine, theirs, gate)
+
+    def _contender(self, release: RegisteredRelease) -> Contender:
+        """Read what the comparison needs of a release, and no more of it than that."""
+        local = local_path(release.source)
+        if local is not None:
+            return _read_contender(local, release)
+        with tempfile.TemporaryDirectory(prefix="sluice-") as temporary:
+            copy = Path(temporary)
+            download(f"{release.source}/{MANIFEST_FILE}", copy, self.config.tracking_uri)
+            if HELD_OUT_FILE in read_manifest(copy).parts:
+                download(f"{release.source}/{HELD_OUT_FILE}", copy, self.config.tracking_uri)
+            return _read_contender(copy, release)
+
+    def _crown(self, target: RegisteredRelease, force: bool) -> None:
         champion = self._aliases().get(CHAMPION)
-        if champion != target.version:
-            with mlflow_errors(f"promote version {target.version}"):
-                if champion is not None:
-                    self._point(PREVIOUS, champion)
-                self._point(CHAMPION, target.version)
-        return self.resolve(target.version)
+        with mlflow_errors(f"promote version {target.version}"):
+            if force:
+                over = f"over version {champion}" if champion is not None else "true"
+                self._client.set_model_version_tag(self.config.model_name, str(target.version), FORCED, over)
+            if champion is not None:
+                self._point(PREVIOUS, champion)
+            self._point(CHAMPION, target.version)
 
     def rollback(self) -> RegisteredRelease:
         """Make the champion before this one the champion again.
@@ -332,3 +409,18 @@ def _check_copy(directory: Path, release: RegisteredRelease) -> ReleaseManifest:
             f"its manifest in {directory} says {manifest.release_id}"
         )
     return manifest
+
+
+def _read_contender(directory: Path, release: RegisteredRelease) -> Contender:
+    manifest = read_manifest(directory)
+    if manifest.release_id != release.release_id:
+        raise ReleaseError(
+            f"version {release.version} is registered as {release.release_id}, its manifest says {manifest.release_id}"
+        )
+    wanted = manifest.parts.get(HELD_OUT_FILE)
+    if wanted is None:
+        return Contender(manifest, None)
+    path = directory / HELD_OUT_FILE
+    if not path.is_file() or sha256_file(path) != wanted:
+        raise ReleaseError(f"release {release.release_id}: {HELD_OUT_FILE} is missing or changed")
+    return Contender(manifest, JudgedRequests.read(path))

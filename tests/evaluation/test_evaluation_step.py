@@ -73,6 +73,8 @@ def write_snapshot(directory, with_targets=True):
         "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
     }
     pq.write_table(pa.table(items), directory / "items.parquet")
+    names = pa.table({"user_index": np.arange(N_USERS), "user_id": [f"u{user}" for user in range(N_USERS)]})
+    pq.write_table(names, directory / "users.parquet")
     return directory
 
 
@@ -239,7 +241,7 @@ def test_two_runs_write_the_same_bytes(inputs, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         evaluate(CONFIG, inputs, tmp_path / name)
-    for name in ("ledger.json", "ledger.md"):
+    for name in ("ledger.json", "ledger.md", "held_out.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 

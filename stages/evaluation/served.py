@@ -1,0 +1,114 @@
+"""Which row of the ledger a release answers with, and why other stages are bypassed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.contracts.errors import DataError
+from stages.contracts.files import read_json
+from stages.contracts.ledger import RANKING_STAGES, JudgedRequests, request_key
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.tables import RequestTable
+from stages.evaluation.metrics import HeldOut
+from stages.evaluation.report import interval_text, verdict_text
+
+RETRIEVAL = "candidates"
+"""The row that is served where no ranking stage is."""
+
+
+def choose_served(
+    rows: Sequence[Mapping[str, Any]], stages: Sequence[str], untrained: Mapping[str, str], bypass: bool
+) -> dict[str, Any]:
+    """Return the ledger's entry ``served``: its row, the stages in use and the reasons of those bypassed.
+
+    A stage is kept if its interval lies above zero. The heavy ranker reads the light ranker's scores and
+    re-ranks its cut: where the light ranker is bypassed for its results the heavy one is too, so that the served
+    row is always one that was measured. A recipe that asks for the heavy ranker alone gets it: then only the
+    order and the cut of the light ranker are left out.
+
+    Args:
+        rows: of the ledger.
+        stages: that the recipe asks for.
+        untrained: reasons of stages whose training found nothing better than the stage before, by name.
+        bypass: whether stages are bypassed for their results.
+    """
+    by_name = {row["name"]: row for row in rows}
+    kept: list[str] = []
+    bypassed: dict[str, str] = {}
+    for stage in RANKING_STAGES:
+        if stage not in stages:
+            bypassed[stage] = f"left out by the recipe: funnel.stages is {list(stages)}"
+        elif stage not in by_name:
+            bypassed[stage] = "has no row in the ledger: its step did not run"
+        elif reason := _reason(stage, by_name[stage], stages, bypassed, untrained) if bypass else None:
+            bypassed[stage] = reason
+        else:
+            kept.append(stage)
+    row = kept[-1] if kept else RETRIEVAL
+    return {"row": row, "stages": kept, "bypassed": bypassed, "metrics": dict(by_name[row]["metrics"])}
+
+
+def _reason(
+    stage: str,
+    row: Mapping[str, Any],
+    stages: Sequence[str],
+    bypassed: Mapping[str, str],
+    untrained: Mapping[str, str],
+) -> str | None:
+    """Return why a stage does not earn its place, None if it does."""
+    if stage == "heavy" and "light" in stages and "light" in bypassed:
+        return "reads the scores of the light ranker, which is bypassed"
+    if stage in untrained:
+        return untrained[stage]
+    if row["verdict"] == "gains":
+        return None
+    return f"{verdict_text(row)}: {interval_text(row['gain'])} in {row['gain']['metric']}"
+
+
+def untrained_stages(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Return why each stage whose training chose to stay untrained did so, by name."""
+    path = inputs["heavy"] / "heavy_ranker.json" if "heavy" in inputs else None
+    if path is None or not path.is_file():
+        return {}
+    metrics = read_json(path).get("metrics", {})
+    if metrics.get("epochs") != 0:
+        return {}
+    before = metrics.get("validation_light_ndcg@10")
+    found = "" if before is None else f" ({before:.4f} NDCG@10 on the latest ranker requests)"
+    return {"heavy": f"chose 0 epochs: no epoch of training did better than the light ranker's order{found}"}
+
+
+def judged_requests(
+    snapshot: Snapshot, item_id: np.ndarray, table: RequestTable, held: HeldOut, metric: str, value: np.ndarray
+) -> JudgedRequests:
+    """Return the served row's results by requests that another release can recognise.
+
+    Args:
+        snapshot: where the user ids are.
+        item_id: object ``[N]``.
+        table: the held-out requests, Q of them.
+        held: their targets.
+        metric: name of ``value``.
+        value: float64 ``[Q]``.
+
+    Raises:
+        DataError: if there is not one value a request.
+    """
+    if not len(value) == len(table) == len(held):
+        raise DataError(f"judged requests: {len(value)} values for {len(table)} requests")
+    user_id = snapshot.user_ids()
+    ends = np.cumsum(held.counts)
+    starts = ends - held.counts
+    keys = np.empty(len(table), dtype=np.int64)
+    for request in range(len(table)):
+        targets = slice(starts[request], ends[request])
+        keys[request] = request_key(
+            str(user_id[table.user_index[request]]),
+            int(table.request_time_ms[request]),
+            zip(item_id[held.item_index[targets]].tolist(), held.relevance[targets].tolist(), strict=True),
+        )
+    return JudgedRequests.make(metric, keys, value)
