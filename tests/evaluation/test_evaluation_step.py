@@ -10,6 +10,7 @@ import pytest
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import write_json
+from stages.contracts.ledger import JudgedRequests, request_key
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, EventTable, RankedTable, RequestTable
 from stages.evaluation.evaluate import EvaluationConfig, evaluate, history_slices
 from stages.evaluation.report import render_ledger, write_html
@@ -274,3 +275,67 @@ def test_a_ranking_of_other_requests_is_refused(inputs, tmp_path):
 def test_cut_offs_must_increase(ks):
     with pytest.raises(ConfigError, match=r"ks = .*increasing numbers from 1"):
         parse_config(EvaluationConfig, {"ks": ks}, "test")
+
+
+def test_what_loses_is_bypassed_and_every_report_says_so(ledger, tmp_path):
+    served = ledger["served"]
+    assert (served["row"], served["stages"]) == ("light", ["light"])
+    assert served["metrics"] == row_of(ledger, "light")["metrics"]
+    gain = row_of(ledger, "heavy")["gain"]
+    reason = f"loses to light: {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] in ndcg@2"
+    assert served["bypassed"] == {"heavy": reason}
+    write_html(ledger, tmp_path / "ledger.html")
+    pages = (tmp_path / "out" / "ledger.md").read_text(), render_ledger(ledger), (tmp_path / "ledger.html").read_text()
+    for page in pages:
+        for words in ("Served: the row light, NDCG@2 1.0000.", f"Bypassed: heavy ({reason}).", "loses to light, bypassed"):
+            assert words in page
+    del ledger["served"]  # a release from before anything was bypassed
+    assert "erved" not in render_ledger(ledger)
+
+
+def test_the_heavy_ranker_alone_is_compared_with_the_candidates(inputs, tmp_path):
+    (tmp_path / "out").mkdir()
+    config = CONFIG.model_copy(update={"stages": ("heavy",)})
+    _, info = evaluate(config, inputs, tmp_path / "out")
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert (row_of(ledger, "heavy")["against"], info["heavy"]) == ("candidates", "no difference")
+    assert (info["served"], ledger["served"]["stages"]) == ("candidates", [])
+    assert ledger["served"]["bypassed"]["light"] == "left out by the recipe: funnel.stages is ['heavy']"
+
+
+def test_a_heavy_ranker_without_an_epoch_is_bypassed_with_its_number(inputs, tmp_path):
+    inputs["heavy"] = write_ranking(tmp_path / "better", "ranked.parquet", first_place)
+    inputs["light"] = write_ranking(tmp_path / "third", "ranked.parquet", lambda user: second_place(user)[:2])
+    described = {"metrics": {"epochs": 0.0, "validation_light_ndcg@10": 0.25}}
+    write_json(inputs["heavy"] / "heavy_ranker.json", described)
+    (tmp_path / "out").mkdir()
+    evaluate(CONFIG, inputs, tmp_path / "out")
+    light = json.loads((tmp_path / "out" / "ledger.json").read_text())["served"]
+    assert light["row"] == "candidates", "the light ranker makes no difference here"
+    inputs["retrieve"] = write_ranking(tmp_path / "missed", "candidates.parquet", lambda user: [0, 1], CandidateTable)
+    evaluate(CONFIG, inputs, tmp_path / "out")
+    served = json.loads((tmp_path / "out" / "ledger.json").read_text())["served"]
+    assert (served["row"], list(served["bypassed"])) == ("light", ["heavy"])
+    assert "chose 0 epochs: no epoch of training did better" in served["bypassed"]["heavy"]
+    assert "0.2500 NDCG@10" in served["bypassed"]["heavy"]
+
+
+def test_the_served_rows_results_are_kept_by_request_without_user_ids(inputs, ledger, tmp_path):
+    path = tmp_path / "out" / "held_out.parquet"
+    judged = JudgedRequests.read(path)
+    known = {request_key(f"u{user}", 600, [(f"i{wanted_item(user)}", 1.0)]) for user in range(N_USERS)}
+    assert (judged.metric, set(judged.key.tolist())) == ("ndcg@2", known)
+    assert judged.value.tolist() == [1.0] * N_USERS
+    assert pq.read_table(path).column_names == ["request_key", "value"]
+    # another release numbers users and items otherwise, and still knows the requests
+    users = pq.read_table(inputs["snapshot"] / "users.parquet")
+    shifted = users.set_column(1, "user_id", pa.array([f"u{(user + 1) % N_USERS}" for user in range(N_USERS)]))
+    pq.write_table(shifted, inputs["snapshot"] / "users.parquet")
+    items = pq.read_table(inputs["snapshot"] / "items.parquet")
+    names = [f"i{wanted_item((user + 1) % N_USERS)}" for user in range(6)]
+    moved = items.set_column(1, "item_id", pa.array(["i0", "i1", *names]))
+    pq.write_table(moved, inputs["snapshot"] / "items.parquet")
+    (tmp_path / "other").mkdir()
+    evaluate(CONFIG, inputs, tmp_path / "other")
+    other = JudgedRequests.read(tmp_path / "other" / "held_out.parquet")
+    assert len(set(other.key.tolist()) & known) == N_USERS - 1  # all but the one whose item differs

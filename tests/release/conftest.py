@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.contracts.files import sha256_file, write_json
+from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.ledger import JudgedRequests
 from stages.contracts.manifest import FunnelSpec
 from stages.contracts.release_code import shared_code
 from stages.contracts.tables import DAY_MS, EventTable
@@ -18,13 +19,13 @@ N_ITEMS, DIM = 5, 3
 AS_OF_MS = 1_700_000_000_000  # 2023-11-14T22:13:20Z
 
 
-def write_inputs(root: Path, salt: str = "") -> dict[str, Path]:
+def write_inputs(root: Path, salt: str = "", as_of_ms: int = AS_OF_MS) -> dict[str, Path]:
     """Write every input of ``assemble``; another ``salt`` makes another light ranker."""
     names = ("snapshot", "candidate", "index", "examples", "light", "heavy", "evaluate")
     inputs = {name: root / name for name in names}
     for path in inputs.values():
         path.mkdir(parents=True)
-    _write_snapshot(inputs["snapshot"])
+    _write_snapshot(inputs["snapshot"], as_of_ms)
     candidate, index = inputs["candidate"], inputs["index"]
     (candidate / "user_tower.onnx").write_bytes(b"tower")
     (candidate / "item_tower.onnx").write_bytes(b"item tower")
@@ -61,8 +62,16 @@ def write_inputs(root: Path, salt: str = "") -> dict[str, Path]:
     return inputs
 
 
-def _write_snapshot(directory: Path) -> None:
-    borders = {"start_ms": 0, "candidate_end_ms": 1, "ranker_end_ms": 2, "as_of_ms": AS_OF_MS}
+def serve_row(inputs: dict[str, Path], row: str, stages: list[str], **bypassed: str) -> None:
+    """Let the ledger name what is served, as the evaluation of this version does."""
+    ledger = read_json(inputs["evaluate"] / "ledger.json")
+    metrics = next(entry["metrics"] for entry in ledger["rows"] if entry["name"] == row)
+    served = {"row": row, "stages": stages, "bypassed": bypassed, "metrics": metrics}
+    write_json(inputs["evaluate"] / "ledger.json", ledger | {"served": served})
+
+
+def _write_snapshot(directory: Path, as_of_ms: int) -> None:
+    borders = {"start_ms": 0, "candidate_end_ms": 1, "ranker_end_ms": 2, "as_of_ms": as_of_ms}
     meta = {
         "signals": ["click"],
         "categories": ["none"],
@@ -78,7 +87,7 @@ def _write_snapshot(directory: Path) -> None:
     EventTable(
         user_index=user.copy(),
         item_index=item.copy(),
-        event_time_ms=AS_OF_MS - days * DAY_MS,
+        event_time_ms=as_of_ms - days * DAY_MS,
         signal=np.zeros(len(rows), dtype=np.int16),
         value=np.ones(len(rows), dtype=np.float32),
         part=np.zeros(len(rows), dtype=np.int8),
@@ -89,7 +98,7 @@ def _write_snapshot(directory: Path) -> None:
         "item_id": [f"item-{i}" for i in range(N_ITEMS)],
         "title": [f"Title {i}" for i in range(N_ITEMS)],
         "categories": pa.array([[0]] * N_ITEMS, type=pa.list_(pa.int32())),
-        "created_at_ms": np.array([0, 0, 0, 0, AS_OF_MS + 1]),
+        "created_at_ms": np.array([0, 0, 0, 0, as_of_ms + 1]),
         "duration_s": np.ones(N_ITEMS, dtype=np.float32),
         "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
     }
@@ -116,6 +125,29 @@ def make_release():
         return out / "release"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_judged():
+    """Return a function that writes a release whose served row had these values, by the keys of its requests."""
+
+    def make(root: Path, judged: dict[int, float], as_of_ms: int = AS_OF_MS, metric: str = "ndcg@10") -> Path:
+        inputs = write_inputs(root / "steps", str(root), as_of_ms)
+        serve_row(inputs, "heavy", ["light", "heavy"])
+        keys, values = np.array(list(judged), dtype=np.int64), np.array(list(judged.values()))
+        JudgedRequests.make(metric, keys, values).write(inputs["evaluate"] / "held_out.parquet")
+        out = root / "assembled"
+        out.mkdir(parents=True)
+        assemble(AssembleConfig(resolved={"gate": {}}, fallback_k=3), inputs, out)
+        return out / "release"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """``serve_row`` for tests."""
+    return serve_row
 
 
 @pytest.fixture(scope="session")

@@ -263,3 +263,40 @@ def test_a_bypassed_stage_may_be_absent_but_a_stage_in_use_may_not(inputs, tmp_p
 def test_an_unknown_stage_or_task_is_refused(inputs, tmp_path, funnel, message):
     with pytest.raises(ConfigError, match=message):
         assemble_into(tmp_path / "out", inputs, AssembleConfig(funnel=funnel))
+
+
+def test_nothing_of_a_bypassed_stage_is_in_the_release(inputs, tmp_path, serve):
+    reason = "loses to light: -0.0146 [-0.0155, -0.0137] in ndcg@10"
+    serve(inputs, "light", ["light"], heavy=reason)
+    _, release = assemble_into(tmp_path / "out", inputs)
+    manifest = verify_release(release)
+    assert manifest.funnel.stages == ("light",)
+    assert manifest.bypassed == {"heavy": reason}
+    assert not [name for name in manifest.parts if name.startswith("heavy_ranker")]
+    assert "light_ranker.txt" in manifest.parts
+    assert manifest.metrics["served/ndcg@10"] == manifest.metrics["light/ndcg@10"] == 0.20
+    assert manifest.metrics["heavy/ndcg@10"] == 0.25, "the ledger keeps the row"
+
+
+def test_where_both_rankers_are_bypassed_neither_is_in_the_release(inputs, tmp_path, serve):
+    serve(inputs, "candidates", [], light="loses", heavy="reads it")
+    _, release = assemble_into(tmp_path / "out", inputs)
+    manifest = verify_release(release)
+    assert (manifest.funnel.stages, sorted(manifest.bypassed)) == ((), ["heavy", "light"])
+    assert not [name for name in manifest.parts if "_ranker." in name]
+
+
+def test_the_heavy_ranker_alone_brings_the_light_one_whose_scores_it_reads(inputs, tmp_path, serve):
+    serve(inputs, "heavy", ["heavy"], light="left out by the recipe")
+    alone = AssembleConfig(funnel=FunnelSpec(stages=("heavy",)))
+    _, release = assemble_into(tmp_path / "out", inputs, alone)
+    assert {"light_ranker.txt", "heavy_ranker.onnx"} <= set(verify_release(release).parts)
+    del inputs["light"]
+    with pytest.raises(ReleaseError, match=r"inputs \['light'\] are missing"):
+        assemble_into(tmp_path / "without", inputs, alone)
+
+
+def test_a_ledger_that_serves_what_was_not_asked_for_is_refused(inputs, tmp_path, serve):
+    serve(inputs, "heavy", ["light", "heavy"])
+    with pytest.raises(ReleaseError, match=r"serves the stages \['light', 'heavy'\], funnel.stages asks for \['light'\]"):
+        assemble_into(tmp_path / "out", inputs, AssembleConfig(funnel=FunnelSpec(stages=("light",))))

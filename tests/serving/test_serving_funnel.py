@@ -234,6 +234,22 @@ def test_a_stage_left_out_is_bypassed(make_release, tmp_path, stages):
         assert all(item.places["candidate"].rank < 20 for item in answer.items)
 
 
+def test_a_bypassed_stage_is_not_loaded_and_the_explanation_says_why(make_release, reseal, tmp_path):
+    release = make_release(tmp_path / "release", "bypassed", 0)
+    for name in ("heavy_ranker.onnx", "heavy_ranker.json"):
+        (release / name).unlink()
+    bypassed = {"heavy": "loses to light: -0.0146 [-0.0155, -0.0137] in ndcg@10"}
+    spec = FunnelSpec(candidate_k=60, light_k=20, max_k=50, stages=("light",))
+    reseal(release, "2023-11-14-bypassed", funnel=spec, bypassed=bypassed)
+    funnel = make_funnel(release)
+    assert funnel.release.heavy is None and funnel.release.light is not None
+    for user in ("u2", "nobody at all"):
+        answer = funnel.recommend(user, 10, explain=True).as_dict()
+        assert answer["explain"]["bypassed"] == bypassed
+        assert all("heavy" not in item["explain"] for item in answer["items"])
+    assert "explain" not in funnel.recommend("u2", 10).as_dict()
+
+
 def test_where_all_counts_have_decayed_the_releases_list_answers(funnel):
     answer = funnel.recommend("nobody", 50, time_ms=AS_OF_MS + 36_500 * DAY_MS)
     kept = [index for index in range(50) if index not in WITHHELD]
