@@ -32,13 +32,10 @@ MAX_REQUESTS = 1_000_000
 
 def ledger_metrics(ledger: Mapping[str, Any]) -> dict[str, float]:
     """Flatten a ledger's rows to ``{<row>/<metric>: value}``, and its served row to ``served/<metric>`` as well."""
-    metrics = {
-        f"{row['name']}/{name}": float(value) for row in ledger["rows"] for name, value in row["metrics"].items()
-    }
-    served = ledger.get("served")  # ledgers of older versions have none
-    if served is not None:
-        metrics |= {f"{SERVED}/{name}": float(value) for name, value in served["metrics"].items()}
-    return metrics
+    rows = [(row["name"], row["metrics"]) for row in ledger["rows"]]
+    if "served" in ledger:  # ledgers of older versions have no such entry
+        rows.append((SERVED, ledger["served"]["metrics"]))
+    return {f"{row}/{name}": float(value) for row, metrics in rows for name, value in metrics.items()}
 
 
 def request_key(user_id: str, time_ms: int, targets: Iterable[tuple[str, float]]) -> int:

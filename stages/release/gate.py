@@ -105,10 +105,8 @@ def compare(challenger: Contender, champion: Contender, config: GateConfig) -> C
     newer_by_ms = challenger.manifest.as_of_ms - champion.manifest.as_of_ms
     name = f"the champion {champion.manifest.release_id}"
     if newer_by_ms < 0:
-        ends, theirs = _time(challenger.manifest.as_of_ms), _time(champion.manifest.as_of_ms)
-        return Comparison(
-            False, f"its data end at {ends}, those of {name} at {theirs}: older data never replaces newer"
-        )
+        ends = f"its data end at {_time(challenger.manifest.as_of_ms)}, those of {name} at "
+        return Comparison(False, f"{ends}{_time(champion.manifest.as_of_ms)}: older data never replaces newer")
     obstacle, values = _common(challenger, champion, config)
     if values is None:
         reason = f"not comparable: {obstacle} ({name})"

@@ -9,7 +9,6 @@ import pytest
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
 from stages.evaluation.evaluate import EvaluationConfig
-from stages.evaluation.report import main_table, notes
 from stages.evaluation.served import choose_served
 
 BOTH = ("light", "heavy")
@@ -17,8 +16,8 @@ GAINS, LOSES, NOTHING = (0.01, 0.005, 0.015), (-0.0146, -0.0155, -0.0137), (0.0,
 READS = "reads the scores of the light ranker, which is bypassed"
 
 
-def row(name: str, against: str | None = None, gain: tuple[float, float, float] | None = None, few: bool = False) -> Any:
-    value, low, high = gain or (0.0, 0.0, 0.0)
+def row(name: str, against: str | None = None, gain: Any = (0.0, 0.0, 0.0), few: bool = False) -> Any:
+    value, low, high = gain
     verdict = "too few users" if few else "gains" if low > 0 else "loses" if high < 0 else "no difference"
     words = {"metric": "ndcg@10", "value": value, "low": low, "high": high, "users": 9}
     said = {"against": against, "gain": words, "verdict": verdict} if against else {"against": None, "verdict": ""}

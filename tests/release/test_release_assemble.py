@@ -298,5 +298,5 @@ def test_the_heavy_ranker_alone_brings_the_light_one_whose_scores_it_reads(input
 
 def test_a_ledger_that_serves_what_was_not_asked_for_is_refused(inputs, tmp_path, serve):
     serve(inputs, "heavy", ["light", "heavy"])
-    with pytest.raises(ReleaseError, match=r"serves the stages \['light', 'heavy'\], funnel.stages asks for \['light'\]"):
+    with pytest.raises(ReleaseError, match=r"serves the stages .*'heavy'\], funnel.stages asks for \['light'\]"):
         assemble_into(tmp_path / "out", inputs, AssembleConfig(funnel=FunnelSpec(stages=("light",))))
