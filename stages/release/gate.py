@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from stages.contracts.config import Config
-from stages.contracts.errors import GateError
+from stages.contracts.errors import GateError, ReleaseError
+from stages.contracts.files import sha256_file
 from stages.contracts.ledger import HELD_OUT_FILE, SERVED, JudgedRequests
-from stages.contracts.manifest import ReleaseManifest
+from stages.contracts.manifest import ReleaseManifest, read_manifest
 
 BY_HAND = "`sluice release promote VERSION --force` promotes it by hand"
 
@@ -68,6 +70,24 @@ class Comparison:
     metric: str | None = None
     value: float | None = None
     champion: float | None = None
+
+
+def read_contender(directory: Path, release_id: str) -> Contender:
+    """Read what a comparison needs from a release's directory, which may hold no more than that.
+
+    Raises:
+        ReleaseError: if it is another release, or its held-out requests are missing or changed.
+    """
+    manifest = read_manifest(directory)
+    if manifest.release_id != release_id:
+        raise ReleaseError(f"release {release_id}: its manifest in {directory} says {manifest.release_id}")
+    wanted = manifest.parts.get(HELD_OUT_FILE)
+    if wanted is None:
+        return Contender(manifest, None)
+    path = directory / HELD_OUT_FILE
+    if not path.is_file() or sha256_file(path) != wanted:
+        raise ReleaseError(f"release {release_id}: {HELD_OUT_FILE} is missing or changed")
+    return Contender(manifest, JudgedRequests.read(path))
 
 
 def check_gate(manifest: ReleaseManifest, config: GateConfig) -> float:

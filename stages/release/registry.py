@@ -18,13 +18,13 @@ from typing import Any
 
 from stages.contracts.config import Config
 from stages.contracts.errors import GateError, ReleaseError, TransientError
-from stages.contracts.files import sha256_file, sha256_text
-from stages.contracts.ledger import HELD_OUT_FILE, JudgedRequests
+from stages.contracts.files import sha256_text
+from stages.contracts.ledger import HELD_OUT_FILE
 from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
 from stages.contracts.redaction import redacted
 from stages.contracts.release_code import check_code
 from stages.release.cache import AliasKey, is_whole, locked, place, recall_alias, remember_alias, temporary
-from stages.release.gate import BY_HAND, Comparison, Contender, GateConfig, check_gate, compare
+from stages.release.gate import BY_HAND, Comparison, Contender, GateConfig, check_gate, compare, read_contender
 from stages.release.mlflow_client import (
     artifact_uri,
     download,
@@ -229,13 +229,13 @@ class ReleaseRegistry:
         """Read what the comparison needs of a release, and no more of it than that."""
         local = local_path(release.source)
         if local is not None:
-            return _read_contender(local, release)
+            return read_contender(local, release.release_id)
         with tempfile.TemporaryDirectory(prefix="sluice-") as temporary:
             copy = Path(temporary)
             download(f"{release.source}/{MANIFEST_FILE}", copy, self.config.tracking_uri)
             if HELD_OUT_FILE in read_manifest(copy).parts:
                 download(f"{release.source}/{HELD_OUT_FILE}", copy, self.config.tracking_uri)
-            return _read_contender(copy, release)
+            return read_contender(copy, release.release_id)
 
     def _crown(self, target: RegisteredRelease, force: bool) -> None:
         champion = self._aliases().get(CHAMPION)
@@ -409,18 +409,3 @@ def _check_copy(directory: Path, release: RegisteredRelease) -> ReleaseManifest:
             f"its manifest in {directory} says {manifest.release_id}"
         )
     return manifest
-
-
-def _read_contender(directory: Path, release: RegisteredRelease) -> Contender:
-    manifest = read_manifest(directory)
-    if manifest.release_id != release.release_id:
-        raise ReleaseError(
-            f"version {release.version} is registered as {release.release_id}, its manifest says {manifest.release_id}"
-        )
-    wanted = manifest.parts.get(HELD_OUT_FILE)
-    if wanted is None:
-        return Contender(manifest, None)
-    path = directory / HELD_OUT_FILE
-    if not path.is_file() or sha256_file(path) != wanted:
-        raise ReleaseError(f"release {release.release_id}: {HELD_OUT_FILE} is missing or changed")
-    return Contender(manifest, JudgedRequests.read(path))
