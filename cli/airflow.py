@@ -16,6 +16,7 @@ from typing import TextIO
 
 from stages.contracts import errors
 from stages.contracts.errors import ConfigError, SluiceError
+from stages.contracts.redaction import redacted
 
 DAG_ID = "train_funnel"
 _ERROR_LINE = re.compile(r"(?:^|[\s.])(\w+(?:Error|Exception)): (.+?)\s*$")
@@ -99,7 +100,7 @@ def _failure(failures: Sequence[tuple[str, str]], log: Path) -> SluiceError:
 
 def _tee(lines: Iterable[str], stream: TextIO) -> Iterator[str]:
     for line in lines:
-        plain = _PLAIN.sub("", line)
+        plain = redacted(_PLAIN.sub("", line))
         stream.write(plain)
         stream.flush()
         yield plain

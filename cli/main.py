@@ -19,6 +19,8 @@ import click
 from stages import __version__
 from stages.contracts.deadline import exit_now, unfinished
 from stages.contracts.errors import ConfigError, DataError, ReleaseError, RequestError, SluiceError, TransientError
+from stages.contracts.redacted_errors import raise_redacted, redact_logs
+from stages.contracts.redaction import redacted
 
 EXIT_CODES: tuple[tuple[type[SluiceError], int], ...] = (
     (ConfigError, 2),
@@ -30,7 +32,10 @@ EXIT_CODES: tuple[tuple[type[SluiceError], int], ...] = (
 
 
 def reports_errors(verb: Callable[..., None]) -> Callable[..., None]:
-    """Turn a ``SluiceError`` into one line on stderr and an exit code, without a traceback."""
+    """Turn a ``SluiceError`` into one line on stderr and an exit code; only other errors show a traceback.
+
+    No line holds a secret.
+    """
 
     @functools.wraps(verb)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -38,8 +43,10 @@ def reports_errors(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(*args, **kwargs)
         except SluiceError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {redacted(str(error))}", err=True)
             code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+        except Exception as error:  # noqa: BLE001 - raised again; Python prints it with its traceback
+            raise_redacted(error)
         if unfinished():
             exit_now(code)  # a call to a registry that hangs must not hold up the end
         if code:
@@ -60,6 +67,7 @@ def main(verbose: bool) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("sluice").setLevel(logging.INFO)
+    redact_logs()
 
 
 def recipe_options(verb: Callable[..., None]) -> Callable[..., None]:

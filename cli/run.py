@@ -21,18 +21,23 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Turn ``("candidate.epochs=3",)`` into nested values; a value is YAML.
 
     Raises:
-        ConfigError: for a pair without ``=`` or without a key.
+        ConfigError: for a pair without ``=`` or a name, a value that is no YAML, or a key below another's value.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {pair!r}: allowed is KEY=VALUE, such as candidate.epochs=3")
         *path, leaf = key.split(".")
-        section = values
+        if not equals or not all([*path, leaf]):
+            raise ConfigError(f"--set {pair!r}: allowed is KEY=VALUE, such as candidate.epochs=3")
+        section: Any = values
         for name in path:
             section = section.setdefault(name, {})
-        section[leaf] = yaml.safe_load(text)
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {pair!r}: {name} is given a value of its own by another --set")
+        try:
+            section[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {pair!r}: {text!r} is not valid YAML") from None
     return values
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import DAG
-from sluice_airflow.params import PARAMS, TRAINING_ONLY
+from sluice_airflow.params import REFRESH_PARAMS
 from sluice_airflow.tasks import DEFAULT_ARGS, refresh_step
 
 from stages.refresh import STEPS, UPSTREAM
@@ -18,8 +18,10 @@ with DAG(
     description="Ingest, embed new items with the champion's tower, rebuild the index, register and promote it",
     schedule=None,
     catchup=False,
+    # Nothing starts it on its own, and a run of a paused DAG is queued for ever without a word.
+    is_paused_upon_creation=False,
     max_active_runs=1,
-    params={name: param for name, param in PARAMS.items() if name not in TRAINING_ONLY},
+    params=REFRESH_PARAMS,
     default_args=DEFAULT_ARGS,
     tags=["sluice"],
     doc_md=__doc__,

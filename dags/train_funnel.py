@@ -15,6 +15,8 @@ with DAG(
     description="Ingest, train every stage, evaluate, assemble one release, register and promote it",
     schedule=None,
     catchup=False,
+    # Nothing starts it on its own, and a run of a paused DAG is queued for ever without a word.
+    is_paused_upon_creation=False,
     max_active_runs=1,
     params=PARAMS,
     default_args=DEFAULT_ARGS,

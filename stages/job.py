@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.contracts.disk import names_full_disk
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
@@ -43,6 +44,7 @@ def run_declared(
 
     Raises:
         ConfigError: if the step is unknown or an upstream result is missing.
+        OutOfSpaceError: if a disk is full.
     """
     if step not in declared:
         raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(declared)}")
@@ -52,7 +54,8 @@ def run_declared(
     results = {name: StageResult.model_validate(upstream[name]) for name in declared[step]}
     log.info("[sluice] %s: started", step)
     started = time.perf_counter()
-    result = functions[step](settings, results)
+    with names_full_disk(step, Path(settings.home)):
+        result = functions[step](settings, results)
     if not result.seconds:
         result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
     how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"

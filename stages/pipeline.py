@@ -87,7 +87,21 @@ def load_recipe(settings: Settings) -> Recipe:
     """
     from stages.recipe import Recipe
 
-    return parse_config(Recipe, settings.recipe, settings.config_path or "recipe")
+    origin = settings.config_path or "recipe"
+    return parse_config(Recipe, settings.recipe, origin, settings.laid_over, settings.file_recipe)
+
+
+def check_recipe(settings: Settings) -> None:
+    """Refuse a wrong recipe, and paths in it that lead nowhere, before any step does anything.
+
+    Raises:
+        ConfigError: naming every wrong field, or the path.
+    """
+    recipe = load_recipe(settings)
+    paths = {"candidate.warm_start": recipe.candidate.warm_start, "dataset.base": recipe.dataset.base}
+    for name, path in paths.items():
+        if path is not None and not Path(path).exists():
+            raise ConfigError(f"{name} = {path}: no such directory")
 
 
 def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,9 +116,10 @@ def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]
         The step's ``StageResult`` as JSON, small enough for an Airflow XCom.
 
     Raises:
-        ConfigError: if the step is unknown or an upstream result is missing.
+        ConfigError: if the step is unknown, an upstream result is missing or the recipe is wrong.
         SluiceError: whatever the step itself refuses.
     """
+    check_recipe(settings)
     return run_declared(step, UPSTREAM, _FUNCTIONS, settings, upstream)
 
 

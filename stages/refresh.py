@@ -18,7 +18,7 @@ from stages.contracts.files import read_json, sha256_file
 from stages.contracts.results import StageResult
 from stages.contracts.steps import run_step
 from stages.job import StepFunction, Upstream, outcome, promotion, run_declared
-from stages.pipeline import check_data, ingest, load_recipe, selection
+from stages.pipeline import check_data, check_recipe, ingest, load_recipe, selection
 from stages.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any])
     """
     if settings.config_path is None and "champion" in upstream:
         settings = _on_champions_recipe(settings, StageResult.model_validate(upstream["champion"]).directory)
+    if settings.config_path is not None:
+        check_recipe(settings)
     return run_declared(step, UPSTREAM, _FUNCTIONS, settings, upstream)
 
 

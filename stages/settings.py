@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict
 
 from stages.contracts.config import Config, read_yaml
 from stages.contracts.errors import ConfigError, DataError
@@ -24,11 +27,15 @@ SYNTHETIC = "synthetic"
 class Settings(Config):
     """One run's surroundings, plain JSON.
 
+    Addresses may hold passwords: they are shown without them, and no error quotes them.
+
     Attributes:
         home: directory of the embedded default: warehouse, runs, MLflow's store, release cache.
         warehouse_url: SQLAlchemy URL of the warehouse.
         registry: where releases go.
         recipe: values of ``stages.recipe.Recipe``; what is left out takes its default.
+        file_recipe: what the file holds by itself, for messages; None if the recipe came from no file.
+        laid_over: the values of ``recipe`` that are not the file's, by what gave them, for messages.
         config_path: where the recipe came from, for messages; None where ``recipe`` holds overrides alone.
         data: path of the interactions to ingest, ``WAREHOUSE`` or ``SYNTHETIC``.
         mapping_path: YAML file that maps the columns of a generic file, or None.
@@ -39,10 +46,14 @@ class Settings(Config):
         allow_times: whether times of events are taken that look like a mistake of their unit.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     home: str
     warehouse_url: str
     registry: RegistryConfig
     recipe: dict[str, Any] = {}
+    file_recipe: dict[str, Any] | None = None
+    laid_over: dict[str, dict[str, Any]] = {}
     config_path: str | None = None
     data: str = WAREHOUSE
     mapping_path: str | None = None
@@ -58,7 +69,9 @@ class Settings(Config):
 
     def on_recipe(self, recipe: Mapping[str, Any], origin: str) -> Settings:
         """Return settings that follow a recipe from elsewhere, with this one's values laid over it."""
-        return self.model_copy(update={"recipe": _merge(recipe, self.recipe), "config_path": origin})
+        return self.model_copy(
+            update={"recipe": _merge(recipe, self.recipe), "file_recipe": dict(recipe), "config_path": origin}
+        )
 
 
 def load_settings(
@@ -104,16 +117,19 @@ def load_settings(
     config = config or environ.get("SLUICE_CONFIG") or None
     if config is None and needs_recipe:
         config = str(_suitable_recipe(environ, data))
-    recipe = _merge({} if config is None else read_yaml(Path(config)), dict(overrides or {}))
+    laid_over = {"overrides (--set)": dict(overrides or {})}
     if n_processes is not None:
-        recipe = _merge(recipe, {"candidate": {"n_processes": n_processes}})
+        laid_over["n_processes (--processes)"] = {"candidate": {"n_processes": n_processes}}
     if warm_start is not None:
-        recipe = _merge(recipe, {"candidate": {"warm_start": str(Path(warm_start).resolve())}})
+        laid_over["warm_start (--warm-start)"] = {"candidate": {"warm_start": str(Path(warm_start).resolve())}}
+    file_recipe = None if config is None else read_yaml(Path(config))
     return Settings(
         home=str(home),
         warehouse_url=environ.get("SLUICE_WAREHOUSE_URL") or f"duckdb:///{home / 'warehouse.duckdb'}",
         registry=registry_settings(environ),
-        recipe=recipe,
+        recipe=reduce(_merge, laid_over.values(), file_recipe or {}),
+        file_recipe=file_recipe,
+        laid_over={name: values for name, values in laid_over.items() if values},
         config_path=None if config is None else str(Path(config).resolve()),
         data=str(Path(data).resolve()) if data and data not in (WAREHOUSE, SYNTHETIC) else data or WAREHOUSE,
         mapping_path=str(Path(mapping).resolve()) if mapping else None,

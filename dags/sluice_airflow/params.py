@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from copy import copy
+from typing import Any
+
 from airflow.sdk import Param
+from airflow.sdk.exceptions import ParamValidationError
+
+from stages.contracts.errors import ConfigError
 
 PARAMS = {
     "data": Param(
@@ -51,7 +58,7 @@ PARAMS = {
         None,
         type=["null", "object"],
         title="Overrides",
-        description='Values laid over the recipe, for example {"candidate": {"dim": 32}}.',
+        description='Values laid over the recipe, for example {"candidate": {"dimension": 32}}.',
     ),
     "promote": Param(
         True,
@@ -64,3 +71,37 @@ PARAMS = {
 
 TRAINING_ONLY = ("n_processes", "warm_start")
 """Names of those that mean nothing where nothing is trained."""
+
+REFRESH_PARAMS = {name: param for name, param in PARAMS.items() if name not in TRAINING_ONLY}
+"""Parameters of the refresh by name."""
+
+
+def checked(params: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return a run's parameters after checking them against the form.
+
+    Airflow lets names through that the form does not have, and does not check what some of its doors are given.
+
+    Args:
+        params: of the run, by name.
+        known: names that this DAG's form has.
+
+    Raises:
+        ConfigError: naming every unknown name, or the first value that the form does not allow.
+    """
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise ConfigError(f"params (--conf): {', '.join(unknown)}: unknown, allowed are {', '.join(sorted(known))}")
+    for name, value in params.items():
+        try:
+            copy(PARAMS[name]).resolve(value)  # a form keeps the last value that it was given
+        except ParamValidationError:
+            raise ConfigError(f"params (--conf): {name} = {value!r}: allowed is {_allowed(name)}") from None
+    return dict(params)
+
+
+def _allowed(name: str) -> str:
+    schema = PARAMS[name].schema
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    words = " or ".join(sorted(kinds, key="null".__eq__))
+    least = f", at least {schema['minimum']}" if "minimum" in schema else ""
+    return f"{words}{least}{', such as 1998-04-22T00:00:00+00:00' if schema.get('format') == 'date-time' else ''}"

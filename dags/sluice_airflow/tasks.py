@@ -1,14 +1,21 @@
-"""How a pipeline step becomes an Airflow task: imported late, retried only where a retry can help."""
+"""How a pipeline step becomes an Airflow task: imported late, retried only where a retry can help, without secrets."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, task
+from airflow.sdk.log import mask_secret
 
 from sluice_airflow.alerts import alert_on_failure
+from sluice_airflow.params import PARAMS, REFRESH_PARAMS, checked
+
+if TYPE_CHECKING:
+    from stages.settings import Settings
 
 RETRY_DELAY = timedelta(seconds=float(os.environ.get("SLUICE_RETRY_DELAY_SECONDS") or 30))
 
@@ -18,8 +25,8 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),
     "execution_timeout": timedelta(hours=6),
-    # A broken dataset stays broken: of our errors only the transient ones are tried again. Whatever
-    # is not ours (a lost connection, a full disk, a time-out) takes Airflow's ordinary retries.
+    # A broken dataset stays broken: of our errors only the transient ones (a lost connection, a full disk)
+    # are tried again. Whatever is not ours (a time-out) takes Airflow's ordinary retries.
     "retry_policy": ExceptionRetryPolicy(
         [
             RetryRule("stages.contracts.errors.TransientError", RetryAction.DEFAULT),
@@ -42,17 +49,44 @@ def pipeline_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | 
 
     Returns:
         The step's ``StageResult`` as small JSON, the XCom.
+
+    Raises:
+        ConfigError: if a parameter or an override is not allowed, before anything is done.
     """
     from stages.pipeline import run_pipeline_step
-    from stages.settings import load_settings
 
-    return run_pipeline_step(step, load_settings(os.environ, **(params or {})), upstream)
+    with _no_secrets():
+        return run_pipeline_step(step, _settings(params, PARAMS), upstream)
 
 
 @task
 def refresh_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run one step of the refresh: as ``pipeline_step``, with ``step`` one of ``stages.refresh.STEPS``."""
     from stages.refresh import run_refresh_step
+
+    with _no_secrets():
+        return run_refresh_step(step, _settings(params, REFRESH_PARAMS, needs_recipe=False), upstream)
+
+
+def _settings(params: dict[str, Any] | None, known: Collection[str], needs_recipe: bool = True) -> Settings:
     from stages.settings import load_settings
 
-    return run_refresh_step(step, load_settings(os.environ, needs_recipe=False, **(params or {})), upstream)
+    return load_settings(os.environ, needs_recipe=needs_recipe, **checked(params or {}, known))
+
+
+@contextmanager
+def _no_secrets() -> Iterator[None]:
+    """Keep passwords out of the task's log, and out of the error that Airflow logs and its callbacks get.
+
+    Airflow masks what it knows from connections; ours stand in addresses in the environment.
+    """
+    from stages.contracts.redacted_errors import raise_redacted, redact_logs
+    from stages.contracts.redaction import environment_secrets
+
+    redact_logs()
+    for secret in environment_secrets():
+        mask_secret(secret)
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - raised again
+        raise_redacted(error)

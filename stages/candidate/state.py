@@ -21,6 +21,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from stages.candidate.parts import part_of
 from stages.contracts.errors import ConfigError, DataError
+from stages.contracts.files import create_array
 
 State = dict[str, torch.Tensor]
 _FUSED_SUM = ".momentum1"
@@ -66,7 +67,7 @@ def write_arrays(state: State, directory: Path) -> None:
             path = directory / f"{name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             if shape:
-                np.lib.format.open_memmap(path, "w+", np.float32, shape)
+                create_array(path, np.float32, shape)
     dist.barrier()
     for name, value in state.items():
         whole_name, part = part_of(name)

@@ -18,13 +18,20 @@ from stages.candidate.item_tower import ITEM_TOWER_FILE, item_tower_deviation
 from stages.candidate.progress import relay
 from stages.candidate.resume import RUN_FILE, STATE, STATE_JSON, describe, identity, kept_checkpoints, warm_state
 from stages.candidate.scorer import VECTORS_FILE, load_vectors
-from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError, SluiceError, TransientError
+from stages.contracts.errors import (
+    ConfigError,
+    DataError,
+    EmptyDatasetError,
+    OutOfSpaceError,
+    SluiceError,
+    TransientError,
+)
 from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 
 WORKER = ("-m", "stages.candidate.worker")
-_PERMANENT = {kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError)}
+_OURS = {kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError, OutOfSpaceError)}
 _WAITED_IN_VAIN = (
     "timed out",
     "timeout",
@@ -183,8 +190,8 @@ def rank_failure(work: Path, code: int, output: list[str]) -> SluiceError:
         )
     fault = faults[0]
     message = f"candidate training: rank {fault['rank']} failed: {fault['type']}: {fault['message']}"
-    if fault["type"] in _PERMANENT:
-        return _PERMANENT[fault["type"]](f"candidate training, rank {fault['rank']}: {fault['message']}")
+    if fault["type"] in _OURS:
+        return _OURS[fault["type"]](f"candidate training, rank {fault['rank']}: {fault['message']}")
     if any(sign in fault["message"].lower() for sign in _WAITED_IN_VAIN):
         return TransientError(message)
     return SluiceError(message)

@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.contracts.errors import ConfigError
+from stages.contracts.redaction import redacted
+
+_NOTHING = object()
+_MANY = 15
 
 
 class Config(BaseModel):
-    """A frozen configuration model that refuses unknown keys."""
+    """A frozen configuration model that refuses unknown keys and shows no secret."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, redacted(value) if isinstance(value, str) else value
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def parse_config(model: type[ConfigT], values: dict[str, Any], origin: str) -> ConfigT:
+def parse_config(
+    model: type[ConfigT],
+    values: dict[str, Any],
+    origin: str,
+    laid_over: Mapping[str, Mapping[str, Any]] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> ConfigT:
     """Validate ``values`` against ``model``.
 
     Args:
         model: the configuration class.
         values: nested plain values, as YAML or JSON gives them.
         origin: what to call the source in an error (a file name, ``--set``).
+        laid_over: those of ``values`` that ``origin`` does not hold, nested, by what gave them: a fault in one is
+            blamed on it.
+        base: what ``origin`` holds by itself.
 
     Raises:
         ConfigError: naming every wrong field, its value and what is allowed.
@@ -34,14 +53,71 @@ def parse_config(model: type[ConfigT], values: dict[str, Any], origin: str) -> C
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = []
+        faults: dict[str, list[str]] = {}
+        own = _own_faults(model, base)
         for fault in error.errors():
-            field = ".".join(str(part) for part in fault["loc"]) or "(root)"
-            if fault["type"] == "extra_forbidden":
-                faults.append(f"{field}: unknown key")
-            else:
-                faults.append(f"{field} = {fault['input']!r}: {fault['msg']}")
-        raise ConfigError(f"{origin}: " + "; ".join(faults)) from None
+            blamed = _blamed(fault, origin, laid_over or {}, own)
+            faults.setdefault(blamed, []).append(_in_words(model, fault))
+        raise ConfigError("; ".join(f"{blamed}: {'; '.join(words)}" for blamed, words in faults.items())) from None
+
+
+def _in_words(model: type[BaseModel], fault: Any) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "(root)"
+    if fault["type"] == "extra_forbidden":
+        return f"{field}: unknown key{_allowed(str(fault['loc'][-1]), _names_beside(model, fault['loc']))}"
+    words = fault["msg"].removeprefix("Value error, ")
+    return (
+        f"{field}: {words}"
+        if isinstance(fault["input"], BaseModel | dict)
+        else f"{field} = {fault['input']!r}: {words}"
+    )
+
+
+def _allowed(name: str, names: list[str]) -> str:
+    """Return the keys that are allowed in place of ``name``; of many the nearest."""
+    if len(names) <= _MANY:
+        return f", allowed are {', '.join(names)}" if names else ""
+    near = sorted(names, key=lambda other: -SequenceMatcher(None, name, other).ratio())[:_MANY]
+    return f", allowed are {', '.join(near)} and {len(names) - _MANY} more"
+
+
+def _names_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed where an unknown one stands, none where its section has several forms."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(found) != 1:
+            return []
+        model = found[0]
+    return sorted(model.model_fields)
+
+
+def _blamed(fault: Any, origin: str, laid_over: Mapping[str, Mapping[str, Any]], own: list[Any]) -> str:
+    """Return what gave the value at fault, or everything that had a part in a section that does not fit together."""
+    if (fault["loc"], fault["msg"]) in own:
+        return origin
+    partly = []
+    for name, values in laid_over.items():
+        found: Any = values
+        for part in fault["loc"]:
+            # Anything but a mapping took the place of the whole section that the file had there.
+            found = found.get(part, _NOTHING) if isinstance(found, Mapping) else found
+        if isinstance(found, Mapping) and found:
+            partly.append(name)
+        elif found is not _NOTHING:
+            return name
+    return " with ".join([*partly, origin])
+
+
+def _own_faults(model: type[BaseModel], values: Mapping[str, Any] | None) -> list[Any]:
+    """Return place and words of the faults that a file has by itself."""
+    try:
+        if values is not None:
+            model.model_validate(values)
+    except ValidationError as error:
+        return [(fault["loc"], fault["msg"]) for fault in error.errors()]
+    return []
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,16 +10,23 @@
     │   └── RegistryError  a registry that is not there or lets nobody in
     ├── RequestError       a malformed request to the serving layer (HTTP 4xx)
     └── TransientError     a fault that may pass: retried with back-off
+        └── OutOfSpaceError     a disk that is full: other processes, or a person, may make room
 
 Every message names the field or file, what was found and what is allowed.
 Anything that is not a ``TransientError`` is permanent: workflows do not retry it.
+No message holds a password: the base class passes each through ``redacted``.
 """
 
 from __future__ import annotations
 
+from stages.contracts.redaction import redacted
+
 
 class SluiceError(Exception):
-    """Base of all errors that are meant for users."""
+    """Base of all errors that are meant for users; secrets are taken out of the message."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class ConfigError(SluiceError):
@@ -60,3 +67,15 @@ class RequestError(SluiceError):
 
 class TransientError(SluiceError):
     """A fault that may pass, such as a connection that was refused."""
+
+
+class OutOfSpaceError(TransientError):
+    """A disk is full; nothing half-written was left behind.
+
+    Attributes:
+        step: the step that ran out of space, None where it is not known yet.
+    """
+
+    def __init__(self, message: str, step: str | None = None) -> None:
+        super().__init__(message)
+        self.step = step

@@ -1,7 +1,8 @@
-"""Hashes and atomic writes: nothing half-written is ever visible under its final name."""
+"""Hashes, arrays on the disk and atomic writes: nothing half-written is ever visible under its final name."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,9 +11,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from stages.contracts.disk import free_bytes, is_out_of_space
+from stages.contracts.errors import OutOfSpaceError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _CHUNK = 1 << 20
+_NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 def canonical_json(value: Any) -> str:
@@ -44,8 +52,63 @@ def write_json(path: Path, value: Any) -> None:
     """Write indented, sorted JSON under a temporary name, then rename it into place."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """Make a ``.npy`` file of zeros and map it into memory for writing, with all of its space reserved.
+
+    A mapped file without reserved space kills the process (SIGBUS) where the disk turns out to be too small.
+
+    Args:
+        path: of the file, which is written over.
+        dtype: of the array.
+        shape: of the array.
+
+    Returns:
+        The mapped array; ``flush`` it when it is filled.
+
+    Raises:
+        OutOfSpaceError: if the disk is too small; then there is no file.
+    """
+    import numpy as np
+
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        size = path.stat().st_size
+        with path.open("r+b") as stream:
+            reserve(stream.fileno(), size)
+    except OSError as error:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        path.unlink(missing_ok=True)
+        if not is_out_of_space(error):
+            raise
+        raise OutOfSpaceError(
+            f"{path.name} needs {size:,} bytes, {free_bytes(path.parent):,} bytes are free in {path.parent}"
+        ) from None
+    return array
+
+
+def reserve(file: int, size: int) -> None:
+    """Give an open file the disk space of its first ``size`` bytes; what it holds stays.
+
+    Where the file system cannot reserve, the free space is looked at instead.
+
+    Raises:
+        OSError: ENOSPC or EDQUOT if there is not so much space.
+    """
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (OSError, AttributeError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in _NOT_SUPPORTED:
+            raise
+        found = os.fstatvfs(file)
+        if found.f_bavail * found.f_frsize < size - os.fstat(file).st_blocks * 512:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 def read_json(path: Path) -> Any:

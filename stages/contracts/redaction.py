@@ -1,12 +1,16 @@
 """Takes secrets out of text before a person or a log sees it.
 
 Addresses carry passwords (``postgresql://user:secret@host/db``), and libraries quote addresses in their errors.
-Whatever leaves the process as words goes through ``redacted``: logs, HTTP answers, alerts, reports.
+Whatever leaves the process as words goes through ``redacted``: logs, HTTP answers, alerts, reports. Errors of ours
+are redacted when they are made (``SluiceError``), others' errors and log records by ``redacted_errors``.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from functools import lru_cache
+from urllib.parse import unquote
 
 MASK = "***"
 
@@ -29,13 +33,61 @@ _HEADER = re.compile(r"(?P<before>\b(?:Bearer|Basic)\s+)(?P<secret>[A-Za-z0-9._~
 _SLACK = re.compile(r"(?P<before>https?://[^\s/'\"<>]+/(?:services|workflows|triggers)/)(?P<secret>[A-Za-z0-9_/-]+)")
 
 
+SECRET_VARIABLES = (
+    "SLUICE_WAREHOUSE_URL",
+    "SLUICE_MLFLOW_URI",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PGPASSWORD",
+)
+"""Variables of the environment that are a secret, or an address that may hold one."""
+
+_SHORTEST = 4
+"""Characters of a secret that is looked for on its own; a shorter one would hide half of the words around it."""
+_ORDINARY = frozenset({"sluice", "airflow", "mlflow", "postgres"})
+"""Words that stand in every message; as passwords they protect nothing."""
+
+
 def redacted(text: str) -> str:
     """Return ``text`` with passwords, tokens and webhook paths replaced by ``***``.
 
-    User names, hosts, ports and paths stay, for they say which address was meant. Redacting twice changes nothing.
+    User names, hosts, ports and paths stay, for they say which address was meant. Secrets of this process'
+    environment (``SECRET_VARIABLES``) are found on their own as well, for libraries quote pieces of an address that
+    they could not read. Redacting twice changes nothing.
     """
     text = _USER_INFO.sub(rf"\g<before>:{MASK}@", text)
     text = _TOKEN_INFO.sub(rf"\g<before>{MASK}@", text)
     for pattern in (_ASSIGNED, _HEADER, _SLACK):
         text = pattern.sub(rf"\g<before>{MASK}", text)
-    return text
+    known = _either(environment_secrets())
+    return known.sub(MASK, text) if known else text
+
+
+def environment_secrets() -> frozenset[str]:
+    """Return the passwords and tokens in this process' environment, as written and as meant, and their pieces.
+
+    Whoever writes ``@`` or ``/`` unquoted into a password gets pieces of it back in errors about hosts and ports.
+    """
+    return _secrets_of(tuple((name, os.environ.get(name, "")) for name in SECRET_VARIABLES))
+
+
+@lru_cache(maxsize=8)
+def _secrets_of(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    secrets: set[str] = set()
+    for name, value in variables:
+        if "://" not in value:
+            secrets |= {value} if name.endswith(("PASSWORD", "TOKEN")) else set()
+            continue
+        patterns = (_USER_INFO, _TOKEN_INFO, _ASSIGNED)
+        found = [match["secret"] for pattern in patterns for match in pattern.finditer(value)]
+        secrets.update(found, map(unquote, found), *(re.split(r"[@/:?#]", secret) for secret in found))
+    return frozenset(secret for secret in secrets if len(secret) >= _SHORTEST and secret not in _ORDINARY)
+
+
+@lru_cache(maxsize=8)
+def _either(secrets: frozenset[str]) -> re.Pattern[str] | None:
+    """Return a pattern of any of them as a word of its own, the longest first."""
+    words = "|".join(re.escape(secret) for secret in sorted(secrets, key=lambda secret: (-len(secret), secret)))
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)") if words else None

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from stages.contracts.code import body_code
 from stages.contracts.config import Config
+from stages.contracts.disk import names_full_disk
 from stages.contracts.files import atomic_directory, canonical_json, read_json, sha256_text, write_json
 from stages.contracts.results import StageResult
 
@@ -48,6 +49,9 @@ def run_step(
 
     Returns:
         The result, with ``reused=True`` if nothing had to be done.
+
+    Raises:
+        OutOfSpaceError: if a disk is full; nothing of the step is left.
     """
     fingerprint = step_fingerprint(step, f"{version} {body_code(body)}", config, inputs)
     final = root / step / fingerprint[:16]
@@ -55,7 +59,7 @@ def run_step(
     if finished is not None:
         return finished.model_copy(update={"path": str(final), "reused": True})
     started = time.perf_counter()
-    with atomic_directory(final) as directory:
+    with names_full_disk(step, root), atomic_directory(final) as directory, names_full_disk(step, directory):
         metrics, info = body(config, {name: result.directory for name, result in inputs.items()}, directory)
         write_json(directory / "config.json", config.model_dump(mode="json"))
         result = StageResult(

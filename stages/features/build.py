@@ -11,7 +11,7 @@ from tqdm import tqdm
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import read_array
-from stages.contracts.files import read_json, write_json
+from stages.contracts.files import create_array, read_json, write_json
 from stages.contracts.release_code import SCHEMA_FILE, shared_code
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
@@ -69,9 +69,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     relevance, labels = join_labels(rows, snapshot.targets(), len(items))
     n_users = snapshot.n_users()
     state = FunnelState.empty(items, config.features, meta.signals, tasks, n_users, meta.context, config.trending)
-    features = np.lib.format.open_memmap(
-        directory / "features.npy", mode="w+", dtype=np.float32, shape=(len(rows), len(schema.names))
-    )
+    features = create_array(directory / "features.npy", np.float32, (len(rows), len(schema.names)))
     moments = replay(snapshot.events(), requests, state, contexts)
     answered = _fill_features(features, rows, said, requests, moments, state, vectors, contexts)
     features.flush()

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from stages.contracts.config import Config
 from stages.contracts.errors import GateError, ReleaseError, TransientError
 from stages.contracts.files import sha256_text
@@ -54,6 +56,8 @@ class RegistryConfig(Config):
         model_name: registered model of the whole funnel.
         experiment: MLflow experiment that holds the runs.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
     tracking_uri: str
     artifact_root: str | None = None

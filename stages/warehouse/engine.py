@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
-from stages.contracts.errors import ConfigError, DataError, SluiceError, TransientError
+from stages.contracts.disk import is_out_of_space
+from stages.contracts.errors import ConfigError, DataError, OutOfSpaceError, SluiceError, TransientError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.warehouse.copy import copy_batches
 from stages.warehouse.tables import ADDED_COLUMNS, INDEXES, INTERACTIONS, ITEMS, METADATA, USERS
@@ -216,6 +217,8 @@ class Warehouse:
             yield
         except (sa.exc.DBAPIError, duckdb.Error, psycopg2.Error) as error:
             fault = _first_line(error)
+            if not self.is_duckdb and is_out_of_space(error):
+                raise OutOfSpaceError(f"warehouse {self.name} {what}: {fault}; make room there", "warehouse") from None
             if opening and any(text in fault for text in _PERMANENT):
                 raise ConfigError(f"warehouse {self.name} {what}: {fault}; allowed is {_ALLOWED}") from None
             if isinstance(error, _MAY_PASS):
@@ -256,7 +259,7 @@ def _parse_url(url: str) -> URL:
 
 def _make_engine(url: URL) -> Engine:
     if url.get_backend_name() != "duckdb":
-        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args={"connect_timeout": 10})
     path = Path(str(url.database))
     if str(path) != ":memory:":
         try:
@@ -265,7 +268,7 @@ def _make_engine(url: URL) -> Engine:
             raise ConfigError(f"warehouse folder {path.parent}: {error.strerror}") from None
     # Nothing is fetched at run time: DuckDB would otherwise look for extensions on its own.
     offline = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-    return sa.create_engine(url, connect_args={"config": offline})
+    return sa.create_engine(url, hide_parameters=True, connect_args={"config": offline})
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,110 @@
+"""A full disk: every way of running out of space becomes one error that says where, how much, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stages.contracts.errors import OutOfSpaceError, SluiceError, TransientError
+
+_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What the C library, SQLite, PostgreSQL and numpy (which drops the error's number) say.
+_SAYS_SO = re.compile(
+    r"no space left on device|disk quota exceeded|database or disk is full|\b\d+ requested and \d+ written\b",
+    re.IGNORECASE,
+)
+# Libraries that do not say why a write failed: they are believed where next to nothing is free.
+_MAY_MEAN_IT = re.compile(r"\bwrit|flush|save|disk i/o error|unable to open database", re.IGNORECASE)
+_NEXT_TO_NOTHING = 1 << 16
+_QUOTED_PATH = re.compile(r"[\"'](/[^\"'\n]+)[\"']")
+
+SMALLER = {
+    "dataset": "dataset.history_days or a stricter dataset.activity",
+    "train_candidate": "candidate.dimension, candidate.keep_checkpoints",
+    "build_index": "index.kinds",
+    "train_sources": "sources.names",
+    "retrieve": "funnel.candidate_k",
+    "build_examples": "funnel.candidate_k",
+    "train_light": "funnel.candidate_k",
+    "train_heavy": "funnel.light_k",
+    "rank_baselines": "funnel.candidate_k",
+}
+"""The settings that make what a step writes smaller, by step."""
+
+
+def is_out_of_space(error: BaseException, directory: Path | None = None) -> bool:
+    """Return whether an exception, or what caused it, says that a disk is full.
+
+    Args:
+        error: of Python or of any library.
+        directory: where it was written to; where next to nothing is free there, any error of writing counts.
+    """
+    tight = directory is not None and free_bytes(directory) < _NEXT_TO_NOTHING
+    for each in _chain(error):
+        words = str(each)
+        if isinstance(each, OutOfSpaceError) or getattr(each, "errno", None) in _NUMBERS or _SAYS_SO.search(words):
+            return True
+        permanent = isinstance(each, SluiceError) and not isinstance(each, TransientError)
+        if tight and not permanent and _MAY_MEAN_IT.search(words):
+            return True
+    return False
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    open_ones: list[BaseException | None] = [error]
+    while open_ones:
+        each = open_ones.pop()
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            open_ones += [each.__cause__, each.__context__, getattr(each, "orig", None)]
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the bytes that this process may still write to the file system of a directory that may not exist yet."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
+
+
+@contextmanager
+def names_full_disk(step: str, directory: Path) -> Iterator[None]:
+    """Turn whatever says that a disk is full into one error that names the step.
+
+    Args:
+        step: what is being done.
+        directory: that it writes to.
+
+    Raises:
+        OutOfSpaceError: with the bytes that were written, needed and free, where they are known.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (isinstance(error, OutOfSpaceError) and error.step) or not is_out_of_space(error, directory):
+            raise
+        smaller = SMALLER.get(step)
+        advice = f"; lower {smaller}, make room, or" if smaller else "; make room, or"
+        advice += " let SLUICE_HOME be on a larger disk; finished steps are re-used"
+        found = str(error) if isinstance(error, OutOfSpaceError) else _found(error, directory)
+        raise OutOfSpaceError(f"step {step}: {found}{advice}", step) from error
+
+
+def _found(error: BaseException, directory: Path) -> str:
+    """Return what said that a disk is full, and what is known of its bytes."""
+    words = (str(error).strip().splitlines() or [""])[0]
+    named = [Path(path).parent for path in (str(getattr(error, "filename", "")), *_QUOTED_PATH.findall(words)) if path]
+    full = min((path for path in named if path.is_dir()), key=free_bytes, default=None)
+    full = full or min(directory, Path(tempfile.gettempdir()), key=free_bytes)
+    free = free_bytes(full)
+    found = f"a disk is full: {type(error).__name__}: {words}; {free:,} bytes are free in {full}"
+    written = sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+    if written and full.is_relative_to(directory):
+        found += f", and the step needs more than these and the {written:,} that it had written"
+    return found
