@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from stages.candidate.state import State
 from stages.contracts.config import Config
-from stages.contracts.errors import ConfigError, DataError
+from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.contracts.files import read_json, write_json
 
 _PROGRESS = "progress.json"
@@ -60,14 +60,21 @@ class Checkpoints:
         return sorted(self._directory.glob("step-*"))
 
     def save(self, number: int, progress: Progress, state: State) -> None:
-        """Write a checkpoint after ``number`` steps; every rank takes part."""
+        """Write a checkpoint after ``number`` steps; every rank takes part.
+
+        Raises:
+            TransientError: if it cannot be written, mostly for want of space.
+        """
         final = self._directory / f"step-{number:012d}"
         temporary = final.with_name(f".{final.name}.tmp")
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         dist.barrier()
-        dcp.save(dict(state), checkpoint_id=temporary)
+        try:
+            dcp.save(dict(state), checkpoint_id=temporary)
+        except CheckpointException as error:
+            raise TransientError(f"checkpoint {final}: cannot be written ({_cause(error)})") from None
         if dist.get_rank() == 0:
             write_json(temporary / _PROGRESS, {**progress.model_dump(mode="json"), "identity": self._identity})
             shutil.rmtree(final, ignore_errors=True)

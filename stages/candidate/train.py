@@ -31,7 +31,9 @@ from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 
 WORKER = ("-m", "stages.candidate.worker")
-_OURS = {kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError, OutOfSpaceError)}
+_OURS: dict[str, type[SluiceError]] = {
+    kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError, OutOfSpaceError, TransientError)
+}
 _WAITED_IN_VAIN = (
     "timed out",
     "timeout",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.contracts.errors import OutOfSpaceError, SluiceError, TransientError
+from stages.contracts.errors import ConfigError, DataError, OutOfSpaceError, ReleaseError
 
 _NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
 # What the C library, SQLite, PostgreSQL and numpy (which drops the error's number) say.
@@ -19,7 +19,7 @@ _SAYS_SO = re.compile(
     re.IGNORECASE,
 )
 # Libraries that do not say why a write failed: they are believed where next to nothing is free.
-_MAY_MEAN_IT = re.compile(r"\bwrit|flush|save|disk i/o error|unable to open database", re.IGNORECASE)
+_MAY_MEAN_IT = re.compile(r"\bwrit|flush|save|disk i/o error|unable to open database|inline_container", re.IGNORECASE)
 _NEXT_TO_NOTHING = 1 << 16
 _QUOTED_PATH = re.compile(r"[\"'](/[^\"'\n]+)[\"']")
 
@@ -49,7 +49,7 @@ def is_out_of_space(error: BaseException, directory: Path | None = None) -> bool
         words = str(each)
         if isinstance(each, OutOfSpaceError) or getattr(each, "errno", None) in _NUMBERS or _SAYS_SO.search(words):
             return True
-        permanent = isinstance(each, SluiceError) and not isinstance(each, TransientError)
+        permanent = isinstance(each, ConfigError | DataError | ReleaseError)
         if tight and not permanent and _MAY_MEAN_IT.search(words):
             return True
     return False
@@ -74,12 +74,13 @@ def free_bytes(directory: Path) -> int:
 
 
 @contextmanager
-def names_full_disk(step: str, directory: Path) -> Iterator[None]:
+def names_full_disk(step: str, directory: Path, own: bool = False) -> Iterator[None]:
     """Turn whatever says that a disk is full into one error that names the step.
 
     Args:
         step: what is being done.
         directory: that it writes to.
+        own: whether nothing else is in the directory, so that what the step has written can be told.
 
     Raises:
         OutOfSpaceError: with the bytes that were written, needed and free, where they are known.
@@ -92,19 +93,20 @@ def names_full_disk(step: str, directory: Path) -> Iterator[None]:
         smaller = SMALLER.get(step)
         advice = f"; lower {smaller}, make room, or" if smaller else "; make room, or"
         advice += " let SLUICE_HOME be on a larger disk; finished steps are re-used"
-        found = str(error) if isinstance(error, OutOfSpaceError) else _found(error, directory)
+        found = str(error) if isinstance(error, OutOfSpaceError) else _found(error, directory, own)
         raise OutOfSpaceError(f"step {step}: {found}{advice}", step) from error
 
 
-def _found(error: BaseException, directory: Path) -> str:
+def _found(error: BaseException, directory: Path, own: bool) -> str:
     """Return what said that a disk is full, and what is known of its bytes."""
     words = (str(error).strip().splitlines() or [""])[0]
-    named = [Path(path).parent for path in (str(getattr(error, "filename", "")), *_QUOTED_PATH.findall(words)) if path]
+    quoted = [getattr(error, "filename", None), *_QUOTED_PATH.findall(words)]
+    named = [Path(path).parent for path in quoted if isinstance(path, str)]
     full = min((path for path in named if path.is_dir()), key=free_bytes, default=None)
     full = full or min(directory, Path(tempfile.gettempdir()), key=free_bytes)
     free = free_bytes(full)
     found = f"a disk is full: {type(error).__name__}: {words}; {free:,} bytes are free in {full}"
-    written = sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
-    if written and full.is_relative_to(directory):
-        found += f", and the step needs more than these and the {written:,} that it had written"
+    if own and full.is_relative_to(directory):
+        written = sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+        found += f" and the step had written {written:,}: it needs more than {written + free:,}"
     return found

@@ -44,6 +44,8 @@ SECRET_VARIABLES = (
 )
 """Variables of the environment that are a secret, or an address that may hold one."""
 
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_NO_ADDRESS = re.compile(r":(?P<secret>\S*)@")
 _SHORTEST = 4
 """Characters of a secret that is looked for on its own; a shorter one would hide half of the words around it."""
 _ORDINARY = frozenset({"sluice", "airflow", "mlflow", "postgres"})
@@ -77,10 +79,11 @@ def environment_secrets() -> frozenset[str]:
 def _secrets_of(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
     secrets: set[str] = set()
     for name, value in variables:
-        if "://" not in value:
-            secrets |= {value} if name.endswith(("PASSWORD", "TOKEN")) else set()
+        if name.endswith(("PASSWORD", "TOKEN")):
+            secrets.add(value)
             continue
-        patterns = (_USER_INFO, _TOKEN_INFO, _ASSIGNED)
+        # Where no address was written, whatever stands between a colon and an "@" may have been meant as a password.
+        patterns = (_USER_INFO, _TOKEN_INFO, _ASSIGNED) if _SCHEME.match(value) else (_NO_ADDRESS, _ASSIGNED)
         found = [match["secret"] for pattern in patterns for match in pattern.finditer(value)]
         secrets.update(found, map(unquote, found), *(re.split(r"[@/:?#]", secret) for secret in found))
     return frozenset(secret for secret in secrets if len(secret) >= _SHORTEST and secret not in _ORDINARY)

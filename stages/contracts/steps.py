@@ -59,7 +59,7 @@ def run_step(
     if finished is not None:
         return finished.model_copy(update={"path": str(final), "reused": True})
     started = time.perf_counter()
-    with names_full_disk(step, root), atomic_directory(final) as directory, names_full_disk(step, directory):
+    with names_full_disk(step, root), atomic_directory(final) as directory, names_full_disk(step, directory, own=True):
         metrics, info = body(config, {name: result.directory for name, result in inputs.items()}, directory)
         write_json(directory / "config.json", config.model_dump(mode="json"))
         result = StageResult(

@@ -33,5 +33,6 @@ def test_the_alert_shows_the_contract_its_numbers_and_the_rows(airflow: Airflow,
     assert "ContractError: 1 of 28 data contracts failed (volume)" in text
     assert "[fail: warn above 0.01, fail above 0.01]" in text
     assert "    day_from_ms=" in text
+    assert "user_id" not in text
     (kept,) = (airflow.home / "sluice" / "reports").iterdir()
     assert str(kept) in text

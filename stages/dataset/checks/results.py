@@ -13,6 +13,8 @@ Level = Literal["ok", "warn", "fail", "skipped"]
 
 _LATEST_MS = 253_402_300_799_000  # the last second of the year 9999
 _WORD = 60
+_OF_USERS = frozenset({"user_id", "raw"})
+"""Columns that tell who somebody is; ``raw`` is a row of a file as it was read."""
 
 
 class ContractResult(Config):
@@ -86,7 +88,9 @@ def limits_in_words(limits: Mapping[str, float]) -> str:
 
 
 def failure_text(report: ContractReport, kept: str | None = None) -> str:
-    """Return the words of the error: every failed contract with its numbers, limits and rows.
+    """Return the words of the error: every failed contract with its numbers, limits and rows, without user ids.
+
+    Errors end in logs and chat rooms; who the users are stands in the report, which stays in the home.
 
     Args:
         report: with at least one failure.
@@ -97,10 +101,10 @@ def failure_text(report: ContractReport, kept: str | None = None) -> str:
     head = (
         f"{len(failed)} of {len(report.results)} data contracts failed ({names}), {len(warned)} warned; nothing trained"
     )
-    lines = [head] if kept is None else [head, f"full report with SQL to see more rows: {kept}"]
+    lines = [head] if kept is None else [head, f"full report with the users and SQL to see more rows: {kept}"]
     for result in failed:
         lines.append(f"- {result.headline()}")
-        lines += [f"    {row_in_words(row)}" for row in result.rows]
+        lines += [f"    {row_in_words(_without_users(row))}" for row in result.rows]
     return "\n".join(lines)
 
 
@@ -117,6 +121,11 @@ def table_text(report: ContractReport) -> str:
         lines += [f"  {row_in_words(row)}" for row in result.rows]
         lines += [f"  more: {result.sql}"] if result.sql else []
     return "\n".join(lines)
+
+
+def _without_users(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out who it was; that nobody is named there stays, for it may be the fault."""
+    return {name: value for name, value in row.items() if name not in _OF_USERS or value in {None, ""}}
 
 
 def row_in_words(row: Mapping[str, Any]) -> str:

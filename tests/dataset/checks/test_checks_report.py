@@ -58,10 +58,12 @@ def test_every_failure_is_named_with_numbers_limits_rows_and_the_report(
     assert text.startswith("3 of 25 data contracts failed (volume, duplicates.identical, nulls.text), 1 warned")
     assert "volume = 8 [fail: warn below 0.3, fail below 0.02, warn above 5, fail above 5] 48 events a day" in text
     assert "- nulls.text = 1 [fail: fail above 0.05] 10 of 10 items have no text (1)\n    item_id=i0 title=" in text
-    assert "    user_id=u0 item_id=i0 signal=click event_time_ms=1641600000 (1970-01-20T00:00:00Z) rows=3" in text
+    assert "    item_id=i0 signal=click event_time_ms=1641600000 (1970-01-20T00:00:00Z) rows=3" in text
+    assert "user_id" not in text, "errors end in logs and chat rooms"
     kept = tmp_path / "reports" / "contracts-1.json"
     assert str(kept) in text
     report = ContractReport.model_validate(read_json(kept))
+    assert report.of_level("fail")[1].rows[0]["user_id"] == "u0", "the report in the home says who it was"
     assert [result.name for result in report.of_level("fail")] == ["volume", "duplicates.identical", "nulls.text"]
     assert not (tmp_path / "runs" / "check_data").exists() or list((tmp_path / "runs" / "check_data").iterdir()) == []
     table = table_text(report).splitlines()
