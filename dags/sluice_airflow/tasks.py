@@ -30,7 +30,11 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_policy": ExceptionRetryPolicy(
         [
             RetryRule("stages.contracts.errors.TransientError", RetryAction.DEFAULT),
-            RetryRule("stages.contracts.errors.SluiceError", RetryAction.FAIL, reason="no retry can mend this"),
+            RetryRule(
+                ["stages.contracts.errors.SluiceError", "airflow.sdk.exceptions.ParamValidationError"],
+                RetryAction.FAIL,
+                reason="no retry can mend this",
+            ),
         ]
     ),
     "on_failure_callback": alert_on_failure,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from cli.run import parse_overrides
 from stages.contracts.errors import ConfigError, DataError
+from stages.pipeline import load_recipe
 from stages.settings import load_settings, parse_time_ms, registry_settings, release_cache
 
 
@@ -90,6 +93,68 @@ def test_the_model_to_start_from_is_part_of_the_recipe(environ: dict[str, str], 
 def test_malformed_override_is_refused() -> None:
     with pytest.raises(ConfigError, match="--set 'epochs': allowed is KEY=VALUE"):
         parse_overrides(("epochs",))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (("seed=1", "seed.x=2"), "--set 'seed.x=2': seed is given a value of its own by another --set"),
+        (("seed=[1",), r"--set 'seed=[1': '[1' is not valid YAML"),
+        (("candidate..epochs=1",), "--set 'candidate..epochs=1': allowed is KEY=VALUE"),
+    ],
+)
+def test_overrides_that_cannot_be_read_are_refused(pairs: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        parse_overrides(pairs)
+    assert str(found.value).startswith(words)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "blamed", "words"),
+    [
+        (
+            "",
+            {"overrides": {"candidate": {"dim": 32}}},
+            "overrides (--set)",
+            "candidate.dim: unknown key",
+        ),
+        ("", {"overrides": {"seed": "x"}}, "overrides (--set)", "seed = 'x': Input should be a valid integer"),
+        ("", {"overrides": {"candidate": 5}}, "overrides (--set)", "candidate = 5: Input should be a valid dictionary"),
+        ("", {"overrides": {"index": {"kinds": ["flat", "x"]}}}, "overrides (--set)", "index.kinds.1 = 'x'"),
+        ("", {"n_processes": 0}, "n_processes (--processes)", "candidate.n_processes = 0"),
+        (
+            "",
+            {"overrides": {"funnel": {"light_k": 5000}}},
+            "overrides (--set) with {file}",
+            "(root): funnel.light_k = 5000",
+        ),
+        ("sede: 1\n", {}, "{file}", "sede: unknown key, allowed are"),
+        ("sede: 1\n", {"overrides": {"seed": 2}}, "{file}", "sede: unknown key, allowed are"),
+        ("funnel: {light_k: 5000}\n", {"overrides": {"seed": 2}}, "{file}", "(root): funnel.light_k"),
+    ],
+)
+def test_a_fault_is_blamed_on_what_gave_it(
+    tmp_path: Path, file: str, options: dict[str, Any], blamed: str, words: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    recipe = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8")) | (yaml.safe_load(file) or {})
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with pytest.raises(ConfigError) as found:
+        load_recipe(load_settings({"SLUICE_HOME": str(tmp_path)}, config=str(path), **options))
+    assert str(found.value).startswith(f"{blamed.format(file=path)}: {words}"), str(found.value)
+    assert ";" not in str(found.value), "one fault, one blame"
+
+
+def test_two_faults_are_each_blamed_on_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8") + "\nsede: 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as found:
+        load_recipe(load_settings({}, config=str(path), overrides={"gate": {"x": 1}}))
+    assert "; overrides (--set): gate.x: unknown key" in f"; {found.value}"
+    assert f"; {path}: sede: unknown key" in f"; {found.value}"
 
 
 @pytest.mark.parametrize(

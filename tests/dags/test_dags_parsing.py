@@ -45,6 +45,7 @@ print(json.dumps({
     "time_outs": [task.execution_timeout is not None for task in dag.tasks],
     "alerts": [len(task.on_failure_callback) for task in dag.tasks],
     "max_active_runs": dag.max_active_runs,
+    "paused": [each.is_paused_upon_creation for each in (dag, refresh)],
     "params": {name: dag.params.get_param(name).dump() for name in dag.params},
 }))
 """
@@ -100,6 +101,7 @@ def test_every_task_retries_ends_and_reports(parsed: Any) -> None:
     assert set(parsed["time_outs"]) == {True}
     assert set(parsed["alerts"]) == {1}
     assert parsed["max_active_runs"] == 1
+    assert parsed["paused"] == [False, False], "a run of a paused DAG is queued for ever"
 
 
 def test_the_trigger_form_explains_every_parameter(parsed: Any) -> None:

@@ -1,0 +1,130 @@
+"""A run's parameters: the form's example works, and what is wrong is refused by the first task, once."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stages.pipeline import load_recipe
+from stages.settings import load_settings
+
+if TYPE_CHECKING:
+    from conftest import Airflow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+READ_FORM = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("params", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(json.dumps(module.PARAMS["overrides"].description))
+checks = json.loads(sys.argv[2])
+for params in checks:
+    try:
+        print(json.dumps(sorted(module.checked(params, module.REFRESH_PARAMS))))
+    except Exception as error:
+        print(json.dumps(f"{type(error).__name__}: {error}"))
+"""
+
+
+def _form(airflow: Airflow, *params: dict[str, object]) -> tuple[str, list[object]]:
+    """Return the overrides' description, and what the check of the refresh's form says of each set of parameters."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ_FORM, str(ROOT / "dags" / "sluice_airflow" / "params.py"), json.dumps(params)],
+        env=airflow.environment() | {"PYTHONPATH": str(ROOT)},
+        cwd=airflow.home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    text, *answers = map(json.loads, done.stdout.splitlines())
+    return text, answers
+
+
+def test_the_forms_example_works_as_it_stands(migrated: Airflow, tmp_path: Path) -> None:
+    example = re.search(r"\{.*\}", _form(migrated)[0])
+    assert example is not None
+    environ = {"SLUICE_HOME": str(tmp_path), "SLUICE_CONFIGS": str(ROOT / "configs")}
+    overrides = json.loads(example[0])
+    assert overrides == {"candidate": {"dimension": 32}}
+    assert load_recipe(load_settings(environ, overrides=overrides)).candidate.dimension == 32
+
+
+def test_names_and_values_are_checked_against_the_form(migrated: Airflow) -> None:
+    _, answers = _form(
+        migrated,
+        {"data": None, "promote": False, "overrides": {"index": {}}},
+        {"dat": "x", "n_processes": 2},
+        {"promote": "no"},
+        {"overrides": [1]},
+        {"data": 5},
+    )
+    known = "as_of, config, data, mapping, overrides, promote"
+    assert answers == [
+        ["data", "overrides", "promote"],
+        f"ConfigError: params (--conf): dat, n_processes: unknown, allowed are {known}",
+        "ConfigError: params (--conf): promote = 'no': allowed is boolean",
+        "ConfigError: params (--conf): overrides = [1]: allowed is object or null",
+        "ConfigError: params (--conf): data = 5: allowed is string or null",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("conf", "words"),
+    [
+        (
+            {"overrides": {"candidate": {"dim": 32}}},
+            "overrides (--set): candidate.dim: unknown key, allowed are dimension",
+        ),
+        ({"dimension": 32}, "params (--conf): dimension: unknown, allowed are as_of, config, data"),
+    ],
+)
+def test_a_wrong_parameter_fails_the_first_task_at_once(airflow: Airflow, conf: dict[str, object], words: str) -> None:
+    run = airflow.test("train_funnel", conf)
+    assert run.code == 1
+    assert run.tasks.pop("ingest") == ("failed", 1), "no retry can mend this"
+    assert {state for state, _ in run.tasks.values()} == {"upstream_failed"}
+    assert f"ConfigError: {words}" in run.output
+    assert "demo.yaml:" not in run.output, "the recipe is not to blame"
+    assert not (airflow.home / "sluice").exists(), "nothing was done"
+
+
+@pytest.mark.slow
+def test_a_refresh_has_no_parameters_of_training(airflow: Airflow) -> None:
+    run = airflow.test("refresh_index", {"n_processes": 2})
+    assert (run.tasks["champion"], run.tasks["ingest"]) == (("failed", 1), ("failed", 1))
+    assert "params (--conf): n_processes: unknown, allowed are as_of" in run.output
+
+
+@pytest.mark.slow
+def test_the_printed_trigger_commands_start_runs_of_dags_that_are_not_paused(airflow: Airflow) -> None:
+    commands = re.findall(
+        r"airflow (dags trigger \w+)",
+        "".join((ROOT / name).read_text() for name in ("compose.yaml", "docs/runbook.md")),
+    )
+    assert commands == ["dags trigger train_funnel", "dags trigger train_funnel"]
+    for command in ("dags reserialize", *sorted({*commands, "dags trigger refresh_index"})):
+        subprocess.run(
+            [sys.executable, "-m", "airflow", *command.split()],
+            env=airflow.environment(),
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            timeout=240,
+        )
+    with sqlite3.connect(airflow.home / "airflow.db") as books:
+        paused = dict(books.execute("select dag_id, is_paused from dag"))
+        runs = sorted(books.execute("select dag_id, state from dag_run"))
+    assert paused == {"refresh_index": 0, "train_funnel": 0}
+    assert runs == [("refresh_index", "queued"), ("train_funnel", "queued")]
