@@ -13,7 +13,7 @@ from stages.candidate.progress import relay
 from stages.candidate.scorer import UserTower
 from stages.candidate.train import prepare, rank_failure, train_candidate
 from stages.candidate.worker import train as train_rank
-from stages.contracts.errors import ConfigError, DataError, SluiceError, TransientError
+from stages.contracts.errors import ConfigError, DataError, OutOfSpaceError, SluiceError, TransientError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig
@@ -144,6 +144,8 @@ def test_a_diverging_training_says_so(planted, trained, one_rank, tmp_path):
     [
         ("DataError", "loss is nan", DataError),
         ("ConfigError", "no such device", ConfigError),
+        ("OutOfSpaceError", "item.npy needs 8 bytes, 4 bytes are free", OutOfSpaceError),
+        ("TransientError", "checkpoint x: cannot be written", TransientError),
         ("RuntimeError", "Connection closed by peer", TransientError),
         ("DistBackendError", "Timed out waiting 300s", TransientError),
         ("RuntimeError", "writev [127.0.0.1]:4242: Broken pipe", TransientError),
