@@ -2,72 +2,149 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from sluice_airflow.commands import Surroundings, hidden_addresses, sluice_command, trigger_command
+
+from stages.contracts.redaction import redacted
+
 ERROR_LENGTH = 2400
-"""Characters of an error that a message carries; Slack cuts a text off at a few thousand."""
+"""Characters of errors that a message carries in all; Slack cuts a text off at a few thousand."""
 
-_RUN_OPTIONS = {"data": "--data", "mapping": "--mapping", "config": "--config", "as_of": "--as-of"}
-_VERBS = {"refresh_index": "refresh"}
-"""Of the command that does the same without Airflow, by DAG; ``run`` for every other."""
+MOST_STEPS = 8
+"""Failed steps that are told of one by one."""
+
+COMMAND_LENGTH = 4000
+
+KILLED = (
+    "no error was recorded: the step's process was killed (SIGKILL), or its machine went away.\n"
+    "Most often the machine ran out of memory. Look at the end of the step's log, for `oom` in the kernel's log\n"
+    "(dmesg -T), or at OOMKilled of the container. Give the workers more memory, or make the step smaller."
+)
 
 
-def failure_message(context: Mapping[str, Any]) -> str:
-    """Return the message: run, failed step, error with its numbers, and how to run it again."""
-    instance = context["task_instance"]
-    error = context.get("exception") or "no exception is known: the task's process may have been killed"
-    reason = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-    params = {name: value for name, value in (context.get("params") or {}).items() if value is not None}
-    commands = _trigger_command(instance.dag_id, params), _sluice_command(instance.dag_id, params)
-    return "\n".join(
-        [
-            f":rotating_light: *{_escape(instance.dag_id)}* failed in step *{_escape(instance.task_id)}*",
-            f"run: `{_escape(instance.run_id)}`, try {instance.try_number}",
-            f"```{_escape(_shorten(reason))}```",
-            "run it again; steps that had finished are re-used:",
-            "```" + "\n".join(map(_escape, commands)) + "```",
-        ]
+@dataclass(frozen=True)
+class FailedStep:
+    """A task that failed for good.
+
+    Attributes:
+        name: the task, with ``[n]`` for the n-th of a mapped one.
+        try_number: the try that failed, from 1.
+        host: on which it ran, if it ran.
+        seconds: how long the try took.
+        error: words of the exception; None if the process left none.
+        events: what Airflow noticed from outside, such as missing heartbeats.
+        log_url: page of the try's log, if Airflow's address is configured.
+    """
+
+    name: str
+    try_number: int
+    host: str | None = None
+    seconds: float | None = None
+    error: str | None = None
+    events: Sequence[str] = ()
+    log_url: str | None = None
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A DAG run that ended in failure.
+
+    Attributes:
+        params: the run's parameters, with the DAG's defaults.
+        steps: that failed; none if the run timed out, or was marked by hand.
+        ended: when the run was over, UTC.
+        url: page of the run, if Airflow's address is configured.
+        cleared: whether a person has cleared it before it was read.
+    """
+
+    dag_id: str
+    run_id: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    steps: Sequence[FailedStep] = ()
+    ended: datetime | None = None
+    url: str | None = None
+    cleared: bool = False
+
+
+def error_words(error: BaseException) -> str:
+    """Return an exception as a message may carry it: type and text, without secrets, rows or great length."""
+    text = f"{type(error).__name__}: {error}"
+    if type(error).__name__ == "ContractError":
+        text = _without_rows(text)
+    return _shorten(redacted(text), ERROR_LENGTH)
+
+
+def failure_message(run: FailedRun, around: Surroundings) -> str:
+    """Return the message: run, failed steps, their errors with the numbers, and how to run it again."""
+    params = {name: value for name, value in run.params.items() if value is not None}
+    lines = [_headline(run), _run_line(run)]
+    for step in run.steps[:MOST_STEPS]:
+        lines += _step_lines(step, ERROR_LENGTH // min(len(run.steps), MOST_STEPS))
+    if len(run.steps) > MOST_STEPS:
+        lines.append(f"… and {len(run.steps) - MOST_STEPS} steps more")
+    if not run.steps:
+        why = "it has been cleared since" if run.cleared else "it timed out, could not go on, or was marked by hand"
+        lines.append(f"no failed step is known: {why}")
+    commands = [trigger_command(run.dag_id, params, around), sluice_command(run.dag_id, params, around)]
+    lines.append("run it again; steps that had finished are re-used. In Airflow, or without it:")
+    lines += [f"```{_escape(_shorten(redacted(command), COMMAND_LENGTH))}```" for command in commands]
+    if not around.prefix:
+        lines.append("The second runs where the home lies, on the machine of the workers.")
+    lines += [f"Set it first: {_escape(hidden)}" for hidden in hidden_addresses(around)]
+    return "\n".join(lines)
+
+
+def short_message(dag_id: str, run_id: str) -> str:
+    """Return what can be said of a run that could not be read."""
+    return redacted(
+        f":rotating_light: *{_escape(dag_id)}* failed\nrun: `{_escape(run_id)}`\n"
+        "its steps and errors could not be read, see Airflow's pages and the scheduler's log"
     )
 
 
-def _trigger_command(dag_id: str, params: Mapping[str, Any]) -> str:
-    return shlex.join(["airflow", "dags", "trigger", dag_id, "--conf", json.dumps(params, sort_keys=True)])
+def _headline(run: FailedRun) -> str:
+    names = ", ".join(f"*{_escape(step.name)}*" for step in run.steps[:MOST_STEPS])
+    where = f" in step{'s' if len(run.steps) > 1 else ''} {names}" if names else ""
+    return f":rotating_light: *{_escape(run.dag_id)}* failed{where}"
 
 
-def _sluice_command(dag_id: str, params: Mapping[str, Any]) -> str:
-    words = ["sluice", _VERBS.get(dag_id, "run")]
-    for name, option in _RUN_OPTIONS.items():
-        if name in params:
-            words += [option, str(params[name])]
-    if "n_processes" in params:
-        words += ["--processes", str(params["n_processes"])]
-    if "warm_start" in params:
-        words += ["--warm-start", str(params["warm_start"])]
-    for key, value in sorted(_flatten(params.get("overrides") or {}).items()):
-        words += ["--set", f"{key}={json.dumps(value)}"]
-    if params.get("promote") is False:
-        words.append("--no-promote")
-    return shlex.join(words)
+def _run_line(run: FailedRun) -> str:
+    parts = [f"run: `{_escape(redacted(run.run_id))}`"]
+    if run.ended:
+        parts.append(f"{run.ended:%Y-%m-%d %H:%M:%S} UTC")
+    if run.url:
+        parts.append(f"<{_escape(run.url)}|open the run>")
+    return ", ".join(parts)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _step_lines(step: FailedStep, room: int) -> list[str]:
+    parts = [f"*{_escape(step.name)}*: try {step.try_number}"]
+    if step.host:
+        parts.append(f"host {_escape(step.host)}")
+    if step.seconds is not None:
+        parts.append(f"after {step.seconds:,.0f} s")
+    if step.log_url:
+        parts.append(f"<{_escape(step.log_url)}|its log>")
+    reason = "\n".join([step.error or KILLED, *step.events])
+    return [", ".join(parts), f"```{_escape(_shorten(redacted(reason), room))}```"]
 
 
-def _shorten(text: str) -> str:
+def _without_rows(text: str) -> str:
+    """Drop the example rows of broken contracts: they may hold ids of users."""
+    first, *rest = text.splitlines()
+    kept = [line for line in rest if line.startswith(("- ", "full report"))]
+    return "\n".join([first, *kept])
+
+
+def _shorten(text: str, room: int) -> str:
     """Cut the middle out: the numbers stand at the start, the cause of a long one at its end."""
-    if len(text) <= ERROR_LENGTH:
+    if len(text) <= room:
         return text
-    half = ERROR_LENGTH // 2
+    half = room // 2
     return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
 
 

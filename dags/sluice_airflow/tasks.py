@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, task
 from airflow.sdk.log import mask_secret
 
-from sluice_airflow.alerts import alert_on_failure
+from sluice_airflow.alerts import record_error, warn_without_plugin
 from sluice_airflow.params import PARAMS, REFRESH_PARAMS, checked
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ DEFAULT_ARGS: dict[str, Any] = {
             ),
         ]
     ),
-    "on_failure_callback": alert_on_failure,
+    "on_failure_callback": record_error,
 }
 """Arguments of every task."""
 
@@ -59,6 +59,7 @@ def pipeline_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | 
     """
     from stages.pipeline import run_pipeline_step
 
+    warn_without_plugin()
     with _no_secrets():
         return run_pipeline_step(step, _settings(params, PARAMS), upstream)
 
@@ -68,6 +69,7 @@ def refresh_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | N
     """Run one step of the refresh: as ``pipeline_step``, with ``step`` one of ``stages.refresh.STEPS``."""
     from stages.refresh import run_refresh_step
 
+    warn_without_plugin()
     with _no_secrets():
         return run_refresh_step(step, _settings(params, REFRESH_PARAMS, needs_recipe=False), upstream)
 

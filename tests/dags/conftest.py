@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,10 +10,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +35,8 @@ def airflow_environment(home: Path, dags: Path) -> dict[str, str]:
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "OMP_NUM_THREADS": "1",
+        # This checkout's helpers, whichever one the installed plugin came from.
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(DAGS)]),
         "SLUICE_HOME": str(home / "sluice"),
         "SLUICE_RETRY_DELAY_SECONDS": "0.1",
     }
@@ -75,6 +80,20 @@ class Airflow:
         assert rows, done.stdout
         return Run(done.returncode, done.stdout, {row[0]: (row[1], row[2]) for row in rows}, rows[0][3])
 
+    def monitor(self, dags: Path = DAGS, **extra: str) -> str:
+        """Look for failed runs once, as the process beside the scheduler does all the time; return its log."""
+        done = subprocess.run(
+            [sys.executable, "-m", "sluice_airflow.monitor", "--once"],
+            env=self.environment(dags) | extra,
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+            check=True,
+        )
+        return done.stdout
+
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
@@ -87,7 +106,9 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
         capture_output=True,
         timeout=240,
     )
-    return Airflow(home)
+    made = Airflow(home)
+    made.monitor()  # runs that fail from now on are watched
+    return made
 
 
 @pytest.fixture
@@ -100,46 +121,85 @@ def airflow(migrated: Airflow, tmp_path: Path) -> Airflow:
 
 @dataclass
 class Slack:
-    """A local endpoint that takes what Slack's incoming webhooks take."""
+    """A local endpoint that takes what Slack's incoming webhooks take.
+
+    Attributes:
+        plans: answers by the name of a run, one a request, then 200: a status, a status with headers, or ``hang``.
+        received: (path, body, answer) of each request.
+        times: when each came, on the monotonic clock, and its text.
+    """
 
     port: int
-    answers: list[int] = field(default_factory=list)
-    received: list[tuple[str, dict[str, object], int]] = field(default_factory=list)
+    plans: dict[str, list[Any]] = field(default_factory=dict)
+    received: list[tuple[str, dict[str, object], object]] = field(default_factory=list)
+    times: list[tuple[float, str]] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
 
     @property
     def connection(self) -> str:
+        return self.connection_with()
+
+    def connection_with(self, **extra: object) -> str:
         url = f"http://127.0.0.1:{self.port}/services/T0/B0/secret"
-        return json.dumps({"conn_type": "slackwebhook", "password": url})
+        return json.dumps({"conn_type": "slackwebhook", "password": url, "extra": extra})
 
     @property
     def accepted(self) -> list[str]:
-        return [str(body["text"]) for _, body, status in self.received if status == 200]
+        return [str(body["text"]) for _, body, answer in self.received if answer == 200]
+
+    def of(self, run_id: str) -> list[str]:
+        """Return the accepted messages of a run."""
+        return [text for text in self.accepted if f"run: `{run_id}`" in text]
+
+    def answer(self, path: str, body: dict[str, object]) -> tuple[Any, dict[str, str]]:
+        """Note a request; return the answer and its headers."""
+        text = str(body["text"])
+        plan = next((plan for run_id, plan in self.plans.items() if f"`{run_id}`" in text), [])
+        answer = plan.pop(0) if plan else 200
+        answer, headers = answer if isinstance(answer, tuple) else (answer, {})
+        self.times.append((time.monotonic(), text))
+        self.received.append((path, body, answer))
+        return answer, headers
 
 
-@pytest.fixture
-def slack() -> Iterator[Slack]:
-    """Answers with the statuses in ``answers``, one a request, then with 200."""
-    handler = _handler(lambda: state)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+@contextlib.contextmanager
+def _listening() -> Iterator[Slack]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(lambda: state))
     state = Slack(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield state
+    state.closing.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
+@pytest.fixture
+def slack() -> Iterator[Slack]:
+    with _listening() as state:
+        yield state
+
+
+@pytest.fixture(scope="module")
+def slack_of_module() -> Iterator[Slack]:
+    with _listening() as state:
+        yield state
+
+
 def _handler(state: Callable[[], Slack]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            slack = state()
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status = slack.answers.pop(0) if slack.answers else 200
-            slack.received.append((self.path, body, status))
-            self.send_response(status)
+            answer, headers = state().answer(self.path, body)
+            if answer == "hang":
+                state().closing.wait(60)
+                return
+            self.send_response(answer)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(b"ok" if status == 200 else b"no_service")
+            self.wfile.write(b"ok" if answer == 200 else b"no_service")
 
         def log_message(self, *args: object) -> None:
             """Keep the test's output quiet."""

@@ -1,0 +1,106 @@
+"""The Airflow plugin that keeps the failure monitor running beside the scheduler.
+
+Loaded by every process of Airflow (entry point ``airflow.plugins``), so it imports next to nothing. Fits Airflow 3.3:
+there ``on_starting`` comes before a job knows its type, hence the look at the command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from airflow.listeners import hookimpl
+from airflow.plugins_manager import AirflowPlugin
+
+log = logging.getLogger(__name__)
+
+RESTART_SECONDS = 10
+STOP_SECONDS = 3
+
+
+class Listener:
+    """Starts the monitor with the scheduler, wakes it when a run fails, and starts it again if it has died.
+
+    The monitor is a process of its own and no thread: LocalExecutor forks its workers from the scheduler, and a fork
+    beside a thread that talks to a database can leave a worker with a lock that nobody frees.
+    """
+
+    def __init__(self) -> None:
+        self._job: Any = None
+        self._pid = 0
+        self._monitor: subprocess.Popen | None = None
+        self._started = 0.0
+
+    @hookimpl
+    def on_starting(self, component: Any) -> None:
+        """Start the monitor if the component is the scheduler's job."""
+        if not hasattr(component, "job_type"):
+            return  # a task
+        self._job, self._pid = component, os.getpid()
+        self._keep_running()
+
+    @hookimpl
+    def before_stopping(self, component: Any) -> None:
+        """Let the monitor end with its scheduler."""
+        if component is self._job and self._pid == os.getpid() and self._monitor is not None:
+            monitor, self._monitor, self._job = self._monitor, None, None
+            with contextlib.suppress(OSError):
+                monitor.stdin.close()
+            try:
+                monitor.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                monitor.terminate()
+
+    @hookimpl
+    def on_dag_run_running(self) -> None:
+        """See that the monitor is alive."""
+        self._keep_running()
+
+    @hookimpl
+    def on_dag_run_success(self) -> None:
+        """See that the monitor is alive."""
+        self._keep_running()
+
+    @hookimpl
+    def on_dag_run_failed(self, dag_run: Any) -> None:
+        """Wake the monitor; what it reads is the database, once this transaction is over."""
+        self._keep_running()
+        self._wake({"dag_id": dag_run.dag_id, "run_id": dag_run.run_id, "attempt": dag_run.clear_number})
+
+    def _keep_running(self) -> None:
+        if not self._is_scheduler() or (self._monitor is not None and self._monitor.poll() is None):
+            return
+        if time.monotonic() - self._started < RESTART_SECONDS and self._started:
+            return
+        if self._monitor is not None:
+            log.warning("The monitor of failed runs ended with %s; it is started again", self._monitor.returncode)
+        self._started = time.monotonic()
+        command = [sys.executable, "-P", "-m", "sluice_airflow.monitor"]
+        self._monitor = subprocess.Popen(command, stdin=subprocess.PIPE)
+        # A full pipe must never hold the scheduler up.
+        os.set_blocking(self._monitor.stdin.fileno(), False)
+        log.info("The monitor of failed runs is process %d", self._monitor.pid)
+
+    def _is_scheduler(self) -> bool:
+        if self._job is None or self._pid != os.getpid():
+            return False
+        return self._job.job_type == "SchedulerJob" or "scheduler" in sys.argv[1:2]
+
+    def _wake(self, run: dict[str, Any]) -> None:
+        if self._is_scheduler() and self._monitor is not None:
+            # Lost, it costs a little time: the monitor looks by itself, too.
+            with contextlib.suppress(OSError):
+                os.write(self._monitor.stdin.fileno(), json.dumps(run).encode() + b"\n")
+
+
+class SluicePlugin(AirflowPlugin):
+    """What Airflow loads."""
+
+    name = "sluice"
+    listeners = [Listener()]

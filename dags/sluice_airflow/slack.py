@@ -1,0 +1,92 @@
+"""Sends a message to Slack once, and says what to do if it was not accepted."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+
+from airflow.exceptions import AirflowNotFoundException
+from airflow.models import Connection
+from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONNECTION = "slack_webhook_default"
+SEND_SECONDS = 10
+LONGEST_WAIT_SECONDS = 86_400
+
+
+class NotConfigured(Exception):  # noqa: N818
+    """There is no connection to send through."""
+
+
+class NotAccepted(Exception):  # noqa: N818
+    """The message was not delivered.
+
+    Attributes:
+        wait_seconds: how long Slack asks to be left alone; None if it does not say.
+        busy: whether the next message would fare no better (no answer, a 429 or a 5xx).
+    """
+
+    def __init__(self, message: str, wait_seconds: float | None = None, *, busy: bool = True) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+        self.busy = busy
+
+
+class _Hook(SlackWebhookHook):
+    """The provider's hook outside a task: there the connection comes from Airflow's own secrets backends."""
+
+    @classmethod
+    def get_connection(cls, conn_id: str) -> Connection:
+        return Connection.get_connection_from_secrets(conn_id)
+
+
+def connection_name() -> str:
+    """Return the name of the Airflow connection."""
+    return os.environ.get("SLUICE_SLACK_CONN_ID") or DEFAULT_CONNECTION
+
+
+def send(text: str) -> None:
+    """Send one message.
+
+    Raises:
+        NotConfigured: if the connection does not exist or holds no webhook.
+        NotAccepted: if Slack cannot be reached, is too slow, or refuses.
+    """
+    name = connection_name()
+    try:
+        timeout = _Hook.get_connection(name).extra_dejson.get("timeout")
+        # No handler: retries are the outbox's work, and a second request here could say it twice.
+        hook = _Hook(slack_webhook_conn_id=name, timeout=int(timeout or SEND_SECONDS), retry_handlers=[])
+        client = hook.client
+    except AirflowNotFoundException:
+        raise NotConfigured(f"no Airflow connection {name}") from None
+    try:
+        answer = client.send(text=text, unfurl_links=False, unfurl_media=False)
+    except (OSError, HTTPException) as error:
+        raise NotAccepted(f"{type(error).__name__}: {error}") from error
+    if answer.status_code != 200:
+        status, body = answer.status_code, str(answer.body)[:200]
+        raise NotAccepted(
+            f"HTTP {status}: {body}", _wait_seconds(answer.headers or {}), busy=status == 429 or status >= 500
+        )
+
+
+def _wait_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return what Retry-After asks for, in seconds or as a date; None without one."""
+    found = next((value for name, value in headers.items() if name.lower() == "retry-after"), None)
+    if found is None:
+        return None
+    try:
+        wait = float(found)
+    except ValueError:
+        try:
+            wait = (parsedate_to_datetime(found) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(wait, 0.0), LONGEST_WAIT_SECONDS)
