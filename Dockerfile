@@ -33,6 +33,7 @@ COPY LICENSE README.md pyproject.toml ./
 COPY stages stages
 COPY serving serving
 COPY cli cli
+COPY dags/sluice_airflow dags/sluice_airflow
 RUN python -m build --wheel --no-isolation --outdir /wheels
 
 FROM base AS train

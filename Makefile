@@ -83,6 +83,7 @@ airflow: $(STAMP) demo-home ## Open Airflow's pages on the demo's home (this mac
 	AIRFLOW_HOME="$(abspath $(LATEST))/airflow" AIRFLOW__CORE__DAGS_FOLDER="$(abspath dags)" \
 	  AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS=True \
 	  AIRFLOW__API__HOST=127.0.0.1 AIRFLOW__API__PORT=$(AIRFLOW_PORT) \
+	  AIRFLOW__API__BASE_URL=http://127.0.0.1:$(AIRFLOW_PORT) \
 	  AIRFLOW__CORE__EXECUTION_API_SERVER_URL=http://127.0.0.1:$(AIRFLOW_PORT)/execution/ \
 	  SLUICE_HOME="$(abspath $(LATEST))" SLUICE_CONFIGS="$(abspath configs)" \
 	  PATH="$(abspath $(BIN)):$$PATH" airflow standalone

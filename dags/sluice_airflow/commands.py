@@ -133,7 +133,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _yaml(value: Any) -> str:
     """Return a value as YAML in one line, for that is how ``--set`` reads it: ``1e-05`` would be a string."""
-    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, sort_keys=False, width=sys.maxsize)
+    text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=sys.maxsize)
     return text.strip()[1:-1]
 
 

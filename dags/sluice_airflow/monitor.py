@@ -17,6 +17,7 @@ import sys
 import time
 
 from sluice_airflow import metadata
+from sluice_airflow.backoff import retry_seconds
 from sluice_airflow.commands import Surroundings
 from sluice_airflow.message import failure_message, short_message
 from sluice_airflow.metadata import Key
@@ -29,7 +30,6 @@ log = logging.getLogger("sluice_airflow.monitor")
 
 POLL_SECONDS = float(os.environ.get("SLUICE_ALERT_POLL_SECONDS") or 15)
 FIRST_RETRY_SECONDS = float(os.environ.get("SLUICE_ALERT_RETRY_SECONDS") or 15)
-LONGEST_RETRY_SECONDS = 3600.0
 LOOK_BACK_MS = 7 * 86_400_000
 """Older failures are not reported, and a message that could not be sent for so long is given up."""
 
@@ -73,12 +73,6 @@ def deliver(outbox: Outbox) -> None:
         else:
             outbox.sent(message)
             log.info("Failure alert sent: %s", message.run)
-
-
-def retry_seconds(tries: int, wait_seconds: float | None = None) -> float:
-    """Return the pause after that many tries: doubled each time, and never less than Slack asks for."""
-    doubled = min(FIRST_RETRY_SECONDS * 2.0 ** min(tries - 1, 30), LONGEST_RETRY_SECONDS)
-    return max(doubled, wait_seconds or 0.0)
 
 
 def main() -> None:
@@ -143,7 +137,7 @@ def _postpone(outbox: Outbox, message: Message, error: NotAccepted) -> None:
         outbox.give_up(message, words)
         log.error("The failure alert of %s is given up after %d tries: %s", message.run, message.tries, words)
         return
-    pause = retry_seconds(message.tries, error.wait_seconds)
+    pause = retry_seconds(message.tries, FIRST_RETRY_SECONDS, error.wait_seconds)
     outbox.postpone(message, words, int(pause * 1000), everything=error.wait_seconds is not None)
     log.warning("Failure alert of %s not delivered (try %d), next in %.0f s: %s", message.run, message.tries, pause, words)
 
@@ -154,7 +148,7 @@ def _wait_for_connection(outbox: Outbox, message: Message, words: str) -> None:
     if now_ms() - message.created_ms > UNCONFIGURED_MS:
         outbox.give_up(message, words)
     else:
-        outbox.postpone(message, words, int(retry_seconds(message.tries) * 1000))
+        outbox.postpone(message, words, int(retry_seconds(message.tries, FIRST_RETRY_SECONDS) * 1000))
 
 
 if __name__ == "__main__":

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 
 from airflow.exceptions import AirflowNotFoundException
 from airflow.models import Connection
 from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
 
-log = logging.getLogger(__name__)
+from sluice_airflow.backoff import wait_seconds
 
 DEFAULT_CONNECTION = "slack_webhook_default"
 SEND_SECONDS = 10
-LONGEST_WAIT_SECONDS = 86_400
 
 
 class NotConfigured(Exception):  # noqa: N818
@@ -73,20 +69,6 @@ def send(text: str) -> None:
     if answer.status_code != 200:
         status, body = answer.status_code, str(answer.body)[:200]
         raise NotAccepted(
-            f"HTTP {status}: {body}", _wait_seconds(answer.headers or {}), busy=status == 429 or status >= 500
+            f"HTTP {status}: {body}", wait_seconds(answer.headers or {}, datetime.now(UTC)), busy=status == 429 or status >= 500
         )
 
-
-def _wait_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return what Retry-After asks for, in seconds or as a date; None without one."""
-    found = next((value for name, value in headers.items() if name.lower() == "retry-after"), None)
-    if found is None:
-        return None
-    try:
-        wait = float(found)
-    except ValueError:
-        try:
-            wait = (parsedate_to_datetime(found) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return min(max(wait, 0.0), LONGEST_WAIT_SECONDS)

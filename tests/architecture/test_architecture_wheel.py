@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("stages", "serving", "cli")
+PACKAGES = {"stages": "stages", "serving": "serving", "cli": "cli", "sluice_airflow": "dags/sluice_airflow"}
+"""Where each lies in the source tree."""
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +25,20 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     source = {
-        str(path.relative_to(REPOSITORY)) for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")
+        str(package / path.relative_to(REPOSITORY / folder))
+        for package, folder in ((Path(name), folder) for name, folder in PACKAGES.items())
+        for path in (REPOSITORY / folder).rglob("*.py")
     }
     assert held == source
 
 
-def test_the_wheel_carries_its_licence_and_command(wheel: Path) -> None:
+def test_the_wheel_carries_its_licence_command_and_airflow_plugin(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     names = {name.partition(".dist-info/")[2]: name for name in archive.namelist() if ".dist-info/" in name}
     assert "Apache License" in archive.read(names["licenses/LICENSE"]).decode()
-    assert "sluice = cli.main:main" in archive.read(names["entry_points.txt"]).decode()
+    entries = archive.read(names["entry_points.txt"]).decode()
+    assert "sluice = cli.main:main" in entries
+    assert "[airflow.plugins]\nsluice = sluice_airflow.plugin:SluicePlugin" in entries
 
 
 @pytest.mark.parametrize("package", PACKAGES)
