@@ -29,6 +29,11 @@ ADDRESSES = ("SLUICE_WAREHOUSE_URL", "SLUICE_MLFLOW_URI")
 _PLAIN_KEY = re.compile(r"[\w-]+")
 
 
+def _program() -> str:
+    beside = Path(sys.executable).parent / "sluice"
+    return str(beside) if beside.is_file() else "sluice"
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What a command needs besides the run's parameters.
@@ -41,7 +46,7 @@ class Surroundings:
 
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     folder: str = field(default_factory=os.getcwd)
-    program: str = field(default_factory=lambda: _program())
+    program: str = field(default_factory=_program)
 
     def absolute(self, path: str) -> str:
         """Return the path from the root, links left as they are."""
@@ -72,9 +77,8 @@ def sluice_command(dag_id: str, params: Mapping[str, Any], around: Surroundings)
         if params.get(name) is not None:
             words += [option, str(params[name])]
     for key, value in sorted(_flatten(params.get("overrides") or {}).items()):
-        if key in PATHS_IN_OVERRIDES and isinstance(value, str):
-            value = around.absolute(value)
-        words += ["--set", f"{key}={_yaml(value)}"]
+        path = key in PATHS_IN_OVERRIDES and isinstance(value, str)
+        words += ["--set", f"{key}={_yaml(around.absolute(value) if path else value)}"]
     if params.get("promote") is False:
         words.append("--no-promote")
     if around.prefix:
@@ -135,8 +139,3 @@ def _yaml(value: Any) -> str:
     """Return a value as YAML in one line, for that is how ``--set`` reads it: ``1e-05`` would be a string."""
     text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=sys.maxsize)
     return text.strip()[1:-1]
-
-
-def _program() -> str:
-    beside = Path(sys.executable).parent / "sluice"
-    return str(beside) if beside.is_file() else "sluice"

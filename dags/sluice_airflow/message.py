@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from sluice_airflow.commands import Surroundings, hidden_addresses, sluice_command, trigger_command
-
 from stages.contracts.redaction import redacted
 
 ERROR_LENGTH = 2400

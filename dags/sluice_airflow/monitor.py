@@ -23,7 +23,6 @@ from sluice_airflow.message import failure_message, short_message
 from sluice_airflow.metadata import Key
 from sluice_airflow.outbox import Message, Outbox, now_ms
 from sluice_airflow.slack import NotAccepted, NotConfigured, connection_name, send
-
 from stages.contracts.redaction import redacted
 
 log = logging.getLogger("sluice_airflow.monitor")
@@ -139,7 +138,7 @@ def _postpone(outbox: Outbox, message: Message, error: NotAccepted) -> None:
         return
     pause = retry_seconds(message.tries, FIRST_RETRY_SECONDS, error.wait_seconds)
     outbox.postpone(message, words, int(pause * 1000), everything=error.wait_seconds is not None)
-    log.warning("Failure alert of %s not delivered (try %d), next in %.0f s: %s", message.run, message.tries, pause, words)
+    log.warning("Alert of %s not delivered (try %d), next in %.0f s: %s", message.run, message.tries, pause, words)
 
 
 def _wait_for_connection(outbox: Outbox, message: Message, words: str) -> None:

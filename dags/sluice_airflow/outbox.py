@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     Integer,
@@ -169,5 +170,5 @@ def _claim(connection: Connection, row_id: int, next_try_ms: int) -> bool:
     return connection.execute(claim).rowcount == 1
 
 
-def _is(dag_id: str, run_id: str, attempt: int):  # noqa: ANN202
+def _is(dag_id: str, run_id: str, attempt: int) -> ColumnElement[bool]:
     return (OUTBOX.c.dag_id == dag_id) & (OUTBOX.c.run_id == run_id) & (OUTBOX.c.attempt == attempt)

@@ -12,7 +12,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from typing import Any
 
 from airflow.listeners import hookimpl
@@ -20,12 +19,11 @@ from airflow.plugins_manager import AirflowPlugin
 
 log = logging.getLogger(__name__)
 
-RESTART_SECONDS = 10
 STOP_SECONDS = 3
 
 
 class Listener:
-    """Starts the monitor with the scheduler, wakes it when a run fails, and starts it again if it has died.
+    """Starts the monitor and its guard with the scheduler, and wakes it when a run fails.
 
     The monitor is a process of its own and no thread: LocalExecutor forks its workers from the scheduler, and a fork
     beside a thread that talks to a database can leave a worker with a lock that nobody frees.
@@ -35,7 +33,6 @@ class Listener:
         self._job: Any = None
         self._pid = 0
         self._monitor: subprocess.Popen | None = None
-        self._started = 0.0
 
     @hookimpl
     def on_starting(self, component: Any) -> None:
@@ -76,16 +73,13 @@ class Listener:
     def _keep_running(self) -> None:
         if not self._is_scheduler() or (self._monitor is not None and self._monitor.poll() is None):
             return
-        if time.monotonic() - self._started < RESTART_SECONDS and self._started:
-            return
         if self._monitor is not None:
-            log.warning("The monitor of failed runs ended with %s; it is started again", self._monitor.returncode)
-        self._started = time.monotonic()
-        command = [sys.executable, "-P", "-m", "sluice_airflow.monitor"]
+            log.warning("The guard of the monitor ended with %s; it is started again", self._monitor.returncode)
+        command = [sys.executable, "-P", "-m", "sluice_airflow.guard"]
         self._monitor = subprocess.Popen(command, stdin=subprocess.PIPE)
         # A full pipe must never hold the scheduler up.
         os.set_blocking(self._monitor.stdin.fileno(), False)
-        log.info("The monitor of failed runs is process %d", self._monitor.pid)
+        log.info("The monitor of failed runs is below process %d", self._monitor.pid)
 
     def _is_scheduler(self) -> bool:
         if self._job is None or self._pid != os.getpid():

@@ -16,11 +16,11 @@ DEFAULT_CONNECTION = "slack_webhook_default"
 SEND_SECONDS = 10
 
 
-class NotConfigured(Exception):  # noqa: N818
+class NotConfigured(Exception):
     """There is no connection to send through."""
 
 
-class NotAccepted(Exception):  # noqa: N818
+class NotAccepted(Exception):
     """The message was not delivered.
 
     Attributes:
@@ -66,9 +66,7 @@ def send(text: str) -> None:
         answer = client.send(text=text, unfurl_links=False, unfurl_media=False)
     except (OSError, HTTPException) as error:
         raise NotAccepted(f"{type(error).__name__}: {error}") from error
-    if answer.status_code != 200:
-        status, body = answer.status_code, str(answer.body)[:200]
-        raise NotAccepted(
-            f"HTTP {status}: {body}", wait_seconds(answer.headers or {}, datetime.now(UTC)), busy=status == 429 or status >= 500
-        )
-
+    status = answer.status_code
+    if status != 200:
+        wait = wait_seconds(answer.headers or {}, datetime.now(UTC))
+        raise NotAccepted(f"HTTP {status}: {str(answer.body)[:200]}", wait, busy=status == 429 or status >= 500)

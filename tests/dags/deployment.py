@@ -136,5 +136,7 @@ class Deployment:
 
     def wait_for_state(self, dag_id: str, run_id: str, *states: str) -> str:
         return str(
-            wait_for(f"{run_id} to be {states}", lambda: next((s for s in states if s == self.state(dag_id, run_id)), ""))
+            wait_for(
+                f"{run_id} to be {states}", lambda: next((s for s in states if s == self.state(dag_id, run_id)), "")
+            )
         )

@@ -83,7 +83,7 @@ def test_an_address_with_a_password_is_left_to_the_reader_and_its_want_stops_the
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-_VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1), inner), max_leaves=8)
+_VALUES = st.recursive(_SCALARS, lambda of: st.lists(of) | st.dictionaries(st.text(min_size=1), of), max_leaves=8)
 
 
 @settings(max_examples=50, deadline=None)

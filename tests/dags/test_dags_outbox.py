@@ -30,7 +30,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         yield made
         return
     name = f"sluice_outbox_{uuid.uuid4().hex[:12]}"
-    server = create_engine(SERVER, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 5})
+    server = create_engine(
+        SERVER, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 5}
+    )
     try:
         with server.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name}"))

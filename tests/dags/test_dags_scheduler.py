@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
 from tests.dags.deployment import Deployment, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -73,9 +73,6 @@ def deployment(migrated: Any, slack_of_module: Any, tmp_path_factory: pytest.Tem
     try:
         wait_for("the DAGs", lambda: made.is_ready("single", "double"))
         yield made
-    except AssertionError:
-        print(*(made.log(name)[-3000:] for name in made.processes), sep="\n---\n")
-        raise
     finally:
         made.stop()
 
@@ -148,35 +145,37 @@ def test_what_happens_while_the_scheduler_is_dead_is_reported_by_the_next_one(
     deployment.wait_for_state("single", "unsent", "failed")
     wait_for("the slow step", slow.exists)
     wait_for("a refused message", lambda: any("`unsent`" in str(body["text"]) for _, body, _ in told.received))
-    deployment.kill("scheduler")
     monitors = _monitors(deployment)
+    deployment.kill("scheduler")
     slow.unlink()
     told.plans["unsent"] = []
-    wait_for("the monitor to end with its scheduler", lambda: not _alive(monitors))
+    wait_for("the monitor to end with its scheduler", lambda: not any(map(psutil.Process.is_running, monitors)))
     deployment.start("scheduler")
     deployment.wait_for_state("single", "slow", "failed")
     for run_id in ("unsent", "slow"):
         wait_for(f"the message of {run_id}", lambda run_id=run_id: told.of(run_id))
     assert {run_id: len(told.of(run_id)) for run_id in ("killed", "killed-once", "two", "away", "unsent", "slow")} == {
-        "killed": 1, "killed-once": 0, "two": 1, "away": 1, "unsent": 1, "slow": 1,
+        "killed": 1,
+        "killed-once": 0,
+        "two": 1,
+        "away": 1,
+        "unsent": 1,
+        "slow": 1,
     }
 
 
 def test_a_monitor_that_dies_is_started_again(told: Any, deployment: Deployment) -> None:
-    before = _monitors(deployment)
-    os.kill(before[-1], signal.SIGKILL)
+    (guard, monitor) = _monitors(deployment)
+    monitor.kill()
     deployment.trigger("double", "after", fault="error", place="")
     deployment.wait_for_state("double", "after", "failed")
     wait_for("the message", lambda: told.of("after"))
-    assert _monitors(deployment) != before
     assert len(told.of("after")) == 1
+    assert guard.is_running() and monitor not in guard.children()
 
 
-def _monitors(deployment: Deployment) -> list[int]:
-    """Return the process ids of the monitors that were started, oldest first."""
-    lines = (line for line in deployment.log("scheduler").splitlines() if "monitor of failed runs is process" in line)
-    return [int(line.partition("is process ")[2].split()[0]) for line in lines]
-
-
-def _alive(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+def _monitors(deployment: Deployment) -> list[psutil.Process]:
+    """Return the scheduler's guard and its monitor."""
+    children = psutil.Process(deployment.processes["scheduler"].pid).children(recursive=True)
+    found = {name: child for child in children for name in ("guard", "monitor") if name in str(child.cmdline()[-1:])}
+    return [found["guard"], found["monitor"]]
