@@ -159,6 +159,9 @@ def test_the_training_command_starts_airflow_and_runs_the_job(
         _trigger(venv, targets["train"].environment | changes, {"overrides": parse_overrides(tuple(TINY))})
         states = _finished_run(tmp_path / "airflow" / "airflow.db", log)
     assert states == dict.fromkeys(STEPS, "success")
+    said = log.read_text(encoding="utf-8", errors="replace")
+    assert "The monitor of failed runs is below process" in said, "the wheel brings the plugin"
+    assert "sluice_airflow.monitor" not in said, "the monitor found nothing to complain about"
 
 
 @pytest.mark.slow
