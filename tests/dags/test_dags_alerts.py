@@ -33,7 +33,7 @@ with DAG("trial", schedule=None, default_args=DEFAULT_ARGS, tags=["sluice"]):
     def broken(rows):
         from stages.contracts.errors import EmptyDatasetError
 
-        raise EmptyDatasetError(f"dataset.min_events = 5 removed all {rows} users of mysql://root:hush@db/x")
+        raise EmptyDatasetError(f"dataset.min_events = 5 removed all {rows} users of mysql://app:hush@db/x")
 
     first = flaky()
     for number in (1, 2, 3):
@@ -79,7 +79,7 @@ def test_transient_faults_are_retried_and_steps_that_failed_together_share_a_mes
     for number in (1, 2, 3):
         assert f"*broken_{number}*: try 1" in text
         assert f"EmptyDatasetError: dataset.min_events = 5 removed all {number} users" in text
-    assert "hush" not in text and "mysql://root:***@db/x" in text
+    assert "hush" not in text and "mysql://app:***@db/x" in text
 
 
 def test_without_a_connection_one_line_is_logged_and_nothing_breaks(airflow: Airflow, slack: Slack) -> None:
