@@ -18,9 +18,7 @@ BUSY = {"warn_above": 0.01, "fail_above": 0.01, "warn_below": None, "fail_below"
 @pytest.mark.slow
 def test_the_alert_shows_the_contract_and_its_numbers_but_no_row(airflow: Airflow, slack: Slack) -> None:
     overrides = {"world": WORLD, "contracts": {"volume": BUSY}}
-    run = airflow.test(
-        "train_funnel", {"data": "synthetic", "config": "configs/demo.yaml", "overrides": overrides}
-    )
+    run = airflow.test("train_funnel", {"data": "synthetic", "config": "configs/demo.yaml", "overrides": overrides})
     airflow.monitor(AIRFLOW_CONN_SLACK_WEBHOOK_DEFAULT=slack.connection)
     assert run.code == 1
     assert run.tasks["ingest"] == ("success", 1)
