@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from tqdm import tqdm
 
 from stages.contracts.errors import DataError
-from stages.contracts.files import canonical_json, sha256_text
+from stages.contracts.files import canonical_json, sha256_file, sha256_text
 from stages.warehouse.arrow import chunk_batches, read_parquet
 from stages.warehouse.blocks import Progress
 from stages.warehouse.chunks import Chunk, Reject
@@ -29,7 +29,7 @@ from stages.warehouse.engine import Warehouse, lock_loads
 from stages.warehouse.files import Stamp, absolute, expand
 from stages.warehouse.hashing import Occurrences
 from stages.warehouse.identity import event_ids, quarantine_rows
-from stages.warehouse.ingest_log import file_batch, find_batch, find_untouched, move_stamp, reading_key, write_log
+from stages.warehouse.ingest_log import find_batch, find_untouched, move_stamp, reading_key, write_log
 from stages.warehouse.jsonl import read_jsonl
 from stages.warehouse.layouts import table_mappings
 from stages.warehouse.load import add_rows, put_rows
@@ -196,7 +196,7 @@ class _Run:
         if known is not None:
             earlier = earlier_loads(connection, path, table, known.batch_id, reading, readings)
             return self._known(known, path, reading, earlier)
-        batch_id = file_batch(file, reading)
+        batch_id = _batch_id(file, reading)
         settled = stamp if stamp.settled(now_ms) else None
         earlier = earlier_loads(connection, path, table, batch_id, reading, readings)
         known = find_batch(connection, file.path, batch_id)
@@ -289,6 +289,13 @@ class _Run:
             if takes_back(table, reading, load):
                 removed += release(self._connection, _TABLES[table], load.load_id)
         return removed
+
+
+def _batch_id(file: FileSource, reading: str) -> str:
+    try:
+        return sha256_text(canonical_json([reading, sha256_file(file.path)]))
+    except OSError as error:
+        raise DataError(f"{file.path}: {error.strerror}") from None
 
 
 class _Load:

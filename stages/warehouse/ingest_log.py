@@ -15,8 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
-from stages.contracts.errors import DataError
-from stages.contracts.files import canonical_json, sha256_file, sha256_text
+from stages.contracts.files import canonical_json, sha256_text
 from stages.warehouse.files import Stamp
 from stages.warehouse.mapping import FileSource
 from stages.warehouse.normalise import IN_FUTURE
@@ -29,18 +28,6 @@ def reading_key(source_name: str, file: FileSource) -> str:
     chosen = file.model_dump(mode="json", exclude={"path"}, exclude_defaults=True)
     chosen["mapping"].pop("allow_times", None)
     return sha256_text(canonical_json([source_name, file.mapping.table, file.resolved_format(), chosen]))
-
-
-def file_batch(file: FileSource, reading: str) -> str:
-    """Return a hex sha256 of a file's bytes and of how they are read.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
-    try:
-        return sha256_text(canonical_json([reading, sha256_file(file.path)]))
-    except OSError as error:
-        raise DataError(f"{file.path}: {error.strerror}") from None
 
 
 def find_untouched(connection: Connection, path: Path, reading: str, stamp: Stamp) -> FileReport | None:

@@ -149,7 +149,7 @@ def test_categories_and_context_are_exact(duck: Warehouse, tmp_path: Path) -> No
     assert [json.loads(text)["author"] for text in found(duck, "context")] == [str(number) for number in SNOWFLAKE[:2]]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(-(10**37), 10**37), min_size=1, max_size=8, unique=True))
 def test_every_format_gives_the_same_digits(tmp_path: Path, ids: list[int]) -> None:
     mapping = EVENTS.model_copy(update={"event_id": None})
