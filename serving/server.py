@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.events import EventLog
-from serving.logs import redact_logs
 from serving.service import Service
 from serving.source import ReleaseSource
 from stages.contracts.errors import ConfigError
+from stages.contracts.redacted_errors import redact_logs
 
 GRACE_SECONDS = 10
 Loop = Literal["uvloop", "asyncio"]

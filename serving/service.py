@@ -315,7 +315,7 @@ class Service:
         _logger.error(
             "the registry cannot be asked, the release it named last goes on serving: %s", redacted(str(error))
         )
-        self._count_failure("the registry cannot be asked; the server's log has the details")
+        self._count_failure(public_reason(error))
 
     def _fail(self, error: Exception) -> None:
         _logger.error("the old release goes on serving: %s: %s", type(error).__name__, redacted(str(error)))

@@ -61,19 +61,24 @@ def redact_logs() -> None:
 
 
 class _RedactingFactory:
-    """Makes log records as ``made`` does, and takes secrets out of their words, arguments and traceback."""
+    """Makes log records as ``made`` does, and takes secrets out of their words, traceback and stack."""
 
     def __init__(self, made: Callable[..., logging.LogRecord]) -> None:
         self._made = made
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = self._made(*args, **kwargs)
-        record.msg = _shown(record.msg)
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(_shown, record.args))
-        elif record.args:
-            record.args = {name: _shown(value) for name, value in record.args.items()}
+        try:
+            # As a whole: a secret may be put together of the words and their arguments.
+            words = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # words and arguments that do not match: the handler reports it
+            record.msg = _shown(record.msg)
+        else:
+            if redacted(words) != words:
+                record.msg, record.args = redacted(words), None
         if record.exc_info and record.exc_info[1] is not None:
             # A formatter takes this text where it is set; the exception itself is still somebody's to handle.
             record.exc_text = redacted("".join(traceback.format_exception(record.exc_info[1])).rstrip("\n"))
+        if record.stack_info:
+            record.stack_info = redacted(record.stack_info)
         return record

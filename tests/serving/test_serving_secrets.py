@@ -7,9 +7,9 @@ import pytest
 
 from serving.errors import public_reason
 from serving.events import EventLog
-from serving.logs import redact_logs
 from serving.source import DirectorySource
 from stages.contracts.errors import ConfigError, DataError, ReleaseError, SluiceError, TransientError
+from stages.contracts.redacted_errors import redact_logs
 
 PASSWORD = "hunter2"
 PATH = "/srv/sluice/serving"
