@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 
 from stages.contracts.config import Config, read_yaml
 from stages.contracts.errors import ConfigError, DataError
-from stages.release.registry import RegistryConfig
+from stages.release.config import RegistryConfig
 
 WAREHOUSE = "warehouse"
 """As ``data``: nothing is loaded, and a run reads what the warehouse holds, in tables or views. The default."""

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 
 from stages.contracts.redaction import redacted
+from stages.settings import SYNTHETIC, WAREHOUSE
 
 TRAINING_OPTIONS = {"n_processes": "--processes", "warm_start": "--warm-start"}
 RUN_OPTIONS = {"data": "--data", "mapping": "--mapping", "config": "--config", "as_of": "--as-of"}
 PATHS = ("mapping", "config", "warm_start")
 """Parameters that are paths; ``data`` may be a word too."""
 
-DATA_WORDS = ("warehouse", "synthetic")
 PATHS_IN_OVERRIDES = ("dataset.base", "candidate.warm_start")
 ADDRESSES = ("SLUICE_WAREHOUSE_URL", "SLUICE_MLFLOW_URI")
 """Variables that may hold a password."""
@@ -105,7 +105,7 @@ def _with_defaults(params: Mapping[str, Any], around: Surroundings) -> dict[str,
     for name in PATHS:
         if full.get(name):
             full[name] = around.absolute(str(full[name]))
-    if full["data"] and full["data"] not in DATA_WORDS:
+    if full["data"] and full["data"] not in (WAREHOUSE, SYNTHETIC):
         full["data"] = around.absolute(str(full["data"]))
     return full
 

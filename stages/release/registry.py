@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-
-from stages.contracts.config import Config
 from stages.contracts.errors import GateError, ReleaseError, TransientError
 from stages.contracts.files import sha256_text
 from stages.contracts.ledger import HELD_OUT_FILE
@@ -26,6 +23,7 @@ from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manif
 from stages.contracts.redaction import redacted
 from stages.contracts.release_code import check_code
 from stages.release.cache import AliasKey, is_whole, locked, place, recall_alias, remember_alias, temporary
+from stages.release.config import RegistryConfig
 from stages.release.gate import BY_HAND, Comparison, Contender, GateConfig, check_gate, compare, read_contender
 from stages.release.mlflow_client import (
     artifact_uri,
@@ -45,24 +43,6 @@ LINEAGE = {"candidate": "user_tower.onnx", "light-ranker": "light_ranker.txt", "
 """Suffix of each stage's registered model, and the part that shows the release has it."""
 
 _RELEASE_ID = re.compile(r"\d{8}-[0-9a-f]{12}")
-
-
-class RegistryConfig(Config):
-    """Where releases are registered.
-
-    Attributes:
-        tracking_uri: of MLflow's tracking and model registry, such as ``sqlite:////path/mlflow.db``.
-        artifact_root: directory or URI for the experiment's artifacts; None leaves it to the server.
-        model_name: registered model of the whole funnel.
-        experiment: MLflow experiment that holds the runs.
-    """
-
-    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
-
-    tracking_uri: str
-    artifact_root: str | None = None
-    model_name: str = "sluice-funnel"
-    experiment: str = "sluice"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from stages.contracts.errors import TransientError
 from stages.contracts.redacted_errors import raise_redacted, redact_error, redact_logs
 from stages.contracts.redaction import environment_secrets, redacted
-from stages.release.registry import RegistryConfig
+from stages.release.config import RegistryConfig
 from stages.settings import Settings
 
 ADDRESS = "postgresql://bob:hunter22@db:5432/x"

@@ -128,3 +128,11 @@ def test_the_printed_trigger_commands_start_runs_of_dags_that_are_not_paused(air
         runs = sorted(books.execute("select dag_id, state from dag_run"))
     assert paused == {"refresh_index": 0, "train_funnel": 0}
     assert runs == [("refresh_index", "queued"), ("train_funnel", "queued")]
+
+
+def test_the_command_that_the_compose_file_prints_names_data_and_a_recipe(tmp_path: Path) -> None:
+    printed = re.search(r"airflow dags trigger train_funnel --conf '(.*)'", (ROOT / "compose.yaml").read_text("utf-8"))
+    assert printed is not None
+    environ = {"SLUICE_HOME": str(tmp_path), "SLUICE_CONFIGS": str(ROOT / "configs")}
+    settings = load_settings(environ, **json.loads(printed[1]))
+    assert settings.data == "synthetic" and load_recipe(settings).world.n_users > 0

@@ -11,9 +11,10 @@ import pytest
 from stages.contracts.errors import GateError, ReleaseError
 from stages.contracts.tables import DAY_MS
 from stages.release import registry as module
+from stages.release.config import RegistryConfig
 from stages.release.gate import GateConfig
 from stages.release.mlflow_client import local_path
-from stages.release.registry import RegistryConfig, ReleaseRegistry
+from stages.release.registry import ReleaseRegistry
 
 GATE = GateConfig()
 AS_OF_MS = 1_700_000_000_000  # of the releases that are made

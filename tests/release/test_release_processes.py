@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from stages.contracts.manifest import verify_release
-from stages.release.registry import RegistryConfig, ReleaseRegistry
+from stages.release.config import RegistryConfig
+from stages.release.registry import ReleaseRegistry
 
 ROOT = Path(__file__).parents[2]
 
 PROMOTE = """
 import sys
-from stages.release.registry import RegistryConfig, ReleaseRegistry
+from stages.release.config import RegistryConfig
+from stages.release.registry import ReleaseRegistry
 
 registry = ReleaseRegistry(RegistryConfig(tracking_uri=sys.argv[1], model_name="killed"))
 if sys.argv[2] == "between":  # stop after the alias "previous", before "champion"

@@ -5,9 +5,10 @@ import pytest
 
 from stages.contracts.errors import ConfigError, GateError, ReleaseError
 from stages.contracts.manifest import read_manifest, verify_release
+from stages.release.config import RegistryConfig
 from stages.release.gate import GateConfig
 from stages.release.mlflow_client import flatten, legal_name, local_path
-from stages.release.registry import RegistryConfig, ReleaseRegistry
+from stages.release.registry import ReleaseRegistry
 
 _NUMBERS = count()
 

@@ -15,7 +15,8 @@ from serving.source import RegistrySource
 from stages.contracts.deadline import Deadline
 from stages.contracts.errors import RegistryError, TransientError
 from stages.contracts.manifest import read_manifest
-from stages.release.registry import RegistryConfig, ReleaseRegistry
+from stages.release.config import RegistryConfig
+from stages.release.registry import ReleaseRegistry
 
 CONFIG = ServeConfig(poll_seconds=0, clock="data", ready_users=2)
 
