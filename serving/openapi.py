@@ -48,6 +48,7 @@ class ExplanationBody(BaseModel):
 
     counts: dict[str, int] = Field(description="how many items were cut where")
     timings_ms: dict[str, float] = Field(description="wall-clock milliseconds by stage, and total")
+    bypassed: dict[str, str] = Field(description="why each ranking stage that the release does not use is bypassed")
 
 
 class RecommendationBody(BaseModel):

@@ -16,7 +16,7 @@ _MOUNTED = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
 def on_small_disk(
     place: Path, size: str, code: str, *arguments: str, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code with a tmpfs of ``size`` mounted at ``place``, seen by that process only and gone with it.
+    """Run Python code as a program with a tmpfs of ``size`` at ``place``, seen by that process only and gone with it.
 
     Skips where the kernel lets nobody mount in a namespace of their own.
     """
@@ -29,8 +29,10 @@ def on_small_disk(
         pytest.skip("unshare is not installed: no small file system can be made")
     if allowed.returncode:
         pytest.skip(f"no small file system can be mounted here: {allowed.stderr.strip()}")
+    program = place.with_name(f"{place.name}-program.py")
+    program.write_text(code, encoding="utf-8")
     return subprocess.run(
-        [*inside, size, str(place), sys.executable, "-c", code, str(place), *arguments],
+        [*inside, size, str(place), sys.executable, str(program), str(place), *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environ},
         cwd=ROOT,
         capture_output=True,

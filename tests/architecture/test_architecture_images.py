@@ -156,7 +156,11 @@ def test_the_training_command_starts_airflow_and_runs_the_job(
     venv = image("train.txt")
     with _started(targets["train"], venv, tmp_path, changes) as log:
         _wait(f"http://127.0.0.1:{port}/api/v2/monitor/health", log, _airflow_is_healthy)
-        _trigger(venv, targets["train"].environment | changes, {"overrides": parse_overrides(tuple(TINY))})
+        _trigger(
+            venv,
+            targets["train"].environment | changes,
+            {"data": "synthetic", "overrides": parse_overrides(tuple(TINY))},
+        )
         states = _finished_run(tmp_path / "airflow" / "airflow.db", log)
     assert states == dict.fromkeys(STEPS, "success")
     said = log.read_text(encoding="utf-8", errors="replace")

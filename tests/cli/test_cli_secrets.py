@@ -72,7 +72,7 @@ def test_mlflows_password(tmp_path: Path, closed: int, address: str, code: int) 
     ],
 )
 def test_the_warehouses_password(tmp_path: Path, closed: int, address: str) -> None:
-    done = _run(tmp_path, "ingest", SLUICE_WAREHOUSE_URL=address.format(port=closed))
+    done = _run(tmp_path, "ingest", "--data", "synthetic", SLUICE_WAREHOUSE_URL=address.format(port=closed))
     assert done.returncode in {2, 5}, done.stdout
     assert SECRET not in done.stdout
     assert "error: warehouse" in done.stdout

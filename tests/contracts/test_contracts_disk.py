@@ -92,7 +92,7 @@ from cli.main import main
 import os
 place = sys.argv[1]
 os.environ |= {"SLUICE_HOME": place + "/home", "TMPDIR": place}
-arguments = ["ingest", "--config", "configs/demo.yaml", "--set"]
+arguments = ["ingest", "--data", "synthetic", "--config", "configs/demo.yaml", "--set"]
 arguments += ["world={n_users: 300, n_items: 400, n_events: 40000, days: 20, n_topics: 8, n_categories: 4}"]
 for size in ("1m", "64m"):
     subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)

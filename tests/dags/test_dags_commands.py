@@ -104,7 +104,9 @@ def test_the_printed_command_resumes_from_another_folder(job: Any, tmp_path: Pat
     around = Surroundings({"SLUICE_HOME": "home", "SLUICE_CONFIGS": job.environ["SLUICE_CONFIGS"]}, str(tmp_path))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = _in_shell(sluice_command("train_funnel", {"overrides": job.settings.recipe}, around), elsewhere)
+    done = _in_shell(
+        sluice_command("train_funnel", {"data": "synthetic", "overrides": job.settings.recipe}, around), elsewhere
+    )
     assert done.returncode == 0, done.stderr
     assert "release " in done.stdout
     assert list(elsewhere.iterdir()) == [], "nothing new was opened here"

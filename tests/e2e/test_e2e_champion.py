@@ -38,7 +38,7 @@ def environ(job: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 @pytest.fixture(scope="module")
 def settings(job: Any, environ: dict[str, str]) -> Callable[..., Settings]:
     def make(overrides: dict[str, Any], **options: Any) -> Settings:
-        return load_settings(environ, overrides={**job.settings.recipe, **overrides}, **options)
+        return load_settings(environ, data="synthetic", overrides={**job.settings.recipe, **overrides}, **options)
 
     return make
 
@@ -88,7 +88,7 @@ def test_a_worse_configuration_stays_challenger_until_somebody_forces_it(
     before = champion(environ)
     recipe = {**job.settings.recipe, **BY_RESULT}
     words = [word for name, value in recipe.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    ran = CliRunner().invoke(main, ["run", *words, "--set", "funnel.stages=[]"], env=environ)
+    ran = CliRunner().invoke(main, ["run", "--data", "synthetic", *words, "--set", "funnel.stages=[]"], env=environ)
     assert ran.exit_code == 0, ran.output
     last = ran.output.splitlines()[-1]
     assert "(stays challenger: ndcg@10 0." in last

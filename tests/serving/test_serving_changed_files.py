@@ -74,7 +74,7 @@ def test_a_changed_part_is_named_and_loaded_anew(releases, start, over_http, tmp
     assert service.refresh() is False
 
 
-def test_a_release_that_cannot_be_mended_stays_unready(releases, start, tmp_path):
+def test_a_release_that_cannot_be_mended_stays_unready(releases, start, tmp_path, caplog):
     source = shutil.copytree(releases["alpha"], tmp_path / "source")
     service = start(DirectorySource(source, tmp_path / "cache"))
     overwrite(source / "index.faiss")
@@ -82,7 +82,7 @@ def test_a_release_that_cannot_be_mended_stays_unready(releases, start, tmp_path
     assert service.refresh() is False
     found = service.readiness()
     assert (found.ready, found.stale) == (False, True)
-    assert "index.faiss: sha256" in (found.refresh_error or "")
+    assert "not whole" in (found.refresh_error or "") and "index.faiss: sha256" in caplog.text
 
 
 def test_a_poll_mends_it(releases, start, tmp_path):
