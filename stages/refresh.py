@@ -180,9 +180,11 @@ def assemble(settings: Settings, results: Upstream) -> StageResult:
     released = results["champion"]
     # Where the base lies on this machine is not part of what was released.
     resolved = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"base": None})})
-    stages = read_manifest(released.directory).funnel.stages
+    refreshed = read_manifest(released.directory)
+    stages = refreshed.funnel.stages
     funnel = recipe.funnel.model_copy(update={"stages": stages})
-    config = AssembleConfig(funnel=funnel, resolved=resolved.model_dump(mode="json"))
+    trained_as_of_ms, _ = refreshed.age
+    config = AssembleConfig(funnel=funnel, resolved=resolved.model_dump(mode="json"), trained_as_of_ms=trained_as_of_ms)
     inputs = {
         "snapshot": results["dataset"],
         "candidate": results["refresh_vectors"],

@@ -59,6 +59,8 @@ class ReleaseManifest(Config):
         format_version: of this layout; a reader refuses another one.
         release_id: ``<as-of date>-<12 hex of the hash over the parts>``.
         as_of_ms: events before this time are in the release's state.
+        trained_as_of_ms: events before this time trained its models; earlier than ``as_of_ms`` in a refreshed
+            release, None where the two are one.
         parts: sha256 of every other file by relative posix path.
         feature_schema_hash: hash of the ranking features' names and configuration.
         tower_version: sha256 of ``user_tower.onnx``; index and vectors belong to it.
@@ -71,6 +73,7 @@ class ReleaseManifest(Config):
     format_version: int = 1
     release_id: str
     as_of_ms: int
+    trained_as_of_ms: int | None = None
     parts: dict[str, str]
     feature_schema_hash: str
     tower_version: str
@@ -78,6 +81,11 @@ class ReleaseManifest(Config):
     funnel: FunnelSpec
     metrics: dict[str, float]
     bypassed: dict[str, str] = {}
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """How new the release is: by what trained its models, then by what its state holds; int ms UTC each."""
+        return (self.as_of_ms if self.trained_as_of_ms is None else self.trained_as_of_ms, self.as_of_ms)
 
 
 def read_manifest(directory: Path) -> ReleaseManifest:

@@ -50,12 +50,14 @@ class AssembleConfig(Config):
         funnel: sizes, stages asked for, objective weights (empty: those the heavy ranker was trained for). The
             ledger says which of the stages are served; of the others nothing is in the release.
         resolved: the whole resolved configuration of the run, kept in the release.
+        trained_as_of_ms: as-of time of what trained the models, where they are those of an earlier release.
         fallback_k: length of the popular list.
         fallback_half_life_days: of a touch's weight in the popular list, None counts all alike.
     """
 
     funnel: FunnelSpec = FunnelSpec()
     resolved: dict[str, Any] = {}
+    trained_as_of_ms: int | None = None
     fallback_k: int = Field(default=200, ge=1)
     fallback_half_life_days: float | None = Field(default=30.0, gt=0)
 
@@ -95,6 +97,7 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
     metrics = ledger_metrics(read_json(target / LEDGER_FILE))
     body = {
         "as_of_ms": snapshot.meta.borders.as_of_ms,
+        "trained_as_of_ms": config.trained_as_of_ms,
         "parts": sha256_tree(target),
         "feature_schema_hash": identity.feature_schema_hash,
         "tower_version": identity.tower_version,

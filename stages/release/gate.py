@@ -118,19 +118,22 @@ def check_gate(manifest: ReleaseManifest, config: GateConfig) -> float:
 def compare(challenger: Contender, champion: Contender, config: GateConfig) -> Comparison:
     """Compare a release with the champion, request by request.
 
-    Older data never replaces newer. On the requests that both were judged on, with the same targets, the mean of the
-    challenger must not lie more than ``config.champion_tolerance`` below the champion's. Where too few are common,
-    newer data passes and equally old data does not.
+    Older data never replaces newer. What trained the models counts first: a refresh may have brought the champion's
+    state up to date while its successor trained. On the requests that both were judged on, with the same targets, the
+    mean of the challenger must not lie more than ``config.champion_tolerance`` below the champion's. Where too few are
+    common, newer data passes and equally old data does not.
     """
-    newer_by_ms = challenger.manifest.as_of_ms - champion.manifest.as_of_ms
+    mine, theirs = challenger.manifest.age, champion.manifest.age
     name = f"the champion {champion.manifest.release_id}"
-    if newer_by_ms < 0:
-        ends = f"its data end at {_time(challenger.manifest.as_of_ms)}, those of {name} at "
-        return Comparison(False, f"{ends}{_time(champion.manifest.as_of_ms)}: older data never replaces newer")
+    if mine < theirs:
+        which = "training data end" if mine[0] < theirs[0] else "data end"
+        older, newer = next(pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1])
+        ends = f"its {which} at {_time(older)}, those of {name} at {_time(newer)}"
+        return Comparison(False, f"{ends}: older data never replaces newer")
     obstacle, values = _common(challenger, champion, config)
     if values is None:
         reason = f"not comparable: {obstacle} ({name})"
-        if newer_by_ms > 0:
+        if mine > theirs:
             return Comparison(True, f"{reason}; its data are newer")
         return Comparison(False, f"{reason}, and its data are no newer; compare the two ledgers; {BY_HAND}")
     return _judge(values, config, name, challenger.judged.metric if challenger.judged else "")

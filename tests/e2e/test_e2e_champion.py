@@ -151,6 +151,7 @@ def test_a_refresh_keeps_what_the_champion_bypasses(
     results = refresh_all(settings({}))
     old, new = manifest_of(bypassed), manifest_of(results)
     assert (new.funnel.stages, new.bypassed, new.metrics) == (old.funnel.stages, old.bypassed, old.metrics)
+    assert (old.trained_as_of_ms, new.trained_as_of_ms) == (None, old.as_of_ms)
     assert new.parts["held_out.parquet"] == old.parts["held_out.parquet"]
     assert not [name for name in new.parts if name.startswith("heavy_ranker")]
     info = results["promote"].info

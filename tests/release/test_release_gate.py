@@ -7,10 +7,11 @@ from stages.contracts.manifest import FunnelSpec, ReleaseManifest
 from stages.release.gate import Contender, GateConfig, check_gate, compare
 
 
-def manifest_of(stages=("light", "heavy"), as_of_ms=0, **metrics):
+def manifest_of(stages=("light", "heavy"), as_of_ms=0, trained_as_of_ms=None, **metrics):
     return ReleaseManifest(
         release_id="20240101-0123456789ab",
         as_of_ms=as_of_ms,
+        trained_as_of_ms=trained_as_of_ms,
         parts={},
         feature_schema_hash="h",
         tower_version="t",
@@ -53,10 +54,10 @@ def test_a_metric_that_is_not_there_is_named():
         check_gate(manifest_of(popularity=0.2), GateConfig())
 
 
-def contender(value, keys=range(40), as_of_ms=0, metric="ndcg@10", **more):
+def contender(value, keys=range(40), as_of_ms=0, metric="ndcg@10", trained_as_of_ms=None, **more):
     values = {key: value for key in keys} | more.get("also", {})
     judged = JudgedRequests.make(metric, np.array(list(values), dtype=np.int64), np.array(list(values.values())))
-    return Contender(manifest_of(as_of_ms=as_of_ms), judged)
+    return Contender(manifest_of(as_of_ms=as_of_ms, trained_as_of_ms=trained_as_of_ms), judged)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,14 @@ def test_without_common_requests_newer_data_pass_and_equally_old_do_not(challeng
     assert (newer.passes, reason in newer.reason) == (True, True)
     older = compare(contender(0.9, as_of_ms=-1, **challenger), contender(0.1), GateConfig())
     assert (older.passes, "older data never replaces newer" in older.reason) == (False, True)
+
+
+def test_a_refresh_of_the_champion_does_not_stop_a_newer_training_and_one_of_an_older_does_not_replace_it():
+    refreshed = contender(0.1, as_of_ms=30, trained_as_of_ms=10)
+    trained = contender(0.1, as_of_ms=20)
+    assert compare(trained, refreshed, GateConfig()).passes
+    late = compare(refreshed, trained, GateConfig())
+    assert (late.passes, "its training data end at" in late.reason) == (False, True)
+    assert compare(contender(0.1, as_of_ms=40, trained_as_of_ms=10), refreshed, GateConfig()).passes
+    stale = compare(contender(0.1, as_of_ms=25, trained_as_of_ms=10), refreshed, GateConfig())
+    assert (stale.passes, "its data end at" in stale.reason) == (False, True)
