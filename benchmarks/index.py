@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.environment import describe
 from stages.candidate.config import IndexConfig
-from stages.candidate.index_choice import choose_index, recalls
-from stages.candidate.item_search import ItemSearch
+from stages.candidate.index.choice import choose_index, recalls
+from stages.candidate.index.search import ItemSearch
 
 SELECTIVITIES = (0.5, 0.05, 0.005)
 WARM_UP = 20

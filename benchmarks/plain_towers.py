@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.candidate.batches import Batch, Batches
-from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.encoders import Histories, masked_softmax
-from stages.candidate.losses import not_negative, sampled_softmax
-from stages.candidate.model import ItemTower, QueryTower, sizes_of
-from stages.candidate.objective import LogQ
+from stages.candidate.data.item_features import Catalogue
+from stages.candidate.towers.encoders import Histories, masked_softmax
+from stages.candidate.towers.losses import not_negative, sampled_softmax
+from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
+from stages.candidate.training.batches import Batch, Batches
+from stages.candidate.training.objective import LogQ
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PlainTowers(nn.Module):  # type: ignore[misc]
 
 
 class PlainLoss:
-    """The loss of one batch, as ``stages.candidate.objective.LossOfBatch`` gives it."""
+    """The loss of one batch, as ``stages.candidate.training.objective.LossOfBatch`` gives it."""
 
     def __init__(self, model: PlainTowers, catalogue: Catalogue, config: CandidateConfig, batches: Batches) -> None:
         self.model, self._catalogue, self._config = model, catalogue, config

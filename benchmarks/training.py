@@ -43,9 +43,9 @@ CHOICES = ("product", "sparse", "dense", "sparse_tables", "dense_tables")
 
 def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
     """Write a job: each user touches 21 items of a skewed catalogue, so that the last has a full history."""
-    from stages.candidate.catalogue import Catalogue
     from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-    from stages.candidate.data import Examples
+    from stages.candidate.data.examples import Examples
+    from stages.candidate.data.item_features import Catalogue
     from stages.contracts.files import write_json
     from stages.features.config import FeatureConfig
 
@@ -97,7 +97,7 @@ def product_on_bags(catalogue: Any, settings: Any, sparse: bool) -> Any:
     import torch
     from torch import nn
 
-    from stages.candidate.model import TwoTower, sizes_of
+    from stages.candidate.towers.two_tower import TwoTower, sizes_of
 
     class Found(dict[str, Any]):
         """What was looked up, by feature."""
@@ -137,11 +137,11 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
     import torch.distributed as dist
 
     from benchmarks.plain_towers import PlainLoss, PlainTowers
-    from stages.candidate import worker
-    from stages.candidate.batches import make_batches
-    from stages.candidate.catalogue import Catalogue
-    from stages.candidate.data import Examples
-    from stages.candidate.objective import LossOfBatch
+    from stages.candidate.data.examples import Examples
+    from stages.candidate.data.item_features import Catalogue
+    from stages.candidate.training import worker
+    from stages.candidate.training.batches import make_batches
+    from stages.candidate.training.objective import LossOfBatch
 
     settings = worker.job(work)
     torch.set_num_threads(1)
@@ -167,7 +167,7 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
 
 def measure(work: Path, kind: str, steps: int) -> dict[str, Any]:
     """Train some steps as the worker does, with prefetched input, and return speed and memory."""
-    from stages.candidate.prefetch import Prefetched
+    from stages.candidate.training.prefetch import Prefetched
 
     own = OwnMemory()
     batches, loss_of, optimizers = step_parts(work, kind)
@@ -281,7 +281,7 @@ def run_job(job: str, kind: str, work: Path, steps: int) -> None:
     """Be a rank: measure, and print the result on rank 0."""
     import torch.distributed as dist
 
-    from stages.candidate import worker
+    from stages.candidate.training import worker
 
     warnings.simplefilter("ignore")
     worker.initialise(worker.job(work).candidate)

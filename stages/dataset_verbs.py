@@ -69,7 +69,7 @@ def similar_items(
     Returns:
         How many pairs there are.
     """
-    from stages.candidate.neighbours import read_vectors, similar_pairs, tower_vectors, write_pairs
+    from stages.candidate.index.similar_pairs import read_vectors, similar_pairs, tower_vectors, write_pairs
 
     if vectors is None:
         results = run_all(settings, until="train_candidate", progress=progress)

@@ -235,8 +235,8 @@ def dataset_report(settings: Settings, results: Upstream) -> StageResult:
 def train_candidate(settings: Settings, results: Upstream) -> StageResult:
     """Train the two-tower model through torchrun, anew or from an earlier one, and export it."""
     from stages.candidate.config import TrainCandidateConfig
-    from stages.candidate.resume import warm_start_version
-    from stages.candidate.train import train_candidate as body
+    from stages.candidate.training.step import train_candidate as body
+    from stages.candidate.training.warm_start import warm_start_version
 
     recipe = load_recipe(settings)
     start = recipe.candidate.warm_start
@@ -250,7 +250,7 @@ def train_candidate(settings: Settings, results: Upstream) -> StageResult:
 
 def build_index(settings: Settings, results: Upstream) -> StageResult:
     """Build the Faiss index and measure its recall against exact search."""
-    from stages.candidate.index import build_index as body
+    from stages.candidate.index.step import build_index as body
 
     recipe = load_recipe(settings)
     config = recipe.index.model_copy(update={"recall_k": recipe.funnel.candidate_k})
@@ -259,8 +259,8 @@ def build_index(settings: Settings, results: Upstream) -> StageResult:
 
 def train_sources(settings: Settings, results: Upstream) -> StageResult:
     """Train the sources beside the two-tower index, and settle how many candidates each names."""
-    from stages.candidate.source_config import TrainSourcesConfig
-    from stages.candidate.train_sources import train_sources as body
+    from stages.candidate.generators.config import TrainSourcesConfig
+    from stages.candidate.retrieval.fit_generators import train_sources as body
 
     recipe = load_recipe(settings)
     config = TrainSourcesConfig(sources=recipe.sources, candidate_k=recipe.funnel.candidate_k, features=recipe.features)
@@ -270,7 +270,7 @@ def train_sources(settings: Settings, results: Upstream) -> StageResult:
 def retrieve(settings: Settings, results: Upstream) -> StageResult:
     """Answer the rankers' and the evaluation's requests with candidates."""
     from stages.candidate.config import RetrieveConfig
-    from stages.candidate.retrieve import retrieve as body
+    from stages.candidate.retrieval.step import retrieve as body
 
     recipe = load_recipe(settings)
     config = RetrieveConfig(candidate_k=recipe.funnel.candidate_k, features=recipe.features)
@@ -310,7 +310,7 @@ def train_heavy(settings: Settings, results: Upstream) -> StageResult:
 def rank_baselines(settings: Settings, results: Upstream) -> StageResult:
     """Answer the evaluation's requests by EASE and implicit ALS, as deep as the ledger looks."""
     from stages.candidate.config import RankBaselinesConfig
-    from stages.candidate.linear_baselines import rank_baselines as body
+    from stages.candidate.linear.baselines import rank_baselines as body
 
     recipe = load_recipe(settings)
     depth = max(recipe.funnel.candidate_k, recipe.evaluation.ks[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from stages.candidate.config import BaselinesConfig, CandidateConfig, IndexConfig
-from stages.candidate.source_config import SourcesConfig
+from stages.candidate.generators.config import SourcesConfig
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
 from stages.contracts.manifest import FunnelSpec

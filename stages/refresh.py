@@ -133,8 +133,8 @@ def dataset(settings: Settings, results: Upstream) -> StageResult:
 
 def refresh_vectors(settings: Settings, results: Upstream) -> StageResult:
     """Embed the grown catalogue with the released item tower."""
-    from stages.candidate.refresh import RefreshVectorsConfig
-    from stages.candidate.refresh import refresh_vectors as body
+    from stages.candidate.refresh.vectors import RefreshVectorsConfig
+    from stages.candidate.refresh.vectors import refresh_vectors as body
 
     inputs = {"champion": results["champion"], "snapshot": results["dataset"]}
     return run_step("refresh_vectors", __version__, body, RefreshVectorsConfig(), inputs, settings.runs)
@@ -153,7 +153,7 @@ def refresh_state(settings: Settings, results: Upstream) -> StageResult:
 
 def build_index(settings: Settings, results: Upstream) -> StageResult:
     """Choose and measure the index of the grown catalogue."""
-    from stages.candidate.index import build_index as body
+    from stages.candidate.index.step import build_index as body
 
     recipe = released_recipe(settings, results)
     config = recipe.index.model_copy(update={"recall_k": recipe.funnel.candidate_k})
@@ -163,8 +163,8 @@ def build_index(settings: Settings, results: Upstream) -> StageResult:
 
 def refresh_sources(settings: Settings, results: Upstream) -> StageResult:
     """Let the other sources of candidates follow the catalogue."""
-    from stages.candidate.refresh_sources import RefreshSourcesConfig
-    from stages.candidate.refresh_sources import refresh_sources as body
+    from stages.candidate.refresh.generators import RefreshSourcesConfig
+    from stages.candidate.refresh.generators import refresh_sources as body
 
     inputs = {"champion": results["champion"], "snapshot": results["dataset"], "candidate": results["refresh_vectors"]}
     return run_step("refresh_sources", __version__, body, RefreshSourcesConfig(), inputs, settings.runs)

@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
-from stages.candidate.directed import power_weights
-from stages.candidate.linear import recency_weights
+from stages.candidate.linear.directed_ridge import power_weights
+from stages.candidate.linear.models import recency_weights
 from stages.contracts.errors import DataError
 
 

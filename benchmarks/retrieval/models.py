@@ -17,7 +17,7 @@ from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
 from benchmarks.retrieval.judge import Scorer, top_k
-from stages.candidate.linear import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
+from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
 from stages.contracts.config import Config
 
 _COLUMNS = 1024

@@ -26,7 +26,7 @@ from benchmarks.retrieval.shares import (
     segment_shares,
     spread,
 )
-from stages.candidate.linear import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
+from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.config import Config
 
 Count = Annotated[int, Field(ge=1)]

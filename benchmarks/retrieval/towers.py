@@ -27,7 +27,7 @@ from benchmarks.retrieval.data import Interactions
 from stages import __version__
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.scorer import TOWER_FILE, VECTORS_FILE, UserTower
-from stages.candidate.train import train_candidate
+from stages.candidate.training.step import train_candidate
 from stages.contracts.config import Config
 from stages.contracts.files import write_json
 from stages.contracts.results import StageResult

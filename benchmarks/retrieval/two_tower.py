@@ -24,8 +24,8 @@ from benchmarks.retrieval.replay_models import ReplayModel
 from benchmarks.retrieval.shares import recent_counts
 from benchmarks.retrieval.towers import TouchHistories, latest_queries, shuffled, towers_gigabytes, train_towers
 from stages.candidate.config import CandidateConfig
-from stages.candidate.directed import DirectedRidge, ridge_gigabytes
-from stages.candidate.linear import Ease, ease_gigabytes
+from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_gigabytes
+from stages.candidate.linear.models import Ease, ease_gigabytes
 from stages.contracts.errors import DataError
 from stages.features.config import FeatureConfig
 

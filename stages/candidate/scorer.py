@@ -15,10 +15,10 @@ import faiss
 import numpy as np
 import onnxruntime
 
-from stages.candidate.blend import Blend, Blended
-from stages.candidate.item_search import ItemSearch
-from stages.candidate.item_sources import Asked
-from stages.candidate.source_files import SOURCES_DIRECTORY
+from stages.candidate.generators.blend import Blend, Blended
+from stages.candidate.generators.files import SOURCES_DIRECTORY
+from stages.candidate.generators.generators import Asked
+from stages.candidate.index.search import ItemSearch
 from stages.contracts.arrays import load_npy
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file

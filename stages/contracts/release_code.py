@@ -12,8 +12,8 @@ from stages.contracts.tower_code import tower_code
 SHARED = (
     "stages.features",
     "stages.candidate.scorer",
-    "stages.candidate.refresh",
-    "stages.candidate.refresh_sources",
+    "stages.candidate.refresh.vectors",
+    "stages.candidate.refresh.generators",
     "stages.light_ranker.scorer",
     "stages.heavy_ranker.scorer",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.contracts.code import code_digest
 
-TOWER = ("stages.features.history", "stages.candidate.item_tower")
+TOWER = ("stages.features.history", "stages.candidate.onnx_towers")
 """A step that imports this module depends on both, as with ``release_code.SHARED``."""
 
 

@@ -27,7 +27,7 @@ from benchmarks.retrieval.replay_models import (
     Trending,
 )
 from benchmarks.retrieval.replay_protocols import REPLAYS, read_globo, read_movielens_replay
-from stages.candidate.linear import Ease
+from stages.candidate.linear.models import Ease
 from stages.contracts.errors import DataError
 
 MINUTE = 60_000

@@ -19,7 +19,7 @@ from benchmarks.retrieval.replay_protocols import REPLAYS
 from benchmarks.retrieval.towers import TouchHistories, Trained, in_time_order, shuffled, train_towers
 from benchmarks.retrieval.two_tower import Blend, ReplayTwoTower, TwoTower, blended, standardised
 from stages.candidate.config import CandidateConfig
-from stages.candidate.data import first_touches, training_examples
+from stages.candidate.data.examples import first_touches, training_examples
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig

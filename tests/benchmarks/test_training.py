@@ -9,11 +9,11 @@ import torch
 
 from benchmarks.plain_towers import PlainLoss, PlainTowers
 from benchmarks.training import product_on_bags, uncut, write_world
-from stages.candidate import worker
-from stages.candidate.batches import make_batches
-from stages.candidate.catalogue import Catalogue
-from stages.candidate.data import Examples
-from stages.candidate.objective import LossOfBatch
+from stages.candidate.data.examples import Examples
+from stages.candidate.data.item_features import Catalogue
+from stages.candidate.training import worker
+from stages.candidate.training.batches import make_batches
+from stages.candidate.training.objective import LossOfBatch
 
 N_USERS, N_ITEMS = 30, 40
 

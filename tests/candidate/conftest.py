@@ -16,13 +16,13 @@ with warnings.catch_warnings():
     import torch
     import torch.distributed as dist
 
-    import stages.candidate.worker  # noqa: F401
+    import stages.candidate.training.worker  # noqa: F401
 
-from stages.candidate.catalogue import hashed_words
 from stages.candidate.config import CandidateConfig, IndexConfig, TrainCandidateConfig
-from stages.candidate.data import Catalogue, Examples, first_touches
-from stages.candidate.index import build_index
-from stages.candidate.train import train_candidate
+from stages.candidate.data.examples import Catalogue, Examples, first_touches
+from stages.candidate.data.item_features import hashed_words
+from stages.candidate.index.step import build_index
+from stages.candidate.training.step import train_candidate
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders
 from stages.contracts.tables import EventTable, RequestTable

@@ -10,9 +10,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from stages.candidate.catalogue import Catalogue, hashed_words, standardised_log
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.data import Examples
+from stages.candidate.data.examples import Examples
+from stages.candidate.data.item_features import Catalogue, hashed_words, standardised_log
 from stages.contracts.snapshot import ItemTable
 from stages.features.config import FeatureConfig
 from tests.candidate.towers import build, load_whole, whole_state

@@ -14,7 +14,7 @@ JOINING, SAVING = 0, -1
 
 def arm(rank, where):
     """Make a rank die, or hang, before it writes checkpoint number ``where``, before it joins or saves its result."""
-    from stages.candidate import checkpoint, worker
+    from stages.candidate.training import checkpoint, worker
 
     owner, name = checkpoint.Checkpoints, "save"
     if where in (JOINING, SAVING):
@@ -34,7 +34,7 @@ def arm(rank, where):
 
 def count_draws_of_backward():
     """Return a list of one number, to which each batch adds one that is asked for in a backward pass."""
-    from stages.candidate.ahead import SentAhead
+    from stages.candidate.distributed.ahead import SentAhead
 
     count, advancing, draw, advance = [0], [], SentAhead.draw, SentAhead.advance
 
@@ -56,7 +56,7 @@ if __name__ == "__main__":
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     import torch.distributed as dist
 
-    from stages.candidate import worker
+    from stages.candidate.training import worker
 
     if "KILL_AT" in os.environ:
         arm(*map(int, os.environ["KILL_AT"].split(":")))  # RANK:WHERE

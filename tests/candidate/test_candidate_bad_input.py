@@ -11,12 +11,12 @@ import pytest
 import torch.distributed as dist
 
 from stages.candidate.config import CandidateConfig, IndexConfig, RetrieveConfig, TrainCandidateConfig
-from stages.candidate.export import export
-from stages.candidate.index import build_index
-from stages.candidate.retrieve import retrieve
+from stages.candidate.export.user_tower import export
+from stages.candidate.index.step import build_index
+from stages.candidate.retrieval.step import retrieve
 from stages.candidate.scorer import CandidateScorer
-from stages.candidate.train import prepare, train_candidate
-from stages.candidate.worker import train as train_rank
+from stages.candidate.training.step import prepare, train_candidate
+from stages.candidate.training.worker import train as train_rank
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import CandidateTable, EventTable

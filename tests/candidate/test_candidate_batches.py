@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig
+from stages.candidate.training.batches import Batches
 from stages.contracts.errors import EmptyDatasetError
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER

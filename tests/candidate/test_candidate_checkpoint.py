@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.candidate import resume, train
-from stages.candidate.checkpoint import Checkpoints, Progress, check_identity
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.train import train_candidate
+from stages.candidate.training import step as train
+from stages.candidate.training import warm_start as resume
+from stages.candidate.training.checkpoint import Checkpoints, Progress, check_identity
+from stages.candidate.training.step import train_candidate
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.features.config import FeatureConfig
 
@@ -206,7 +207,7 @@ def test_ranks_do_not_outlive_the_process_that_launched_them(planted, tmp_path):
     config = settings(epochs=2000, checkpoint_every_steps=0)
     (tmp_path / "out").mkdir()
     code = (
-        "import sys, json; from pathlib import Path; from stages.candidate.train import train_candidate\n"
+        "import sys, json; from pathlib import Path; from stages.candidate.training.step import train_candidate\n"
         "from stages.candidate.config import TrainCandidateConfig\n"
         "train_candidate(TrainCandidateConfig.model_validate_json(sys.argv[1]), {'snapshot': Path(sys.argv[2])}, "
         "Path(sys.argv[3]))"

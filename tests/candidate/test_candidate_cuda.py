@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from stages.candidate import objective, plan, worker
 from stages.candidate.config import CandidateConfig
-from stages.candidate.encoders import Sizes
-from stages.candidate.model import TwoTower
-from stages.candidate.objective import LossOfBatch, mixed_precision
+from stages.candidate.distributed import sharding as plan
+from stages.candidate.towers.encoders import Sizes
+from stages.candidate.towers.two_tower import TwoTower
+from stages.candidate.training import objective, worker
+from stages.candidate.training.objective import LossOfBatch, mixed_precision
 from stages.contracts.errors import ConfigError
 from stages.features.config import FeatureConfig
 from tests.candidate.elsewhere import device_elsewhere

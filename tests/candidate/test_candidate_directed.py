@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stages.candidate import directed
-from stages.candidate.directed import DirectedRidge, power_weights
+from stages.candidate.linear import directed_ridge as directed
+from stages.candidate.linear.directed_ridge import DirectedRidge, power_weights
 from stages.contracts.errors import ConfigError, DataError
 
 

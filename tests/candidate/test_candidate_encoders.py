@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.candidate.batches import Batches, make_batches
-from stages.candidate.catalogue import hashed_words
 from stages.candidate.config import CandidateConfig
-from stages.candidate.data import first_touches
-from stages.candidate.encoders import Histories, MeanEncoder, Sizes, age_buckets
+from stages.candidate.data.examples import first_touches
+from stages.candidate.data.item_features import hashed_words
+from stages.candidate.towers.encoders import Histories, MeanEncoder, Sizes, age_buckets
+from stages.candidate.training.batches import Batches, make_batches
 from stages.features.config import FeatureConfig
 from tests.candidate.towers import build, fit, plain_catalogue, scores
 

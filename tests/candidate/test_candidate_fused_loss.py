@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stages.candidate import fused_loss
-from stages.candidate.fused_loss import TargetFinder, fused_sampled_softmax
-from stages.candidate.losses import not_negative, sampled_softmax
+from stages.candidate.towers import fused_softmax as fused_loss
+from stages.candidate.towers.fused_softmax import TargetFinder, fused_sampled_softmax
+from stages.candidate.towers.losses import not_negative, sampled_softmax
 
 CPU = torch.device("cpu")
 

@@ -4,13 +4,13 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from stages.candidate import index_device
 from stages.candidate.config import IndexConfig
-from stages.candidate.index import build_index
-from stages.candidate.index_choice import choose_index, index_bytes, recalls
-from stages.candidate.index_device import IndexDevice
-from stages.candidate.index_kinds import index_type, kinds_to_try, make_index
-from stages.candidate.item_search import ItemSearch
+from stages.candidate.index import device as index_device
+from stages.candidate.index.choice import choose_index, index_bytes, recalls
+from stages.candidate.index.device import IndexDevice
+from stages.candidate.index.kinds import index_type, kinds_to_try, make_index
+from stages.candidate.index.search import ItemSearch
+from stages.candidate.index.step import build_index
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import read_json, sha256_file
 

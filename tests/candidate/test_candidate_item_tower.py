@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from stages.candidate import item_tower, item_tower_export, train
-from stages.candidate.catalogue import Catalogue, hashed_words
-from stages.candidate.export import item_content, item_vectors
-from stages.candidate.item_tower import PortableItemTower, blocks, item_tower_deviation, padded_codes
-from stages.candidate.item_tower_export import write_item_tower
+from stages.candidate import onnx_towers as item_tower
+from stages.candidate.data.item_features import Catalogue, hashed_words
+from stages.candidate.export import item_tower as item_tower_export
+from stages.candidate.export.item_tower import write_item_tower
+from stages.candidate.export.user_tower import item_content, item_vectors
+from stages.candidate.onnx_towers import PortableItemTower, blocks, item_tower_deviation, padded_codes
+from stages.candidate.training import step as train
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.snapshot import ItemTable, Snapshot

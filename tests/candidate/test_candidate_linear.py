@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sparse
 
-from stages.candidate import linear
-from stages.candidate.linear import Ease, ImplicitAls, recency_weights
+from stages.candidate.linear import models as linear
+from stages.candidate.linear.models import Ease, ImplicitAls, recency_weights
 from stages.contracts.errors import ConfigError, DataError
 
 USERS, ITEMS = 40, 13

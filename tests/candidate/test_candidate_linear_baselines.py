@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from stages.candidate import linear_baselines
 from stages.candidate.config import BaselinesConfig, RankBaselinesConfig
-from stages.candidate.linear import ImplicitAls
-from stages.candidate.linear_baselines import fit_baselines, history_matrix, rank_baselines
+from stages.candidate.linear import baselines as linear_baselines
+from stages.candidate.linear.baselines import fit_baselines, history_matrix, rank_baselines
+from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot

@@ -11,8 +11,8 @@ MEASURE = """
 import sys
 import numpy as np
 from scipy import linalg, sparse
-from stages.candidate.directed import DirectedRidge, ridge_gigabytes
-from stages.candidate.linear import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
+from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_gigabytes
+from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
 
 kind, users, items, length = sys.argv[1], *map(int, sys.argv[2:])
 rng = np.random.default_rng(0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stages.candidate.config import CandidateConfig
-from stages.candidate.losses import (
+from stages.candidate.towers.losses import (
     bpr,
     by_kind_log_q,
     candidate_scores,
@@ -92,8 +92,8 @@ def test_corrected_softmax_recovers_the_true_distribution(kind, correction):
 
 @pytest.mark.parametrize("negative_sampling", ["uniform", "popularity"])
 def test_with_every_item_as_a_negative_it_is_the_full_softmax(negative_sampling, small_world):
-    from stages.candidate.negatives import SharedNegatives
-    from stages.candidate.objective import LogQ
+    from stages.candidate.training.negatives import SharedNegatives
+    from stages.candidate.training.objective import LogQ
 
     _, catalogue = small_world
     config = CandidateConfig(

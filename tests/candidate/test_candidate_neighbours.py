@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from stages.candidate.config import IndexConfig
-from stages.candidate.neighbours import read_vectors, similar_pairs, write_pairs
+from stages.candidate.index.similar_pairs import read_vectors, similar_pairs, write_pairs
 from stages.contracts.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from stages.candidate.config import BaselinesConfig, RankBaselinesConfig, RetrieveConfig
-from stages.candidate.linear_baselines import rank_baselines
-from stages.candidate.retrieve import retrieve
+from stages.candidate.linear.baselines import rank_baselines
+from stages.candidate.retrieval.step import retrieve
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import PART_EVALUATION, EventTable

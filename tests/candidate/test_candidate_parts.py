@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.candidate import worker
-from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig
-from stages.candidate.inputs import InputMaker, with_stride
-from stages.candidate.parts import WHOLE, Part, dealt, part_of, parts
-from stages.candidate.plan import INIT_BLOCK, Piece, fill
+from stages.candidate.distributed.sharding import INIT_BLOCK, Piece, fill
+from stages.candidate.towers.inputs import InputMaker, with_stride
+from stages.candidate.towers.table_parts import WHOLE, Part, dealt, part_of, parts
+from stages.candidate.training import worker
+from stages.candidate.training.batches import Batches
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig
 from tests.candidate.test_candidate_sharding import job

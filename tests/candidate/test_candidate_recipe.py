@@ -8,18 +8,18 @@ import pytest
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 
-from stages.candidate import negatives, worker
-from stages.candidate.average import Average, decay_at
-from stages.candidate.batches import make_batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.data import first_touches
-from stages.candidate.encoders import distance_start
-from stages.candidate.export import exported_weights
-from stages.candidate.fused_loss import TargetFinder, fused_sampled_softmax
-from stages.candidate.losses import full_softmax
-from stages.candidate.negatives import SharedNegatives
-from stages.candidate.schedule import rate_factor
-from stages.candidate.train import prepare
+from stages.candidate.data.examples import first_touches
+from stages.candidate.export.user_tower import exported_weights
+from stages.candidate.towers.encoders import distance_start
+from stages.candidate.towers.fused_softmax import TargetFinder, fused_sampled_softmax
+from stages.candidate.towers.losses import full_softmax
+from stages.candidate.training import negatives, worker
+from stages.candidate.training.batches import make_batches
+from stages.candidate.training.ema import Average, decay_at
+from stages.candidate.training.negatives import SharedNegatives
+from stages.candidate.training.schedule import rate_factor
+from stages.candidate.training.step import prepare
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.candidate import train
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.export import exported_weights
-from stages.candidate.resume import STATE, STATE_JSON, warm_start_version
-from stages.candidate.train import train_candidate
+from stages.candidate.export.user_tower import exported_weights
+from stages.candidate.training import step as train
+from stages.candidate.training.step import train_candidate
+from stages.candidate.training.warm_start import STATE, STATE_JSON, warm_start_version
 from stages.contracts.errors import ConfigError, TransientError
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig

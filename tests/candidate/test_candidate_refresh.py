@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.candidate.config import IndexConfig, TrainCandidateConfig
-from stages.candidate.index import build_index
-from stages.candidate.item_tower import PortableItemTower
-from stages.candidate.refresh import RefreshVectorsConfig, refresh_vectors
-from stages.candidate.resume import warm_start_version
+from stages.candidate.index.step import build_index
+from stages.candidate.onnx_towers import PortableItemTower
+from stages.candidate.refresh.vectors import RefreshVectorsConfig, refresh_vectors
 from stages.candidate.scorer import CandidateScorer, UserTower
-from stages.candidate.train import train_candidate
+from stages.candidate.training.step import train_candidate
+from stages.candidate.training.warm_start import warm_start_version
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 
-from stages.candidate.blend import Blend
-from stages.candidate.item_neighbours import content_neighbours
-from stages.candidate.refresh_sources import RefreshSourcesConfig, refresh_sources
-from stages.candidate.source_config import SourcesConfig
-from stages.candidate.source_files import SourcesSummary, load_neighbours, read_summary, write_neighbours, write_summary
+from stages.candidate.generators.blend import Blend
+from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.generators.files import (
+    SourcesSummary,
+    load_neighbours,
+    read_summary,
+    write_neighbours,
+    write_summary,
+)
+from stages.candidate.generators.neighbour_lists import content_neighbours
+from stages.candidate.refresh.generators import RefreshSourcesConfig, refresh_sources
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import Snapshot

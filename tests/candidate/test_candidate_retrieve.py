@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.candidate.config import IndexConfig, RetrieveConfig
-from stages.candidate.index import build_index
-from stages.candidate.retrieve import retrieve
+from stages.candidate.index.step import build_index
+from stages.candidate.retrieval.step import retrieve
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER

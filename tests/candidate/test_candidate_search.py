@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import stages.candidate.item_search as module
+import stages.candidate.index.search as module
 from stages.candidate.config import IndexConfig
-from stages.candidate.index_device import IndexDevice
-from stages.candidate.index_kinds import index_type, make_index
-from stages.candidate.item_search import ItemSearch
+from stages.candidate.index.device import IndexDevice
+from stages.candidate.index.kinds import index_type, make_index
+from stages.candidate.index.search import ItemSearch
 
 N, D = 400, 8
 EXACT = ("flat", "hnsw")

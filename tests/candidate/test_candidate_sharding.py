@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from stages.candidate import worker
-from stages.candidate.ahead import SentAhead
-from stages.candidate.batches import Batches
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.exchange import Share
-from stages.candidate.export import export
-from stages.candidate.rows import RowExchange
-from stages.candidate.train import prepare
+from stages.candidate.distributed.ahead import SentAhead
+from stages.candidate.distributed.candidate_exchange import Share
+from stages.candidate.distributed.rows import RowExchange
+from stages.candidate.export.user_tower import export
+from stages.candidate.training import worker
+from stages.candidate.training.batches import Batches
+from stages.candidate.training.step import prepare
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from stages.candidate.blend import RRF_K, Blend, Blended
-from stages.candidate.item_neighbours import content_neighbours, fitted_neighbours
-from stages.candidate.item_sources import (
+from stages.candidate.generators.blend import RRF_K, Blend, Blended
+from stages.candidate.generators.config import EaseConfig, SourcesConfig
+from stages.candidate.generators.files import SourcesSummary
+from stages.candidate.generators.generators import (
     Asked,
     CovisitationSource,
     ItemSource,
@@ -21,9 +22,8 @@ from stages.candidate.item_sources import (
     TrendingSource,
     best_of,
 )
-from stages.candidate.linear import ImplicitAls
-from stages.candidate.source_config import EaseConfig, SourcesConfig
-from stages.candidate.source_files import SourcesSummary
+from stages.candidate.generators.neighbour_lists import content_neighbours, fitted_neighbours
+from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS, ItemTable, Task
 from stages.contracts.sources import source_code

@@ -6,13 +6,13 @@ import warnings
 import numpy as np
 import pytest
 
-from stages.candidate import train
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.export import export
-from stages.candidate.progress import relay
+from stages.candidate.export.user_tower import export
 from stages.candidate.scorer import UserTower
-from stages.candidate.train import prepare, rank_failure, train_candidate
-from stages.candidate.worker import train as train_rank
+from stages.candidate.training import step as train
+from stages.candidate.training.progress import relay
+from stages.candidate.training.step import prepare, rank_failure, train_candidate
+from stages.candidate.training.worker import train as train_rank
 from stages.contracts.errors import ConfigError, DataError, OutOfSpaceError, SluiceError, TransientError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.candidate.blend import Blend
 from stages.candidate.config import IndexConfig, RetrieveConfig
-from stages.candidate.index import build_index
-from stages.candidate.quota_learning import ListedItems, learn_quotas
-from stages.candidate.retrieve import retrieve
-from stages.candidate.source_config import LearningConfig, SourcesConfig, TrainSourcesConfig
-from stages.candidate.source_files import SourcesSummary, read_summary
-from stages.candidate.train_sources import train_sources
+from stages.candidate.generators.blend import Blend
+from stages.candidate.generators.config import LearningConfig, SourcesConfig, TrainSourcesConfig
+from stages.candidate.generators.files import SourcesSummary, read_summary
+from stages.candidate.generators.quotas import ListedItems, learn_quotas
+from stages.candidate.index.step import build_index
+from stages.candidate.retrieval.fit_generators import train_sources
+from stages.candidate.retrieval.step import retrieve
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import sha256_file, write_json
 from stages.contracts.snapshot import Snapshot

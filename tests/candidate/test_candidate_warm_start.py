@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.resume import warm_start_version
 from stages.candidate.scorer import UserTower
-from stages.candidate.train import train_candidate
+from stages.candidate.training.step import train_candidate
+from stages.candidate.training.warm_start import warm_start_version
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.id_map import IdMap
@@ -141,10 +141,10 @@ def test_a_few_epochs_reach_what_scratch_does(months, both):
 
 def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, tmp_path, one_rank):
     """Before the first step: weights and sums of old rows are the champion's, new rows a fresh run's."""
-    from stages.candidate import worker
-    from stages.candidate.parts import part_of
-    from stages.candidate.state import read_arrays, training_state
-    from stages.candidate.train import prepare
+    from stages.candidate.distributed.training_state import read_arrays, training_state
+    from stages.candidate.towers.table_parts import part_of
+    from stages.candidate.training import worker
+    from stages.candidate.training.step import prepare
     from stages.contracts.snapshot import Snapshot
 
     config = TrainCandidateConfig(candidate=CandidateConfig(**SETTINGS), features=FEATURES)

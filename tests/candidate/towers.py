@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import torch
 
-from stages.candidate.batches import Batches, make_batches
-from stages.candidate.catalogue import Catalogue
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.data import Examples
-from stages.candidate.model import TwoTower, sizes_of
-from stages.candidate.objective import LossOfBatch
-from stages.candidate.parts import WHOLE, part_of
+from stages.candidate.data.examples import Examples
+from stages.candidate.data.item_features import Catalogue
+from stages.candidate.towers.table_parts import WHOLE, part_of
+from stages.candidate.towers.two_tower import TwoTower, sizes_of
+from stages.candidate.training.batches import Batches, make_batches
+from stages.candidate.training.objective import LossOfBatch
 from stages.features.config import FeatureConfig
 
 CPU = torch.device("cpu")

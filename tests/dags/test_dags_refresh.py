@@ -11,7 +11,7 @@ import pytest
 
 from serving.funnel import Funnel
 from serving.release import load_release
-from stages.candidate.item_tower import PortableItemTower
+from stages.candidate.onnx_towers import PortableItemTower
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.manifest import read_manifest, verify_release
 from stages.features.history import UNKNOWN_USER, TowerInputs

@@ -24,8 +24,8 @@ from serving.events import EventLog
 from serving.server import configure, listen
 from serving.service import Service
 from serving.source import DirectorySource
-from stages.candidate.source_config import SourcesConfig
-from stages.candidate.source_files import SourcesSummary, write_neighbours, write_summary
+from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.generators.files import SourcesSummary, write_neighbours, write_summary
 from stages.contracts.files import read_json, sha256_file, sha256_tree, write_json
 from stages.contracts.manifest import FunnelSpec, ReleaseManifest
 from stages.contracts.release_code import shared_code

@@ -22,7 +22,7 @@ from serving.events import EventLog
 from serving.schema import MAX_BODY_BYTES
 from serving.service import Service
 from serving.source import DirectorySource
-from stages.candidate.source_config import SourcesConfig
+from stages.candidate.generators.config import SourcesConfig
 from stages.contracts.errors import TransientError
 
 GOOD = {"user_id": "u", "item_id": "i1", "signal": "click"}

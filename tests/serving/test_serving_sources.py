@@ -12,9 +12,9 @@ import pytest
 from serving.events import Event
 from serving.funnel import Funnel
 from serving.release import load_release
-from stages.candidate.blend import Blend
-from stages.candidate.item_sources import Asked
-from stages.candidate.source_config import SourcesConfig
+from stages.candidate.generators.blend import Blend
+from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.generators.generators import Asked
 from stages.contracts.errors import ReleaseError
 from stages.contracts.item_filter import ItemFilter
 from stages.contracts.manifest import FunnelSpec

@@ -1,0 +1,1 @@
+"""Training examples, and what the towers know of items."""

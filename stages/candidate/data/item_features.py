@@ -1,0 +1,221 @@
+"""What the towers know of items beside their ids, and how large their tables are.
+
+Shapes: N items, M eligible items, U users, X context columns.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.contracts.snapshot import ItemTable
+from stages.features.history import age_seconds
+
+if TYPE_CHECKING:
+    from stages.candidate.data.examples import Examples
+
+_WORD = re.compile(r"\w+")
+_NONE = np.zeros(0, dtype=np.int64)
+_NO_SCALE = np.array([0.0, np.inf])
+_SAME_DURATION = 1e-6
+"""Deviation of log durations below which they are rounding apart."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the towers know of items beside their ids, and what they may be asked about.
+
+    Attributes:
+        offsets: int64 ``[N + 1]``.
+        codes: int64, categories of item i are ``codes[offsets[i]:offsets[i + 1]]``.
+        log_duration: float32 ``[N]``, standardised ``log1p`` of the seconds, 0 where unknown.
+        frequency: int64 ``[N]``, examples whose target is the item.
+        in_histories: bool ``[N]``, items that some example's history holds.
+        eligible: int64 ``[M]``, items created before the end of the candidate part that passed the item
+            policy then: what a model of that moment would choose from, and so its negatives.
+        word_offsets: int64 ``[N + 1]``; word_codes: int64, hashed words of the titles, as categories are.
+        created_at_ms: int64 ``[N]``.
+        end_ms: end of the candidate part, the moment at which items' ages are taken for their vectors.
+        n_signals: kinds of events.
+        trained_users: bool ``[U]``, users with examples.
+        context_sizes: int64 ``[X]``, values of each context column.
+        duration_scale: float64 ``[2]``, mean and deviation behind ``log_duration``; the deviation is infinite
+            where durations do not differ, so that a new item's says as little.
+    """
+
+    offsets: np.ndarray
+    codes: np.ndarray
+    log_duration: np.ndarray
+    frequency: np.ndarray
+    in_histories: np.ndarray
+    eligible: np.ndarray
+    word_offsets: np.ndarray = None  # type: ignore[assignment]  # filled when it is made
+    word_codes: np.ndarray = None  # type: ignore[assignment]
+    created_at_ms: np.ndarray = None  # type: ignore[assignment]
+    end_ms: int = 0
+    n_signals: int = 1
+    trained_users: np.ndarray = None  # type: ignore[assignment]
+    context_sizes: np.ndarray = None  # type: ignore[assignment]
+    duration_scale: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        defaults = {
+            "word_offsets": np.zeros(len(self) + 1, dtype=np.int64),
+            "word_codes": _NONE,
+            "created_at_ms": np.zeros(len(self), dtype=np.int64),
+            "trained_users": np.zeros(0, dtype=bool),
+            "context_sizes": _NONE,
+            "duration_scale": _NO_SCALE,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(
+        cls,
+        items: ItemTable,
+        examples: Examples,
+        rows: np.ndarray,
+        length: int,
+        end_ms: int,
+        *,
+        word_buckets: int = 0,
+        n_signals: int = 1,
+        n_users: int = 0,
+        context_sizes: Sequence[int] = (),
+    ) -> Catalogue:
+        """Describe a snapshot's items.
+
+        Args:
+            items: the canonical items, N.
+            examples: of the candidate part.
+            rows: int64, the examples to train on.
+            length: L, items read of a history.
+            end_ms: end of the candidate part.
+            word_buckets: rows that the words of titles are hashed to; 0 leaves titles out.
+            n_signals: kinds of events.
+            n_users: U.
+            context_sizes: values of each context column.
+        """
+        frequency = np.bincount(examples.items[rows], minlength=len(items)).astype(np.int64)
+        in_histories = np.zeros(len(items), dtype=bool)
+        in_histories[examples.items[examples.read_by_others(length)]] = True
+        trained_users = np.zeros(n_users, dtype=bool)
+        if n_users:
+            trained_users[examples.users[rows]] = True
+        word_offsets, word_codes = hashed_words(items.title, word_buckets)
+        scale = _log_scale(items.duration_s)
+        return cls(
+            offsets=items.category_offsets,
+            codes=items.category_codes.astype(np.int64),
+            log_duration=standardised_log(items.duration_s, scale),
+            frequency=frequency,
+            in_histories=in_histories,
+            eligible=np.flatnonzero(((items.created_at_ms < end_ms) & (items.eligible & 1 == 1)) | (frequency > 0)),
+            word_offsets=word_offsets,
+            word_codes=word_codes,
+            created_at_ms=items.created_at_ms,
+            end_ms=end_ms,
+            n_signals=n_signals,
+            trained_users=trained_users,
+            context_sizes=np.array(context_sizes, dtype=np.int64),
+            duration_scale=scale,
+        )
+
+    def __len__(self) -> int:
+        return len(self.log_duration)
+
+    def ages(self, items: np.ndarray, at_ms: np.ndarray | int) -> np.ndarray:
+        """Return int64 whole seconds since the items' creation at the given times; 0 for an item to come."""
+        return age_seconds(self.created_at_ms[items], at_ms)
+
+    def save(self, directory: Path) -> None:
+        """Write one ``catalogue_<column>.npy`` a column."""
+        for field in fields(self):
+            np.save(directory / f"catalogue_{field.name}.npy", getattr(self, field.name))
+
+    @classmethod
+    def load(cls, directory: Path) -> Catalogue:
+        """Read the columns."""
+        columns = {
+            field.name: np.load(directory / f"catalogue_{field.name}.npy", allow_pickle=False) for field in fields(cls)
+        }
+        return cls(**{name: value if value.ndim else value.item() for name, value in columns.items()})
+
+    @cached_property
+    def _one_category_each(self) -> bool:
+        return bool((np.diff(self.offsets) == 1).all())
+
+    @property
+    def n_categories(self) -> int:
+        """Return the rows of the category table; it has at least one."""
+        return int(self.codes.max(initial=0)) + 1
+
+    def category_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the categories of items.
+
+        Args:
+            items: int64 ``[n]``.
+
+        Returns:
+            codes int64 ``[m]``, and how many each item has, int64 ``[n]``.
+        """
+        if self._one_category_each:
+            return self.codes[items], np.ones(len(items), dtype=np.int64)
+        return _bags(self.offsets, self.codes, items)
+
+    def word_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the words of items' titles; as ``category_bags``."""
+        return _bags(self.word_offsets, self.word_codes, items)
+
+
+def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct words of each title as buckets: offsets int64 ``[N + 1]`` and codes int64.
+
+    A word is a run of letters, digits and underscores, in lower case; its bucket is the CRC-32 of its
+    UTF-8 bytes modulo ``n_buckets`` (feature hashing, Weinberger et al., 2009), so that a word that no
+    training item has needs no vocabulary. Words that share a bucket share a row.
+    """
+    if n_buckets == 0:
+        return np.zeros(len(titles) + 1, dtype=np.int64), _NONE
+    bags = [
+        sorted({zlib.crc32(word.encode()) % n_buckets for word in _WORD.findall(title.lower())}) for title in titles
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(bag) for bag in bags], dtype=np.int64)])
+    return offsets, np.array([code for bag in bags for code in bag], dtype=np.int64)
+
+
+def _bags(offsets: np.ndarray, codes: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts = offsets[items]
+    counts = offsets[items + 1] - starts
+    ends = np.cumsum(counts)
+    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return codes[np.repeat(starts, counts) + within], counts
+
+
+def standardised_log(duration_s: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return float32 ``[N]``: ``log1p`` of the seconds by ``Catalogue.duration_scale``, 0 where unknown."""
+    known = _is_known(duration_s)
+    logs = np.log1p(np.where(known, duration_s, 0.0).astype(np.float64))
+    scaled: np.ndarray = np.where(known, (logs - scale[0]) / scale[1], 0.0).astype(np.float32)
+    return scaled
+
+
+def _log_scale(duration_s: np.ndarray) -> np.ndarray:
+    logs = np.log1p(duration_s[_is_known(duration_s)].astype(np.float64))
+    if not len(logs) or logs.std() < _SAME_DURATION:
+        return _NO_SCALE
+    return np.array([logs.mean(), logs.std()])
+
+
+def _is_known(duration_s: np.ndarray) -> np.ndarray:
+    known: np.ndarray = np.isfinite(duration_s) & (duration_s >= 0)
+    return known

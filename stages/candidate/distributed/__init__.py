@@ -1,0 +1,1 @@
+"""Sharding, training state and exchanges between ranks."""

@@ -1,0 +1,1 @@
+"""Candidate generators beside the two-tower index, and how they are mixed."""

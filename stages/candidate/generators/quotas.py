@@ -1,0 +1,136 @@
+"""Quotas that are learned: from the two-tower index alone, parts of a quota move to the source that gains most.
+
+Shapes: R requests, E listed items of all requests, S sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.candidate.generators.config import TOWER
+from stages.contracts.tables import ScoredItems
+
+
+@dataclass(frozen=True)
+class ListedItems:
+    """Every item that some source named for some requests, request by request, the two-tower list first in its order.
+
+    Attributes:
+        names: S sources.
+        ranks: int32 ``[E, S]``, 0-based position in the source's list, -1 where it is not in it.
+        request: int64 ``[E]``, 0 to R - 1, ascending.
+        gains: float64 ``[E]``, what the item adds to its request's recall; 0 for what is no target.
+        n_requests: R.
+    """
+
+    names: tuple[str, ...]
+    ranks: np.ndarray
+    request: np.ndarray
+    gains: np.ndarray
+    n_requests: int
+
+    @classmethod
+    def of(cls, names: Sequence[str], requests: Iterable[tuple[Mapping[str, ScoredItems], np.ndarray]]) -> ListedItems:
+        """Line the lists up.
+
+        Args:
+            names: S sources, one of them ``tower``.
+            requests: each one's lists by source, and its int64 targets.
+        """
+        ranks, lengths, gains = [], [], []
+        for lists, targets in requests:
+            tower = lists[TOWER].ids
+            others = np.unique(np.concatenate([lists[name].ids for name in names]))
+            items = np.concatenate([tower, others[~np.isin(others, tower)]])
+            ranks.append(_ranks(items, lists, names))
+            lengths.append(len(items))
+            gains.append(np.isin(items, targets) / max(len(targets), 1))
+        return cls(
+            names=tuple(names),
+            ranks=np.concatenate([np.zeros((0, len(names)), dtype=np.int32), *ranks]),
+            request=np.repeat(np.arange(len(lengths)), lengths),
+            gains=np.concatenate([np.zeros(0), *gains]),
+            n_requests=len(lengths),
+        )
+
+    def recalls(self, quotas: Mapping[str, int], k: int) -> np.ndarray:
+        """Return float64 ``[R]``: the recall of each request, of ``k`` items as ``Blend.mix`` chooses them."""
+        limits = np.array([quotas[name] for name in self.names])
+        named = ((self.ranks >= 0) & (self.ranks < limits)).any(axis=1)
+        left = k - np.bincount(self.request, named, minlength=self.n_requests)
+        filling = ~named & (self.ranks[:, self.names.index(TOWER)] >= 0)
+        before: np.ndarray = np.cumsum(filling) - filling
+        starts = np.searchsorted(self.request, np.arange(self.n_requests))
+        place = before - np.append(before, 0)[starts][self.request]
+        chosen = named | (filling & (place < left[self.request]))
+        recalls: np.ndarray = np.bincount(self.request, self.gains * chosen, minlength=self.n_requests)
+        return recalls
+
+    def alone(self, name: str, k: int) -> float:
+        """Return the mean recall of one source's first ``k`` items."""
+        place = self.names.index(name)
+        found = (self.ranks[:, place] >= 0) & (self.ranks[:, place] < k)
+        return float(self.gains[found].sum() / max(self.n_requests, 1))
+
+
+def learn_quotas(listed: ListedItems, candidate_k: int, block: int) -> dict[str, int]:
+    """Begin with the two-tower index alone, and move parts of quotas between sources while recall grows.
+
+    Each step tries to move a block from every source that has some to every other, and takes what has the largest mean
+    recall (of equals the first). Where that gain is not above the standard error of the gain over requests, it tries
+    four blocks, then all that a source has and everything to one source, and goes on with blocks if one of those
+    gains as much; else what is left is chance. So on these requests the result is never below the two-tower index, and
+    below no other source by more than chance.
+
+    Args:
+        listed: of requests that nothing is judged on.
+        candidate_k: items to give away.
+        block: items at a time.
+
+    Returns:
+        The quota of each source; their sum is ``candidate_k``.
+    """
+    quotas = dict.fromkeys(listed.names, 0) | {TOWER: candidate_k}
+    best = listed.recalls(quotas, candidate_k)
+    level, amounts = 0, (block, 4 * block, candidate_k)
+    while level < len(amounts) and len(quotas) > 1:
+        tried = _moves(quotas, amounts[level])
+        recalls = [listed.recalls(each, candidate_k) for each in tried]
+        chosen = int(np.argmax([values.mean() for values in recalls]))
+        gain = recalls[chosen] - best
+        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            quotas, best, level = tried[chosen], recalls[chosen], 0
+        else:
+            level += 1
+    return quotas
+
+
+def _moves(quotas: Mapping[str, int], amount: int) -> list[dict[str, int]]:
+    """Return the quotas after moving up to ``amount`` from each source to each other, the two-tower index first.
+
+    Where ``amount`` is everything, everything to one source is among them.
+    """
+    whole = sum(quotas.values())
+    donors = [name for name in (TOWER, *(name for name in quotas if name != TOWER)) if quotas[name]]
+    found = []
+    for donor in donors:
+        size = min(amount, quotas[donor])
+        found += [
+            {**quotas, donor: quotas[donor] - size, name: quotas[name] + size} for name in quotas if name != donor
+        ]
+    if amount >= whole:
+        found += [dict.fromkeys(quotas, 0) | {name: whole} for name in quotas]
+    return [each for place, each in enumerate(found) if each != dict(quotas) and each not in found[:place]]
+
+
+def _ranks(items: np.ndarray, lists: Mapping[str, ScoredItems], names: Sequence[str]) -> np.ndarray:
+    """Return int32 ``[n, S]``: where each list has each of the distinct ``items``."""
+    ranks = np.full((len(items), len(names)), -1, dtype=np.int32)
+    by_id = np.argsort(items)
+    for column, name in enumerate(names):
+        ids = lists[name].ids
+        ranks[by_id[np.searchsorted(items[by_id], ids)], column] = np.arange(len(ids))
+    return ranks

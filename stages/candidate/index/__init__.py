@@ -1,0 +1,1 @@
+"""The Faiss index: kinds, choice by measurement, search."""

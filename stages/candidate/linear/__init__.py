@@ -1,0 +1,1 @@
+"""Item-item and matrix models that are solved exactly."""

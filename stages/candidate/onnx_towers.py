@@ -1,0 +1,121 @@
+"""The item tower as one portable file: it embeds items that were born after the training.
+
+What an item is known by beside its id goes through ``item_tower.onnx`` as in training; an item without a
+row of its own in the trained table has a zero id embedding, like the items whose ids were hidden there.
+
+Shapes: B items, D dimensions, K content dimensions, M entries of a bag at most, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from stages.candidate.data.item_features import hashed_words
+from stages.contracts.errors import ReleaseError
+from stages.contracts.snapshot import ItemTable
+from stages.features.history import age_seconds
+
+ITEM_TOWER_FILE = "item_tower.onnx"
+_ALWAYS = ("item_rows", "category_codes", "duration_s")
+INPUTS = (*_ALWAYS, "word_codes", "age_s")
+"""What an item tower may read, by the names of its ONNX inputs; the last two are options."""
+OUTPUTS = ("vector", "content")
+SIZES = ("n_rows", "n_categories", "n_words")
+"""Keys of the file's metadata: items with an id embedding, categories, buckets of words."""
+_BLOCK, _ENTRIES = 1 << 14, 1 << 18
+"""Items embedded at a time, and entries of bags with their padding: 16 MB of floats at 16 dimensions."""
+
+
+class PortableItemTower:
+    """The exported item tower on ONNX Runtime.
+
+    Attributes:
+        inputs: which of ``INPUTS`` it reads.
+        n_rows: items that have an id embedding; later ones are embedded without.
+        n_categories: categories that were trained; an item's later ones say nothing.
+        n_words: buckets that words are hashed to, 0 where it reads none.
+
+    Raises:
+        ReleaseError: if the file is missing, or not such a tower.
+    """
+
+    def __init__(self, path: Path) -> None:
+        onnxruntime.disable_telemetry_events()
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a class of its own for each kind of fault
+            raise ReleaseError(f"{path} is not a loadable ONNX model: {error}") from None
+        self.inputs = tuple(entry.name for entry in self._session.get_inputs())
+        if not set(_ALWAYS) <= set(self.inputs) <= set(INPUTS):
+            raise ReleaseError(
+                f"{path}: inputs {list(self.inputs)}, expected {list(_ALWAYS)} and some of {list(INPUTS)}"
+            )
+        sizes = self._session.get_modelmeta().custom_metadata_map
+        if missing := [name for name in SIZES if name not in sizes]:
+            raise ReleaseError(f"{path}: its metadata lack {missing}, found {sorted(sizes)}")
+        self.n_rows, self.n_categories, self.n_words = (int(sizes[name]) for name in SIZES)
+
+    def embed(self, items: ItemTable, at_ms: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors float32 ``[N, D]`` of all items, and their content ``[N, K]``.
+
+        Args:
+            items: row = item index; the first ``n_rows`` are those of the training.
+            at_ms: the moment at which the items' ages are taken; without effect on a tower that reads none.
+        """
+        bags = {"category_codes": (items.category_offsets, items.category_codes, self.n_categories)}
+        if "word_codes" in self.inputs:
+            bags["word_codes"] = (*hashed_words(items.title, self.n_words), self.n_words)
+        ages_N = age_seconds(items.created_at_ms, at_ms)
+        vectors, content = [], []
+        widths_N = np.sum([np.diff(offsets) for offsets, _, _ in bags.values()], axis=0)
+        for rows in blocks(widths_N):
+            values = {name: padded_codes(*bag, rows) for name, bag in bags.items()}
+            values["item_rows"] = np.minimum(np.arange(rows.start, rows.stop), self.n_rows)
+            values["duration_s"] = items.duration_s[rows].astype(np.float32)
+            values["age_s"] = ages_N[rows]
+            vectors_BD, content_BK = self._session.run(list(OUTPUTS), {name: values[name] for name in self.inputs})
+            vectors.append(vectors_BD)
+            content.append(content_BK)
+        return np.concatenate(vectors), np.concatenate(content)
+
+
+def item_tower_deviation(directory: Path, items: ItemTable, vectors_ND: np.ndarray, at_ms: int) -> float:
+    """Return how far the portable tower's vectors are from exported ones.
+
+    Where vectors are longer than one, it is relative to the largest number among them.
+
+    Args:
+        directory: holds ``item_tower.onnx``.
+        items: of the training.
+        vectors_ND: float32, what training exported.
+        at_ms: the moment that the exported vectors belong to.
+    """
+    found_ND, _ = PortableItemTower(directory / ITEM_TOWER_FILE).embed(items, at_ms)
+    return float(np.abs(found_ND - vectors_ND).max() / max(1.0, np.abs(vectors_ND).max()))
+
+
+def blocks(widths_N: np.ndarray) -> Iterator[slice]:
+    """Yield slices of items that are embedded together, so that the padding of their bags stays bounded.
+
+    Args:
+        widths_N: int64, entries of each item's bags. An item wider than the bound is alone in its block.
+    """
+    start = 0
+    while start < len(widths_N):
+        widest = np.maximum.accumulate(widths_N[start : start + _BLOCK])
+        fitting = int((widest * np.arange(1, len(widest) + 1) <= _ENTRIES).sum())
+        yield slice(start, start + max(1, fitting))
+        start += max(1, fitting)
+
+
+def padded_codes(offsets: np.ndarray, codes: np.ndarray, padding: int, rows: slice) -> np.ndarray:
+    """Return int64 ``[B, M]`` codes of the items in ``rows``; ``padding`` where there is none, or one beyond it."""
+    counts_B = np.diff(offsets[rows.start : rows.stop + 1])
+    codes_BM = np.full((len(counts_B), max(1, int(counts_B.max(initial=0)))), padding, dtype=np.int64)
+    own = codes[offsets[rows.start] : offsets[rows.stop]]
+    codes_BM[np.arange(codes_BM.shape[1]) < counts_B[:, None]] = np.minimum(own, padding)
+    return codes_BM

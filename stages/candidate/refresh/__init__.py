@@ -1,0 +1,1 @@
+"""A release follows a grown catalogue; nothing is trained."""

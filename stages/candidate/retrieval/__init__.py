@@ -1,0 +1,1 @@
+"""The step that answers requests with candidates."""

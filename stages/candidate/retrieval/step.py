@@ -1,0 +1,176 @@
+"""The step ``retrieve``: candidates of every request, from the state of its moment.
+
+Shapes: D dimensions, Q requests.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from stages.candidate.config import RetrieveConfig
+from stages.candidate.generators.blend import Blend
+from stages.candidate.generators.config import TOWER
+from stages.candidate.generators.files import SOURCES_DIRECTORY
+from stages.candidate.retrieval.retriever import Block, Retriever, check_features, empty_state
+from stages.candidate.scorer import CandidateScorer
+from stages.contracts.errors import ReleaseError
+from stages.contracts.snapshot import Snapshot, Targets
+from stages.contracts.sources import SOURCE_SCORES_FILE
+from stages.contracts.steps import Outcome
+from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable
+from stages.features.replay import replay
+
+_BLEND = ""
+"""What the sources give together, in ``Recalls``."""
+
+
+def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
+    """Answer every request with ``candidate_k`` unseen items that existed at its time.
+
+    A request without history gets the popular list instead.
+
+    Args:
+        config: sizes; its features must be those of the tower.
+        inputs: ``snapshot``, ``candidate`` and ``index``; ``sources`` where there may be several.
+        directory: receives ``candidates.parquet`` and ``queries.npy``, with several sources ``source_scores.parquet``.
+
+    Raises:
+        ConfigError: if the tower was trained with other history features.
+        ReleaseError: if tower, vectors, index and sources do not belong together.
+    """
+    snapshot = Snapshot(inputs["snapshot"])
+    scorer = CandidateScorer.load(inputs["candidate"], inputs["index"])
+    check_features(config.features, scorer)
+    blend = _load_blend(config, inputs, snapshot, scorer)
+    requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
+    answering = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
+    queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
+    measured = Recalls(snapshot.targets(), len(requests), () if blend is None else blend.names)
+    moments = replay(snapshot.events(), requests, state, snapshot.contexts() if state.context else None)
+    rows = tqdm(moments, "retrieve", len(requests), mininterval=1, file=sys.stderr)
+    with (
+        CandidateTable.writer(directory / "candidates.parquet") as write,
+        source_writer(directory / SOURCE_SCORES_FILE) as write_sources,
+    ):
+        block = Block()
+        for row in rows:
+            answering.read(row, block)
+            if len(block.rows) == config.block or row == len(requests) - 1:
+                queries_QD[block.rows] = answering.answer(block)
+                write(block.table())
+                if blend is not None:
+                    write_sources(block.sources().table())
+                measured.add(block)
+                block = Block()
+    np.save(directory / "queries.npy", queries_QD)
+    return measured.metrics(requests), {"tower_version": scorer.tower_version}
+
+
+def _load_blend(
+    config: RetrieveConfig, inputs: Mapping[str, Path], snapshot: Snapshot, scorer: CandidateScorer
+) -> Blend | None:
+    """Load the sources beside the index, None without any.
+
+    Raises:
+        ReleaseError: naming what they were made for, if that is something else.
+    """
+    blend = Blend.load(inputs["sources"] / SOURCES_DIRECTORY, scorer.n_items) if "sources" in inputs else None
+    if blend is None:
+        return None
+    said = blend.summary
+    pairs = {
+        "tower_version": (said.tower_version, scorer.tower_version),
+        "data_fingerprint": (said.data_fingerprint, snapshot.meta.fingerprint),
+        "candidate_k": (said.candidate_k, config.candidate_k),
+    }
+    wrong = [f"{what} = {found!r}, expected {wanted!r}" for what, (found, wanted) in pairs.items() if found != wanted]
+    if wrong:
+        raise ReleaseError(f"{inputs['sources'] / SOURCES_DIRECTORY}: made for something else: " + "; ".join(wrong))
+    return blend
+
+
+@contextmanager
+def source_writer(path: Path) -> Iterator:
+    """Yield a function that appends an Arrow table to a Parquet file, which the first one makes."""
+    writer: pq.ParquetWriter | None = None
+
+    def write(table: pa.Table) -> None:
+        nonlocal writer
+        if writer is None:
+            writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+class Recalls:
+    """Recall of each request's answer, and of every source's list alone where there are several.
+
+    A request that the popular list answers counts with that answer everywhere, so that the numbers compare.
+
+    Args:
+        targets: of all requests.
+        n_requests: Q.
+        names: the sources, where there are several.
+    """
+
+    def __init__(self, targets: Targets, n_requests: int, names: Sequence[str]) -> None:
+        self._targets = targets
+        self._popular = np.zeros(n_requests, dtype=bool)
+        self._values = {name: np.full(n_requests, np.nan) for name in (_BLEND, *names)}
+
+    def add(self, block: Block) -> None:
+        """Measure the answers of a block."""
+        self._popular[list(block.popular)] = True
+        answers = {row: answer.items for row, answer in block.answers.items()}
+        for name, recalls in self._values.items():
+            if name != _BLEND:
+                answers = block.popular | {row: lists[name] for row, lists in block.lists.items()}
+            measure(block.rows, [answers[row].ids for row in block.rows], self._targets, recalls)
+
+    def metrics(self, requests: RequestTable) -> dict[str, float]:
+        """Return recalls of each part's requests with targets, the blend's first, and counts."""
+        metrics = {"requests": float(len(requests))}
+        names = sorted(self._values, key=lambda name: (name != _BLEND, name != TOWER))
+        parts = {"ranker": PART_RANKER, "evaluation": PART_EVALUATION}
+        for part, code in parts.items():
+            of_part = requests.part == code
+            for name in names[:2]:
+                metrics[f"{part}_recall" + (f"_{name}" if name else "")] = self._mean(name, of_part)
+        for part, code in parts.items():
+            of_part = requests.part == code
+            metrics[f"{part}_requests"] = float(of_part.sum())
+            metrics |= {f"{part}_recall_{name}": self._mean(name, of_part) for name in names[2:]}
+        metrics["popular_share"] = float(self._popular.mean()) if len(requests) else 0.0
+        return metrics
+
+    def _mean(self, name: str, of_part: np.ndarray) -> float:
+        values = self._values[name][of_part & ~np.isnan(self._values[name])]
+        return float(values.mean()) if len(values) else 0.0
+
+
+def measure(rows: list[int], answers: list[np.ndarray], targets: Targets, recalls: np.ndarray) -> None:
+    """Write the share of each request's targets that its answer holds into ``recalls``.
+
+    Args:
+        rows: requests, in any order.
+        answers: int64 items of each.
+        targets: of all requests.
+        recalls: float64 ``[Q]``; requests without targets are left alone.
+    """
+    for row, items in zip(rows, answers, strict=True):
+        wanted = targets.item_index[slice(*np.searchsorted(targets.request_id, [row, row + 1]))]
+        if len(wanted):
+            recalls[row] = np.isin(wanted, items).mean()

@@ -1,0 +1,1 @@
+"""The two-tower model: encoders, losses and tables."""

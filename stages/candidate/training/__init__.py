@@ -1,0 +1,1 @@
+"""The step that trains the two towers, under torchrun."""

@@ -1,0 +1,194 @@
+"""The forward pass and the loss of one batch, with the catalogue's constants on the device.
+
+Shapes: B queries and c candidates of a rank, C candidates of all ranks, D dimensions, N items, T tastes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from stages.candidate.config import CandidateConfig
+from stages.candidate.data.item_features import Catalogue
+from stages.candidate.distributed.ahead import SentAhead
+from stages.candidate.distributed.candidate_exchange import CandidateExchange, Share
+from stages.candidate.distributed.rows import RowExchange, nothing
+from stages.candidate.towers.fused_softmax import TargetFinder, fused_sampled_softmax
+from stages.candidate.towers.inputs import InputMaker, ModelInputs, alike_on_all_ranks, alone
+from stages.candidate.towers.losses import (
+    bpr,
+    by_kind_log_q,
+    candidate_scores,
+    cosine_contrastive,
+    full_softmax,
+    gbce_exponent,
+    generalised_bce,
+    mixture_log_q,
+    not_negative,
+    sampled_softmax,
+)
+from stages.candidate.training.batches import Batch, Batches
+
+
+def mixed_precision(device: torch.device, config: CandidateConfig) -> torch.autocast:
+    """Return the context in which layers compute in ``config.precision``; on the CPU it does nothing."""
+    enabled = device.type == "cuda" and config.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+class LogQ:
+    """Log corrections of a batch's candidates, by what the sampling of negatives expects.
+
+    Args:
+        catalogue: how often each item is a target.
+        config: kinds of negatives and the correction.
+        shared_N: float64, expected copies of each item among the shared negatives.
+        device: of the candidates.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, config: CandidateConfig, shared_N: torch.Tensor, device: torch.device
+    ) -> None:
+        self._config = config
+        frequency_N = torch.from_numpy(catalogue.frequency).double()
+        share_N = frequency_N / frequency_N.sum().clamp(min=1)
+        self._share_N = (share_N * config.in_batch_negatives).float().to(device)
+        self._shared_N = shared_N.float().to(device)
+
+    def __call__(self, items_C: torch.Tensor, batch: int) -> torch.Tensor | None:
+        """Return float32 ``[C]``, or None where nothing is corrected.
+
+        Args:
+            items_C: int64, positives of all ranks' queries first.
+            batch: queries of all ranks, whose positives but one are negatives of any one query.
+        """
+        if not self._config.logq_correction:
+            return None
+        in_batch_C, shared_C = (batch - 1) * self._share_N[items_C], self._shared_N[items_C]
+        if self._config.correction == "mixture":
+            return mixture_log_q(in_batch_C, shared_C)
+        return by_kind_log_q(in_batch_C, shared_C, batch, len(items_C) - batch)
+
+
+class LossOfBatch:
+    """The forward pass and the loss, with the catalogue's constants on the device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        catalogue: Catalogue,
+        config: CandidateConfig,
+        batches: Batches,
+        device: torch.device,
+    ) -> None:
+        self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
+        self._inputs = InputMaker(catalogue, config, device)
+        self._ahead: SentAhead[Batch] | None = None
+        self._log_q = LogQ(catalogue, config, torch.from_numpy(batches.shared.expected), device)
+
+    def prepare(self, batch: Batch) -> ModelInputs:
+        """Return the model's input of a batch; it may be made ahead, in another thread, one at a time."""
+        return self._inputs(batch)
+
+    def sent_ahead(self, ready: Iterable[tuple[Batch, ModelInputs]]) -> Iterator[tuple[Batch, ModelInputs]]:
+        """Yield prepared batches, the ids of the next ones on their way to the ranks that hold their rows."""
+        if alone():
+            return iter(ready)
+        self._ahead = SentAhead(ready, self._rows.send_ids)
+        return iter(self._ahead)
+
+    def forward(
+        self, batch: Batch, inputs: ModelInputs | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries ``[B, D]`` (or ``[B, T, D]``), candidates ``[c, D]`` and their items ``[c]`` of this rank."""
+        query_BD, candidate_cD = self.model(self._looked_up(batch, inputs))
+        return query_BD, candidate_cD, self._tensor(batch.items)
+
+    def _looked_up(self, batch: Batch, inputs: ModelInputs | None) -> ModelInputs:
+        """Return the inputs with their rows on the way, where they are other ranks'."""
+        inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
+        if inputs.sent is None:
+            return inputs
+        meanwhile = nothing if self._ahead is None else self._ahead.draw
+        return dataclasses.replace(inputs, rows=self._rows.start(inputs.sent, meanwhile))
+
+    def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
+        """Return this rank's scalar loss; its mean over the ranks is the mean over the batch's queries.
+
+        On CUDA the towers' layers compute in ``config.precision``, the loss in float32.
+        """
+        exchange, inputs = CandidateExchange(batch.share), self._looked_up(batch, inputs)
+        ahead = self._ahead if inputs.sent is not None else None
+        if ahead is not None:  # while the rows are on their way
+            ahead.advance()
+        loss_of = self._loss_of(batch)
+        with mixed_precision(self.device, self._config):
+            query_BD, sent = self.model(inputs, exchange.send)
+        loss: torch.Tensor = batch.share.weight * loss_of(query_BD.float(), exchange.receive(sent))
+        return loss
+
+    @cached_property
+    def _targets(self) -> TargetFinder:
+        return TargetFinder(len(self._catalogue), self.device)
+
+    @cached_property
+    def _rows(self) -> RowExchange:
+        return RowExchange(self.model.module.embeddings)
+
+    def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return the loss as a function of queries and candidates; what needs no vectors is done by then."""
+        config, items_C = self._config, self._tensor(batch.candidates)
+        seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
+        own_place = np.arange(batch.n_queries) if batch.positive_place is None else batch.positive_place
+        full, place_B = batch.positive_place is not None, self._tensor(own_place)
+        log_q_C = None if full else self._log_q(items_C, batch.share.n_queries)
+        plain = config.loss == "softmax" and config.in_batch_negatives and batch.query_row is None
+        if (full or plain) and config.encoder != "tastes":
+            targets = self._targets(items_C, place_B, seen_BL)
+            return lambda query, candidate: fused_sampled_softmax(
+                query, candidate, targets, config.temperature, log_q_C
+            )
+        if full:
+            return lambda query, candidate: full_softmax(
+                query, candidate, place_B, config.temperature, items_C, seen_BL
+            )
+        masked_BC = not_negative(
+            items_C,
+            batch.n_queries,
+            seen_BL,
+            config.in_batch_negatives,
+            None if batch.query_row is None else self._tensor(batch.query_row),
+            batch.share.n_queries,
+        )
+        return lambda query, candidate: self.loss(query, candidate, masked_BC, log_q_C, batch.share)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def loss(
+        self,
+        query_BD: torch.Tensor,
+        candidate_CD: torch.Tensor,
+        masked_BC: torch.Tensor,
+        log_q_C: torch.Tensor | None,
+        share: Share,
+    ) -> torch.Tensor:
+        """Return the configured loss of queries and candidates, the queries' positives first."""
+        config = self._config
+        if config.loss == "softmax":
+            return sampled_softmax(query_BD, candidate_CD, masked_BC, config.temperature, log_q_C)
+        scores_BC = candidate_scores(query_BD, candidate_CD)
+        if config.loss == "ccl":
+            return cosine_contrastive(scores_BC, masked_BC, log_q_C, config.ccl_margin, config.ccl_negative_weight)
+        logits_BC = scores_BC / config.temperature
+        if config.loss == "bpr":
+            return bpr(logits_BC, masked_BC, log_q_C)
+        n_negatives = max(1, share.n_shared + (share.n_queries - 1) * config.in_batch_negatives)
+        rate = min(1.0, n_negatives / max(1, len(self._catalogue.eligible) - 1))
+        exponent = gbce_exponent(rate, config.gbce_calibration)
+        return generalised_bce(logits_BC, masked_BC, log_q_C, n_negatives, exponent)

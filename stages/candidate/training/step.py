@@ -1,0 +1,207 @@
+"""The step ``train_candidate``: prepare a job, run it under torchrun, export the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.candidate.config import TrainCandidateConfig
+from stages.candidate.data.examples import Catalogue, training_examples
+from stages.candidate.data.validation import checked_tables
+from stages.candidate.onnx_towers import ITEM_TOWER_FILE, item_tower_deviation
+from stages.candidate.scorer import VECTORS_FILE, load_vectors
+from stages.candidate.training.progress import relay
+from stages.candidate.training.warm_start import (
+    RUN_FILE,
+    STATE,
+    STATE_JSON,
+    describe,
+    identity,
+    kept_checkpoints,
+    warm_state,
+)
+from stages.contracts.errors import (
+    ConfigError,
+    DataError,
+    EmptyDatasetError,
+    OutOfSpaceError,
+    SluiceError,
+    TransientError,
+)
+from stages.contracts.files import read_json, write_json
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.steps import Outcome
+
+WORKER = ("-m", "stages.candidate.training.worker")
+_OURS: dict[str, type[SluiceError]] = {
+    kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError, OutOfSpaceError, TransientError)
+}
+_WAITED_IN_VAIN = (
+    "timed out",
+    "timeout",
+    "connection closed",
+    "connection refused",
+    "connection reset",
+    "broken pipe",
+    "address already in use",
+)
+
+
+def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
+    """Train the two-tower model on the candidate part of a snapshot.
+
+    A run that was killed goes on from its newest checkpoint when it is called again with the same
+    configuration, inputs and parent of ``directory``; the number of processes may differ. With
+    ``candidate.warm_start`` training starts from an earlier model, whose tables are grown.
+
+    Args:
+        config: model, training and features.
+        inputs: ``snapshot``.
+        directory: receives ``user_tower.onnx``, ``item_tower.onnx``, ``item_vectors.npy``, ``tower.json`` and
+            ``state/``.
+
+    Raises:
+        ConfigError: if the model to start from does not fit, naming what differs.
+        EmptyDatasetError: if nothing is left to train on.
+        DataError: if an event or an item is malformed, the training diverges, or an exported tower does
+            not give what was trained.
+        TransientError: if a rank was killed or lost the others.
+    """
+    # torch is heavy, and workflows that only list their steps import this module.
+    from stages.candidate.export.user_tower import PARITY, export
+
+    snapshot = Snapshot(inputs["snapshot"])
+    warm, run = warm_state(config, snapshot, directory.parent), identity(config, snapshot)
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-candidate-") as name,
+        kept_checkpoints(directory, run) as checkpoints,
+    ):
+        work = Path(name)
+        catalogue = prepare(config, snapshot, work, checkpoints=checkpoints, warm=warm, run=run)
+        launch(config, work)
+        summary = export(directory, work, config, catalogue)
+        trained = read_json(work / "metrics.json")
+        shutil.move(work / STATE, directory / STATE)
+    write_json(directory / STATE / STATE_JSON, describe(config, snapshot).model_dump(mode="json"))
+    vectors_ND = load_vectors(directory, summary)
+    deviation = item_tower_deviation(directory, snapshot.items(), vectors_ND, catalogue.end_ms)
+    if not deviation <= PARITY:
+        raise DataError(f"{ITEM_TOWER_FILE}: differs by {deviation:.2g} from {VECTORS_FILE}, allowed is {PARITY:g}")
+    losses = summary["losses"]
+    metrics = {
+        "examples": float(catalogue.frequency.sum()),
+        "items": float(len(catalogue)),
+        "cold_items": float(summary["n_cold_items"]),
+        "steps": float(trained["steps"] * len(losses)),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "export_deviation": summary["export_deviation"],
+        "item_tower_deviation": deviation,
+        "examples_per_s": round(trained["examples_per_s"], 1),
+        "input_wait_share": round(trained["input_wait_share"], 4),
+        "resumed_at_step": float(trained["first_step"]),
+    }
+    return metrics, {"tower_version": summary["tower_version"], "device": summary["device"], "losses": losses}
+
+
+def prepare(
+    config: TrainCandidateConfig,
+    snapshot: Snapshot,
+    work: Path,
+    *,
+    checkpoints: Path | None = None,
+    warm: Path | None = None,
+    run: dict[str, Any] | None = None,
+) -> Catalogue:
+    """Write ``job.json``, ``run.json`` and the arrays that every rank maps.
+
+    Args:
+        config: of the training.
+        snapshot: to train on.
+        work: directory of the job.
+        checkpoints: directory of the run's checkpoints; None writes none.
+        warm: state of an earlier model to start from.
+        run: what identifies the run, see ``resume.identity``.
+
+    Returns:
+        The catalogue.
+
+    Raises:
+        DataError: if an event or an item of the snapshot is malformed, see ``checked``.
+        EmptyDatasetError: if nothing is left to train on.
+    """
+    meta, (events, items) = snapshot.meta, checked_tables(snapshot)
+    examples = training_examples(events, meta, config.features, snapshot.contexts())
+    catalogue = Catalogue.of(
+        items,
+        examples,
+        examples.usable(config.candidate.use_empty_histories),
+        config.features.history_length,
+        meta.borders.candidate_end_ms,
+        word_buckets=config.candidate.word_buckets,
+        n_signals=len(meta.signals),
+        n_users=snapshot.n_users() if config.candidate.user_id else 0,
+        context_sizes=[len(column.values) for column in meta.context],
+    )
+    examples.save(work)
+    catalogue.save(work)
+    write_json(work / "job.json", config.model_dump(mode="json"))
+    places = {"checkpoints": checkpoints and str(checkpoints.resolve()), "warm_start": warm and str(warm.resolve())}
+    write_json(work / RUN_FILE, {**places, "identity": run or {}})
+    return catalogue
+
+
+def launch(config: TrainCandidateConfig, work: Path) -> None:
+    """Run the ranks under torchrun's elastic launcher and pass their progress on to stderr.
+
+    Raises:
+        SluiceError: if a rank failed, with its rank and message; see ``rank_failure``.
+    """
+    ranks = config.candidate.n_processes
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    # Ranks have nothing to save once the launcher is told to stop: they are given seconds, not torch's 30.
+    command += ["--shutdown-timeout", "3", "--nproc-per-node", str(ranks), *WORKER, str(work)]
+    environment = {
+        # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "NCCL_SOCKET_IFNAME": "lo",
+        **os.environ,
+        "OMP_NUM_THREADS": str(config.candidate.threads),
+        "PYTHONWARNINGS": "ignore",
+    }
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        try:
+            output = relay(process.stderr.fileno())  # type: ignore[union-attr]
+        except BaseException:
+            process.terminate()  # the launcher hands the signal on to its ranks
+            raise
+        code = process.wait()
+    if code != 0 or not (work / "metrics.json").is_file():
+        raise rank_failure(work, code, output)
+
+
+def rank_failure(work: Path, code: int, output: list[str]) -> SluiceError:
+    """Return the error that says why the ranks failed.
+
+    The earliest rank that described its failure is the cause; the launcher stops the others. A rank
+    that left no description was killed from outside, for instance for want of memory.
+    """
+    faults = sorted((read_json(path) for path in work.glob("error-*.json")), key=lambda fault: fault["time"])
+    if not faults:
+        return TransientError(
+            f"candidate training ended with exit code {code} and no message of a rank; it was killed or could not "
+            "start. Last lines: " + " | ".join(output[-5:])
+        )
+    fault = faults[0]
+    message = f"candidate training: rank {fault['rank']} failed: {fault['type']}: {fault['message']}"
+    if fault["type"] in _OURS:
+        return _OURS[fault["type"]](f"candidate training, rank {fault['rank']}: {fault['message']}")
+    if any(sign in fault["message"].lower() for sign in _WAITED_IN_VAIN):
+        return TransientError(message)
+    return SluiceError(message)

@@ -1,0 +1,233 @@
+"""What a training goes on from: its own checkpoints after a failure, or an earlier model (warm start).
+
+Checkpoints lie beside the step's directory under a name made from what identifies the run, so that they
+outlive a failed attempt and the next one finds them. The finished step keeps its state in ``state/``:
+one ``.npy`` a tensor and ``state.json``, which says what the rows of the tables are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages import __version__
+from stages.candidate.config import TrainCandidateConfig
+from stages.candidate.scorer import TOWER_JSON
+from stages.contracts.code import code_digest
+from stages.contracts.config import Config
+from stages.contracts.errors import ConfigError, DataError, TransientError
+from stages.contracts.files import canonical_json, read_json, sha256_text
+from stages.contracts.id_map import IdMap, IdMapVersion
+from stages.contracts.snapshot import ContextColumn, Snapshot
+
+RUN_FILE, STATE, STATE_JSON = "run.json", "state", "state.json"
+_NO_PART_OF_THE_RESULT = {
+    "n_processes",
+    "device",
+    "threads",
+    "timeout_s",
+    "sharding",
+    "prefetch",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+}
+"""Fields that may change between two attempts: the result is the same but for rounding."""
+_SHAPE = (
+    "encoder",
+    "dimension",
+    "normalisation",
+    "tastes",
+    "blocks",
+    "heads",
+    "time_bias",
+    "input_scale",
+    "user_id",
+    "context",
+    "category_dimension",
+    "word_buckets",
+    "word_dimension",
+    "item_age",
+    "hidden",
+    "shared_item_table",
+    "sparse_optimizer",
+)
+"""Fields that a warm start must share with the model it starts from."""
+_FORMER = {"candidate.input_scale": 1.0}
+"""What models have whose description does not yet say it."""
+
+
+class StateDescription(Config):
+    """``state.json``.
+
+    Attributes:
+        shape: the configuration's fields that give the tensors their shapes and meaning.
+        ids: versions of the id maps ``users`` and ``items``: what the rows are.
+        categories: names of the category table's rows.
+        signals: kinds of events that histories tell apart.
+        context: columns of the moment and their values: the rows of the context table.
+    """
+
+    shape: dict[str, Any]
+    ids: dict[str, tuple[IdMapVersion, ...]]
+    categories: tuple[str, ...]
+    signals: tuple[str, ...]
+    context: tuple[ContextColumn, ...]
+
+
+def identity(config: TrainCandidateConfig, snapshot: Snapshot) -> dict[str, Any]:
+    """Return what a run must share with a checkpoint to go on from it, as flat JSON."""
+    candidate = config.candidate.model_dump(mode="json", exclude=_NO_PART_OF_THE_RESULT)
+    features = config.features.model_dump(mode="json")
+    return {
+        "version": __version__,
+        "code": code_digest("stages.candidate.training.step"),
+        "snapshot": snapshot.meta.fingerprint,
+        "warm_start_version": config.warm_start_version,
+        **{f"candidate.{name}": value for name, value in candidate.items()},
+        **{f"features.{name}": value for name, value in features.items()},
+    }
+
+
+@contextmanager
+def kept_checkpoints(directory: Path, run: dict[str, Any]) -> Iterator[Path]:
+    """Yield the run's own directory of checkpoints beside ``directory``; it stays if the attempt fails in passing.
+
+    A second process that trains the same meanwhile is refused. What a permanent error leaves is of no use
+    and removed, as after success.
+
+    Raises:
+        TransientError: if another process trains the same.
+    """
+    place = directory.parent / f".{sha256_text(canonical_json(run))[:16]}.checkpoints"
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TransientError(f"candidate training: another process trains the same into {place}") from None
+        try:
+            yield place
+        except Exception as error:
+            if isinstance(error, ConfigError | DataError):
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def describe(config: TrainCandidateConfig, snapshot: Snapshot) -> StateDescription:
+    """Return what ``state.json`` says of a model trained on the snapshot."""
+    ids = {kind: _versions(kind, snapshot) for kind in ("users", "items")}
+    meta = snapshot.meta
+    return StateDescription(
+        shape=_shape(config), ids=ids, categories=meta.categories, signals=meta.signals, context=meta.context
+    )
+
+
+def _shape(config: TrainCandidateConfig) -> dict[str, Any]:
+    values = config.candidate.model_dump(mode="json")
+    return {f"candidate.{name}": values[name] for name in _SHAPE}
+
+
+def _versions(kind: str, snapshot: Snapshot) -> tuple[IdMapVersion, ...]:
+    """Return the map's versions; a snapshot from before there were versions is a first one."""
+    return snapshot.meta.ids.get(kind) or IdMap.read(kind, _ids(kind, snapshot), ()).versions
+
+
+def _ids(kind: str, snapshot: Snapshot) -> pa.Array:
+    return pa.array(snapshot.user_ids() if kind == "users" else snapshot.items().item_id, pa.string())
+
+
+def _grown(kind: str, versions: tuple[IdMapVersion, ...], snapshot: Snapshot) -> bool:
+    """Return whether the snapshot's first rows are those of an earlier map with these versions."""
+    own = snapshot.meta.ids.get(kind, ())
+    if own[: len(versions)] == versions or not versions:
+        return True
+    # No base connects the two; the ids may be the same ones all the same.
+    try:
+        IdMap.read(kind, _ids(kind, snapshot).slice(0, versions[-1].size), versions)
+    except DataError:
+        return False
+    return True
+
+
+def warm_start_version(path: str) -> str:
+    """Return the tower version of the model at ``path``; of a refreshed one, the version that was trained.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    tower = Path(path) / TOWER_JSON
+    if not tower.is_file():
+        raise ConfigError(
+            f"candidate.warm_start = {path!r}: has no {TOWER_JSON}; allowed is the directory of a finished "
+            "train_candidate step, or of a release"
+        )
+    summary = read_json(tower)
+    version: str = summary.get("trained_version", summary["tower_version"])
+    return version
+
+
+def warm_state(config: TrainCandidateConfig, snapshot: Snapshot, beside: Path) -> Path | None:
+    """Return the state to start from, if the configuration names one and its rows are still the same rows.
+
+    Args:
+        config: of the training.
+        snapshot: to train on.
+        beside: where finished ``train_candidate`` steps lie; the state of a release is looked for there
+            by its tower version, for a release itself carries only what serving needs.
+
+    Raises:
+        ConfigError: if there is no state, or it is of another shape.
+        ConfigError: if rows of the snapshot are not those that the model was trained on, grown.
+    """
+    path = config.candidate.warm_start
+    if path is None:
+        return None
+    state = _find_state(Path(path), warm_start_version(path), beside)
+    _check(path, StateDescription.model_validate(read_json(state / STATE_JSON)), config, snapshot)
+    return state
+
+
+def _find_state(path: Path, version: str, beside: Path) -> Path:
+    for step in (path, *sorted(beside.iterdir())):
+        state, tower = step / STATE, step / TOWER_JSON
+        if (state / STATE_JSON).is_file() and read_json(tower)["tower_version"] == version:
+            return state
+    raise ConfigError(
+        f"candidate.warm_start = {str(path)!r}: holds no training state, and no finished step below {beside} has its "
+        f"tower {version[:12]}; name the train_candidate step that it was made by"
+    )
+
+
+def _check(path: str, found: StateDescription, config: TrainCandidateConfig, snapshot: Snapshot) -> None:
+    shape = {**_FORMER, **found.shape}
+    other = [
+        f"{name} = {value!r}, the model there has {shape.get(name)!r}"
+        for name, value in _shape(config).items()
+        if shape.get(name) != value
+    ]
+    other += [
+        f"its {versions[-1].size} rows of {kind} (version {len(versions)}, {versions[-1].hash[:12]}) are not the first "
+        f"rows of this snapshot, which has {_size(kind, snapshot)}; give the snapshot that one as "
+        "dataset.base, so that it extends its ids"
+        for kind, versions in found.ids.items()
+        if not _grown(kind, versions, snapshot)
+    ]
+    if snapshot.meta.categories[: len(found.categories)] != found.categories:
+        other.append(f"its {len(found.categories)} categories are not the first of this snapshot's")
+    if snapshot.meta.signals != found.signals:
+        other.append(f"its signals are {list(found.signals)}, the snapshot's {list(snapshot.meta.signals)}")
+    if config.candidate.context and snapshot.meta.context != found.context:
+        other.append("its context columns or their values are not the snapshot's")
+    if other:
+        raise ConfigError(f"candidate.warm_start = {path!r}: {'; '.join(other)}")
+
+
+def _size(kind: str, snapshot: Snapshot) -> int:
+    return len(_ids(kind, snapshot))

@@ -1,0 +1,200 @@
+"""One rank of the sharded training, started by torchrun's elastic launcher.
+
+    python -m torch.distributed.run --standalone --nproc-per-node N -m stages.candidate.training.worker DIRECTORY
+
+DIRECTORY holds ``job.json``, ``run.json`` and the arrays that ``train.py`` wrote. The ranks write the
+un-sharded weights and optimizer state to ``state/``; rank 0 the outputs of a probe batch to
+``probe_*.npy`` and losses and speed to ``metrics.json``, which comes last. A rank that fails writes
+``error-<rank>.json``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torchrec.optim.keyed import CombinedOptimizer
+from tqdm import tqdm
+
+from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.data.examples import Examples
+from stages.candidate.data.item_features import Catalogue
+from stages.candidate.distributed.candidate_exchange import part
+from stages.candidate.distributed.sharding import combined_optimizer, shard
+from stages.candidate.distributed.training_state import State, read_arrays, training_state, write_arrays
+from stages.candidate.towers.two_tower import TwoTower, sizes_of
+from stages.candidate.training.batches import Batch, Batches, make_batches
+from stages.candidate.training.checkpoint import Checkpoints, Progress
+from stages.candidate.training.ema import Average, make_average
+from stages.candidate.training.loop import Loop
+from stages.candidate.training.objective import LossOfBatch
+from stages.candidate.training.progress import PROGRESS
+from stages.candidate.training.warm_start import RUN_FILE, STATE
+from stages.contracts.errors import ConfigError
+from stages.contracts.files import read_json, write_json
+
+PROBE = 64
+
+
+def train(directory: Path, progress: bool = True) -> list[float]:
+    """Train this rank's part of the job in ``directory``; the process group must be initialised.
+
+    Returns:
+        The mean loss of each epoch over the ranks.
+
+    Raises:
+        ConfigError: if what it is to go on from does not fit.
+        DataError: if a loss is not finite.
+    """
+    config, run = job(directory).candidate, read_json(directory / RUN_FILE)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.set_num_threads(config.threads)
+    batches, loss_of, optimizer = build(directory, rank, world)
+    state = training_state(loss_of.model, optimizer)
+    average = make_average(state, config)
+    checkpoints, reached = go_on(run, config, state, average)
+    state |= average.state if average is not None else {}
+    loop = Loop(batches, loss_of, optimizer, config, checkpoints, state, average)
+    hidden = rank != 0 or not progress
+    first = reached.epoch * batches.steps + reached.step
+    total = config.passes * batches.steps
+    with tqdm(total=total, initial=first, desc=PROGRESS, unit="step", mininterval=1, disable=hidden) as bar:
+        losses = list(loop.run(reached, bar).losses)
+    save(loss_of, state, average, batches.probe(PROBE), directory)
+    if rank == 0:
+        clock = loop.clock
+        report = {"losses": losses, "steps": batches.steps, "device": loss_of.device.type, "first_step": first}
+        speed = {
+            "seconds": clock.seconds,
+            "input_wait_share": clock.waited / clock.seconds if clock.seconds else 0.0,
+            "examples_per_s": clock.steps * batches.size / clock.seconds if clock.seconds else 0.0,
+        }
+        write_json(directory / "metrics.json", {**report, **speed})
+    return losses
+
+
+def job(directory: Path) -> TrainCandidateConfig:
+    """Return the configuration of the job."""
+    return TrainCandidateConfig.model_validate(read_json(directory / "job.json"))
+
+
+def build(directory: Path, rank: int, world: int) -> tuple[Batches, LossOfBatch, CombinedOptimizer]:
+    """Return the batches, the sharded model in its loss, and the optimizer of a rank."""
+    settings = job(directory)
+    config = settings.candidate
+    device = own_device(config, world)
+    catalogue = Catalogue.load(directory)
+    batches = make_batches(Examples.load(directory), catalogue, config, settings.features, rank, world)
+    torch.manual_seed(config.seed)
+    model = shard(TwoTower(sizes_of(catalogue, settings), config, torch.device("meta")), config, device)
+    return batches, LossOfBatch(model, catalogue, config, batches, device), combined_optimizer(model, config)
+
+
+def go_on(
+    run: dict[str, Any], config: CandidateConfig, state: State, average: Average | None
+) -> tuple[Checkpoints | None, Progress]:
+    """Fill ``state`` from the newest checkpoint, or without one from the model to start from, if any.
+
+    A checkpoint holds the averages too; what is started from does not, and they begin at its weights.
+    """
+    checkpoints = None
+    if run["checkpoints"] is not None:
+        checkpoints = Checkpoints(Path(run["checkpoints"]), config.keep_checkpoints, run["identity"])
+        if checkpoints.found():
+            return checkpoints, checkpoints.resume(state if average is None else {**state, **average.state})
+    if run["warm_start"] is not None:
+        read_arrays(state, Path(run["warm_start"]))
+        if average is not None:
+            average.restart()
+    return checkpoints, Progress()
+
+
+def own_device(config: CandidateConfig, world: int) -> torch.device:
+    """Return this rank's device.
+
+    Raises:
+        ConfigError: if CUDA is asked for, but there is not one device a rank.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cpu" or (config.device == "auto" and found < world):
+        return torch.device("cpu")
+    if found < world:
+        raise ConfigError(f"device = 'cuda' with n_processes = {world} needs {world} CUDA devices, found {found}")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def save(loss_of: LossOfBatch, state: State, average: Average | None, probe: Batch, directory: Path) -> None:
+    """Write the un-sharded state, and the outputs of ``probe`` by the sharded model, of averaged weights if there are.
+
+    Every rank takes part: sharded lookups are collectives.
+    """
+    write_arrays(state, directory / STATE)
+    if average is not None:
+        average.publish()
+    loss_of.model.eval()
+    with torch.no_grad():
+        query_BD, candidate_CD, _ = loss_of.forward(probe)
+    if dist.get_rank() == 0:
+        arrays = {**vars(probe.inputs), "candidates": probe.items}
+        outputs = {"query": query_BD.cpu().numpy(), "vectors": candidate_CD.cpu().numpy()}
+        for name, array in {**arrays, **outputs}.items():
+            np.save(directory / f"probe_{name}.npy", array)
+
+
+def initialise(config: CandidateConfig) -> None:
+    """Join the process group: NCCL where every rank has its own CUDA device, else gloo on cores of the rank's own."""
+    world = int(os.environ["WORLD_SIZE"])
+    backend = "nccl" if own_device(config, world).type == "cuda" else "gloo"
+    if backend == "gloo":
+        take_own_cores(config.threads)  # gloo's threads and the one that prepares input get them from this one
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.timeout_s))
+
+
+def take_own_cores(threads: int) -> None:
+    """Keep to this rank's even share of the cores that this process may use.
+
+    A rank that waits for another one is otherwise moved on top of it, and both wait. Nothing is done for a single
+    rank, where there are fewer cores than the ranks' threads, or where the system knows no affinity.
+
+    Args:
+        threads: of each rank.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks == 1 or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[part(len(cores), int(os.environ["LOCAL_RANK"]), ranks)]
+    if len(cores) >= ranks * threads:
+        os.sched_setaffinity(0, own)
+
+
+def main(directory: Path) -> None:
+    """Run this rank; describe a failure in a file that the parent reads, then fail."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        initialise(job(directory).candidate)
+        train(directory)
+        dist.destroy_process_group()
+    except Exception as error:
+        fault = {"rank": int(rank), "type": type(error).__name__, "message": str(error), "time": time.time()}
+        write_json(directory / f"error-{rank}.json", fault)
+        raise  # the launcher stops the other ranks; the parent reads the file
+
+
+if __name__ == "__main__":
+    # TorchRec and torch announce their own deprecations on every start; the parent shows errors only.
+    warnings.simplefilter("ignore")
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    main(Path(sys.argv[1]))
