@@ -26,7 +26,7 @@ from stages.dataset.checks.config import CheckStepConfig, ContractsConfig
 from stages.dataset.checks.run import CONTRACTS
 from stages.dataset.checks.scene import Scene
 from stages.dataset.config import DatasetConfig
-from stages.warehouse.engine import Warehouse
+from stages.warehouse.database.engine import Warehouse
 
 DAYS = 90
 DATASET = {

@@ -48,7 +48,7 @@ def write_world(path: Path, n: int, ids: int | None = None) -> None:
     Users are n / 50 and items n / 500, or those of a world of ``ids`` events.
     """
     users, items = (max((ids or n) // each, 100) for each in (50, 500))
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     with Warehouse(f"duckdb:///{path}") as warehouse:
         warehouse.create_tables()
@@ -103,7 +103,7 @@ def run_sluice(url: str, out: Path) -> dict[str, Any]:
     """Run the dataset step's selection on a warehouse and write its events."""
     from stages.dataset.build import select_events
     from stages.dataset.source import WarehouseSource
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     with Warehouse(url) as warehouse:
         started = time.perf_counter()
@@ -118,7 +118,7 @@ def copy_to_postgresql(path: Path, url: str) -> None:
     Raises:
         SystemExit: if the database holds events already.
     """
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     with Warehouse(url) as warehouse:
         warehouse.create_tables()
@@ -137,7 +137,7 @@ def copy_to_postgresql(path: Path, url: str) -> None:
 
 def empty_postgresql(url: str) -> None:
     """Remove a world's rows again."""
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     with Warehouse(url) as warehouse, warehouse.begin() as connection:
         connection.exec_driver_sql("TRUNCATE interactions, items, item_aliases")

@@ -31,8 +31,8 @@ from stages.contracts.tables import DAY_MS
 from stages.dataset.build import build_snapshot
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.source import WarehouseSource
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest_tables
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest_tables
 
 USERS, VIEWS, SHOWN, K, DAYS, FACTORS = 1_500, 120, 1_000, 10, 20, 8
 LABELS: dict[str, tuple[dict[str, Any], float | None]] = {

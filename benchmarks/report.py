@@ -29,7 +29,7 @@ from stages.dataset.source import WarehouseSource
 from stages.sufficiency.config import ReportConfig
 from stages.sufficiency.quality import quality_by_window
 from stages.sufficiency.report import ReportStepConfig, coverage_of_items, coverage_of_users
-from stages.warehouse.engine import Warehouse
+from stages.warehouse.database.engine import Warehouse
 
 THREADS = 2
 

@@ -20,7 +20,7 @@ def check_warehouse(settings: Settings, show: Callable[[str], None]) -> None:
         ContractError: naming every failed contract, after the table was shown.
     """
     from stages.dataset.checks.run import check_standing
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     recipe = load_recipe(settings)
     with Warehouse(settings.warehouse_url) as warehouse:

@@ -169,7 +169,7 @@ def check_data(settings: Settings, results: Upstream) -> StageResult:
     """
     from stages.dataset.checks.run import check_body, step_config
     from stages.sources import require_events
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     recipe, source = load_recipe(settings), results["ingest"]
     require_events(source)
@@ -192,7 +192,7 @@ def check_data(settings: Settings, results: Upstream) -> StageResult:
 def dataset(settings: Settings, results: Upstream) -> StageResult:
     """Select active users, remove duplicates and split by time."""
     from stages.dataset.build import snapshot_body
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     config = selection(load_recipe(settings), results["ingest"])
     with Warehouse(settings.warehouse_url) as warehouse:
@@ -223,7 +223,7 @@ def selection(recipe: Recipe, source: StageResult) -> DatasetStepConfig:
 def dataset_report(settings: Settings, results: Upstream) -> StageResult:
     """Report what the selection would have covered of the next days, and how much data is enough."""
     from stages.sufficiency.report import ReportStepConfig, report_body
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     recipe, source = load_recipe(settings), results["ingest"]
     config = ReportStepConfig(**recipe.report.model_dump(), dataset=selection(recipe, source))

@@ -124,7 +124,7 @@ def released_recipe(settings: Settings, results: Upstream) -> Recipe:
 def dataset(settings: Settings, results: Upstream) -> StageResult:
     """Select as the champion's recipe does, with new rows behind the champion's."""
     from stages.dataset.build import snapshot_body
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     config = selection(released_recipe(settings, results), results["ingest"])
     with Warehouse(settings.warehouse_url) as warehouse:

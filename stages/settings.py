@@ -154,7 +154,7 @@ def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
     if not Path(data).exists():
         raise DataError(f"data = {data}: no such file or directory")
     # Imported here: what serves a release reads settings too, and has no warehouse.
-    from stages.warehouse.layouts import find_layout
+    from stages.warehouse.layouts.detect import find_layout
 
     found = find_layout(Path(data))
     if found is not None:

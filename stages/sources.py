@@ -17,9 +17,9 @@ from stages.settings import SYNTHETIC, WAREHOUSE, Settings
 if TYPE_CHECKING:
     from stages.recipe import Recipe
     from stages.simulator.config import WorldConfig
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
+    from stages.warehouse.ingest.report import IngestReport
     from stages.warehouse.mapping import IngestSource
-    from stages.warehouse.report import IngestReport
 
 
 def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
@@ -34,7 +34,7 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
             the warehouse holds none afterwards.
         ConfigError: if a mapping is wrong, or the synthetic world and real data would be mixed.
     """
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
     source = None if settings.data in (WAREHOUSE, SYNTHETIC) else find_source(settings, recipe)
     Path(settings.home).mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def require_events(source: StageResult) -> None:
 
 def _notes(warehouse: Warehouse, source_name: str | None, report: IngestReport) -> list[str]:
     """Return the lines on what was replaced, and from when to when the source's events and items are."""
-    from stages.warehouse.times import born_line, source_span
+    from stages.warehouse.ingest.times import born_line, source_span
 
     notes = [
         f"{file.file}: replaced what this file gave before: {file.rows_replaced:,} events, {file.rows_removed:,} of "
@@ -104,8 +104,8 @@ def _load(
     warehouse: Warehouse, settings: Settings, recipe: Recipe, source: IngestSource | None
 ) -> tuple[str, IngestReport]:
     """Load the source, or the synthetic world if that is asked for; return its name and what became of its rows."""
-    from stages.warehouse.ingest import ingest
-    from stages.warehouse.report import IngestReport
+    from stages.warehouse.ingest.ingest import ingest
+    from stages.warehouse.ingest.report import IngestReport
 
     if settings.data == WAREHOUSE:
         warehouse.create_tables()
@@ -124,7 +124,7 @@ def _check_unmixed(warehouse: Warehouse, data: str, world: str) -> None:
     Raises:
         ConfigError: naming what the warehouse holds and what to do.
     """
-    from stages.warehouse.holdings import held_sources
+    from stages.warehouse.ingest.holdings import held_sources
 
     held = held_sources(warehouse)
     if data == SYNTHETIC:
@@ -162,7 +162,7 @@ def _no_event(name: str, report: IngestReport) -> str:
 
 def _check_columns(warehouse: Warehouse) -> None:
     """Raise DataError unless the tables or views have every column that a run reads."""
-    from stages.warehouse.schema import column_faults
+    from stages.warehouse.database.column_check import column_faults
 
     faults = column_faults(warehouse)
     if faults:
@@ -171,7 +171,7 @@ def _check_columns(warehouse: Warehouse) -> None:
 
 def find_source(settings: Settings, recipe: Recipe) -> IngestSource:
     """Return what the run's settings ask to ingest; the synthetic world is written first if needed."""
-    from stages.warehouse.layouts import detect, find_layout
+    from stages.warehouse.layouts.detect import detect, find_layout
 
     if settings.data == SYNTHETIC:
         world = detect(_world_directory(settings, recipe))

@@ -7,7 +7,7 @@ from stages.contracts.snapshot import TimeBorders
 from stages.contracts.tables import DAY_MS
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.source import EventSource, Selection
-from stages.warehouse.select import EventSurvey
+from stages.warehouse.selection.conditions import EventSurvey
 
 
 def selection_start(config: DatasetStepConfig, source: EventSource) -> tuple[int, dict[str, int]]:

@@ -40,7 +40,7 @@ from stages.dataset.values import correct_values
 from stages.dataset.write import Contents, write_snapshot
 
 if TYPE_CHECKING:
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 EVENTS_FILE, REVIEW_FILE = "events.parquet", "review_pairs.csv"
 

@@ -51,7 +51,7 @@ def decide_catalogue(
     """Find duplicates and blocked items; the answer depends on the catalogue only, never on events.
 
     Args:
-        items: columns of ``stages.warehouse.catalogue.ITEMS_SCHEMA``.
+        items: columns of ``stages.warehouse.selection.items.ITEMS_SCHEMA``.
         config: ``duplicates`` and ``content``.
         sql_blocked: ids that a SQL predicate of the content policy matched, by reason.
 

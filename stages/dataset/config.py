@@ -11,7 +11,7 @@ from stages.contracts.snapshot import Task
 from stages.contracts.value_rules import ValueRule
 from stages.dataset.contexts import ContextConfig
 from stages.dataset.duplicates_config import ContentConfig, DuplicatesConfig
-from stages.warehouse.policies import ItemPolicy, RepeatPolicy
+from stages.warehouse.selection.policies import ItemPolicy, RepeatPolicy
 
 
 class ActivityConfig(Config):

@@ -45,7 +45,7 @@ class ContentConfig(Config):
         predicates: SQL over the table ``items`` by reason, executed by the warehouse as it is written.
         lists: path by reason: a text file with one id a line, or a CSV or Parquet with ``item_id``.
         classifiers: ``package.module:function`` by reason; it takes a ``pyarrow.Table`` with the columns
-            of ``stages.warehouse.catalogue.ITEMS_SCHEMA`` and returns one boolean for each row.
+            of ``stages.warehouse.selection.items.ITEMS_SCHEMA`` and returns one boolean for each row.
         files_sha256: of ``lists``, filled in when a run resolves its recipe.
     """
 

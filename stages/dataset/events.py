@@ -85,7 +85,7 @@ def label_events(
     """Give the warehouse's rows their part, and say which of them training reads.
 
     Args:
-        batches: with the columns of ``stages.warehouse.coded.EVENTS_SCHEMA``, in time order.
+        batches: with the columns of ``stages.warehouse.selection.selection.EVENTS_SCHEMA``, in time order.
         ends: ends of the parts, int ms UTC; not needed where the batches have a column ``part``.
         user_bits: int8 ``[U]``, bit p where the user is active at the end of part p.
         item_bits: int8 ``[N]``, bit p where the item is eligible at the end of part p.

@@ -7,21 +7,21 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from stages.dataset.config import DatasetStepConfig
-from stages.warehouse.catalogue import export_catalogue, matching_items, write_aliases
-from stages.warehouse.coded import open_selection
-from stages.warehouse.pair_splits import PairSplit
-from stages.warehouse.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
-from stages.warehouse.select import EventSurvey, survey_events, window_activity
+from stages.warehouse.selection.conditions import EventSurvey, survey_events, window_activity
+from stages.warehouse.selection.items import export_catalogue, matching_items, write_aliases
+from stages.warehouse.selection.pair_splits import PairSplit
+from stages.warehouse.selection.policies import ActivityPolicy, ItemPolicy, RepeatPolicy
+from stages.warehouse.selection.selection import open_selection
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 
 class Selection(Protocol):
-    """The selected events; see ``stages.warehouse.coded.CodedSelection``."""
+    """The selected events; see ``stages.warehouse.selection.selection.CodedSelection``."""
 
     def contexts(self) -> pa.Table:
         """Return the events' contexts with their first times: id, first_ms."""

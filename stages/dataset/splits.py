@@ -15,7 +15,7 @@ from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.events import PART_NAMES
 from stages.dataset.write import Contents
-from stages.warehouse.pair_splits import PairSplit
+from stages.warehouse.selection.pair_splits import PairSplit
 
 
 def pair_split(config: DatasetStepConfig) -> PairSplit | None:

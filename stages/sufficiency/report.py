@@ -16,11 +16,11 @@ from stages.sufficiency.config import ReportConfig
 from stages.sufficiency.quality import QualityCurve, quality_by_window
 from stages.sufficiency.render import render_html
 from stages.sufficiency.words import coverage_sentence, quality_sentence
-from stages.warehouse.coverage import Coverage, cover_days, day_starts
-from stages.warehouse.policies import ActivityPolicy
+from stages.warehouse.profile.coverage import Coverage, cover_days, day_starts
+from stages.warehouse.selection.policies import ActivityPolicy
 
 if TYPE_CHECKING:
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 JSON_FILE, HTML_FILE = "dataset_report.json", "dataset_report.html"
 

@@ -189,7 +189,7 @@ class FileSource(Config):
         mapping: which column means what, and which table it fills. Of JSON lines, ``actor.id`` names
             the field ``id`` of the object ``actor``.
         format: by default from the file's suffix. ``sequences`` is lines of ``user item item …``, see
-            ``stages.warehouse.sequences``.
+            ``stages.warehouse.readers.item_lists``.
         delimiter: of CSV, one or more characters.
         quote: of CSV, one character; None takes quotes literally.
         encoding: of text files.

@@ -15,9 +15,9 @@ import pytest
 
 from stages.contracts.tables import DAY_MS
 from stages.dataset.config import DatasetStepConfig
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.policies import ActivityPolicy, ItemPolicy
-from stages.warehouse.select import EventSurvey
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.selection.conditions import EventSurvey
+from stages.warehouse.selection.policies import ActivityPolicy, ItemPolicy
 
 SERVER = "postgresql+psycopg2://postgres@127.0.0.1:5432"
 Event = tuple[str, str, str, float, int]

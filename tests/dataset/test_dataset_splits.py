@@ -20,8 +20,8 @@ from stages.dataset.build import build_snapshot
 from stages.dataset.config import DatasetStepConfig, SplitConfig
 from stages.dataset.source import WarehouseSource
 from stages.dataset.splits import check_disjoint, deal_users
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest_tables
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest_tables
 
 EVENT_SCHEMA = pa.schema(
     [

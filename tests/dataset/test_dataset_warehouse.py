@@ -16,8 +16,8 @@ from stages.contracts.tables import DAY_MS
 from stages.dataset.build import build_snapshot, snapshot_body
 from stages.dataset.config import DatasetStepConfig
 from stages.simulator import World, WorldConfig
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest_tables
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest_tables
 
 WORLD = World(WorldConfig(n_users=60, n_items=120, n_events=6_000, days=20, duplicate_share=0.1))
 

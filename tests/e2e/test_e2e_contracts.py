@@ -16,8 +16,8 @@ from stages.contracts.errors import ConfigError, ContractError
 from stages.contracts.files import read_json
 from stages.release.mlflow_client import open_client
 from stages.settings import Settings, load_settings
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.tables import INTERACTIONS
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.database.tables import INTERACTIONS
 
 BUSY = {"volume": {"warn_above": 0.01, "fail_above": 0.01, "warn_below": None, "fail_below": None}}
 

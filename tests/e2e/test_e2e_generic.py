@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
-from stages.warehouse.engine import Warehouse
+from stages.warehouse.database.engine import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """

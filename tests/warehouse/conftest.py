@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from stages.warehouse.engine import Warehouse
+from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.mapping import IngestSource
 
 SERVER = {"host": "127.0.0.1", "port": 5432, "user": "postgres", "connect_timeout": 5}
@@ -70,8 +70,8 @@ def warehouse(request: pytest.FixtureRequest) -> Warehouse:
 
 KILLED = """
 import os, signal, sys
-import stages.warehouse.ingest as module
-from stages.warehouse.engine import Warehouse
+import stages.warehouse.ingest.ingest as module
+from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.mapping import IngestSource
 url, source, table, nth, chunk_rows = sys.argv[1:]
 calls, real = [], module.add_rows

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from stages.contracts.errors import ConfigError, DataError
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest
 from stages.warehouse.mapping import FileSource, IngestSource, InteractionColumns, ItemColumns
 
 NOW = 1_000_000_000_000

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from stages.contracts.tables import DAY_MS
-from stages.warehouse.coverage import cover_days, coverage_statement, day_starts
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest_tables
-from stages.warehouse.policies import ActivityPolicy
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest_tables
+from stages.warehouse.profile.coverage import cover_days, coverage_statement, day_starts
+from stages.warehouse.selection.policies import ActivityPolicy
 
 Row = tuple[str, str, str, float, int]
 AS_OF = 12 * DAY_MS + 7_000

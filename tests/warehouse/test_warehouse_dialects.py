@@ -9,8 +9,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateTableAs
 
-from stages.warehouse import coding, coverage, pair_splits, repeats, select
-from stages.warehouse.policies import ActivityPolicy, ItemPolicy
+from stages.warehouse.profile import coverage
+from stages.warehouse.selection import conditions as select
+from stages.warehouse.selection import pair_splits, repeats
+from stages.warehouse.selection import statements as coding
+from stages.warehouse.selection.policies import ActivityPolicy, ItemPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

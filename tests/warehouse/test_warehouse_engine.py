@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from stages.contracts.errors import ConfigError, DataError, TransientError
-from stages.warehouse.catalogue import export_catalogue
-from stages.warehouse.coded import open_selection
-from stages.warehouse.engine import Warehouse
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.selection.items import export_catalogue
+from stages.warehouse.selection.selection import open_selection
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "sqlite://", "nonsense", "", "postgresql+asyncpg://h/d"])
@@ -49,7 +49,7 @@ def test_a_locked_file_is_transient(tmp_path: Path) -> None:
     path = tmp_path / "made" / "on" / "the" / "way.duckdb"
     with Warehouse(f"duckdb:///{path}") as warehouse, warehouse.connect():
         code = (
-            "import sys; from stages.warehouse.engine import Warehouse; "
+            "import sys; from stages.warehouse.database.engine import Warehouse; "
             "from stages.contracts.errors import TransientError\n"
             "try: Warehouse(sys.argv[1])\nexcept TransientError as error: print(error)"
         )

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-import stages.warehouse.ingest as module
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest
-from stages.warehouse.layouts import detect
+import stages.warehouse.ingest.ingest as module
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest
+from stages.warehouse.layouts.detect import detect
 
 NOW = 1_500_000_000_000
 TYPES = ("WatchEvent", "PushEvent", "ForkEvent", "IssuesEvent", "CreateEvent", "PullRequestEvent")

@@ -15,9 +15,9 @@ import pytest
 
 from stages.contracts.config import parse_config, read_yaml
 from stages.contracts.errors import DataError
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest
-from stages.warehouse.layouts import detect, find_layout
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest
+from stages.warehouse.layouts.detect import detect, find_layout
 from stages.warehouse.mapping import IngestSource
 
 NOW = 1_800_000_000_000

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.holdings import UNKNOWN, held_sources
-from stages.warehouse.ingest import ingest
-from stages.warehouse.layouts import table_mappings
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.database.tables import INGEST_LOG, INTERACTIONS, ITEMS, USERS
+from stages.warehouse.ingest.holdings import UNKNOWN, held_sources
+from stages.warehouse.ingest.ingest import ingest
+from stages.warehouse.layouts.detect import table_mappings
 from stages.warehouse.mapping import FileSource, IngestSource
-from stages.warehouse.tables import INGEST_LOG, INTERACTIONS, ITEMS, USERS
 
 EVENTS = "user_id,item_id,event_time_ms,signal,value\n" + "".join(f"u{i},x,{i + 1},click,1\n" for i in range(40))
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.exact import exact_ids, exact_text
-from stages.warehouse.ingest import ingest
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest
 from stages.warehouse.mapping import FileSource, IngestSource, InteractionColumns, ItemColumns
+from stages.warehouse.readers.exact import exact_ids, exact_text
 
 EVENTS = InteractionColumns(user_id="user", item_id="item", event_time="at", event_id="key")
 LISTS = InteractionColumns(user_id="user", item_id="item", event_time="at", item_separator="|")

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.contracts.errors import DataError
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest, ingest_tables
-from stages.warehouse.layouts import detect
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest, ingest_tables
+from stages.warehouse.layouts.detect import detect
 from stages.warehouse.mapping import FileSource, IngestSource, InteractionColumns, ItemColumns, UserColumns
 
 NOW = 1_000_000_000_000

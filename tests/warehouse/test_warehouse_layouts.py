@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.contracts.errors import DataError
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest
-from stages.warehouse.layouts import LAYOUTS, detect, find_layout
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest
+from stages.warehouse.layouts.detect import LAYOUTS, detect, find_layout
 
 NOW = 1_700_000_000_000
 GLOBO = "user_id,session_id,session_start,session_size,click_article_id,click_timestamp,click_environment,"

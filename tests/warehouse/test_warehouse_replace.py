@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from stages.contracts.errors import DataError
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest
+from stages.warehouse.ingest.report import IngestReport
 from stages.warehouse.mapping import FileSource, IngestSource, InteractionColumns, ItemColumns, UserColumns
-from stages.warehouse.report import IngestReport
 
 EVENTS = InteractionColumns(user_id="user", item_id="item", event_time="at", value_column="v", time_unit="iso")
 ITEMS = ItemColumns(item_id="id", title="name")
@@ -168,8 +168,8 @@ def test_items_of_a_wrong_mapping_go_and_discontinued_ones_stay(warehouse: Wareh
 
 KILLED = """
 import os, signal, sys
-import stages.warehouse.ingest as module
-from stages.warehouse.engine import Warehouse
+import stages.warehouse.ingest.ingest as module
+from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.mapping import IngestSource
 def killed(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -16,12 +16,12 @@ import sqlalchemy as sa
 
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.tables import DAY_MS
-from stages.warehouse.catalogue import ITEMS_SCHEMA, export_catalogue, matching_items, write_aliases
-from stages.warehouse.coded import EVENTS_SCHEMA, CodedSelection, open_selection
-from stages.warehouse.engine import Warehouse, arrow_batches
-from stages.warehouse.ingest import ingest_tables
-from stages.warehouse.policies import ActivityPolicy
-from stages.warehouse.select import survey_events, window_activity
+from stages.warehouse.database.engine import Warehouse, arrow_batches
+from stages.warehouse.ingest.ingest import ingest_tables
+from stages.warehouse.selection.conditions import survey_events, window_activity
+from stages.warehouse.selection.items import ITEMS_SCHEMA, export_catalogue, matching_items, write_aliases
+from stages.warehouse.selection.policies import ActivityPolicy
+from stages.warehouse.selection.selection import EVENTS_SCHEMA, CodedSelection, open_selection
 
 Row = tuple[str, str, str, float, int]
 SIGNALS = ("click", "50%'s :x $1 ?")
@@ -146,7 +146,7 @@ def test_stretches_of_time_change_no_row(duck: Warehouse, range_rows: int) -> No
 def test_pairs_too_many_for_one_number_change_no_row(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     load(warehouse, world(5))
     packed = coded(warehouse)
-    monkeypatch.setattr("stages.warehouse.repeats._PACKED_KEYS", 1)
+    monkeypatch.setattr("stages.warehouse.selection.repeats._PACKED_KEYS", 1)
     assert coded(warehouse) == packed
     assert len(packed[0]) < len(stored(warehouse))
 

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.warehouse.arrow import chunk_batches
-from stages.warehouse.chunks import Chunk
-from stages.warehouse.hashing import Occurrences, combine, hash_numbers, hash_strings
-from stages.warehouse.jsonl import split_objects
+from stages.warehouse.ingest.normalise import normalise
+from stages.warehouse.ingest.parse import Faults, parse_number, parse_time
+from stages.warehouse.ingest.row_ids import Occurrences, combine, hash_numbers, hash_strings
 from stages.warehouse.mapping import FileSource, ItemColumns, UserColumns
-from stages.warehouse.normalise import normalise
-from stages.warehouse.parse import Faults, parse_number, parse_time
-from stages.warehouse.text import read_csv
+from stages.warehouse.readers.chunk import Chunk
+from stages.warehouse.readers.csv_file import read_csv
+from stages.warehouse.readers.json_lines import split_objects
+from stages.warehouse.readers.parquet_file import chunk_batches
 
 NAMES = ("a", "b", "c")
 CELL = st.text(

@@ -11,12 +11,12 @@ import pytest
 
 from stages.contracts.errors import DataError
 from stages.contracts.tables import DAY_MS
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest
-from stages.warehouse.layouts import detect
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest
+from stages.warehouse.ingest.report import IngestReport
+from stages.warehouse.ingest.times import moment
+from stages.warehouse.layouts.detect import detect
 from stages.warehouse.mapping import FileSource, IngestSource, InteractionColumns, ItemColumns
-from stages.warehouse.report import IngestReport
-from stages.warehouse.times import moment
 
 EVENTS = InteractionColumns(user_id="user", item_id="item", event_time="at")
 NOW = 1_767_225_600_000  # 2026-01-01

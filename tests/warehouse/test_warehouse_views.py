@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from stages.contracts.errors import ConfigError
-from stages.warehouse.coded import open_selection
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.ingest import ingest, ingest_tables
+from stages.warehouse.database.column_check import column_faults
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.ingest.ingest import ingest, ingest_tables
 from stages.warehouse.mapping import IngestSource
-from stages.warehouse.schema import column_faults
+from stages.warehouse.selection.selection import open_selection
 
 EVENTS = [("u0", "i0", 0.5, 10), ("u0", "i1", 0.25, 20), ("u1", "i0", 1.0, 20), ("u0", "i0", 2.0, 30)]
 THEIRS = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stages.dataset.checks.results import ContractResult, share_in_words
 from stages.dataset.checks.scene import Scene
-from stages.warehouse import samples
-from stages.warehouse.profile import count_duplicates, count_unknown_items
+from stages.warehouse.profile import samples
+from stages.warehouse.profile.profile import count_duplicates, count_unknown_items
 
 
 def columns(scene: Scene) -> list[ContractResult]:

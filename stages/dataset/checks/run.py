@@ -15,11 +15,11 @@ from stages.dataset.checks.config import CheckStepConfig, ContractName, Contract
 from stages.dataset.checks.results import ContractReport, ContractResult, failure_text, table_text
 from stages.dataset.checks.scene import Scene
 from stages.dataset.config import DatasetConfig
-from stages.warehouse.profile import ingested_rows
-from stages.warehouse.schema import column_faults
+from stages.warehouse.database.column_check import column_faults
+from stages.warehouse.profile.profile import ingested_rows
 
 if TYPE_CHECKING:
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 log = logging.getLogger("sluice")
 

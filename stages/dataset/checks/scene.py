@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from stages.contracts.tables import DAY_MS
 from stages.dataset.checks.config import CheckStepConfig, Limits
 from stages.dataset.checks.results import ContractResult, level_of, set_limits
-from stages.warehouse.policies import ActivityPolicy
-from stages.warehouse.profile import (
+from stages.warehouse.database.column_check import ColumnFault, column_faults
+from stages.warehouse.profile.profile import (
     DayCounts,
     EventProfile,
     ItemProfile,
@@ -19,13 +19,13 @@ from stages.warehouse.profile import (
     profile_events,
     profile_items,
 )
-from stages.warehouse.samples import Rows, take_sample
-from stages.warehouse.schema import ColumnFault, column_faults
+from stages.warehouse.profile.samples import Rows, take_sample
+from stages.warehouse.selection.policies import ActivityPolicy
 
 if TYPE_CHECKING:
     from stages.contracts.snapshot import Task
     from stages.dataset.config import DatasetConfig
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 
 class Scene:

@@ -8,8 +8,8 @@ from stages.contracts.tables import DAY_MS
 from stages.dataset.checks.config import Limits
 from stages.dataset.checks.results import ContractResult, listed, set_limits, share_in_words
 from stages.dataset.checks.scene import Scene
-from stages.warehouse import samples
-from stages.warehouse.profile import count_active, daily_statement
+from stages.warehouse.profile import samples
+from stages.warehouse.profile.profile import count_active, daily_statement
 
 
 def signals(scene: Scene) -> list[ContractResult]:

@@ -18,8 +18,8 @@ from stages.dataset.checks.config import ContractsConfig
 from stages.dataset.checks.results import ContractReport
 from stages.dataset.checks.run import check_warehouse, step_config
 from stages.dataset.config import DatasetConfig
-from stages.warehouse.engine import Warehouse
-from stages.warehouse.tables import METADATA
+from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.database.tables import METADATA
 
 SERVER = {"host": "127.0.0.1", "port": 5432, "user": "postgres", "connect_timeout": 5}
 AS_OF_MS = 20 * DAY_MS

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conftest import World
 
     from stages.dataset.checks.results import ContractReport
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 
 def change(warehouse: Warehouse, *statements: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from conftest import World
 
     from stages.dataset.checks.results import ContractReport, ContractResult
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 DAY_19 = 19 * DAY_MS
 

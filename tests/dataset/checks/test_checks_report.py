@@ -22,7 +22,7 @@ from stages.dataset.checks.run import CONTRACTS, check_body, check_standing, ste
 if TYPE_CHECKING:
     from conftest import World
 
-    from stages.warehouse.engine import Warehouse
+    from stages.warehouse.database.engine import Warehouse
 
 SPOILT: dict[str, Any] = {
     "contracts": {

@@ -1,0 +1,236 @@
+"""Whether the times of a source can be right: a wrong unit is refused before anything is stored.
+
+Seconds that are read as milliseconds put forty days into an hour of January 1970; milliseconds that are
+read as seconds lie beyond the year 50000. Each row counts here, also one that is put aside for its time.
+
+Shapes: R rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from stages.contracts.errors import DataError
+from stages.warehouse.database.tables import INTERACTIONS, ITEMS
+from stages.warehouse.ingest.parse import SCALE, as_floats
+from stages.warehouse.mapping import FileSource, InteractionColumns
+
+EARLIEST_MS = 631_152_000_000
+"""1990-01-01: no log of a recommender is older."""
+
+YEAR_1971_MS = 31_536_000_000
+HOUR_MS = 3_600_000
+MANY_USERS, MANY_EVENTS = 20, 100
+"""From so many users and events on, a source that lies within an hour is taken for a mistake."""
+
+_SOON_MS = 2 * 24 * HOUR_MS
+_SHARE = 0.01
+_LATEST_S = 253_402_300_799
+
+
+@dataclass
+class Times:
+    """The times of some files, as they were read.
+
+    Attributes:
+        now_ms: the clock, int ms UTC.
+        rows: rows with a time, or with a number where the unit says that there is text.
+        plausible: of them, from 1990 to now.
+        soon: of them, in the next two days.
+        first_ms, last_ms: earliest and latest, ms UTC, as far out as the unit puts them.
+        first_ok_ms, last_ok_ms: of the plausible ones.
+        fits: how many numbers would be plausible in each unit.
+        first, last: smallest and largest of these numbers.
+    """
+
+    now_ms: int
+    rows: int = 0
+    plausible: int = 0
+    soon: int = 0
+    first_ms: float = np.inf
+    last_ms: float = -np.inf
+    first_ok_ms: float = np.inf
+    last_ok_ms: float = -np.inf
+    fits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SCALE, 0))
+    first: float = np.inf
+    last: float = -np.inf
+
+    def add(self, column: Any, unit: str, event_time_ms: Any) -> None:
+        """Count the times of a chunk.
+
+        Args:
+            column: ``[R]`` as the file has it.
+            unit: as ``time_unit`` of a mapping.
+            event_time_ms: ``[R]`` what became of it, null where it is no time.
+        """
+        read = event_time_ms.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+        is_text = unit not in SCALE and not pa.types.is_timestamp(column.type)
+        if is_text:
+            column = column.filter(pa.array(np.isnan(read)))
+        numbers = _numbers(column)
+        if is_text:
+            self.rows += int(np.isfinite(numbers).sum())
+        elif unit in SCALE and not pa.types.is_timestamp(column.type):
+            factor, divisor = SCALE[unit]
+            read = np.where(np.isnan(read), numbers * (factor / divisor), read)
+        times = read[np.isfinite(read)]
+        ok = times[(times >= EARLIEST_MS) & (times <= self.now_ms)]
+        self.rows += len(times)
+        self.plausible += len(ok)
+        self.soon += int(((times > self.now_ms) & (times <= self.now_ms + _SOON_MS)).sum())
+        self.first_ms, self.last_ms = _widen(self.first_ms, self.last_ms, times)
+        self.first_ok_ms, self.last_ok_ms = _widen(self.first_ok_ms, self.last_ok_ms, ok)
+        found = numbers[np.isfinite(numbers)]
+        self.first, self.last = _widen(self.first, self.last, found)
+        for name, (factor, divisor) in SCALE.items():
+            scaled = found * (factor / divisor)
+            self.fits[name] += int(((scaled >= EARLIEST_MS) & (scaled <= self.now_ms)).sum())
+
+    def merge(self, other: Times) -> None:
+        """Add the times of another file."""
+        for name in ("rows", "plausible", "soon"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("first_ms", "first_ok_ms", "first"):
+            setattr(self, name, min(getattr(self, name), getattr(other, name)))
+        for name in ("last_ms", "last_ok_ms", "last"):
+            setattr(self, name, max(getattr(self, name), getattr(other, name)))
+        for name in self.fits:
+            self.fits[name] += other.fits[name]
+
+    @property
+    def settled(self) -> bool:
+        """Whether more files cannot make the whole of it impossible: it spans more than an hour."""
+        return self.last_ok_ms - self.first_ok_ms > HOUR_MS
+
+    def check(self, what: str, unit: str, soon: bool) -> None:
+        """Refuse times that cannot be.
+
+        Args:
+            what: file or source, for the message.
+            unit: in which they were read.
+            soon: whether the next two days will do: such rows wait for their time.
+
+        Raises:
+            DataError: if fewer than one in a hundred lie between 1990 and now, with the unit that would fit.
+        """
+        possible = self.plausible + (self.soon if soon else 0)
+        if self.rows == 0 or possible >= _SHARE * self.rows:
+            return
+        span = f"{moment(self.first_ms)} to {moment(self.last_ms)}, "
+        if self.first_ms > self.last_ms:
+            span, fault = "", "numbers"
+        elif self.last_ms < EARLIEST_MS:
+            fault = "which ends before 1990"
+        elif self.first_ms > self.now_ms:
+            fault = "which begins in the future"
+        else:
+            fault = f"with {self.plausible:,} of {self.rows:,} times between 1990 and now"
+        raise DataError(
+            f"{what}: the times of {self.rows:,} rows, read as time_unit = {unit!r}, are {span}{fault}; nothing of it "
+            f"was stored. {self._advice(unit)} If these times are right, allow them: --allow-times, or "
+            "allow_times: true in the mapping"
+        )
+
+    def _advice(self, unit: str) -> str:
+        best = max(self.fits, key=lambda name: self.fits[name])
+        if self.fits[best] < 0.5 * self.rows:
+            return f"No unit puts them between 1990 and now; allowed are {', '.join(SCALE)}, iso or a strptime format."
+        factor, divisor = SCALE[best]
+        first, last = (moment(number * (factor / divisor)) for number in (self.first, self.last))
+        how = f"set time_unit: {best}" if unit != best else f"they are numbers in {best} that were stored as timestamps"
+        return f"As {best} they would span {first} to {last}: {how}."
+
+
+@dataclass(frozen=True)
+class Span:
+    """The events that the warehouse holds of a source: rows, users, and int ms UTC of the first and last."""
+
+    events: int
+    users: int
+    first_ms: int
+    last_ms: int
+
+    def __str__(self) -> str:
+        """Return the line that an ingestion prints."""
+        span = f"{moment(self.first_ms)} to {moment(self.last_ms)}"
+        return f"{self.events:,} events of {self.users:,} users, {span}"
+
+
+def source_span(connection: Connection, source_name: str | None) -> Span | None:
+    """Return the span of a source (None: of everything), or None without an event."""
+    events = INTERACTIONS.c
+    statement = sa.select(
+        sa.func.count(),
+        sa.func.count(events.user_id.distinct()),
+        sa.func.min(events.event_time_ms),
+        sa.func.max(events.event_time_ms),
+    )
+    if source_name is not None:
+        statement = statement.where(events.source == source_name)
+    row = connection.execute(statement).one()
+    return Span(*(int(number) for number in row)) if row[0] else None
+
+
+def born_line(connection: Connection) -> str | None:
+    """Return the line that an ingestion prints on the items' times of birth, or None where no item has one."""
+    born = ITEMS.c.created_at_ms
+    row = connection.execute(sa.select(sa.func.count(born), sa.func.min(born), sa.func.max(born))).one()
+    if not row[0]:
+        return None
+    count, first, last = map(int, row)
+    line = f"{count:,} items with created_at, {moment(first)} to {moment(last)}"
+    if first >= 0 and last < YEAR_1971_MS:
+        return f"warning: {line}: all in 1970, as of a wrong time_unit of the items' mapping"
+    return line
+
+
+def check_within_an_hour(connection: Connection, source_name: str) -> None:
+    """Refuse a source of many users all of whose events lie within an hour.
+
+    Raises:
+        DataError: with the span.
+    """
+    span = source_span(connection, source_name)
+    if span is None or span.users < MANY_USERS or span.events < MANY_EVENTS or span.last_ms - span.first_ms > HOUR_MS:
+        return
+    raise DataError(
+        f"{source_name}: {span}, which is within an hour; nothing of it was stored. Look whether event_time names "
+        "the column of the event and time_unit its unit. If these times are right, allow them: --allow-times, or "
+        "allow_times: true in the mapping"
+    )
+
+
+def moment(time_ms: float) -> str:
+    """Return a time as ISO 8601 in UTC; beyond the years 1 to 9999 the year alone."""
+    seconds = time_ms / 1000
+    if -62_135_596_800 <= seconds <= _LATEST_S:
+        when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(seconds // 1))
+        return when.strftime("%Y-%m-%dT%H:%M:%SZ") if when.year >= 1000 else f"the year {when.year}"
+    return f"the year {1970 + seconds / 31_556_952:,.0f}" if np.isfinite(seconds) else "no time"
+
+
+def is_judged(file: FileSource) -> bool:
+    """Return whether a file's times are those of events; those of item lists are made up."""
+    mapping = file.mapping
+    return isinstance(mapping, InteractionColumns) and not mapping.allow_times and file.resolved_format() != "sequences"
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """Return float64 ``[R]``: the number behind each time, NaN where there is none."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    values = as_floats(column)
+    return np.asarray(values.fill_null(np.nan).to_numpy(zero_copy_only=False))
+
+
+def _widen(first: float, last: float, values: np.ndarray) -> tuple[float, float]:
+    if len(values) == 0:
+        return first, last
+    return min(first, float(values.min())), max(last, float(values.max()))

@@ -1,0 +1,1 @@
+"""Public data sets whose files are known."""

@@ -1,0 +1,1 @@
+"""What a warehouse holds, in counts and samples."""

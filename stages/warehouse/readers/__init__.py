@@ -1,0 +1,1 @@
+"""Readers of files: CSV, JSON lines, Parquet, lists of items."""

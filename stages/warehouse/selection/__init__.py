@@ -1,0 +1,1 @@
+"""The selection of users, items and events, executed by the warehouse."""
