@@ -102,7 +102,7 @@ def step_config() -> DatasetStepConfig:
 def run_sluice(url: str, out: Path) -> dict[str, Any]:
     """Run the dataset step's selection on a warehouse and write its events."""
     from stages.dataset.build import select_events
-    from stages.dataset.source import WarehouseSource
+    from stages.dataset.warehouse_source import WarehouseSource
     from stages.warehouse.database.engine import Warehouse
 
     with Warehouse(url) as warehouse:

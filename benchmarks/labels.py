@@ -30,7 +30,7 @@ from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.tables import DAY_MS
 from stages.dataset.build import build_snapshot
 from stages.dataset.config import DatasetStepConfig
-from stages.dataset.source import WarehouseSource
+from stages.dataset.warehouse_source import WarehouseSource
 from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.ingest.ingest import ingest_tables
 

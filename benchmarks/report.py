@@ -25,7 +25,7 @@ from benchmarks.dataset import step_config, write_world
 from benchmarks.environment import describe
 from stages.contracts.snapshot import Snapshot
 from stages.dataset.build import build_snapshot
-from stages.dataset.source import WarehouseSource
+from stages.dataset.warehouse_source import WarehouseSource
 from stages.sufficiency.config import ReportConfig
 from stages.sufficiency.quality import quality_by_window
 from stages.sufficiency.report import ReportStepConfig, coverage_of_items, coverage_of_users

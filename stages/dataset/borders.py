@@ -6,7 +6,7 @@ from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.snapshot import TimeBorders
 from stages.contracts.tables import DAY_MS
 from stages.dataset.config import DatasetStepConfig
-from stages.dataset.source import EventSource, Selection
+from stages.dataset.warehouse_source import EventSource, Selection
 from stages.warehouse.selection.conditions import EventSurvey
 
 

@@ -28,16 +28,16 @@ from stages.contracts.value_ranges import SeenValues, ValueRange, learn_ranges
 from stages.contracts.value_rules import FittedValueRule
 from stages.dataset.base import Base, read_base
 from stages.dataset.borders import lay_borders, selection_start
-from stages.dataset.catalogue_policy import decide_catalogue
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.contexts import Contexts, index_contexts, no_contexts
 from stages.dataset.events import PART_NAMES, Tally, label_events, read_for_requests, write_events
 from stages.dataset.ids import Catalogue, index_items, index_users, with_canonical
+from stages.dataset.items.decide import decide_catalogue
 from stages.dataset.requests import build_requests
-from stages.dataset.source import EventSource, Selection, WarehouseSource, activity_policy
+from stages.dataset.snapshot_files import Contents, write_snapshot
 from stages.dataset.splits import check_disjoint, deal_users, pair_split
 from stages.dataset.values import correct_values
-from stages.dataset.write import Contents, write_snapshot
+from stages.dataset.warehouse_source import EventSource, Selection, WarehouseSource, activity_policy
 
 if TYPE_CHECKING:
     from stages.warehouse.database.engine import Warehouse

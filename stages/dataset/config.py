@@ -10,7 +10,7 @@ from stages.contracts.config import Config
 from stages.contracts.snapshot import Task
 from stages.contracts.value_rules import ValueRule
 from stages.dataset.contexts import ContextConfig
-from stages.dataset.duplicates_config import ContentConfig, DuplicatesConfig
+from stages.dataset.items.config import ContentConfig, DuplicatesConfig
 from stages.warehouse.selection.policies import ItemPolicy, RepeatPolicy
 
 

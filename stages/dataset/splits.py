@@ -14,7 +14,7 @@ from stages.contracts.errors import DataError
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.events import PART_NAMES
-from stages.dataset.write import Contents
+from stages.dataset.snapshot_files import Contents
 from stages.warehouse.selection.pair_splits import PairSplit
 
 

@@ -11,7 +11,7 @@ from stages.contracts.files import write_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome, Step
 from stages.dataset.config import DatasetStepConfig
-from stages.dataset.source import activity_policy
+from stages.dataset.warehouse_source import activity_policy
 from stages.sufficiency.config import ReportConfig
 from stages.sufficiency.quality import QualityCurve, quality_by_window
 from stages.sufficiency.render import render_html

@@ -18,8 +18,8 @@ from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
 from stages.dataset.build import build_snapshot
 from stages.dataset.config import DatasetStepConfig, SplitConfig
-from stages.dataset.source import WarehouseSource
 from stages.dataset.splits import check_disjoint, deal_users
+from stages.dataset.warehouse_source import WarehouseSource
 from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.ingest.ingest import ingest_tables
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from stages.contracts.errors import ConfigError
 from stages.dataset.config import DatasetStepConfig
-from stages.dataset.duplicates import Found, Items, Known, find_duplicates
 from stages.dataset.ids import split_categories
+from stages.dataset.items.duplicates import Found, Items, Known, find_duplicates
 from stages.dataset.side_files import read_columns, read_ids, read_verdicts
 
 DUPLICATE_OF_BLOCKED = "duplicate_of_blocked"
