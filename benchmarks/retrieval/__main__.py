@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe
-from benchmarks.retrieval import replay_protocols, static
-from benchmarks.retrieval.protocols import PROTOCOLS, Protocol
+from benchmarks.retrieval.product_towers import workplace
 from benchmarks.retrieval.registry import REPLAYED, STATIC, ModelT, allowing, configure, merged, read_recipe
-from benchmarks.retrieval.replay_protocols import REPLAYS, ReplayProtocol
-from benchmarks.retrieval.towers import workplace
+from benchmarks.retrieval.replay import protocols as replay_protocols
+from benchmarks.retrieval.replay.protocols import REPLAYS, ReplayProtocol
+from benchmarks.retrieval.static import run as static
+from benchmarks.retrieval.static.protocols import PROTOCOLS, Protocol
 from cli.main import EXIT_CODES
 from stages.contracts.errors import ConfigError, SluiceError
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from benchmarks.retrieval.learned_blend import LearnedBlend
-from benchmarks.retrieval.models import MODELS, Model
-from benchmarks.retrieval.replay_models import REPLAY_MODELS, ReplayModel
-from benchmarks.retrieval.two_tower import Blend, DirectedRidgeModel, ReplayTwoTower, TwoTower
+from benchmarks.retrieval.replay.learned_blend import LearnedBlend
+from benchmarks.retrieval.replay.models import REPLAY_MODELS, ReplayModel
+from benchmarks.retrieval.static.models import MODELS, Model
+from benchmarks.retrieval.static.two_tower import Blend, DirectedRidgeModel, ReplayTwoTower, TwoTower
 from stages.contracts.config import Config, parse_config, read_yaml
 from stages.contracts.errors import ConfigError
 

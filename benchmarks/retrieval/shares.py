@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from benchmarks.retrieval.log import Log
+from benchmarks.retrieval.replay.log import Log
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError
 

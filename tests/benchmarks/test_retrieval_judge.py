@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.judge import judge, rank_metrics, top_k
+from benchmarks.retrieval.static.judge import judge, rank_metrics, top_k
 from stages.contracts.errors import DataError
 
 

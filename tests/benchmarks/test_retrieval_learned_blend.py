@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.retrieval.learned_blend import CoClickShare, LearnedBlend, WindowShare
-from benchmarks.retrieval.log import Log
-from benchmarks.retrieval.replay import METRICS, Replay, walk
-from benchmarks.retrieval.replay_models import SegmentShare
+from benchmarks.retrieval.replay.learned_blend import CoClickShare, LearnedBlend, WindowShare
+from benchmarks.retrieval.replay.log import Log
+from benchmarks.retrieval.replay.models import SegmentShare
+from benchmarks.retrieval.replay.run import METRICS, Replay, walk
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.retrieval import memory, replay_protocols, static
+from benchmarks.retrieval import memory
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.data import Interactions
-from benchmarks.retrieval.models import Ials, ItemKnn, Popularity
-from benchmarks.retrieval.two_tower import TwoTower
+from benchmarks.retrieval.replay import protocols as replay_protocols
+from benchmarks.retrieval.static import run as static
+from benchmarks.retrieval.static.models import Ials, ItemKnn, Popularity
+from benchmarks.retrieval.static.two_tower import TwoTower
 from stages.contracts.errors import DataError
 
 

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.data import Interactions
-from benchmarks.retrieval.models import MODELS, cosine_neighbours
+from benchmarks.retrieval.static.models import MODELS, cosine_neighbours
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.retrieval.data import Interactions, Split, number
-from benchmarks.retrieval.protocols import PROTOCOLS, deal_by_item
+from benchmarks.retrieval.static.protocols import PROTOCOLS, deal_by_item
 from stages.contracts.errors import DataError
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.retrieval.__main__ import main
-from benchmarks.retrieval.models import Popularity
-from benchmarks.retrieval.replay_models import Trending
+from benchmarks.retrieval.replay.models import Trending
+from benchmarks.retrieval.static.models import Popularity
 
 GOOD = b"".join(b"%d %d %d %d\n" % (user, user % 5, 5 + user % 3, 8 + user % 2) for user in range(12))
 SEQUENCES = "allowed are lines of whole numbers: user item item"

@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.retrieval.__main__ import main
-from benchmarks.retrieval.learned_blend import LearnedBlend, WindowShare
-from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.registry import REPLAYED, configure
-from benchmarks.retrieval.replay import METRICS, Pool, Replay, rank_targets, report, walk
-from benchmarks.retrieval.replay_models import (
+from benchmarks.retrieval.replay.learned_blend import LearnedBlend, WindowShare
+from benchmarks.retrieval.replay.log import Log
+from benchmarks.retrieval.replay.models import (
     Blend,
     CoVisitation,
     RecencyReplayEase,
@@ -26,7 +25,8 @@ from benchmarks.retrieval.replay_models import (
     SegmentShare,
     Trending,
 )
-from benchmarks.retrieval.replay_protocols import REPLAYS, read_globo, read_movielens_replay
+from benchmarks.retrieval.replay.protocols import REPLAYS, read_globo, read_movielens_replay
+from benchmarks.retrieval.replay.run import METRICS, Pool, Replay, rank_targets, report, walk
 from stages.candidate.linear.models import Ease
 from stages.contracts.errors import DataError
 

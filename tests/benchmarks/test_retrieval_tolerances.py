@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.retrieval import tolerances
-from benchmarks.retrieval.planted import World
-from benchmarks.retrieval.tolerances import Found, measure, read_tolerances
+from benchmarks.retrieval.static import tolerances
+from benchmarks.retrieval.static.planted import World
+from benchmarks.retrieval.static.tolerances import Found, measure, read_tolerances
 from stages.contracts.errors import ConfigError
 
 

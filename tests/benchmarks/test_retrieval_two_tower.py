@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.retrieval import towers, two_tower
+from benchmarks.retrieval import product_towers as towers
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.judge import judge
-from benchmarks.retrieval.log import Log
-from benchmarks.retrieval.protocols import PROTOCOLS
+from benchmarks.retrieval.product_towers import TouchHistories, Trained, in_time_order, shuffled, train_towers
 from benchmarks.retrieval.registry import RECIPES, REPLAYED, STATIC, configure, read_recipe
-from benchmarks.retrieval.replay_protocols import REPLAYS
-from benchmarks.retrieval.towers import TouchHistories, Trained, in_time_order, shuffled, train_towers
-from benchmarks.retrieval.two_tower import Blend, ReplayTwoTower, TwoTower, blended, standardised
+from benchmarks.retrieval.replay.log import Log
+from benchmarks.retrieval.replay.protocols import REPLAYS
+from benchmarks.retrieval.static import two_tower
+from benchmarks.retrieval.static.judge import judge
+from benchmarks.retrieval.static.protocols import PROTOCOLS
+from benchmarks.retrieval.static.two_tower import Blend, ReplayTwoTower, TwoTower, blended, standardised
 from stages.candidate.config import CandidateConfig
 from stages.candidate.data.examples import first_touches, training_examples
 from stages.contracts.errors import ConfigError

@@ -15,14 +15,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.judge import CELLS, METRICS, Scorer, judge
-from benchmarks.retrieval.log import Log
-from benchmarks.retrieval.models import Count, Model, Positive
-from benchmarks.retrieval.protocols import deal_by_user, leave_last_out
-from benchmarks.retrieval.replay import Pool, Walker
-from benchmarks.retrieval.replay_models import ReplayModel
+from benchmarks.retrieval.product_towers import TouchHistories, latest_queries, shuffled, towers_gigabytes, train_towers
+from benchmarks.retrieval.replay.log import Log
+from benchmarks.retrieval.replay.models import ReplayModel
+from benchmarks.retrieval.replay.run import Pool, Walker
 from benchmarks.retrieval.shares import recent_counts
-from benchmarks.retrieval.towers import TouchHistories, latest_queries, shuffled, towers_gigabytes, train_towers
+from benchmarks.retrieval.static.judge import CELLS, METRICS, Scorer, judge
+from benchmarks.retrieval.static.models import Count, Model, Positive
+from benchmarks.retrieval.static.protocols import deal_by_user, leave_last_out
 from stages.candidate.config import CandidateConfig
 from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_gigabytes
 from stages.candidate.linear.models import Ease, ease_gigabytes

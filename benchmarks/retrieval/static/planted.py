@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.protocols import leave_last_out
+from benchmarks.retrieval.static.protocols import leave_last_out
 from stages.contracts.config import Config
 
 Count = Annotated[int, Field(ge=1)]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.retrieval.log import Log
+from benchmarks.retrieval.replay.log import Log
 from stages.contracts.errors import DataError
 from stages.evaluation.bootstrap import paired_bootstrap
 

@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.retrieval.log import Log
-from benchmarks.retrieval.replay import Pool, Walker
-from benchmarks.retrieval.replay_models import CoClicks, Count, CoVisitation, ReplayModel
+from benchmarks.retrieval.replay.log import Log
+from benchmarks.retrieval.replay.models import CoClicks, Count, CoVisitation, ReplayModel
+from benchmarks.retrieval.replay.run import Pool, Walker
 from benchmarks.retrieval.shares import (
     NotNegative,
     Positive,

@@ -1,6 +1,6 @@
 """Figures that small made worlds must keep giving: ``tolerances.yaml`` beside this file.
 
-    python -m benchmarks.retrieval.tolerances
+    python -m benchmarks.retrieval.static.tolerances
 
 prints what is expected and what is found. A figure outside its tolerance, to either side, is a fault: a gain is taken
 up by writing the new figure down. The tests run the same file.
@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from benchmarks.retrieval.judge import judge
-from benchmarks.retrieval.planted import World
 from benchmarks.retrieval.registry import STATIC, configure
+from benchmarks.retrieval.static.judge import judge
+from benchmarks.retrieval.static.planted import World
 from stages.contracts.config import Config, parse_config, read_yaml
 from stages.contracts.errors import ConfigError
 

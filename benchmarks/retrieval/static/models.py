@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
-from benchmarks.retrieval.judge import Scorer, top_k
+from benchmarks.retrieval.static.judge import Scorer, top_k
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
 from stages.contracts.config import Config
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.judge import judge, judging_gigabytes
 from benchmarks.retrieval.memory import free_gigabytes, too_large
-from benchmarks.retrieval.models import Model
-from benchmarks.retrieval.protocols import Protocol, check
 from benchmarks.retrieval.rows import Rows
+from benchmarks.retrieval.static.judge import judge, judging_gigabytes
+from benchmarks.retrieval.static.models import Model
+from benchmarks.retrieval.static.protocols import Protocol, check
 from stages.contracts.errors import SluiceError
 
 

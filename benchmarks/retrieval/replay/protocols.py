@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.retrieval.log import Log
 from benchmarks.retrieval.memory import free_gigabytes, too_large
 from benchmarks.retrieval.readers import (
     codes,
@@ -21,8 +20,9 @@ from benchmarks.retrieval.readers import (
     read_movielens,
     read_times_ms,
 )
-from benchmarks.retrieval.replay import METRICS, Replay, report, walk
-from benchmarks.retrieval.replay_models import ReplayModel
+from benchmarks.retrieval.replay.log import Log
+from benchmarks.retrieval.replay.models import ReplayModel
+from benchmarks.retrieval.replay.run import METRICS, Replay, report, walk
 from benchmarks.retrieval.rows import Rows
 from stages.contracts.errors import DataError, SluiceError
 

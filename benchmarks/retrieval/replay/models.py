@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field
 from scipy import sparse
 
-from benchmarks.retrieval.log import Log
-from benchmarks.retrieval.replay import Pool, Walker
+from benchmarks.retrieval.replay.log import Log
+from benchmarks.retrieval.replay.run import Pool, Walker
 from benchmarks.retrieval.shares import (
     NotNegative,
     Positive,

@@ -1,0 +1,1 @@
+"""Protocols that replay a log of clicks."""

@@ -1,0 +1,1 @@
+"""Protocols that split a data set once."""
