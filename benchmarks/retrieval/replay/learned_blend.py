@@ -18,7 +18,7 @@ from torch.nn import functional
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.models import CoClicks, Count, CoVisitation, ReplayModel
 from benchmarks.retrieval.replay.run import Pool, Walker
-from benchmarks.retrieval.shares import (
+from benchmarks.retrieval.replay.shares import (
     NotNegative,
     Positive,
     SegmentShare,

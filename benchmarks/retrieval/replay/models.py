@@ -16,7 +16,7 @@ from scipy import sparse
 
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.run import Pool, Walker
-from benchmarks.retrieval.shares import (
+from benchmarks.retrieval.replay.shares import (
     NotNegative,
     Positive,
     SegmentShare,

@@ -19,7 +19,7 @@ from benchmarks.retrieval.product_towers import TouchHistories, latest_queries, 
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.models import ReplayModel
 from benchmarks.retrieval.replay.run import Pool, Walker
-from benchmarks.retrieval.shares import recent_counts
+from benchmarks.retrieval.replay.shares import recent_counts
 from benchmarks.retrieval.static.judge import CELLS, METRICS, Scorer, judge
 from benchmarks.retrieval.static.models import Count, Model, Positive
 from benchmarks.retrieval.static.protocols import deal_by_user, leave_last_out
