@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.retrieval.data import Interactions
 from stages import __version__
+from stages.candidate.artifacts import TOWER_FILE, VECTORS_FILE
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.scorer import TOWER_FILE, VECTORS_FILE, UserTower
+from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training.step import train_candidate
 from stages.contracts.config import Config
 from stages.contracts.files import write_json

@@ -13,8 +13,9 @@ import yaml
 
 from benchmarks.retrieval.replay.learned_blend import LearnedBlend
 from benchmarks.retrieval.replay.models import REPLAY_MODELS, ReplayModel
+from benchmarks.retrieval.replay.two_tower import ReplayTwoTower
 from benchmarks.retrieval.static.models import MODELS, Model
-from benchmarks.retrieval.static.two_tower import Blend, DirectedRidgeModel, ReplayTwoTower, TwoTower
+from benchmarks.retrieval.static.two_tower import Blend, DirectedRidgeModel, TwoTower
 from stages.contracts.config import Config, parse_config, read_yaml
 from stages.contracts.errors import ConfigError
 

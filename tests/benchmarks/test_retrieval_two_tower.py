@@ -15,10 +15,11 @@ from benchmarks.retrieval.product_towers import TouchHistories, Trained, in_time
 from benchmarks.retrieval.registry import RECIPES, REPLAYED, STATIC, configure, read_recipe
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.protocols import REPLAYS
+from benchmarks.retrieval.replay.two_tower import ReplayTwoTower
 from benchmarks.retrieval.static import two_tower
 from benchmarks.retrieval.static.judge import judge
 from benchmarks.retrieval.static.protocols import PROTOCOLS
-from benchmarks.retrieval.static.two_tower import Blend, ReplayTwoTower, TwoTower, blended, standardised
+from benchmarks.retrieval.static.two_tower import Blend, TwoTower, blended, standardised
 from stages.candidate.config import CandidateConfig
 from stages.candidate.data.examples import first_touches, training_examples
 from stages.contracts.errors import ConfigError

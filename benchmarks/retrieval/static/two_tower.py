@@ -1,9 +1,9 @@
-"""The two-tower as a model of the static protocols and of replays, and its blend with a closed form.
+"""The two-tower as a model of the static protocols, and its blend with a closed form.
 
 The blend is the candidate stage as well: its closed-form part is one more source of scores. ``--models blend`` prints
 both, for the tower is fitted once.
 
-Legend: U users, N items, B users or events of a block, D dimensions.
+Legend: U users, N items, B users of a block, D dimensions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.product_towers import TouchHistories, latest_queries, shuffled, towers_gigabytes, train_towers
-from benchmarks.retrieval.replay.log import Log
-from benchmarks.retrieval.replay.models import ReplayModel
-from benchmarks.retrieval.replay.run import Pool, Walker
-from benchmarks.retrieval.replay.shares import recent_counts
+from benchmarks.retrieval.product_towers import latest_queries, shuffled, towers_gigabytes, train_towers
 from benchmarks.retrieval.static.judge import CELLS, METRICS, Scorer, judge
 from benchmarks.retrieval.static.models import Count, Model, Positive
 from benchmarks.retrieval.static.protocols import deal_by_user, leave_last_out
@@ -230,45 +226,3 @@ def standardised(scores_BN: np.ndarray) -> np.ndarray:
     spread_B1 = scores_BN.std(axis=1, keepdims=True)
     found: np.ndarray = (scores_BN - scores_BN.mean(axis=1, keepdims=True)) / np.where(spread_B1 > 0, spread_B1, 1)
     return found
-
-
-class ReplayTwoTower(ReplayModel):
-    """The two-tower trained on the past; each event's history is embedded as it stands before it.
-
-    Who has no history that the tower knows is answered with what is popular. Items that came after training have no
-    vector and are not answered.
-
-    Attributes:
-        candidate, features: as of ``TwoTower``.
-        seed: of the training.
-    """
-
-    candidate: CandidateConfig = CandidateConfig()
-    features: FeatureConfig = FeatureConfig()
-    seed: Annotated[int, Field(ge=0)] = 1
-
-    def prepare(self, log: Log, train: int) -> Walker:
-        """Train on the first ``train`` events."""
-        items = int(log.item[:train].max()) + 1
-        rows = Interactions(
-            log.user[:train], log.item[:train], log.time_ms[:train] // 1000, int(log.user[:train].max()) + 1, items
-        )
-        trained = train_towers(rows, self.candidate.model_copy(update={"seed": self.seed}), self.features)
-        known = np.flatnonzero(log.item < items)
-        histories = TouchHistories(
-            log.user[known], log.item[known], log.time_ms[known], self.features.history_length, items
-        )
-
-        def walk(rows: slice) -> Pool:
-            events = np.arange(rows.start, rows.stop)
-            start, end = histories.before(log.user[rows], np.searchsorted(known, events))
-            scores_BN = trained.scores(trained.queries(histories.inputs(start, end, log.time_ms[rows])))
-            scores_BN[start == end] = recent_counts(log, rows.start, None)[:items]
-            return Pool(np.arange(items), scores_BN)
-
-        return walk
-
-    def gigabytes(self, log: Log, train: int) -> float:
-        """The training and its processes, and the log by user."""
-        items = int(log.item[:train].max()) + 1
-        return towers_gigabytes(train, items, self.candidate, self.features) + 80 * len(log) / 1e9
