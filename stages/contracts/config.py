@@ -55,7 +55,7 @@ def parse_config(
     except ValidationError as error:
         faults: dict[str, list[str]] = {}
         own = _own_faults(model, base)
-        for fault in error.errors():
+        for fault in _faults(error):
             blamed = _blamed(fault, origin, laid_over or {}, own)
             faults.setdefault(blamed, []).append(_in_words(model, fault))
         raise ConfigError("; ".join(f"{blamed}: {'; '.join(words)}" for blamed, words in faults.items())) from None
@@ -65,6 +65,12 @@ def _in_words(model: type[BaseModel], fault: Any) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "(root)"
     if fault["type"] == "extra_forbidden":
         return f"{field}: unknown key{_allowed(str(fault['loc'][-1]), _names_beside(model, fault['loc']))}"
+    if fault["type"].startswith("union_tag"):
+        tag = fault["ctx"]["discriminator"].strip("'")
+        forms = _forms_at(model, fault["loc"])
+        allowed = ", ".join(str(name) for form in forms for name in get_args(form.model_fields[tag].annotation))
+        given = f" = {fault['input'][tag]!r}: allowed" if tag in fault["input"] else ": missing, allowed"
+        return f"{field}.{tag}{given} are {allowed}"
     words = fault["msg"].removeprefix("Value error, ")
     return (
         f"{field}: {words}"
@@ -83,14 +89,38 @@ def _allowed(name: str, names: list[str]) -> str:
 
 def _names_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed where an unknown one stands, none where its section has several forms."""
-    for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
-        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if len(found) != 1:
-            return []
-        model = found[0]
-    return sorted(model.model_fields)
+    forms = _forms_at(model, loc[:-1])
+    return sorted(forms[0].model_fields) if len(forms) == 1 else []
+
+
+def _forms_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
+    """Return the models that a section may be of."""
+    forms = [model]
+    for part in loc:
+        named = [form.model_fields[str(part)].annotation for form in forms if str(part) in form.model_fields]
+        if named:
+            forms = [form for annotation in named for form in _forms(annotation)]
+        else:  # a place in a list, a key of a mapping, or the tag that says which of several forms it is
+            forms = [form for form in forms if _has_tag(form, str(part))] or forms
+    return forms
+
+
+def _forms(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models in a type: of its elements, of its alternatives, or itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [form for argument in get_args(annotation) for form in _forms(argument)]
+
+
+def _has_tag(form: type[BaseModel], tag: str) -> bool:
+    return any(tag in get_args(field.annotation) for field in form.model_fields.values())
+
+
+def _faults(error: ValidationError) -> list[Any]:
+    """Return what is wrong, without lists that are too short because what they hold is wrong."""
+    found = error.errors()
+    within = {fault["loc"][:depth] for fault in found for depth in range(len(fault["loc"]))}
+    return [fault for fault in found if fault["type"] != "too_short" or fault["loc"] not in within]
 
 
 def _blamed(fault: Any, origin: str, laid_over: Mapping[str, Mapping[str, Any]], own: list[Any]) -> str:
@@ -116,7 +146,7 @@ def _own_faults(model: type[BaseModel], values: Mapping[str, Any] | None) -> lis
         if values is not None:
             model.model_validate(values)
     except ValidationError as error:
-        return [(fault["loc"], fault["msg"]) for fault in error.errors()]
+        return [(fault["loc"], fault["msg"]) for fault in _faults(error)]
     return []
 
 

@@ -68,8 +68,10 @@ class InteractionColumns(_Columns):
         event_id: column of an id that no other event of the source has, or columns that only together
             are one. Where it is given, it alone says whether two rows are the same event, in one file
             or in two; else the content says it, and identical rows of one file are different events.
-        signal_column: column of the kind of event; where None, every row has ``signal``.
-        value_column: column of the event's strength; where None, every row has ``value``.
+        signal_column: column of the kind of event.
+        signal: kind of every event, where there is no ``signal_column``.
+        value_column: column of the event's strength.
+        value: strength of every event, where there is no ``value_column``.
         non_negative: whether a value below zero (a watch time) is a fault.
         allow_times: whether times are taken that look like a mistake of the unit: before 1990, in the
             future, or many users within an hour (see ``times``).
@@ -138,6 +140,7 @@ class ItemColumns(_Columns):
         item_id: column name, required; the other columns may be None.
         title: where None or empty, the id is the title.
         categories: column or columns of names joined by ``category_separator`` (or a Parquet list).
+        category_separator: between the names in one cell.
         ignored_categories: names that say that there is no category.
         category_flags: columns that hold 1 where the item has the category of that name.
         created_at: time of birth or release.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
 from stages.contracts.config import Config, parse_config, read_yaml
 from stages.contracts.errors import ConfigError, ReleaseError
@@ -27,6 +29,35 @@ def test_all_faults_are_named_at_once() -> None:
     assert "demo.yaml" in message
     assert "inner.epochs = 'many'" in message
     assert "tyop: unknown key" in message
+
+
+class _Red(Config):
+    kind: Literal["red"] = "red"
+    shade: int = 0
+
+
+class _Blue(Config):
+    kind: Literal["blue"] = "blue"
+    depth: int = 0
+
+
+class _Many(Config):
+    parts: tuple[Annotated[_Red | _Blue, Field(discriminator="kind")], ...] = Field(min_length=1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([{"kind": "red", "shadow": 1}], "page: parts.0.red.shadow: unknown key, allowed are kind, shade"),
+        ([{"kind": "green"}], "page: parts.0.kind = 'green': allowed are red, blue"),
+        ([{"depth": 1}], "page: parts.0.kind: missing, allowed are red, blue"),
+        ([], "page: parts = []: Tuple should have at least 1 item after validation, not 0"),
+    ],
+)
+def test_a_fault_in_one_of_several_forms_is_told_alone_with_what_is_allowed(parts: list[object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(_Many, {"parts": parts}, "page")
+    assert str(caught.value) == words
 
 
 @pytest.mark.parametrize(
