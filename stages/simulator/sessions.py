@@ -225,8 +225,12 @@ def _encode(world: World, rows: Events) -> pa.RecordBatch:
     )
 
 
-def event_batches(world: World, chunk: int) -> Iterator[pa.RecordBatch]:
-    """Yield the log of ``world`` in time order, ``chunk`` rows a batch."""
+def event_batches(world: World, chunk: int = 100_000) -> Iterator[pa.RecordBatch]:
+    """Yield the log of ``world`` in time order, ``chunk`` rows a batch (the last one may be shorter).
+
+    Columns: user_id, item_id, signal, value (1, or the watched share of the duration for ``watch``), event_time_ms. The
+    rows do not depend on ``chunk``.
+    """
     if chunk < 1:
         raise ValueError(f"chunk = {chunk}: must be at least 1")
     pending: list[Events] = []

@@ -15,7 +15,6 @@ Shapes: U users, N items, E taste dimensions, M topics a user.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -201,16 +200,6 @@ class World:
             for row in range(self.config.n_users)
         ]
         return pa.table({"user_id": self.user_ids, "attributes": attributes})
-
-    def events(self, chunk: int = 100_000) -> Iterator[pa.RecordBatch]:
-        """Yield the log in time order, ``chunk`` rows a batch (the last one may be shorter).
-
-        Columns: user_id, item_id, signal, value (1, or the watched share of the duration for
-        ``watch``), event_time_ms. The rows do not depend on ``chunk``.
-        """
-        from stages.simulator.sessions import event_batches
-
-        return event_batches(self, chunk)
 
 
 def item_id(row: int) -> str:

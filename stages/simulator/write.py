@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts.files import atomic_directory, write_json
 from stages.simulator.config import SIGNALS, WorldConfig
+from stages.simulator.sessions import event_batches
 from stages.simulator.world import World
 
 EVENTS_FILE, ITEMS_FILE, USERS_FILE, TRUTH_FILE = "events.parquet", "items.parquet", "users.parquet", "truth.json"
@@ -42,7 +43,7 @@ def write_world(config: WorldConfig, directory: Path) -> dict[str, int]:
         pq.write_table(world.items(), temporary / ITEMS_FILE, compression="zstd")  # type: ignore[no-untyped-call]
         pq.write_table(world.users(), temporary / USERS_FILE, compression="zstd")  # type: ignore[no-untyped-call]
         with pq.ParquetWriter(temporary / EVENTS_FILE, EVENTS_SCHEMA, compression="zstd") as writer:  # type: ignore[no-untyped-call]
-            for batch in world.events():
+            for batch in event_batches(world):
                 writer.write_batch(batch)  # type: ignore[no-untyped-call]
                 for entry in batch.column("signal").value_counts().to_pylist():
                     counts[entry["values"]] += entry["counts"]

@@ -16,6 +16,7 @@ from stages.contracts.tables import DAY_MS
 from stages.dataset.build import build_snapshot, snapshot_body
 from stages.dataset.config import DatasetStepConfig
 from stages.simulator import World, WorldConfig
+from stages.simulator.sessions import event_batches
 from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.ingest.ingest import ingest_tables
 
@@ -39,7 +40,7 @@ def config_of(**changes: Any) -> DatasetStepConfig:
 
 
 def load(warehouse: Warehouse, seed: int | None = None) -> None:
-    events, items, users = pa.Table.from_batches(list(WORLD.events())), WORLD.items(), WORLD.users()
+    events, items, users = pa.Table.from_batches(list(event_batches(WORLD))), WORLD.items(), WORLD.users()
     items = items.slice(5)  # some items are known from events only
     states = dict(zip(items["item_id"].to_pylist(), STATES * len(items), strict=False))
     if seed is not None:
@@ -85,7 +86,7 @@ def test_the_warehouse_answers_like_plain_lists(
     duckdb_warehouse: Warehouse, tmp_path: Path, list_source: Callable[..., Any], changes: dict[str, Any]
 ) -> None:
     found = snapshot_of(duckdb_warehouse, tmp_path / "found", **changes)
-    rows = [tuple(row.values()) for batch in WORLD.events() for row in batch.to_pylist()]
+    rows = [tuple(row.values()) for batch in event_batches(WORLD) for row in batch.to_pylist()]
     items = [tuple(row.values()) for row in WORLD.items().slice(5).to_pylist()]
     (tmp_path / "wanted").mkdir()
     states = {row[0]: state for number, row in enumerate(items) if (state := STATES[number % 3])}

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pytest
 
 from stages.simulator import World, WorldConfig, sessions
-from stages.simulator.sessions import _drop_repeats, examination
+from stages.simulator.sessions import _drop_repeats, event_batches, examination
 
 MEDIUM = WorldConfig(n_users=400, n_items=500, n_events=60_000, days=20)
 
 
 def log_of(world: World, chunk: int = 1 << 20) -> pa.Table:
-    return pa.Table.from_batches(list(world.events(chunk)))
+    return pa.Table.from_batches(list(event_batches(world, chunk)))
 
 
 def rows_of(ids: pa.ChunkedArray) -> np.ndarray:
@@ -39,7 +39,7 @@ def log(world: World) -> dict[str, np.ndarray]:
 def test_log_does_not_depend_on_the_chunk_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "BLOCK_SESSIONS", 16)  # many blocks, so that events cross them
     world = World(WorldConfig(n_users=50, n_items=60, n_events=1_500, days=1, slate_size=5))
-    batches = list(world.events(chunk))
+    batches = list(event_batches(world, chunk))
     assert {len(batch) for batch in batches[:-1]} <= {chunk}
     assert pa.Table.from_batches(batches).combine_chunks().equals(log_of(world).combine_chunks())
 
@@ -122,4 +122,4 @@ def test_drop_repeats_keeps_the_first_of_each() -> None:
 
 def test_a_chunk_below_one_is_refused(world: World) -> None:
     with pytest.raises(ValueError, match="chunk = 0"):
-        next(world.events(0))
+        next(event_batches(world, 0))
