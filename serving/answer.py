@@ -25,8 +25,8 @@ class AnsweredItem:
         item_id, title: from the catalogue.
         score: of the last stage that ranked it.
         rank: position in the answer, from 0.
-        source: which source named it (the first, see ``stages.candidate.generators.blend``), such as ``tower``; ``popular``
-            for items of the popular list and, without history, for what is trending.
+        source: which source named it (the first, see ``stages.candidate.generators.blend``), such as ``tower``;
+            ``popular`` for items of the popular list and, without history, for what is trending.
         places: score and rank at each stage that ran; empty unless asked for.
         named_by: score and rank in the list of every source that named it; empty unless asked for, and where the
             index is the only source.

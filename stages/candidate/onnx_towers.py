@@ -1,4 +1,6 @@
-"""The item tower as one portable file: it embeds items that were born after the training.
+"""Both towers as portable files on ONNX Runtime; no torch here.
+
+The item tower embeds items that were born after the training.
 
 What an item is known by beside its id goes through ``item_tower.onnx`` as in training; an item without a
 row of its own in the trained table has a zero id embedding, like the items whose ids were hidden there.
@@ -14,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from stages.candidate.artifacts import ITEM_TOWER_FILE
 from stages.candidate.data.item_features import hashed_words
 from stages.contracts.errors import ReleaseError
 from stages.contracts.snapshot import ItemTable
-from stages.features.history import age_seconds
+from stages.features.history import TowerInputs, age_seconds
 
-ITEM_TOWER_FILE = "item_tower.onnx"
 _ALWAYS = ("item_rows", "category_codes", "duration_s")
 INPUTS = (*_ALWAYS, "word_codes", "age_s")
 """What an item tower may read, by the names of its ONNX inputs; the last two are options."""
@@ -28,6 +30,45 @@ SIZES = ("n_rows", "n_categories", "n_words")
 """Keys of the file's metadata: items with an id embedding, categories, buckets of words."""
 _BLOCK, _ENTRIES = 1 << 14, 1 << 18
 """Items embedded at a time, and entries of bags with their padding: 16 MB of floats at 16 dimensions."""
+USER_INPUTS = ("history_items", "history_signals", "history_ages", "context", "user")
+"""What a user tower may read, by the names of its ONNX inputs; see ``TowerInputs``."""
+
+
+class UserTower:
+    """The exported user tower on one thread.
+
+    Attributes:
+        inputs: which of ``USER_INPUTS`` it reads.
+
+    Raises:
+        ReleaseError: if the file is not a loadable ONNX model with the expected inputs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a class of its own for each kind of fault
+            raise ReleaseError(f"{path} is not a loadable ONNX model: {error}") from None
+        self.inputs = tuple(entry.name for entry in self._session.get_inputs())
+        if "history_items" not in self.inputs or not set(self.inputs) <= set(USER_INPUTS):
+            raise ReleaseError(
+                f"{path}: inputs {list(self.inputs)}, expected history_items and some of {list(USER_INPUTS)}"
+            )
+
+    def embed(self, inputs: TowerInputs) -> np.ndarray:
+        """Return float32 queries ``[B, D]``, or ``[B, T, D]`` of a tower with T tastes a user."""
+        named = inputs.named()
+        query_BD: np.ndarray = self._session.run(["query"], {name: named[name] for name in self.inputs})[0]
+        return query_BD
+
+
+def ranker_query(query_BD: np.ndarray) -> np.ndarray:
+    """Return float32 ``[B, D]``, the one vector a user that rankers read: the mean over tastes."""
+    mean_BD: np.ndarray = query_BD if query_BD.ndim == 2 else query_BD.mean(axis=1)
+    return mean_BD
 
 
 class PortableItemTower:

@@ -19,8 +19,8 @@ with warnings.catch_warnings():
     import stages.candidate.training.worker  # noqa: F401
 
 from stages.candidate.config import CandidateConfig, IndexConfig, TrainCandidateConfig
-from stages.candidate.data.examples import Catalogue, Examples, first_touches
-from stages.candidate.data.item_features import hashed_words
+from stages.candidate.data.examples import Examples, first_touches
+from stages.candidate.data.item_features import Catalogue, hashed_words
 from stages.candidate.index.step import build_index
 from stages.candidate.training.step import train_candidate
 from stages.contracts.files import write_json

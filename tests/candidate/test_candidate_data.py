@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.candidate.data.examples import Catalogue, first_touches, latest_inputs, touch_matrix, training_examples
+from stages.candidate.data.examples import first_touches, latest_inputs, touch_matrix, training_examples
+from stages.candidate.data.item_features import Catalogue
 from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.snapshot import ItemTable, Snapshot, SnapshotMeta, Task, TimeBorders
 from stages.features.config import FeatureConfig

@@ -6,7 +6,7 @@ import torch
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.export.user_tower import item_content, item_vectors, user_tower, write_onnx
-from stages.candidate.scorer import UserTower
+from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training.batches import Batches
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER

@@ -10,10 +10,11 @@ import torch
 
 from stages.candidate.config import CandidateConfig
 from stages.candidate.distributed.sharding import INIT_BLOCK, Piece, fill
-from stages.candidate.towers.inputs import InputMaker, with_stride
+from stages.candidate.distributed.strides import with_stride
 from stages.candidate.towers.table_parts import WHOLE, Part, dealt, part_of, parts
 from stages.candidate.training import worker
 from stages.candidate.training.batches import Batches
+from stages.candidate.training.input_maker import InputMaker
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig
 from tests.candidate.test_candidate_sharding import job

@@ -10,9 +10,9 @@ import pytest
 
 from stages.candidate.config import IndexConfig, TrainCandidateConfig
 from stages.candidate.index.step import build_index
-from stages.candidate.onnx_towers import PortableItemTower
+from stages.candidate.onnx_towers import PortableItemTower, UserTower
 from stages.candidate.refresh.vectors import RefreshVectorsConfig, refresh_vectors
-from stages.candidate.scorer import CandidateScorer, UserTower
+from stages.candidate.scorer import CandidateScorer
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.warm_start import warm_start_version
 from stages.contracts.errors import DataError, ReleaseError

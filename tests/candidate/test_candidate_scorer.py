@@ -5,7 +5,8 @@ import numpy as np
 import onnx
 import pytest
 
-from stages.candidate.scorer import CandidateScorer, UserTower, ranker_query
+from stages.candidate.onnx_towers import UserTower, ranker_query
+from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 

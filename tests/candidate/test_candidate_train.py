@@ -8,7 +8,7 @@ import pytest
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.export.user_tower import export
-from stages.candidate.scorer import UserTower
+from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training import step as train
 from stages.candidate.training.progress import relay
 from stages.candidate.training.step import prepare, rank_failure, train_candidate

@@ -10,8 +10,7 @@ from stages.candidate.export import user_tower_tables as user_tables
 from stages.candidate.export.item_tower import write_item_tower
 from stages.candidate.export.user_tower import item_content, user_tower, write_onnx
 from stages.candidate.export.user_tower_tables import content_of, extended, item_tables
-from stages.candidate.onnx_towers import PortableItemTower
-from stages.candidate.scorer import UserTower
+from stages.candidate.onnx_towers import PortableItemTower, UserTower
 from stages.contracts.errors import DataError, ReleaseError
 from tests.candidate.grown import BUCKETS, LATER_MS, NEW, N, grow, models
 

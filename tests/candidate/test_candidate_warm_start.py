@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.scorer import UserTower
+from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.warm_start import warm_start_version
 from stages.contracts.errors import ConfigError

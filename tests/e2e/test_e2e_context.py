@@ -18,7 +18,7 @@ from serving.errors import FieldError
 from serving.events import Event
 from serving.funnel import Funnel
 from serving.release import load_release
-from stages.candidate.scorer import ranker_query
+from stages.candidate.onnx_towers import ranker_query
 from stages.contracts.examples import Examples
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import PART_EVALUATION

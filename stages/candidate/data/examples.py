@@ -12,14 +12,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import sparse
 
-from stages.candidate.data.item_features import Catalogue
 from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.snapshot import Snapshot, SnapshotMeta
 from stages.contracts.tables import PART_CANDIDATE, EventTable
 from stages.features.config import FeatureConfig
 from stages.features.history import TowerInputs, age_seconds, event_relevance
 
-__all__ = ["Catalogue", "Examples", "first_touches", "latest_inputs", "training_examples"]
+__all__ = ["Examples", "first_touches", "latest_inputs", "training_examples"]
 
 
 _POSITIONS = ("start", "end", "version_offsets")

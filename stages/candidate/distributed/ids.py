@@ -17,7 +17,8 @@ from torch import nn
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stages.candidate.towers.inputs import SentFeatures, largest_stride, with_stride
+from stages.candidate.distributed.strides import largest_stride, with_stride
+from stages.candidate.towers.inputs import SentFeatures
 
 Sending = Generator[None, None, SentFeatures]
 """Stops while an exchange goes on, and returns when the last one has ended; every rank resumes it equally often."""

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stages.candidate.artifacts import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.export.item_tower import write_item_tower
 from stages.candidate.export.onnx_export import State, closed, loaded, onnx_model, table_of
 from stages.candidate.export.user_tower_tables import PROTOBUF_LIMIT, item_tables
-from stages.candidate.onnx_towers import ITEM_TOWER_FILE
-from stages.candidate.scorer import TOWER_FILE, TOWER_JSON, VECTORS_FILE, UserTower
+from stages.candidate.onnx_towers import UserTower
 from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
 from stages.contracts.errors import DataError

@@ -15,10 +15,11 @@ from typing import Any
 import faiss
 import numpy as np
 
+from stages.candidate.artifacts import INDEX_FILE, INDEX_JSON, TOWER_FILE, TOWER_JSON, load_vectors
 from stages.candidate.config import IndexConfig
 from stages.candidate.data.examples import latest_inputs
 from stages.candidate.index.choice import choose_index
-from stages.candidate.scorer import INDEX_FILE, INDEX_JSON, TOWER_FILE, TOWER_JSON, UserTower, load_vectors
+from stages.candidate.onnx_towers import UserTower
 from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot

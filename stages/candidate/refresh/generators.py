@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.candidate.artifacts import TOWER_JSON
 from stages.candidate.generators.files import (
     SOURCES_DIRECTORY,
     SOURCES_JSON,
@@ -20,7 +21,6 @@ from stages.candidate.generators.files import (
     write_summary,
 )
 from stages.candidate.generators.neighbour_lists import content_neighbours
-from stages.candidate.scorer import TOWER_JSON
 from stages.contracts.config import Config
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from stages.candidate.artifacts import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE, load_vectors
 from stages.candidate.export.user_tower_tables import content_of, extended
-from stages.candidate.onnx_towers import ITEM_TOWER_FILE, PortableItemTower
-from stages.candidate.scorer import TOWER_FILE, TOWER_JSON, VECTORS_FILE, load_vectors
+from stages.candidate.onnx_towers import PortableItemTower
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json

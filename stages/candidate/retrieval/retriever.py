@@ -11,7 +11,8 @@ import numpy as np
 
 from stages.candidate.generators.blend import Blend, Blended
 from stages.candidate.generators.generators import Asked
-from stages.candidate.scorer import CandidateScorer, ranker_query
+from stages.candidate.onnx_towers import ranker_query
+from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.sources import SourceScores

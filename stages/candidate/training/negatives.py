@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from stages.candidate.config import CandidateConfig
-from stages.candidate.data.examples import Catalogue
+from stages.candidate.data.item_features import Catalogue
 from stages.contracts.errors import ConfigError
 
 FULL_SOFTMAX_ITEMS = 200_000

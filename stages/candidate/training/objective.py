@@ -18,8 +18,9 @@ from stages.candidate.data.item_features import Catalogue
 from stages.candidate.distributed.ahead import SentAhead
 from stages.candidate.distributed.candidate_exchange import CandidateExchange, Share
 from stages.candidate.distributed.rows import RowExchange, nothing
+from stages.candidate.distributed.strides import alike_on_all_ranks, alone
 from stages.candidate.towers.fused_softmax import TargetFinder, fused_sampled_softmax
-from stages.candidate.towers.inputs import InputMaker, ModelInputs, alike_on_all_ranks, alone
+from stages.candidate.towers.inputs import ModelInputs
 from stages.candidate.towers.losses import (
     bpr,
     by_kind_log_q,
@@ -33,6 +34,7 @@ from stages.candidate.towers.losses import (
     sampled_softmax,
 )
 from stages.candidate.training.batches import Batch, Batches
+from stages.candidate.training.input_maker import InputMaker
 
 
 def mixed_precision(device: torch.device, config: CandidateConfig) -> torch.autocast:

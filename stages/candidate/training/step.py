@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.candidate.artifacts import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 from stages.candidate.config import TrainCandidateConfig
-from stages.candidate.data.examples import Catalogue, training_examples
+from stages.candidate.data.examples import training_examples
+from stages.candidate.data.item_features import Catalogue
 from stages.candidate.data.validation import checked_tables
-from stages.candidate.onnx_towers import ITEM_TOWER_FILE, item_tower_deviation
-from stages.candidate.scorer import VECTORS_FILE, load_vectors
+from stages.candidate.onnx_towers import item_tower_deviation
 from stages.candidate.training.progress import relay
 from stages.candidate.training.warm_start import (
     RUN_FILE,

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from stages import __version__
+from stages.candidate.artifacts import TOWER_JSON
 from stages.candidate.config import TrainCandidateConfig
-from stages.candidate.scorer import TOWER_JSON
 from stages.contracts.code import code_digest
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError, DataError, TransientError
