@@ -218,7 +218,7 @@ def test_a_replay_embeds_the_history_as_it_stands(monkeypatch: pytest.MonkeyPatc
         seen.append(rows)
         return Trained(Reading(), np.eye(4, 6, dtype=np.float32))  # the four first numbers of what it reads
 
-    monkeypatch.setattr(two_tower, "train_towers", reading)
+    monkeypatch.setattr("benchmarks.retrieval.replay.two_tower.train_towers", reading)
     model = ReplayTwoTower(features=FeatureConfig(history_length=3))
     walk = model.prepare(log, 4)
     assert (seen[0].users, seen[0].items, len(seen[0])) == (2, 4, 4)

@@ -27,13 +27,13 @@ STEPS = (
     "dataset.build",
     "dataset.checks.run",
     "sufficiency.report",
-    "candidate.train",
-    "candidate.index",
-    "candidate.train_sources",
-    "candidate.retrieve",
-    "candidate.linear_baselines",
-    "candidate.refresh",
-    "candidate.refresh_sources",
+    "candidate.training.step",
+    "candidate.index.step",
+    "candidate.retrieval.fit_generators",
+    "candidate.retrieval.step",
+    "candidate.linear.baselines",
+    "candidate.refresh.vectors",
+    "candidate.refresh.generators",
     "features.build",
     "light_ranker.train",
     "heavy_ranker.train",
@@ -100,15 +100,31 @@ def test_a_digest_is_the_same_wherever_the_package_lies(package: Path, own: dict
 @pytest.mark.parametrize(
     ("file", "inside", "outside"),
     [
-        ("features/ranking.py", {"features.build", "shared"}, {"candidate.train", "dataset.build", "tower"}),
-        ("features/history.py", {"features.build", "candidate.train", "candidate.retrieve", "shared", "tower"}, {}),
-        ("candidate/scorer.py", {"candidate.retrieve", "features.build", "shared"}, {"light_ranker.train"}),
-        ("candidate/item_tower.py", {"candidate.train", "candidate.refresh", "shared", "tower"}, {"dataset.build"}),
-        ("heavy_ranker/scorer.py", {"features.build", "shared"}, {"dataset.build", "candidate.train", "tower"}),
+        ("features/ranking.py", {"features.build", "shared"}, {"candidate.training.step", "dataset.build", "tower"}),
+        (
+            "features/history.py",
+            {"features.build", "candidate.training.step", "candidate.retrieval.step", "shared", "tower"},
+            {},
+        ),
+        ("candidate/scorer.py", {"candidate.retrieval.step", "features.build", "shared"}, {"light_ranker.train"}),
+        (
+            "candidate/onnx_towers.py",
+            {"candidate.training.step", "candidate.refresh.vectors", "shared", "tower"},
+            {"dataset.build"},
+        ),
+        ("heavy_ranker/scorer.py", {"features.build", "shared"}, {"dataset.build", "candidate.training.step", "tower"}),
         # Imported inside a function, and run by its name in a subprocess.
-        ("candidate/export.py", {"candidate.train"}, {"candidate.retrieve", "shared", "tower"}),
-        ("candidate/worker.py", {"candidate.train"}, {"candidate.retrieve", "shared", "tower"}),
-        ("warehouse/select.py", {"dataset.build"}, {"features.build", "candidate.train", "shared"}),
+        (
+            "candidate/export/user_tower.py",
+            {"candidate.training.step"},
+            {"candidate.retrieval.step", "shared", "tower"},
+        ),
+        ("candidate/training/worker.py", {"candidate.training.step"}, {"candidate.retrieval.step", "shared", "tower"}),
+        (
+            "warehouse/selection/conditions.py",
+            {"dataset.build"},
+            {"features.build", "candidate.training.step", "shared"},
+        ),
         ("light_ranker/train.py", {"light_ranker.train"}, set(STEPS) - {"light_ranker.train"}),
         ("contracts/tables.py", {*STEPS, "shared", "tower"}, {}),
         ("__init__.py", set(), {*STEPS, "shared", "tower"}),
@@ -122,7 +138,9 @@ def test_a_digest_changes_with_what_it_covers_and_nothing_else(
     assert not found & set(outside)
 
 
-@pytest.mark.parametrize("step", ["dataset.build", "sufficiency.report", "candidate.train", "heavy_ranker.train"])
+@pytest.mark.parametrize(
+    "step", ["dataset.build", "sufficiency.report", "candidate.training.step", "heavy_ranker.train"]
+)
 def test_whatever_importing_a_step_loads_is_covered(step: str) -> None:
     """What Python itself loads is the oracle."""
     program = f"import json, sys; import stages.{step}; print(json.dumps({{name: '' for name in sys.modules}}))"
@@ -133,7 +151,7 @@ def test_whatever_importing_a_step_loads_is_covered(step: str) -> None:
 
 def test_a_step_that_writes_a_digest_down_runs_again_when_it_changes() -> None:
     roots = {"stages": ROOT}
-    for step, noted in (("features.build", SHARED), ("candidate.train", TOWER)):
+    for step, noted in (("features.build", SHARED), ("candidate.training.step", TOWER)):
         covered = code._closure([f"stages.{step}"], roots, {})
         names = [name for module in noted for name in code._with_contents(module)]
         assert set(code._closure(names, roots, {})) <= set(covered)
