@@ -217,6 +217,7 @@ def selection(recipe: Recipe, source: StageResult) -> DatasetStepConfig:
         as_of_ms=source.info["as_of_ms"],
         warehouse_fingerprint=source.fingerprint,
         seed=recipe.seed,
+        exposure_signals=recipe.features.exposure_signals,
     )
 
 

@@ -32,6 +32,7 @@ from stages.contracts.config import Config
 from stages.contracts.files import read_json
 from stages.contracts.id_map import IdMapVersion
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable, row_groups
+from stages.contracts.touches import EXPOSURE_SIGNALS, touching
 from stages.contracts.value_ranges import ValueRange
 from stages.contracts.value_rules import FittedValueRule
 
@@ -81,6 +82,8 @@ class SnapshotMeta(Config):
     Attributes:
         signals: event kinds; ``EventTable.signal`` is a position in it.
         categories: names; ``items.categories`` holds positions in it.
+        exposure_signals: event kinds that say that an item was shown and are no touches, also ones that are not
+            among ``signals``: the recipe's ``features.exposure_signals``.
         tasks: the tasks whose labels ``targets.parquet`` holds, the first is the main one.
         borders: time borders of the parts.
         context: columns of ``contexts.parquet``.
@@ -96,6 +99,7 @@ class SnapshotMeta(Config):
     """
 
     signals: tuple[str, ...]
+    exposure_signals: tuple[str, ...] = EXPOSURE_SIGNALS
     categories: tuple[str, ...]
     tasks: tuple[Task, ...]
     borders: TimeBorders
@@ -106,6 +110,11 @@ class SnapshotMeta(Config):
     value_ranges: tuple[ValueRange, ...] = ()
     counts: dict[str, int]
     fingerprint: str
+
+    @property
+    def touching(self) -> np.ndarray:
+        """Return bool ``[S]`` by signal code: which events are touches, see ``stages.contracts.touches``."""
+        return touching(self.signals, self.exposure_signals)
 
 
 NEVER_AVAILABLE_MS = (1 << 62) - 1

@@ -73,12 +73,13 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
     counts, catalogue = dict(selected.counts), selected.catalogue
     events = read_for_requests(directory / EVENTS_FILE, len(catalogue))
     requests, targets, made = build_requests(
-        events, len(catalogue), config.requests, config.tasks, config.signals, config.seed
+        events, len(catalogue), config.requests, config.tasks, config.signals, config.exposure_signals, config.seed
     )
     counts |= made
     _check_requests(config, counts)
     contents = Contents(
         signals=config.signals,
+        exposure_signals=config.exposure_signals,
         tasks=config.tasks,
         borders=selected.borders,
         events=directory / EVENTS_FILE,

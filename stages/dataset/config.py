@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.contracts.snapshot import Task
+from stages.contracts.touches import EXPOSURE_SIGNALS
 from stages.contracts.value_rules import ValueRule
 from stages.dataset.contexts import ContextConfig
 from stages.dataset.items.config import ContentConfig, DuplicatesConfig
@@ -197,8 +198,10 @@ class DatasetStepConfig(DatasetConfig):
         as_of_ms: int ms UTC; events from then on do not exist for the snapshot.
         warehouse_fingerprint: changes with the content of the warehouse.
         seed: where the even spread of ``max_requests_per_user`` starts, user by user.
+        exposure_signals: kinds of events that are no touches; a recipe says it in ``features.exposure_signals``.
     """
 
     as_of_ms: int
     warehouse_fingerprint: str
     seed: int = Field(default=0, ge=0)
+    exposure_signals: tuple[str, ...] = EXPOSURE_SIGNALS

@@ -1,6 +1,7 @@
 """Requests and their targets, from the events of the ranker and the evaluation part.
 
-A user's first touches (items that the user never touched before, in any part) are cut into
+A user's first touches (items that the user never touched before, in any part; to be shown an item is no touch,
+see ``stages.contracts.touches``) are cut into
 consecutive chunks. Each chunk is one request at the time of its first event: what will this user
 turn to next? The state that answers it holds events strictly before that time, so no target has
 been seen by then. Only touches that end in a task with relevance count.
@@ -17,6 +18,7 @@ import numpy as np
 
 from stages.contracts.snapshot import Targets, Task
 from stages.contracts.tables import DAY_MS, PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, RequestTable
+from stages.contracts.touches import first_touches, touching
 from stages.dataset.config import RequestConfig
 
 
@@ -77,6 +79,7 @@ def build_requests(
     config: RequestConfig,
     tasks: Sequence[Task],
     signals: Sequence[str],
+    exposure_signals: Sequence[str],
     seed: int,
 ) -> tuple[RequestTable, Targets, dict[str, int]]:
     """Make the requests of the ranker part (active users) and of the evaluation part (all users).
@@ -87,6 +90,7 @@ def build_requests(
         config: chunk size, window and cap.
         tasks: T tasks.
         signals: names by signal code.
+        exposure_signals: those of them that are no touches.
         seed: of the even spread under a cap.
 
     Returns:
@@ -94,8 +98,16 @@ def build_requests(
         relevance above zero; counts of what was made and left out.
     """
     counts: dict[str, int] = {}
+    first = first_touches(events, touching(signals, exposure_signals))
     pieces = [
-        _part_requests(events, part, n_items, config, TaskLabels(events, part, n_items, tasks, signals), seed, counts)
+        _part_requests(
+            touches_of_part(events, part, first),
+            part,
+            config,
+            TaskLabels(events, part, n_items, tasks, signals),
+            seed,
+            counts,
+        )
         for part in (PART_RANKER, PART_EVALUATION)
     ]
     request_time, request_user, request_part, request_context = (
@@ -127,9 +139,8 @@ def build_requests(
 
 
 def _part_requests(
-    events: EventTable,
+    touches: Touches,
     part: int,
-    n_items: int,
     config: RequestConfig,
     labels: TaskLabels,
     seed: int,
@@ -138,7 +149,6 @@ def _part_requests(
     """Return (request time, user, part, context; target's request, item, labels) of one part."""
     name = "ranker" if part == PART_RANKER else "evaluation"
     window_ms = round(config.window_days * DAY_MS)
-    touches = first_touches(events, part, n_items)
     counts[f"{name}_first_touches"] = len(touches)
     wanted = labels.of(touches, touches.time_ms + window_ms) @ labels.relevance > 0
     touches = touches.take(np.flatnonzero(wanted))
@@ -169,13 +179,17 @@ def _part_requests(
     )
 
 
-def first_touches(events: EventTable, part: int, n_items: int) -> Touches:
-    """Return the first events of users on items that fall into a part, sorted by (user, time).
+def touches_of_part(events: EventTable, part: int, first: np.ndarray) -> Touches:
+    """Return the first touches that fall into a part, sorted by (user, time).
 
     In the ranker part only rows of active users count.
+
+    Args:
+        events: in time order.
+        part: PART_RANKER or PART_EVALUATION.
+        first: int64 rows of the first touches of all parts.
     """
     assert part != PART_CANDIDATE  # noqa: S101 - the candidate part asks no requests
-    _, first = np.unique(events.user_index * n_items + events.item_index, return_index=True)
     chosen = events.part[first] == part
     if part == PART_RANKER:
         chosen &= events.active[first]

@@ -28,6 +28,7 @@ class Contents:
     """Everything that a snapshot holds; the events are in ``events.parquet`` already."""
 
     signals: tuple[str, ...]
+    exposure_signals: tuple[str, ...]
     tasks: tuple[Task, ...]
     borders: TimeBorders
     events: Path
@@ -89,6 +90,9 @@ def fingerprint(contents: Contents) -> str:
     """
     digest = ContentHash()
     digest.texts(contents.signals)
+    shown = [name for name in contents.signals if name in contents.exposure_signals]
+    if shown:  # nothing is added where every kept event is a touch
+        digest.texts(shown)
     digest.texts(contents.items.category_names)
     digest.text(canonical_json([task.model_dump(mode="json") for task in contents.tasks]))
     digest.text(canonical_json(contents.borders.model_dump(mode="json")))
@@ -159,6 +163,7 @@ def write_snapshot(contents: Contents, counts: dict[str, int], directory: Path) 
     _write({"context_index": index, **contexts}, directory / "contexts.parquet")
     meta = SnapshotMeta(
         signals=contents.signals,
+        exposure_signals=contents.exposure_signals,
         categories=tuple(items.category_names),
         tasks=contents.tasks,
         borders=contents.borders,

@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.contracts.errors import DataError
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable
+from stages.contracts.touches import touching
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.events import PART_NAMES
 from stages.dataset.snapshot_files import Contents
@@ -51,7 +52,7 @@ def check_disjoint(events: EventTable, contents: Contents) -> None:
     """Refuse a split that puts one user-item pair into two parts.
 
     Of parts that are stretches of time, a pair may have events in several; then no pair that a
-    request asks for may have an event in an earlier part.
+    request asks for may have a touch in an earlier part; it may have been shown there.
 
     Args:
         events: rows of the later parts, and the earlier rows of their pairs.
@@ -62,7 +63,10 @@ def check_disjoint(events: EventTable, contents: Contents) -> None:
     """
     requests, targets, n_items = contents.requests, contents.targets, len(contents.items)
     key = events.user_index * n_items + events.item_index
-    keys = {part: np.unique(key[events.part == part]) for part in PART_NAMES}
+    counts = np.ones(len(events), dtype=bool)
+    if contents.split == "time":
+        counts = touching(contents.signals, contents.exposure_signals)[events.signal]
+    keys = {part: np.unique(key[counts & (events.part == part)]) for part in PART_NAMES}
     asked = requests.user_index[targets.request_id] * n_items + targets.item_index
     part_of_target = requests.part[targets.request_id]
     for later, earlier in (

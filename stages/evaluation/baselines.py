@@ -1,6 +1,7 @@
 """Popularity rankings from events alone: what every stage of the funnel has to beat.
 
-Written apart from ``stages.features``, so that a fault there cannot flatter the funnel here.
+Written apart from ``stages.features``, so that a fault there cannot flatter the funnel here; only what a touch is, both
+take from ``stages.contracts.touches``.
 Legend: Q requests, N items, T first touches.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stages.contracts.tables import EventTable, RankedTable, RequestTable
+from stages.contracts.touches import first_touches
 
 _BLOCK_REQUESTS = 512
 _BLOCK_HALF_LIVES = 64  # weights inside a block stay below 2**64, far from overflow
@@ -18,16 +20,18 @@ _TABLE_ROWS = 4_000_000
 
 
 class FirstTouches:
-    """The first event of each (user, item) pair, in time order.
+    """The first touch of each (user, item) pair, in time order.
+
+    Args:
+        events: in time order, exposures among them.
+        touching_S: bool ``[S]`` by signal code, which events are touches, see ``stages.contracts.touches``.
 
     Attributes:
         user_index, item_index, time_ms: int64 ``[T]``, times non-decreasing.
     """
 
-    def __init__(self, events: EventTable) -> None:
-        width = int(events.item_index.max(initial=0)) + 1
-        _, first = np.unique(events.user_index * width + events.item_index, return_index=True)
-        first = np.sort(first)
+    def __init__(self, events: EventTable, touching_S: np.ndarray) -> None:
+        first = np.sort(first_touches(events, touching_S))
         self.user_index = events.user_index[first]
         self.item_index = events.item_index[first]
         self.time_ms = events.event_time_ms[first]

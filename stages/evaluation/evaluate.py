@@ -104,9 +104,9 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
     """
     snapshot = Snapshot(inputs["snapshot"])
     events = snapshot.events()
-    touches = FirstTouches(events)
+    touches = FirstTouches(events, snapshot.meta.touching)
     # What training knew: by part and not by time, for some splits let the parts overlap in time.
-    known = FirstTouches(events.take(events.part != PART_EVALUATION))
+    known = FirstTouches(events.take(events.part != PART_EVALUATION), snapshot.meta.touching)
     items = snapshot.items()
     requests = _held_out(snapshot, touches, known, len(items))
     head = popular_head(np.bincount(known.item_index, minlength=len(items)))

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from stages.contracts.config import Config
+from stages.contracts.touches import EXPOSURE_SIGNALS
 
 HalfLife = Annotated[float, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -27,7 +28,8 @@ class FeatureConfig(Config):
         similarity_history: newest items of the user that are compared with a candidate.
         smoothing: pseudo-observations of the global mean in each smoothed rate.
         exposure_signals: signals that say that an item was shown, not that the user chose it. They
-            count as exposures of the item; histories, seen items and all other counters ignore them.
+            count as exposures of the item; requests, histories, seen items and all other counters ignore them
+            (``stages.contracts.touches``).
     """
 
     history_length: int = Field(default=50, ge=1)
@@ -37,7 +39,7 @@ class FeatureConfig(Config):
     covisitation_neighbours: int = Field(default=200, ge=1)
     similarity_history: int = Field(default=20, ge=1)
     smoothing: float = Field(default=10.0, gt=0)
-    exposure_signals: tuple[str, ...] = ("impression",)
+    exposure_signals: tuple[str, ...] = EXPOSURE_SIGNALS
 
     @property
     def middle_half_life(self) -> int:

@@ -15,6 +15,7 @@ from stages.contracts.errors import DataError
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import ScoredItems
+from stages.contracts.touches import touching
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.counters import NEVER_MS, DecayedCounts, memory_cells
 from stages.features.covisitation import Covisitation
@@ -57,7 +58,7 @@ class History:
 class FunnelState:
     """Histories, counters and co-visitation of a world, as of the events applied so far.
 
-    A *touch* is an event whose signal is not one of ``config.exposure_signals``. A user's first touch
+    A *touch* is an event that is no exposure, see ``stages.contracts.touches``. A user's first touch
     of an item enters the history, the popularity counters and the co-visitation links; later touches
     of the same item leave the history's order alone, but may raise its signal and value, add the
     positives of tasks that the pair had not reached yet, and count as events.
@@ -123,7 +124,7 @@ class FunnelState:
         self._positives = [memory_cells(row) for row in self.positives]
         self._codes = [{value: code for code, value in enumerate(column.values, start=1)} for column in context]
         self._context_starts = tuple(accumulate((len(column.values) for column in context), initial=0))[:-1]
-        self._is_exposure = [name in config.exposure_signals for name in signals]
+        self._touching = touching(signals, config.exposure_signals).tolist()
         self._rules = [_positive_rules(name, tasks) for name in signals]
 
     @classmethod
@@ -181,7 +182,7 @@ class FunnelState:
         self._check(user_index, item_index, signal, value, time_ms)
         value = float(np.float32(value))
         self.n_users = max(self.n_users, user_index + 1)
-        if self._is_exposure[signal]:
+        if not self._touching[signal]:
             self._count("exposures", item_index, 1)
             self.exposure_counts.add(item_index, time_ms)
             return

@@ -20,6 +20,7 @@ from stages.contracts.manifest import MANIFEST_FILE, FunnelSpec, ReleaseManifest
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import DAY_MS, SERVING
+from stages.contracts.touches import first_touches
 from stages.release.parts import check_parts
 
 RELEASE_DIRECTORY = "release"
@@ -120,13 +121,13 @@ def release_id(body: Mapping[str, Any]) -> str:
 def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> list[dict[str, Any]]:
     """Return the most popular items as of the snapshot's as-of time, ``{item_id, score}``, best first.
 
-    The score of an item is the number of users that touched it, each weighted by
+    The score of an item is the number of users that touched it (``stages.contracts.touches``), each weighted by
     2 ** (-age of the first touch / half-life). Items not yet born or withheld are left out; ties go to the lower
     item index.
     """
     events, items, as_of_ms = snapshot.events(), snapshot.items(), snapshot.meta.borders.as_of_ms
     events = events.take(events.event_time_ms < as_of_ms)
-    _, first = np.unique(events.user_index * len(items) + events.item_index, return_index=True)
+    first = first_touches(events, snapshot.meta.touching)
     weights = np.ones(len(first))
     if half_life_days is not None:
         weights = np.exp2((events.event_time_ms[first] - as_of_ms) / (half_life_days * DAY_MS))

@@ -33,7 +33,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Past:
-    """Active events of the candidate part, of sampled users, in time order.
+    """Active touches of the candidate part, of sampled users, in time order.
 
     Attributes:
         users: int64 ``[S]`` user indices, ascending.
@@ -53,10 +53,10 @@ class Past:
 
 
 def known_users(snapshot: Snapshot) -> np.ndarray:
-    """Return bool ``[U]``: who has an active event in the candidate part; later users are left off the end."""
-    known = np.zeros(0, dtype=bool)
-    for rows in snapshot.stream_events("user_index", "part", "active"):
-        users = rows["user_index"][_teaches(rows)]
+    """Return bool ``[U]``: who has an active touch in the candidate part; later users are left off the end."""
+    known, touching = np.zeros(0, dtype=bool), snapshot.meta.touching
+    for rows in snapshot.stream_events("user_index", "signal", "part", "active"):
+        users = rows["user_index"][_teaches(rows, touching)]
         known = np.pad(known, (0, max(int(users.max(initial=-1)) + 1 - len(known), 0)))
         known[users] = True
     return known
@@ -100,9 +100,10 @@ def draw_past(snapshot: Snapshot, known: np.ndarray, asking: np.ndarray, limit: 
         users = np.union1d(spread, asking)
     position = np.full(len(known), -1, dtype=np.int32)
     position[users] = np.arange(len(users), dtype=np.int32)
+    touching = snapshot.meta.touching
     kept: list[list[np.ndarray]] = [[np.zeros(0, dtype=np.int64)] for _ in range(3)]
-    for rows in snapshot.stream_events("user_index", "item_index", "event_time_ms", "part", "active"):
-        teaches = np.flatnonzero(_teaches(rows))
+    for rows in snapshot.stream_events("user_index", "item_index", "event_time_ms", "signal", "part", "active"):
+        teaches = np.flatnonzero(_teaches(rows, touching))
         user = position[rows["user_index"][teaches]]
         chosen = teaches[user >= 0]
         pieces = (user[user >= 0].astype(np.int64), rows["item_index"][chosen], rows["event_time_ms"][chosen])
@@ -111,8 +112,8 @@ def draw_past(snapshot: Snapshot, known: np.ndarray, asking: np.ndarray, limit: 
     return Past(users, *(np.concatenate(pieces) for pieces in kept))
 
 
-def _teaches(rows: dict[str, np.ndarray]) -> np.ndarray:
-    teaches: np.ndarray = (rows["part"] == PART_CANDIDATE) & rows["active"]
+def _teaches(rows: dict[str, np.ndarray], touching: np.ndarray) -> np.ndarray:
+    teaches: np.ndarray = (rows["part"] == PART_CANDIDATE) & rows["active"] & touching[rows["signal"]]
     return teaches
 
 

@@ -34,7 +34,7 @@ def events_of(rows: list[Row], values: list[float] | None = None) -> EventTable:
 
 def build(rows: list[Row], tasks: tuple[Task, ...] = TASKS, **config: Any) -> dict[tuple[int, int], list[Any]]:
     """Return ``{(user, request day): [(item, labels), ...]}``."""
-    requests, targets, _ = build_requests(events_of(rows), N_ITEMS, RequestConfig(**config), tasks, SIGNALS, 0)
+    requests, targets, _ = build_requests(events_of(rows), N_ITEMS, RequestConfig(**config), tasks, SIGNALS, (), 0)
     return as_dict(requests, targets)
 
 
@@ -82,7 +82,7 @@ def test_min_value_and_relevance_decide_what_is_a_target() -> None:
     rows = [(0, item, item + 1, 0, 2, True) for item in range(3)]
     tasks = (Task(name="seen", signals=("click",)), Task(name="liked", signals=("click",), min_value=4, relevance=3))
     events = events_of(rows, [5.0, 3.0, 4.0])
-    requests, targets, counts = build_requests(events, N_ITEMS, RequestConfig(), tasks, SIGNALS, 0)
+    requests, targets, counts = build_requests(events, N_ITEMS, RequestConfig(), tasks, SIGNALS, (), 0)
     assert as_dict(requests, targets) == {(0, 1): [(0, (1.0, 1.0)), (2, (1.0, 1.0))]}
     assert targets.relevance.tolist() == [3.0, 3.0]
     assert counts["evaluation_touches_without_relevance"] == 1
@@ -92,7 +92,7 @@ def test_min_value_and_relevance_decide_what_is_a_target() -> None:
 def test_a_cap_spreads_requests_evenly(seed: int) -> None:
     rows = [(0, item, item, 0, 2, True) for item in range(20)]
     config = RequestConfig(targets_per_request=1, window_days=1, max_requests_per_user=5)
-    requests, _, counts = build_requests(events_of(rows), 20, config, TASKS, SIGNALS, seed)
+    requests, _, counts = build_requests(events_of(rows), 20, config, TASKS, SIGNALS, (), seed)
     days = requests.request_time_ms // DAY_MS
     assert np.diff(days).tolist() == [4] * 4 and days[0] < 4
     assert counts["evaluation_requests_over_the_cap"] == 15

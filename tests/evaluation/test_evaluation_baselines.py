@@ -8,6 +8,7 @@ from stages.evaluation import baselines
 from stages.evaluation.baselines import FirstTouches, popularity_rankings
 
 N_ITEMS = 6
+TOUCHING = np.array([True])
 
 
 def events_of(rows: list[tuple[int, int, int]]) -> EventTable:
@@ -62,7 +63,7 @@ def test_rankings_equal_counting_by_hand(rows, asked, born, k, half_life, block)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "_BLOCK_REQUESTS", block)
         patch.setattr(baselines, "_TABLE_ROWS", 10)
-        tables = list(popularity_rankings(FirstTouches(events), requests, born_ms, k, half_life))
+        tables = list(popularity_rankings(FirstTouches(events, TOUCHING), requests, born_ms, k, half_life))
     assert np.all(np.diff(np.concatenate([table.request_id for table in tables])) >= 0)
     for request in range(len(requests)):
         wanted = naive(
@@ -83,20 +84,20 @@ def test_rankings_equal_counting_by_hand(rows, asked, born, k, half_life, block)
 def test_trending_forgets_and_popularity_does_not():
     events = events_of([(0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 1, 1000)])
     asked, born = requests_of([(9, 1010)]), np.zeros(N_ITEMS, dtype=np.int64)
-    touches = FirstTouches(events)
+    touches = FirstTouches(events, TOUCHING)
     assert next(popularity_rankings(touches, asked, born, 2)).item_index.tolist() == [0, 1]
     assert next(popularity_rankings(touches, asked, born, 2, half_life_ms=10.0)).item_index.tolist() == [1, 0]
 
 
 def test_a_request_does_not_see_its_own_moment_nor_the_future():
-    touches = FirstTouches(events_of([(0, 3, 10), (1, 2, 11)]))
+    touches = FirstTouches(events_of([(0, 3, 10), (1, 2, 11)]), TOUCHING)
     (table,) = popularity_rankings(touches, requests_of([(5, 10), (5, 11)]), np.zeros(N_ITEMS, dtype=np.int64), 1)
     assert table.item_index.tolist() == [0, 3]
     assert table.score.tolist() == [0.0, 1.0]
 
 
 def test_only_the_first_touch_of_a_pair_counts():
-    touches = FirstTouches(events_of([(0, 3, 10), (0, 3, 11), (1, 3, 12), (0, 2, 13)]))
+    touches = FirstTouches(events_of([(0, 3, 10), (0, 3, 11), (1, 3, 12), (0, 2, 13)]), TOUCHING)
     assert touches.seen(0, 13).tolist() == [3]
     assert touches.seen(0, 14).tolist() == [3, 2]
     assert touches.seen(77, 14).tolist() == []
@@ -104,5 +105,7 @@ def test_only_the_first_touch_of_a_pair_counts():
 
 
 def test_no_event_at_all_ranks_by_item_index():
-    (table,) = popularity_rankings(FirstTouches(events_of([])), requests_of([(0, 5)]), np.zeros(3, dtype=np.int64), 2)
+    (table,) = popularity_rankings(
+        FirstTouches(events_of([]), TOUCHING), requests_of([(0, 5)]), np.zeros(3, dtype=np.int64), 2
+    )
     assert table.item_index.tolist() == [0, 1]

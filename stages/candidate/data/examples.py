@@ -15,6 +15,7 @@ from scipy import sparse
 from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.snapshot import Snapshot, SnapshotMeta
 from stages.contracts.tables import PART_CANDIDATE, EventTable
+from stages.contracts.touches import by_pair, touching
 from stages.features.config import FeatureConfig
 from stages.features.history import TowerInputs, age_seconds, event_relevance
 
@@ -188,8 +189,8 @@ def training_examples(
     Raises:
         EmptyDatasetError: if no row is left.
     """
-    shown = [code for code, name in enumerate(meta.signals) if name in features.exposure_signals]
-    rows = (events.part == PART_CANDIDATE) & events.active & ~np.isin(events.signal, shown)
+    touches = touching(meta.signals, features.exposure_signals)[events.signal]
+    rows = (events.part == PART_CANDIDATE) & events.active & touches
     if not rows.any():
         part = int((events.part == PART_CANDIDATE).sum())
         raise EmptyDatasetError(
@@ -212,10 +213,8 @@ def first_touches(
         relevance: float64, from ``event_relevance``; None counts every event alike.
         moments: int32 ``[M, X]`` context codes; None knows nothing.
     """
-    order = np.lexsort((np.arange(len(events)), events.item_index, events.user_index))
-    user, item = events.user_index[order], events.item_index[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+    order, first = by_pair(events.user_index, events.item_index)
+    user = events.user_index[order]
     better = _improvements(order, first, np.zeros(len(events)) if relevance is None else relevance, events.value)
     starts = np.flatnonzero(first)
     by_time = np.lexsort((order[starts], user[starts]))
