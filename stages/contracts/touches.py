@@ -38,7 +38,8 @@ def first_touches(events: EventTable, touching_S: np.ndarray) -> np.ndarray:
     """
     rows = np.flatnonzero(touching_S[events.signal])
     order, first = by_pair(events.user_index[rows], events.item_index[rows])
-    return rows[order[first]]
+    first_F: np.ndarray = rows[order[first]]
+    return first_F
 
 
 def by_pair(user_index: np.ndarray, item_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,11 +32,12 @@ class FirstTouches:
 
     def __init__(self, events: EventTable, touching_S: np.ndarray) -> None:
         first = np.sort(first_touches(events, touching_S))
-        self.user_index = events.user_index[first]
-        self.item_index = events.item_index[first]
-        self.time_ms = events.event_time_ms[first]
+        self.user_index: np.ndarray = events.user_index[first]
+        self.item_index: np.ndarray = events.item_index[first]
+        self.time_ms: np.ndarray = events.event_time_ms[first]
         order = np.argsort(self.user_index, kind="stable")
-        self._items, self._times = self.item_index[order], self.time_ms[order]
+        self._items: np.ndarray = self.item_index[order]
+        self._times: np.ndarray = self.time_ms[order]
         users = int(self.user_index.max(initial=-1)) + 1
         self._offsets = np.searchsorted(self.user_index[order], np.arange(users + 1))
 
