@@ -75,18 +75,24 @@ serve: $(STAMP) demo-home ## Serve the demo's champion until stopped: make serve
 	SLUICE_HOME="$(LATEST)" $(BIN)/sluice serve --host $(HOST) --port $(PORT)
 
 mlflow: $(STAMP) demo-home ## Open MLflow's pages on the demo's home
+	@echo "The runs, once the server is up:"
+	@SLUICE_MLFLOW_URI="sqlite:///$(abspath $(LATEST))/mlflow.db" \
+	  $(BIN)/sluice release page --server http://127.0.0.1:$(MLFLOW_PORT)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
 	  --backend-store-uri "sqlite:///$(abspath $(LATEST))/mlflow.db" \
 	  --artifacts-destination "$(abspath $(LATEST))/mlartifacts"
 
+# As many task workers as cores (Airflow starts 32); sluice_airflow.standalone says why one Ctrl-C is enough.
 airflow: $(STAMP) demo-home ## Open Airflow's pages on the demo's home (this machine only, no password)
-	AIRFLOW_HOME="$(abspath $(LATEST))/airflow" AIRFLOW__CORE__DAGS_FOLDER="$(abspath dags)" \
+	@echo "The DAG, once Airflow is ready: http://127.0.0.1:$(AIRFLOW_PORT)/dags/train_funnel (Ctrl-C stops)"
+	@exec env AIRFLOW_HOME="$(abspath $(LATEST))/airflow" AIRFLOW__CORE__DAGS_FOLDER="$(abspath dags)" \
 	  AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS=True \
-	  AIRFLOW__API__HOST=127.0.0.1 AIRFLOW__API__PORT=$(AIRFLOW_PORT) \
+	  AIRFLOW__CORE__PARALLELISM="$${AIRFLOW__CORE__PARALLELISM:-$$(getconf _NPROCESSORS_ONLN)}" \
+	  AIRFLOW__API__HOST=127.0.0.1 AIRFLOW__API__PORT=$(AIRFLOW_PORT) AIRFLOW__API__WORKERS=1 \
 	  AIRFLOW__API__BASE_URL=http://127.0.0.1:$(AIRFLOW_PORT) \
 	  AIRFLOW__CORE__EXECUTION_API_SERVER_URL=http://127.0.0.1:$(AIRFLOW_PORT)/execution/ \
 	  SLUICE_HOME="$(abspath $(LATEST))" SLUICE_CONFIGS="$(abspath configs)" \
-	  PATH="$(abspath $(BIN)):$$PATH" airflow standalone
+	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -P -m sluice_airflow.standalone
 
 test: $(STAMP) ## Run the tests: make test [ARGS="tests/dags -x"] [JOBS=0]
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)

@@ -20,12 +20,15 @@ from typing import Any
 
 import click
 
-from cli.airflow import run_dag
+from cli.airflow import DAG_ID, run_dag
 from stages.contracts.errors import DataError, TransientError
 from stages.contracts.files import read_json
+from stages.release.registry import ReleaseRegistry
 from stages.settings import SYNTHETIC, load_settings
 
 START_SECONDS = 120
+MLFLOW, AIRFLOW = "http://127.0.0.1:5000", "http://127.0.0.1:8081"
+"""Where ``make mlflow`` and ``make airflow`` serve."""
 
 
 def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, port: int) -> None:
@@ -48,7 +51,7 @@ def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, p
     port = port or _free_port()
     with _server(home, port, environ) as (base, process):
         _show(base, home)
-        _closing_words(base, home, keep_serving)
+        _closing_words(base, home, keep_serving, ReleaseRegistry(settings.registry).runs_page(MLFLOW))
         if keep_serving:
             process.wait()
 
@@ -151,12 +154,13 @@ def _print_answer(head: str, answer: Any) -> None:
         click.echo(f"  {item['rank'] + 1:2d}. {item['title'][:60]:60s} {stages}")
 
 
-def _closing_words(base: str, home: Path, keep_serving: bool) -> None:
+def _closing_words(base: str, home: Path, keep_serving: bool, runs_page: str) -> None:
     click.secho("\nTry it", bold=True)
     if not keep_serving:
         click.echo("  make serve                      # serve this release on port 8080, then")
     address = base if keep_serving else "http://127.0.0.1:8080"
     click.echo(f"  curl '{address}/v1/recommendations?user_id=someone&k=5&explain=true'")
-    click.echo("  make mlflow                     # runs, metrics and the release registry: http://127.0.0.1:5000")
-    click.echo("  make airflow                    # the DAG and its runs: http://127.0.0.1:8081")
+    click.echo("  make mlflow                     # runs, metrics and the release registry, at")
+    click.echo(f"    {runs_page}")
+    click.echo(f"  make airflow                    # the DAG and its runs: {AIRFLOW}/dags/{DAG_ID}")
     click.echo(f"  everything this run wrote is below {home}")

@@ -252,6 +252,19 @@ def release_list() -> None:
     list_releases()
 
 
+@release.command("page")
+@click.option("--server", default="http://127.0.0.1:5000", show_default=True, help="Address of the MLflow server.")
+@reports_errors
+def release_page(server: str) -> None:
+    """Print the address of MLflow's page that lists the runs.
+
+    MLflow's own first page of an experiment shows traces, and there are none.
+    """
+    from cli.release import page
+
+    page(server)
+
+
 @release.command("promote")
 @click.argument("version")
 @click.option("--force", is_flag=True, help="Promote whatever the gate says; the registry records it.")

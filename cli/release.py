@@ -1,4 +1,4 @@
-"""The verbs on releases: list, promote, rollback, verify, report."""
+"""The verbs on releases: list, page, promote, rollback, verify, report."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def list_releases() -> None:
         created = datetime.fromtimestamp(entry.created_at_ms / 1000, UTC).isoformat(timespec="seconds")
         table.add_row(str(entry.version), entry.release_id, ", ".join(entry.aliases), created)
     Console().print(table)
+
+
+def page(server: str) -> None:
+    """Print the address of MLflow's page that lists the runs."""
+    click.echo(_registry().runs_page(server))
 
 
 def promote(version: str, force: bool) -> None:

@@ -34,7 +34,7 @@ from stages.release.mlflow_client import (
     open_client,
     opened_late,
 )
-from stages.release.runs import log_release
+from stages.release.runs import log_release, page_of_runs
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 FORCED = "forced"
@@ -296,6 +296,10 @@ class ReleaseRegistry:
         It is not verified; None if nothing is known or it is no longer there.
         """
         return recall_alias(cache_dir, self._key(alias))
+
+    def runs_page(self, server: str) -> str:
+        """Return the address of MLflow's page that lists this funnel's runs, see ``page_of_runs``."""
+        return page_of_runs(self._client, self.config.experiment, server)
 
     def _key(self, alias: str) -> AliasKey:
         return AliasKey(alias, self.config.model_name, sha256_text(redacted(self.config.tracking_uri)))

@@ -6,9 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.manifest import ReleaseManifest
-from stages.release.mlflow_client import flatten, legal_name
+from stages.contracts.redaction import redacted
+from stages.release.mlflow_client import flatten, legal_name, mlflow_errors
 
 _PARAMS_A_BATCH = 100
 
@@ -51,6 +54,46 @@ def log_release(
         client.log_artifact(run.info.run_id, str(path), "reports")
     client.set_terminated(run.info.run_id)
     return client.get_run(run.info.run_id)
+
+
+def page_of_runs(client: Any, experiment: str, server: str) -> str:
+    """Return the address of MLflow's page that lists the runs of an experiment; nothing is written.
+
+    MLflow 3 opens an experiment on traces, of which a funnel has none, unless the address asks for machine learning.
+    No tag of the experiment changes that.
+
+    Args:
+        client: an ``MlflowClient``.
+        experiment: name of the experiment.
+        server: address of the MLflow server that shows the page, such as ``http://127.0.0.1:5000``.
+
+    Raises:
+        ConfigError: if ``server`` is not an address of a server.
+        ReleaseError: if there is no such experiment, or it was deleted.
+        TransientError: if MLflow does not answer.
+    """
+    base = _server_address(server)
+    with mlflow_errors(f"look up the experiment {experiment}"):
+        found = client.get_experiment_by_name(experiment)
+    if found is None or found.lifecycle_stage != "active":
+        state = "no such experiment" if found is None else "the experiment was deleted"
+        raise ReleaseError(f"experiment = {experiment!r}: {state} in MLflow, hence no runs to show; a run makes it")
+    return f"{base}/#/experiments/{found.experiment_id}?workflowType=machine_learning"
+
+
+def _server_address(server: str) -> str:
+    """Return an address without its closing slash; no password is ever printed with it."""
+    allowed = "allowed is an address such as http://127.0.0.1:5000"
+    try:
+        parts = urlsplit(server)
+        whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or an open bracket
+        whole = False
+    if not whole:
+        raise ConfigError(f"server = {redacted(server)!r}: {allowed}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ConfigError(f"server = {redacted(server)!r}: without user, query and fragment; {allowed}")
+    return server.rstrip("/")
 
 
 def _unfinished_run(client: Any, experiment_id: str, release_id: str) -> Any | None:

@@ -36,6 +36,7 @@ def test_surface_of_the_command_line_is_frozen() -> None:
         "recommend",
         "refresh",
         "release list",
+        "release page",
         "release promote",
         "release rollback",
         "release verify",

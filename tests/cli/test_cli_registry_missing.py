@@ -14,6 +14,7 @@ from cli.main import main
     "words",
     [
         ("release", "list"),
+        ("release", "page"),
         ("release", "promote", "1"),
         ("release", "rollback"),
         ("recommend", "somebody"),

@@ -107,6 +107,7 @@ def test_an_interrupted_demo_finishes_when_run_again_and_calls_nobody(
         "curl 'http://",
         "make mlflow",
         "make airflow",
+        "?workflowType=machine_learning",
     ):
         assert words in shown
     assert "dataset: re-used" in shown
