@@ -17,12 +17,12 @@ import sys
 
 import psutil
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 6.0
 """How long the parts may take to end by themselves."""
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-END_SECONDS = 5.0
+END_SECONDS = 3.0
 """How long a process may take to end when it is told to; then it is killed."""
 
 
