@@ -78,12 +78,12 @@ class CandidateConfig(Config):
         final_rate: share of the learning rates that is left at the end of ``cosine``.
         average: export an exponential moving average of the weights: ``none``, ``dense`` or ``all``, with the
             tables, which costs a pass over them a step.
-        average_decay: of that average; smaller at first, see ``average.decay_at``.
+        average_decay: of that average; smaller at first, see ``training.ema.decay_at``.
         sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
             whose result does not depend on the number of ranks. Column-wise needs ``adagrad``: row-wise
             Adagrad keeps one sum a row, of which each rank would see its columns only.
         item_parts: each table of items is kept as so many (no more than there are items), item i in part i modulo
-            their number, so that ranks with whole tables share the work on items evenly; see ``parts``.
+            their number, so that ranks with whole tables share the work on items evenly; see ``towers.table_parts``.
         n_processes: ranks that torchrun starts; on the CPU each keeps to its even share of the cores.
         device: ``auto`` takes CUDA where there is one device a rank, else the CPU.
         threads: threads a rank on the CPU.
@@ -213,7 +213,7 @@ class TrainCandidateConfig(Config):
 
 
 class BaselinesConfig(Config):
-    """The linear baselines of the stage ledger, see ``linear``.
+    """The linear baselines of the stage ledger, see ``linear.models``.
 
     Attributes:
         ease, ials: whether each has a row.

@@ -118,7 +118,7 @@ class CandidateScorer:
     ) -> list[ScoredItems]:
         """Return the best ``k`` items of each query by dot product, ties by item index.
 
-        Fewer come back only where fewer remain. Filters act inside the search (see ``item_search``).
+        Fewer come back only where fewer remain. Filters act inside the search (see ``index.search``).
 
         Args:
             queries: float32 ``[B, D]``, or ``[B, T, D]`` with T tastes of a user: the best counts.

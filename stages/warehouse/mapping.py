@@ -74,7 +74,7 @@ class InteractionColumns(_Columns):
         value: strength of every event, where there is no ``value_column``.
         non_negative: whether a value below zero (a watch time) is a fault.
         allow_times: whether times are taken that look like a mistake of the unit: before 1990, in the
-            future, or many users within an hour (see ``times``).
+            future, or many users within an hour.
         max_skew_s: clocks differ: an event at most so many seconds after the time of ingestion is
             taken as it is; a later one is put aside until its time has come.
         context: columns that tell about the moment (device, region); kept with the event by name.

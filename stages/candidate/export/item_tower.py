@@ -85,7 +85,7 @@ class PortableItemModule(nn.Module):  # type: ignore[misc]
         ), content_BK
 
     def _log_duration(self, duration_s: torch.Tensor) -> torch.Tensor:
-        """``catalogue.standardised_log``, in float64 as there: a small deviation would amplify float32's rounding."""
+        """``item_features.standardised_log``, in float64 as there: a small deviation amplifies rounding."""
         known_B = (duration_s >= 0) & (duration_s <= torch.finfo(torch.float32).max)  # false for NaN as well
         logs_B = torch.log1p(torch.where(known_B, duration_s, 0.0).to(torch.float64))
         scaled_B = ((logs_B - self._mean) / self._deviation).to(torch.float32)
@@ -113,7 +113,7 @@ def counted(table_CK: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def portable_item_tower(state: State, catalogue: Catalogue, config: TrainCandidateConfig) -> PortableItemModule:
-    """Return the item tower with the weights that ``export.item_vectors`` uses.
+    """Return the item tower with the weights that ``user_tower.item_vectors`` uses.
 
     Raises:
         DataError: if its tables are too large for one ONNX file.

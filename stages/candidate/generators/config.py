@@ -47,7 +47,7 @@ class IalsConfig(Config):
 
 
 class LearningConfig(Config):
-    """How quotas are learned, see ``quota_learning``.
+    """How quotas are learned, see ``quotas``.
 
     Attributes:
         block_share: share of ``candidate_k`` that is given away at a time.

@@ -70,9 +70,9 @@ class ModelInputs:
 
     Attributes:
         features: bags of the tables' rows, one row a bag: distinct items, a feature for each of P parts, distinct
-            categories and words, in as many features as ``parts.dealt`` says, known users and distinct contexts. Bag
-            b of part p of the items is slot b * P + p. Behind the last bag of each feature there are empty ones: rows
-            of zeros, the first of which padding has.
+            categories and words, in as many features as ``table_parts.dealt`` says, known users and distinct contexts.
+            Bag b of part p of the items is slot b * P + p. Behind the last bag of each feature there are empty ones:
+            rows of zeros, the first of which padding has.
         histories: without their tables, which the lookup fills in.
         query_row, query_place: int64 ``[B]`` or None, as for ``QueryTower``.
         candidate_slot: int64 ``[C]``, slot of each candidate.
@@ -80,8 +80,8 @@ class ModelInputs:
         log_duration: float32 ``[C]``; item_age_s: int64 ``[C]`` seconds.
         content: by key, which of the rows looked up for it are a slot's content: their mean.
         of_query: by key, which of the rows looked up for it a query has: their sum.
-        sent: ``features`` where they have been sent ahead; see ``ahead``.
-        rows: waits for what the tables hold, by feature, where it has been asked for; see ``rows.RowExchange``.
+        sent: ``features`` where they have been sent ahead; see ``distributed.ahead``.
+        rows: waits for what the tables hold, by feature, where it has been asked for; see ``distributed.rows``.
     """
 
     features: KeyedJaggedTensor

@@ -2,7 +2,7 @@
 
 Popular items often lie beside each other, so that blocks of rows would burden the ranks unevenly; and a table
 that is cut into smaller ones sends a row once, where TorchRec's row-wise tables send sums of rows, zeros among them, of
-every rank to every rank. Outside training there is the whole table only, see ``state``.
+every rank to every rank. Outside training there is the whole table only, see ``distributed.training_state``.
 
 Shapes: N rows, P parts.
 """

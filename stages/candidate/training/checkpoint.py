@@ -5,7 +5,7 @@ writes what it holds, and any number of ranks reads it again. It is written unde
 renamed when it is complete. ``progress.json`` in it says how far the run was and what identifies it.
 
 The metadata are a pickle, as torch writes them: a checkpoint is read only by the step that wrote it, from
-its own directory, and never travels. What does travel are ``.npy`` files, see ``state.py``.
+its own directory, and never travels. What does travel are ``.npy`` files, see ``distributed.training_state``.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Average:
     """The averages of a training's weights.
 
     Args:
-        weights: from ``state.training_state``; what begins with ``weights/`` counts.
+        weights: from ``distributed.training_state``; what begins with ``weights/`` counts.
         config: which are averaged, and the decay.
 
     Attributes:

@@ -128,13 +128,13 @@ def prepare(
         work: directory of the job.
         checkpoints: directory of the run's checkpoints; None writes none.
         warm: state of an earlier model to start from.
-        run: what identifies the run, see ``resume.identity``.
+        run: what identifies the run, see ``warm_start.identity``.
 
     Returns:
         The catalogue.
 
     Raises:
-        DataError: if an event or an item of the snapshot is malformed, see ``checked``.
+        DataError: if an event or an item of the snapshot is malformed, see ``data.validation``.
         EmptyDatasetError: if nothing is left to train on.
     """
     meta, (events, items) = snapshot.meta, checked_tables(snapshot)

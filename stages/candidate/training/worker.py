@@ -2,7 +2,7 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node N -m stages.candidate.training.worker DIRECTORY
 
-DIRECTORY holds ``job.json``, ``run.json`` and the arrays that ``train.py`` wrote. The ranks write the
+DIRECTORY holds ``job.json``, ``run.json`` and the arrays that ``step.py`` wrote. The ranks write the
 un-sharded weights and optimizer state to ``state/``; rank 0 the outputs of a probe batch to
 ``probe_*.npy`` and losses and speed to ``metrics.json``, which comes last. A rank that fails writes
 ``error-<rank>.json``.

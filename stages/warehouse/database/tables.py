@@ -34,7 +34,7 @@ INTERACTIONS = Table(
     Column("context", Text, nullable=False, server_default=""),
     _load_id(),
 )
-"""One row an event; ``event_id`` is a hash of its content (see ``hashing``). ``context`` is what was
+"""One row an event; ``event_id`` is a hash of its content (see ``ingest.row_ids``). ``context`` is what was
 known about the moment (device, region), a JSON object of strings with sorted keys, or empty."""
 
 ITEMS = Table(
@@ -97,7 +97,7 @@ INGEST_LOG = Table(
 """One row a file that was read to its end; a file that was interrupted is not in it. ``reasons`` is a
 JSON object of rows put aside by reason, ``reading`` a hash of source, table and mapping; ``source`` the
 source's name, null in rows of earlier versions. The three before it tell whether the file was touched
-since (see ``files``), null where they cannot."""
+since (see ``ingest.input_files``), null where they cannot."""
 
 FILE_LOADS = Table(
     "file_loads",

@@ -148,7 +148,7 @@ def mind(behaviours: Path, news: Path) -> IngestSource:
 def given_lists(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
     """Return a training and a held-out file with lines of ``user item item …``.
 
-    Signals are ``train`` and ``test``. Times are made up, see ``sequences``.
+    Signals are ``train`` and ``test``. Times are made up, see ``readers.item_lists``.
     """
     if not path.is_dir() or "train.txt" not in files or not _is_list(files["train.txt"]):
         return None
@@ -161,7 +161,7 @@ def given_lists(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
 def item_lists(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
     """Return one file with lines of ``user item item …`` in time order.
 
-    The signal is ``interaction``. Times are made up, see ``sequences``.
+    The signal is ``interaction``. Times are made up, see ``readers.item_lists``.
     """
     texts = [file for name, file in files.items() if name.endswith(".txt")]
     if len(texts) != 1 or not _is_list(texts[0]):

@@ -1,4 +1,4 @@
-"""What the warehouse holds, asked before anything is selected; see ``coded`` for the selection."""
+"""What the warehouse holds, asked before anything is selected; see ``selection`` for that."""
 
 from __future__ import annotations
 

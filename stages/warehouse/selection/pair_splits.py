@@ -56,7 +56,7 @@ def split_rows(kept: Any, split: PairSplit) -> sa.Select[Any]:
     """Return the SELECT of the kept events with a column ``part`` and their times set apart.
 
     Args:
-        kept: a subquery with the columns of ``coded.CODED``.
+        kept: a subquery with the columns of ``repeats.CODED``.
         split: how pairs are dealt.
     """
     pairs = dealt_pairs(kept, split)

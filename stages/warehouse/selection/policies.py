@@ -10,7 +10,7 @@ from stages.contracts.config import Config
 from stages.contracts.tables import DAY_MS
 
 RepeatPolicy = Literal["first", "last", "sum", "max"]
-"""What becomes of a user's repeated events of one kind on one item, see ``coded``."""
+"""What becomes of a user's repeated events of one kind on one item, see ``selection``."""
 
 WEIGHT_UNIT = 1_000
 """Weights are compared as integers of a thousandth, so that every database agrees."""
