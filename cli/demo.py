@@ -120,8 +120,8 @@ def _recommend(base: str, user_id: str, k: int = 8) -> Any:
 
 
 def _show(base: str, home: Path) -> None:
+    from cli.showcase import choose
     from serving.release import load_release
-    from serving.showcase import choose
     from stages.evaluation.report import render_ledger
 
     release = load_release(home / "serving" / "releases" / _call(f"{base}/readyz")["release_id"])

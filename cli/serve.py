@@ -11,10 +11,10 @@ import click
 from serving.config import ServeConfig
 from serving.funnel import Funnel
 from serving.release import load_release
+from serving.release_source import DirectorySource, RegistrySource, ReleaseSource, fetch_or_last_known
 from serving.schema import parse_context
 from serving.server import open_service
 from serving.server import serve as serve_http
-from serving.source import DirectorySource, RegistrySource, ReleaseSource, fetch_or_last_known
 from stages.contracts.config import parse_config
 from stages.contracts.item_filter import ItemFilter
 from stages.release.registry import ReleaseRegistry

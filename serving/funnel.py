@@ -18,12 +18,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from serving.answer import Answer, AnsweredItem, AnswerPath, Place
+from serving.answer import Answer, AnsweredItem, AnswerPath, Place, Trace
 from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
 from serving.release import LoadedRelease
-from serving.trace import Trace
 from stages.candidate.scorer import Asked, Blended, ranker_query
 from stages.contracts.item_filter import FilterIndex, ItemFilter
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS

@@ -18,8 +18,8 @@ from fastapi import FastAPI
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.events import EventLog
+from serving.release_source import ReleaseSource
 from serving.service import Service
-from serving.source import ReleaseSource
 from stages.contracts.errors import ConfigError
 from stages.contracts.redacted_errors import redact_logs
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from serving.answer import Answer
+from serving.catch_up import replay
 from serving.clock import Clock, choose_clock, wall_clock_ms
 from serving.config import ServeConfig
 from serving.errors import Fault, FieldError, public_reason
@@ -23,8 +24,7 @@ from serving.funnel import Funnel
 from serving.metrics import Metrics
 from serving.parts import changed_parts
 from serving.release import load_release
-from serving.replay import replay
-from serving.source import UNREACHABLE, ReleaseSource, fetch_or_last_known
+from serving.release_source import UNREACHABLE, ReleaseSource, fetch_or_last_known
 from stages.contracts.deadline import start_daemon
 from stages.contracts.errors import ReleaseError, RequestError, SluiceError
 from stages.contracts.item_filter import ItemFilter

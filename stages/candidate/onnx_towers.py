@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from stages.candidate.artifacts import ITEM_TOWER_FILE
-from stages.candidate.data.item_features import hashed_words
+from stages.candidate.data.words import hashed_words
 from stages.contracts.errors import ReleaseError
 from stages.contracts.snapshot import ItemTable
 from stages.features.history import TowerInputs, age_seconds

@@ -12,7 +12,8 @@ import torch
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data.examples import Examples
-from stages.candidate.data.item_features import Catalogue, hashed_words, standardised_log
+from stages.candidate.data.item_features import Catalogue, standardised_log
+from stages.candidate.data.words import hashed_words
 from stages.contracts.snapshot import ItemTable
 from stages.features.config import FeatureConfig
 from tests.candidate.towers import build, load_whole, whole_state

@@ -8,7 +8,7 @@ import torch
 
 from stages.candidate.config import CandidateConfig
 from stages.candidate.data.examples import first_touches
-from stages.candidate.data.item_features import hashed_words
+from stages.candidate.data.words import hashed_words
 from stages.candidate.towers.encoders import Histories, MeanEncoder, Sizes, age_buckets
 from stages.candidate.training.batches import Batches, make_batches
 from stages.features.config import FeatureConfig

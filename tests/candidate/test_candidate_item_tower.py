@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from stages.candidate import onnx_towers as item_tower
-from stages.candidate.data.item_features import Catalogue, hashed_words
+from stages.candidate.data.item_features import Catalogue
+from stages.candidate.data.words import hashed_words
 from stages.candidate.export import item_tower as item_tower_export
 from stages.candidate.export.item_tower import write_item_tower
 from stages.candidate.export.user_tower import item_content, item_vectors

@@ -21,9 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.events import EventLog
+from serving.release_source import DirectorySource
 from serving.server import configure, listen
 from serving.service import Service
-from serving.source import DirectorySource
 from stages.candidate.generators.config import SourcesConfig
 from stages.candidate.generators.files import SourcesSummary, write_neighbours, write_summary
 from stages.contracts.files import read_json, sha256_file, sha256_tree, write_json

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.config import ServeConfig
-from serving.source import DirectorySource
+from serving.release_source import DirectorySource
 from stages.contracts.arrays import load_npy
 from stages.contracts.errors import ReleaseError, TransientError
 from stages.contracts.manifest import read_manifest

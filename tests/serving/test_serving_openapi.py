@@ -19,9 +19,9 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.config import ServeConfig
 from serving.events import EventLog
+from serving.release_source import DirectorySource
 from serving.schema import MAX_BODY_BYTES
 from serving.service import Service
-from serving.source import DirectorySource
 from stages.candidate.generators.config import SourcesConfig
 from stages.contracts.errors import TransientError
 

@@ -17,7 +17,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from serving.server import ServeConfig, open_service, serve
-from serving.source import DirectorySource
+from serving.release_source import DirectorySource
 from stages.contracts.errors import SluiceError
 
 try:
@@ -41,13 +41,13 @@ class Blocker(MetaPathFinder):
             raise ImportError(f"{name} must not be imported by the server")
 
 sys.meta_path.insert(0, Blocker())
-import serving.app, serving.server, serving.source
+import serving.app, serving.server, serving.release_source
 from pathlib import Path
 from serving.config import ServeConfig
 from starlette.testclient import TestClient
 
 service = serving.server.open_service(
-    serving.source.DirectorySource(Path(sys.argv[1])), ServeConfig(data_dir=Path(sys.argv[2]), poll_seconds=0)
+    serving.release_source.DirectorySource(Path(sys.argv[1])), ServeConfig(data_dir=Path(sys.argv[2]), poll_seconds=0)
 )
 client = TestClient(serving.app.create_app(service))
 for user in ("u1", "nobody"):

@@ -10,8 +10,8 @@ import pytest
 
 from serving.config import ServeConfig
 from serving.events import EventLog
+from serving.release_source import RegistrySource
 from serving.service import Service
-from serving.source import RegistrySource
 from stages.contracts.deadline import Deadline
 from stages.contracts.errors import RegistryError, TransientError
 from stages.contracts.manifest import read_manifest

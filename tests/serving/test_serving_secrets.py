@@ -7,7 +7,7 @@ import pytest
 
 from serving.errors import public_reason
 from serving.events import EventLog
-from serving.source import DirectorySource
+from serving.release_source import DirectorySource
 from stages.contracts.errors import ConfigError, DataError, ReleaseError, SluiceError, TransientError
 from stages.contracts.redacted_errors import redact_logs
 

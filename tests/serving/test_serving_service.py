@@ -12,8 +12,8 @@ from serving.config import ServeConfig
 from serving.errors import FieldError
 from serving.events import LOG_FILE
 from serving.release import load_release
+from serving.release_source import RegistrySource
 from serving.service import NewEvent
-from serving.source import RegistrySource
 from stages.contracts.errors import ReleaseError, RequestError, TransientError
 from stages.contracts.files import read_json, write_json
 

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from cli.showcase import choose
 from serving.errors import FieldError
 from serving.events import LOG_FILE
 from serving.release import load_release
 from serving.service import NewEvent
-from serving.showcase import choose
 from stages.contracts.files import read_json, write_json
 from stages.contracts.value_ranges import ValueRange
 

@@ -5,8 +5,6 @@ Shapes: N items, M eligible items, U users, X context columns.
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -15,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stages.candidate.data.words import hashed_words
 from stages.contracts.snapshot import ItemTable
 from stages.features.history import age_seconds
 
 if TYPE_CHECKING:
     from stages.candidate.data.examples import Examples
 
-_WORD = re.compile(r"\w+")
 _NONE = np.zeros(0, dtype=np.int64)
 _NO_SCALE = np.array([0.0, np.inf])
 _SAME_DURATION = 1e-6
@@ -175,22 +173,6 @@ class Catalogue:
     def word_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the words of items' titles; as ``category_bags``."""
         return _bags(self.word_offsets, self.word_codes, items)
-
-
-def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct words of each title as buckets: offsets int64 ``[N + 1]`` and codes int64.
-
-    A word is a run of letters, digits and underscores, in lower case; its bucket is the CRC-32 of its
-    UTF-8 bytes modulo ``n_buckets`` (feature hashing, Weinberger et al., 2009), so that a word that no
-    training item has needs no vocabulary. Words that share a bucket share a row.
-    """
-    if n_buckets == 0:
-        return np.zeros(len(titles) + 1, dtype=np.int64), _NONE
-    bags = [
-        sorted({zlib.crc32(word.encode()) % n_buckets for word in _WORD.findall(title.lower())}) for title in titles
-    ]
-    offsets = np.concatenate([[0], np.cumsum([len(bag) for bag in bags], dtype=np.int64)])
-    return offsets, np.array([code for bag in bags for code in bag], dtype=np.int64)
 
 
 def _bags(offsets: np.ndarray, codes: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
