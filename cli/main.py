@@ -102,8 +102,8 @@ def ingest(**options: Any) -> None:
     """Load interactions, items and users into the warehouse.
 
     Loading the same file twice adds nothing; a file whose content or mapping has changed replaces
-    what it gave before. Times that cannot be are refused before anything is stored. Bad rows are
-    put aside in the table `quarantine` with their reason. Real data and the synthetic world never
+    what it gave before. Times that cannot be are refused before anything is stored. Bad rows go to
+    the table `quarantine` with their reason. Real data and the synthetic world never
     meet in one warehouse.
     """
     from cli.run import ingest as verb

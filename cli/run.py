@@ -87,7 +87,7 @@ def ingest(**options: Any) -> None:
     for table, counts in sorted(result.info["tables"].items()):
         click.echo(f"{table}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for reason, count in sorted(result.info["reasons"].items()):
-        click.echo(f"put aside: {count:,} rows: {reason}")
+        click.echo(f"quarantined: {count:,} rows: {reason}")
     for line in result.info["notes"]:
         click.echo(line)
 

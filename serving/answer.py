@@ -62,7 +62,7 @@ class Answer:
         items: best first, no duplicates, nothing that the user has seen.
         counts: how many items were cut where: ``catalogue``, ``withheld_excluded`` (by the item
             policy), ``filtered_excluded`` (by the request's filter), ``seen_excluded``,
-            ``unborn_excluded``, ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from
+            ``not_yet_available``, ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from
             the popular list) and ``returned``; with several sources ``retrieved_<source>``, by the first that
             named an item. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.

@@ -270,10 +270,10 @@ class Funnel:
         """Search the index, and mix in what the other sources name."""
         release, k = self.release, self.release.manifest.funnel.candidate_k
         first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
-        unborn, unborn_ms = self._by_birth[first:], self._births[first:]
-        excluded = np.union1d(trace.seen, unborn) if len(unborn) else trace.seen
+        to_come, to_come_ms = self._by_birth[first:], self._births[first:]
+        excluded = np.union1d(trace.seen, to_come) if len(to_come) else trace.seen
         tower = release.candidate.search(query_BD, k, [excluded], [trace.mask])[0]
-        trace.counts["unborn_excluded"] = int((unborn_ms < NEVER_AVAILABLE_MS).sum())
+        trace.counts["not_yet_available"] = int((to_come_ms < NEVER_AVAILABLE_MS).sum())
         blended = Blended.of_one(tower, "tower")
         if release.blend is not None and trace.asked is not None:
             trace.lap("index")

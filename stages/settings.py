@@ -41,7 +41,7 @@ class Settings(Config):
         mapping_path: YAML file that maps the columns of a generic file, or None.
         as_of_ms: events from this time on do not exist for the run; None = just after the
             latest that is not later than ``now_ms``.
-        now_ms: the wall clock at the start, int ms UTC; later events are put aside as bad rows.
+        now_ms: the wall clock at the start, int ms UTC; later events are quarantined as bad rows.
         promote: whether a release that passes the gate becomes champion.
         allow_times: whether times of events are taken that look like a mistake of their unit.
     """

@@ -220,4 +220,4 @@ def _mapped(data: Path, mapping: Path) -> IngestSource:
 def _reasons(report: IngestReport) -> str:
     if not report.reasons:
         return f"{report.rows_read} rows were read"
-    return "rows were put aside: " + ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+    return "rows were quarantined: " + ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))

@@ -155,7 +155,7 @@ def _grow_folds(config: LightRankerConfig, examples: Examples, training: Trainin
     """Grow all folds round by round until their mean NDCG@10 has not risen for ``patience`` rounds.
 
     One late slice of the requests is too small to choose by: the number of rounds that it prefers
-    depends on chance (see docs/log.md, 24 November 2026). Unseen users keep all their candidates.
+    depends on chance (see docs/log.md, light ranker). Unseen users keep all their candidates.
     """
     users = np.unique(training.user_index)
     if len(users) < 2:

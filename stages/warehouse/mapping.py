@@ -76,7 +76,7 @@ class InteractionColumns(_Columns):
         allow_times: whether times are taken that look like a mistake of the unit: before 1990, in the
             future, or many users within an hour.
         max_skew_s: clocks differ: an event at most so many seconds after the time of ingestion is
-            taken as it is; a later one is put aside until its time has come.
+            taken as it is; a later one is quarantined until its time has come.
         context: columns that tell about the moment (device, region); kept with the event by name.
         known_later: of these, by the names that they are kept by, those that are known only after the
             event, such as the final length of its session. They stay with the event and can never

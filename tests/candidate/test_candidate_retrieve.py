@@ -37,7 +37,7 @@ def test_rows_are_complete_and_sorted(planted, answered):
     assert queries.shape == (len(requests), 16)
 
 
-def test_no_item_is_seen_or_unborn(planted, answered):
+def test_no_item_is_seen_or_not_yet_available(planted, answered):
     _, table, _ = answered
     snapshot = Snapshot(planted)
     events, requests, born = snapshot.events(), snapshot.requests(), snapshot.items().created_at_ms

@@ -74,7 +74,7 @@ def test_a_catalogue_comes_before_its_events(sluice: Callable[..., Result]) -> N
     assert (users.exit_code, "holds 1 users" in users.output) == (0, True)
     none = sluice("ingest", "e.csv", "user,item,at\n,a,1700000000\n", EVENTS.replace("UNIT", "s"))
     assert none.exit_code == 3
-    assert "no event is in the warehouse after ingesting; rows were put aside: 1 missing_user_id" in none.output
+    assert "no event is in the warehouse after ingesting; rows were quarantined: 1 missing_user_id" in none.output
     good = sluice("ingest", "e.csv", "user,item,at\nu1,a,1700000000\n", EVENTS.replace("UNIT", "s"))
     assert good.exit_code == 0
     assert "e.csv: 1 events of 1 users" in good.output

@@ -76,7 +76,7 @@ def test_a_mapped_csv_gives_a_snapshot_and_counts_its_bad_rows(sluice: Callable[
     loaded = sluice("ingest", *_source(clicks))
     assert loaded.exit_code == 0, loaded.output
     assert "3 rows_quarantined" in loaded.output
-    assert loaded.output.count("put aside: 1 rows:") == 3
+    assert loaded.output.count("quarantined: 1 rows:") == 3
     again = sluice("ingest", *_source(clicks))
     assert "0 rows_loaded" in again.output
     assert "3 rows_quarantined" in again.output

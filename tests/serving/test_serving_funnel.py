@@ -167,8 +167,8 @@ def test_an_item_is_returned_only_after_its_birth(make_release, tmp_path):
     funnel = make_funnel(make_release(tmp_path / "release", "all", 0, funnel=spec))
     early, late = (funnel.recommend("u1", N_ITEMS, moment, explain=True) for moment in (NOW_MS, AS_OF_MS + 2 * DAY_MS))
     gone = len(set(funnel.release.state.seen(1).tolist()) | set(WITHHELD))
-    assert (len(early.items), early.counts["unborn_excluded"]) == (N_ITEMS - gone - 1, 1)
-    assert (len(late.items), late.counts["unborn_excluded"]) == (N_ITEMS - gone, 0)
+    assert (len(early.items), early.counts["not_yet_available"]) == (N_ITEMS - gone - 1, 1)
+    assert (len(late.items), late.counts["not_yet_available"]) == (N_ITEMS - gone, 0)
     assert not {*indices_of(early), *indices_of(late)} & set(WITHHELD)
     assert FUTURE_ITEM not in indices_of(early)
     assert FUTURE_ITEM in indices_of(late)
@@ -182,7 +182,7 @@ def test_the_explanation_is_consistent(funnel):
         "catalogue": N_ITEMS,
         "withheld_excluded": len(WITHHELD),
         "seen_excluded": seen,
-        "unborn_excluded": 1,
+        "not_yet_available": 1,
         "retrieved": 60,
         "after_light": 20,
         "after_heavy": 20,

@@ -169,7 +169,7 @@ def test_a_filter_loses_nothing_and_lets_nothing_through(make_release, tmp_path)
             assert answer.counts["retrieved"] == min(60, len(left))
 
 
-def test_nothing_seen_withheld_or_unborn_is_named_by_any_source(funnel):
+def test_nothing_seen_withheld_or_not_yet_available_is_named_by_any_source(funnel):
     for item in (FUTURE_ITEM, *WITHHELD):
         for number in range(20):
             funnel.apply_event(click(f"fan {number}", item))

@@ -233,7 +233,7 @@ class ActiveUsers(Limits):
 
 
 class Quarantine(Limits):
-    """Share of the rows read at the last ingestion that were put aside."""
+    """Share of the rows read at the last ingestion that were quarantined."""
 
     warn_above: float | None = 0.01
     fail_above: float | None = 0.2
@@ -260,7 +260,7 @@ class ContractsConfig(Config):
         unknown_items: ids without a catalogue row.
         nulls: attributes that items lack.
         active_users: users who pass the activity policy.
-        quarantine: rows put aside by the last ingestion.
+        quarantine: rows quarantined by the last ingestion.
     """
 
     skip: tuple[ContractName, ...] = ()

@@ -1,4 +1,4 @@
-"""Contracts on single rows: columns, keys, values, duplicates, and what ingestion put aside."""
+"""Contracts on single rows: columns, keys, values, duplicates, and what ingestion quarantined."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def nulls(scene: Scene) -> list[ContractResult]:
 
 
 def quarantine(scene: Scene) -> list[ContractResult]:
-    """Limit rows that the last ingestion put aside."""
+    """Limit rows that the last ingestion quarantined."""
     config = scene.config
     if config.rows_read == 0:
         return [scene.skip("quarantine", "no ingestion is known")]
-    found = share_in_words(config.rows_quarantined, config.rows_read, "rows read were put aside")
+    found = share_in_words(config.rows_quarantined, config.rows_read, "rows read were quarantined")
     share = _share(config.rows_quarantined, config.rows_read)
     return [scene.judge("quarantine", share, scene.limits.quarantine, found, samples.rows_put_aside())]
 

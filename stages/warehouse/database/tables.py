@@ -75,7 +75,7 @@ QUARANTINE = Table(
     Column("raw", Text, nullable=False),
     _load_id(),
 )
-"""Rows that were put aside; ``row_number`` is the 1-based line of a text file or row of a table."""
+"""Rows that were quarantined; ``row_number`` is the 1-based line of a text file or row of a table."""
 
 INGEST_LOG = Table(
     "ingest_log",
@@ -95,7 +95,7 @@ INGEST_LOG = Table(
     Column("source", Text),
 )
 """One row a file that was read to its end; a file that was interrupted is not in it. ``reasons`` is a
-JSON object of rows put aside by reason, ``reading`` a hash of source, table and mapping; ``source`` the
+JSON object of rows quarantined by reason, ``reading`` a hash of source, table and mapping; ``source`` the
 source's name, null in rows of earlier versions. The three before it tell whether the file was touched
 since (see ``ingest.input_files``), null where they cannot."""
 

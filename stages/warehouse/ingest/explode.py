@@ -26,7 +26,7 @@ def expand_items(rows: Any, numbers: np.ndarray, mapping: InteractionColumns) ->
         mapping: with ``item_separator``.
 
     Returns:
-        ``pa.Table [E]`` with the columns of ``rows``, and the listed items that were put aside:
+        ``pa.Table [E]`` with the columns of ``rows``, and the listed items that were quarantined:
         ``missing_item_id``, ``item_id_too_long`` or ``unknown_outcome``. Their rows' other items stay.
     """
     entries = pc.split_pattern(pc.utf8_trim_whitespace(rows["item_id"].combine_chunks()), mapping.item_separator)
@@ -58,7 +58,7 @@ def expand_items(rows: Any, numbers: np.ndarray, mapping: InteractionColumns) ->
 
 
 def _entry(text: str, mapping: InteractionColumns) -> tuple[tuple[str, str], ...] | str:
-    """Return the (item, signal) pairs of one listed item, or why it is put aside."""
+    """Return the (item, signal) pairs of one listed item, or why it is quarantined."""
     item = text.strip()
     signals: tuple[str, ...] = (mapping.signal,)
     if mapping.outcomes:

@@ -43,7 +43,7 @@ def event_ids(rows: Any, source_name: str, mapping: InteractionColumns, seen: Oc
 def quarantine_rows(
     rejects: list[Reject], source_name: str, report: FileReport, load_id: int, seen: Occurrences
 ) -> Any:
-    """Return the rows of ``quarantine`` for what was put aside of a file."""
+    """Return the rows of ``quarantine`` for what was quarantined of a file."""
     size = len(rejects)
     reasons = pa.array([reject.reason for reject in rejects], pa.large_string())
     raws = pa.array([reject.raw.replace("\0", "\\x00") for reject in rejects], pa.large_string())

@@ -1,6 +1,6 @@
 """Loading files into the warehouse: nothing twice, nothing lost.
 
-Every row that is read ends in one of three places: loaded, known already, or put aside with its
+Every row that is read ends in one of three places: loaded, known already, or quarantined with its
 reason. A row's identity depends only on its content, so that nothing counts twice. What a file gave
 before under other content or another mapping is replaced (see ``loads``), in one transaction.
 
@@ -82,7 +82,7 @@ def ingest(
         warehouse: where to; missing tables are created.
         source: the files and their mappings.
         progress: whether to show a progress bar on a terminal.
-        now_ms: int ms UTC; events after it are put aside. None accepts any time.
+        now_ms: int ms UTC; events after it are quarantined. None accepts any time.
         chunk_rows: about how many rows are read at a time.
         check_times: whether to refuse times that cannot be, where the mapping does not allow them; needs
             ``now_ms``.
@@ -306,7 +306,7 @@ class _Load:
         source_name: of the source.
         mapping: which column means what.
         report: with file, table and batch.
-        now_ms: events after it are put aside; None accepts any time.
+        now_ms: events after it are quarantined; None accepts any time.
         load_id: number that the rows carry.
         kept: told the keys of the rows, or None.
         times: told the times of events, or None.

@@ -55,7 +55,7 @@ class Stamp:
 
 
 def absolute(path: Path) -> str:
-    """Return the absolute path by which the warehouse knows a file; a link stands for itself."""
+    """Return the absolute path by which the warehouse knows a file; a link is not followed."""
     return os.path.normpath(path.absolute())
 
 

@@ -241,7 +241,7 @@ def release(connection: Connection, table: sa.Table, load_id: int, kept: Kept | 
 
 
 def clear_quarantine(connection: Connection, load_id: int) -> None:
-    """Take back what a load put aside, before it is read again: line numbers may have moved."""
+    """Take back what a load quarantined, before it is read again: line numbers may have moved."""
     release(connection, QUARANTINE, load_id)
 
 

@@ -31,12 +31,12 @@ _FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false
 def normalise(
     chunk: Chunk, mapping: ColumnMapping, now_ms: int | None, times: Times | None = None
 ) -> tuple[Any, list[Reject]]:
-    """Turn a chunk into a ``pa.Table`` of our columns and the rows that were put aside.
+    """Turn a chunk into a ``pa.Table`` of our columns and the rows that were quarantined.
 
     Args:
         chunk: rows as they were read.
         mapping: which column means what.
-        now_ms: events after it are put aside; None accepts any time.
+        now_ms: events after it are quarantined; None accepts any time.
         times: told the times of events, or None.
 
     Returns:

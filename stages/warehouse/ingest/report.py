@@ -1,4 +1,4 @@
-"""What an ingestion read, loaded and put aside."""
+"""What an ingestion read, loaded and quarantined."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class IngestReport(Config):
 
     @property
     def rows_quarantined(self) -> int:
-        """Rows put aside."""
+        """Rows quarantined."""
         return sum(file.rows_quarantined for file in self.files)
 
     @property
@@ -70,7 +70,7 @@ class IngestReport(Config):
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Rows put aside by reason."""
+        """Rows quarantined by reason."""
         return _total(file.reasons for file in self.files)
 
     @property

@@ -1,7 +1,7 @@
 """Whether the times of a source can be right: a wrong unit is refused before anything is stored.
 
 Seconds that are read as milliseconds put forty days into an hour of January 1970; milliseconds that are
-read as seconds lie beyond the year 50000. Each row counts here, also one that is put aside for its time.
+read as seconds lie beyond the year 50000. Each row counts here, also one that is quarantined for its time.
 
 Shapes: R rows of a chunk.
 """

@@ -254,7 +254,7 @@ def count_active(warehouse: Warehouse, scope: Scope, policy: ActivityPolicy) -> 
 
 
 def ingested_rows(warehouse: Warehouse) -> tuple[int, int]:
-    """Return (rows read, of them put aside) of all files that were ingested; zeros where nothing was."""
+    """Return (rows read, of them quarantined) of all files that were ingested; zeros where nothing was."""
     if not has_table(warehouse, INGEST_LOG.name):
         return 0, 0
     log = INGEST_LOG.c

@@ -124,7 +124,7 @@ def inactive_users(scope: Scope, policy: ActivityPolicy) -> Rows:
 
 
 def rows_put_aside() -> Rows:
-    """Return rows that ingestion put aside."""
+    """Return rows that ingestion quarantined."""
     q = QUARANTINE.c
     return sa.select(q.file, q.row_number, q.reason, q.raw).order_by(q.quarantine_id)
 

@@ -14,7 +14,7 @@ from stages.warehouse.mapping import ColumnMapping
 
 @dataclass(frozen=True)
 class Reject:
-    """A row to put aside.
+    """A row to quarantine.
 
     Attributes:
         row_number: 1-based line of a text file (the first line of the row), or row of a table.

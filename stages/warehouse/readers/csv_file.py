@@ -81,7 +81,7 @@ def _parse_csv(file: FileSource, names: tuple[str, ...], lines: Lines, header: s
 
 
 def _without_headers(file: FileSource, lines: Lines, header: str | None) -> tuple[Lines, np.ndarray]:
-    """Put aside the header lines that concatenated files leave; return the rest and its quote counts."""
+    """Drop the header lines that concatenated files leave; return the rest and its quote counts."""
     quotes = _count_quotes(lines.text, file.quote)
     if header is None:
         return lines, quotes
@@ -142,7 +142,7 @@ def _split_quoted(
         if values is not None and len(values) == n_fields:
             rows.append((numbers[0], record, values))
         else:
-            # Not one record after all: a quote was left open, so each line stands for itself.
+            # Not one record after all: a quote was left open, so each line is a record of its own.
             filled = [row for row, text in enumerate(texts) if text]
             keep([numbers[row] for row in filled], [texts[row] for row in filled])
     return rows

@@ -27,7 +27,7 @@ _BYTES_AN_ITEM = 6
 
 
 def read_sequences(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[Chunk]:
-    """Yield one row an item, about ``chunk_rows`` a chunk; a line without an item is put aside.
+    """Yield one row an item, about ``chunk_rows`` a chunk; a line without an item is quarantined.
 
     Raises:
         DataError: if the file is unreadable or the mapping asks for a column other than ``COLUMNS``.

@@ -1,4 +1,4 @@
-"""Lines of a text file, decoded, with their numbers; what is not in the file's encoding is put aside.
+"""Lines of a text file, decoded, with their numbers; what is not in the file's encoding is quarantined.
 
 Shapes: R lines of a block.
 """

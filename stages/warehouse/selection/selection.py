@@ -144,7 +144,7 @@ class CodedSelection:
         return self._table(context_times(self._signals, self._start_ms, self._end_ms), FIRST_TIMES_SCHEMA)
 
     def code(self, listed: pa.Table, blocked: pa.Array, context_map: pa.Table) -> None:
-        """Turn the selected events into integers; items that are not listed stand for themselves.
+        """Turn the selected events into integers; an unlisted item is its own canonical item.
 
         Args:
             listed: ``item_id`` and ``canonical_id``, which stands for it, of the catalogue's items.
