@@ -220,4 +220,5 @@ def _mapped(data: Path, mapping: Path) -> IngestSource:
 def _reasons(report: IngestReport) -> str:
     if not report.reasons:
         return f"{report.rows_read} rows were read"
-    return "rows were quarantined: " + ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+    return f"rows were quarantined: {reasons}"

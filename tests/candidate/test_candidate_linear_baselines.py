@@ -20,7 +20,7 @@ from stages.contracts.tables import DAY_MS, EventTable, RankedTable
 from stages.features.config import FeatureConfig
 
 N_USERS, N_ITEMS, K, HALF_LIFE_MS = 30, 14, 6, 30 * DAY_MS
-NOT_YET_AVAILABLE, WITHHELD = 12, 13  # an item born at 11,600, and one that is withheld from the evaluation
+TO_COME, WITHHELD = 12, 13  # an item born at 11,600, and one that is withheld from the evaluation
 LATE = 26  # from here on users of the evaluation part alone; the last two touch nothing that training knew
 BASELINES = BaselinesConfig(ease_regularisation=7.0, ials_factors=3, ials_iterations=4)
 CONFIG = RankBaselinesConfig(baselines=BASELINES, k=K, features=FeatureConfig())
@@ -47,7 +47,7 @@ def world(tmp_path_factory, snapshot_writer, event_table, request_table):
         part=(1 + (asked >= 11_000)).astype(np.int8),
     )
     created = np.zeros(N_ITEMS, np.int64)
-    created[NOT_YET_AVAILABLE] = 11_600
+    created[TO_COME] = 11_600
     directory = tmp_path_factory.mktemp("linear")
     targets = np.arange(n_requests), rng.integers(0, N_ITEMS, n_requests)
     snapshot_writer(directory, events, requests, targets, created, [[0]] * N_ITEMS)
@@ -127,7 +127,7 @@ def check_answers(world, ranked: RankedTable, score_by_hand, decay: float | None
             popular.append(int(request))
             wanted = popular_by_hand(events, time_ms)
         allowed = [
-            i for i in range(N_ITEMS) if i not in history and i != WITHHELD and (i != NOT_YET_AVAILABLE or time_ms >= 11_600)
+            i for i in range(N_ITEMS) if i not in history and i != WITHHELD and (i != TO_COME or time_ms >= 11_600)
         ]
         answer = ranked.take(ranked.request_id == request)
         assert answer.rank.tolist() == list(range(min(K, len(allowed))))

@@ -75,7 +75,7 @@ QUARANTINE = Table(
     Column("raw", Text, nullable=False),
     _load_id(),
 )
-"""Rows that were quarantined; ``row_number`` is the 1-based line of a text file or row of a table."""
+"""Quarantined rows; ``row_number`` is the 1-based line of a text file or row of a table."""
 
 INGEST_LOG = Table(
     "ingest_log",
