@@ -59,7 +59,7 @@ class PlainTowers(nn.Module):  # type: ignore[misc]
 
     def __init__(self, catalogue: Catalogue, settings: TrainCandidateConfig, sparse: bool) -> None:
         super().__init__()
-        config = settings.candidate
+        config = settings.candidate.model
         lacking = (config.word_buckets, config.user_id, config.context, not config.shared_item_table)
         if any(lacking) or config.encoder != "mean" or config.normalisation != "cosine":
             raise ValueError("only the encoder 'mean' on one item table and one category table can be compared")
@@ -87,7 +87,7 @@ class PlainLoss:
 
     def __init__(self, model: PlainTowers, catalogue: Catalogue, config: CandidateConfig, batches: Batches) -> None:
         self.model, self._catalogue, self._config = model, catalogue, config
-        self._log_q = LogQ(catalogue, config, torch.from_numpy(batches.shared.expected), torch.device("cpu"))
+        self._log_q = LogQ(catalogue, config.negatives, torch.from_numpy(batches.shared.expected), torch.device("cpu"))
 
     def prepare(self, batch: Batch) -> PlainInputs:
         """Return the model's input of a batch."""
@@ -120,7 +120,7 @@ class PlainLoss:
     def __call__(self, batch: Batch, inputs: PlainInputs) -> torch.Tensor:
         """Return the scalar loss."""
         query_BD, candidate_CD = self.forward(batch, inputs)
-        seen_BL = torch.from_numpy(batch.seen(len(self._catalogue))) if self._config.mask_history else None
+        seen_BL = torch.from_numpy(batch.seen(len(self._catalogue))) if self._config.negatives.mask_history else None
         masked_BC = not_negative(inputs.items, len(query_BD), seen_BL)
         log_q_C = self._log_q(inputs.items, len(query_BD))
-        return sampled_softmax(query_BD, candidate_CD, masked_BC, self._config.temperature, log_q_C)
+        return sampled_softmax(query_BD, candidate_CD, masked_BC, self._config.loss.temperature, log_q_C)

@@ -75,7 +75,11 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
         eligible=np.arange(n_items),
         end_ms=n_touches * HOUR_MS,
     ).save(work)
-    candidate = CandidateConfig(dimension=DIMENSION, batch_size=BATCH, n_processes=ranks, device="cpu", epochs=1)
+    candidate = CandidateConfig(
+        model={"dimension": DIMENSION},
+        training={"batch_size": BATCH, "epochs": 1},
+        distributed={"n_processes": ranks, "device": "cpu"},
+    )
     config = TrainCandidateConfig(candidate=candidate, features=FeatureConfig(history_length=HISTORY))
     write_json(work / "job.json", config.model_dump(mode="json"))
     write_json(work / "run.json", {"checkpoints": None, "warm_start": None, "identity": {}})
@@ -83,7 +87,7 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
 
 def uncut(settings: Any) -> Any:
     """Return the settings with every table of items in one piece."""
-    return settings.model_copy(update={"candidate": settings.candidate.model_copy(update={"item_parts": 1})})
+    return settings.changed(candidate={"model": {"item_parts": 1}})
 
 
 def product_on_bags(catalogue: Any, settings: Any, sparse: bool) -> Any:
@@ -126,7 +130,7 @@ def product_on_bags(catalogue: Any, settings: Any, sparse: bool) -> Any:
                 found[name] = table(own.values(), own.offsets()[:-1])
             return found
 
-    model = TwoTower(sizes_of(catalogue, settings), settings.candidate, torch.device("meta"))
+    model = TwoTower(sizes_of(catalogue, settings), settings.candidate.model, torch.device("meta"))
     model.embeddings = Bags(model.embeddings.embedding_bag_configs())
     return model
 
@@ -161,8 +165,8 @@ def step_parts(work: Path, kind: str) -> tuple[Any, Any, Any]:
     named = dict(loss_of.model.named_parameters())
     dense = [value for name, value in named.items() if name.startswith(("query_tower.", "item_tower."))]
     tables = [value for name, value in named.items() if not name.startswith(("query_tower.", "item_tower."))]
-    of_tables = torch.optim.Adagrad(tables, lr=config.sparse_learning_rate)
-    return batches, loss_of, [of_tables, torch.optim.AdamW(dense, lr=config.dense_learning_rate)]
+    of_tables = torch.optim.Adagrad(tables, lr=config.optimizer.sparse_learning_rate)
+    return batches, loss_of, [of_tables, torch.optim.AdamW(dense, lr=config.optimizer.dense_learning_rate)]
 
 
 def measure(work: Path, kind: str, steps: int) -> dict[str, Any]:

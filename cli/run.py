@@ -18,7 +18,7 @@ from stages.settings import SYNTHETIC, Settings, load_settings
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Turn ``("candidate.epochs=3",)`` into nested values; a value is YAML.
+    """Turn ``("candidate.training.epochs=3",)`` into nested values; a value is YAML.
 
     Raises:
         ConfigError: for a pair without ``=`` or a name, a value that is no YAML, or a key below another's value.
@@ -28,7 +28,7 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         *path, leaf = key.split(".")
         if not equals or not all([*path, leaf]):
-            raise ConfigError(f"--set {pair!r}: allowed is KEY=VALUE, such as candidate.epochs=3")
+            raise ConfigError(f"--set {pair!r}: allowed is KEY=VALUE, such as candidate.training.epochs=3")
         section: Any = values
         for name in path:
             section = section.setdefault(name, {})

@@ -98,7 +98,7 @@ def check_recipe(settings: Settings) -> None:
         ConfigError: naming every wrong field, or the path.
     """
     recipe = load_recipe(settings)
-    paths = {"candidate.warm_start": recipe.candidate.warm_start, "dataset.base": recipe.dataset.base}
+    paths = {"candidate.warm_start.path": recipe.candidate.warm_start.path, "dataset.base": recipe.dataset.base}
     for name, path in paths.items():
         if path is not None and not Path(path).exists():
             raise ConfigError(f"{name} = {path}: no such directory")
@@ -240,7 +240,7 @@ def train_candidate(settings: Settings, results: Upstream) -> StageResult:
     from stages.candidate.training.warm_start import warm_start_version
 
     recipe = load_recipe(settings)
-    start = recipe.candidate.warm_start
+    start = recipe.candidate.warm_start.path
     config = TrainCandidateConfig(
         candidate=recipe.candidate,
         features=recipe.features,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import __version__
-from stages.contracts.config import parse_config
+from stages.contracts.config import merged, parse_config
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.results import StageResult
@@ -70,10 +70,9 @@ def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any])
 def _on_champions_recipe(settings: Settings, champion: Path) -> Settings:
     path = champion / "config.json"
     recipe: dict[str, Any] = read_json(path)
-    for section, name in (("dataset", "base"), ("candidate", "warm_start")):
-        # What it was trained from may be gone, and a refresh reads neither.
-        recipe[section] = {**recipe.get(section, {}), name: None}
-    return settings.on_recipe(recipe, str(path))
+    # What it was trained from may be gone, and a refresh reads neither.
+    unneeded = {"dataset": {"base": None}, "candidate": {"warm_start": {"path": None}}}
+    return settings.on_recipe(merged(recipe, unneeded), str(path))
 
 
 def refresh_all(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, StageResult]:

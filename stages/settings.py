@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from stages.contracts.config import Config, read_yaml
+from stages.contracts.config import Config, merged, read_yaml
 from stages.contracts.errors import ConfigError, DataError
 from stages.release.config import RegistryConfig
 
@@ -70,7 +70,7 @@ class Settings(Config):
     def on_recipe(self, recipe: Mapping[str, Any], origin: str) -> Settings:
         """Return settings that follow a recipe from elsewhere, with this one's values laid over it."""
         return self.model_copy(
-            update={"recipe": _merge(recipe, self.recipe), "file_recipe": dict(recipe), "config_path": origin}
+            update={"recipe": merged(recipe, self.recipe), "file_recipe": dict(recipe), "config_path": origin}
         )
 
 
@@ -119,15 +119,17 @@ def load_settings(
         config = str(_suitable_recipe(environ, data))
     laid_over = {"overrides (--set)": dict(overrides or {})}
     if n_processes is not None:
-        laid_over["n_processes (--processes)"] = {"candidate": {"n_processes": n_processes}}
+        laid_over["n_processes (--processes)"] = {"candidate": {"distributed": {"n_processes": n_processes}}}
     if warm_start is not None:
-        laid_over["warm_start (--warm-start)"] = {"candidate": {"warm_start": str(Path(warm_start).resolve())}}
+        laid_over["warm_start (--warm-start)"] = {
+            "candidate": {"warm_start": {"path": str(Path(warm_start).resolve())}}
+        }
     file_recipe = None if config is None else read_yaml(Path(config))
     return Settings(
         home=str(home),
         warehouse_url=environ.get("SLUICE_WAREHOUSE_URL") or f"duckdb:///{home / 'warehouse.duckdb'}",
         registry=registry_settings(environ),
-        recipe=reduce(_merge, laid_over.values(), file_recipe or {}),
+        recipe=reduce(merged, laid_over.values(), file_recipe or {}),
         file_recipe=file_recipe,
         laid_over={name: values for name, values in laid_over.items() if values},
         config_path=None if config is None else str(Path(config).resolve()),
@@ -187,14 +189,6 @@ def parse_time_ms(text: str) -> int:
         raise ConfigError(f"as_of = {text!r}: allowed is an ISO 8601 time such as 1998-04-22T00:00:00+00:00") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return int(moment.timestamp() * 1000)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if nested else value
-    return merged
 
 
 def release_cache(environ: Mapping[str, str]) -> Path:

@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY: dict[str, Any] = {
     "world": {"n_users": 300, "n_items": 400, "n_events": 40_000, "days": 20, "n_topics": 8, "n_categories": 4},
     "funnel": {"candidate_k": 100, "light_k": 40, "max_k": 20, "objective": {"click": 1.0, "like": 0.1}},
-    "candidate": {"dimension": 16, "category_dimension": 8, "hidden": [32], "epochs": 8, "batch_size": 256},
+    "candidate": {
+        "model": {"dimension": 16, "category_dimension": 8, "hidden": [32]},
+        "training": {"epochs": 8, "batch_size": 256},
+    },
     "light_ranker": {"max_rounds": 60, "threads": 1},
     "heavy_ranker": {"max_epochs": 4, "threads": 1, "ensemble": 1},
     "evaluation": {"bootstrap_samples": 200, "bypass": "never"},

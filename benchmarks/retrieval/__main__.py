@@ -21,12 +21,13 @@ from typing import Any
 
 from benchmarks.environment import describe
 from benchmarks.retrieval.product_towers import workplace
-from benchmarks.retrieval.registry import REPLAYED, STATIC, ModelT, allowing, configure, merged, read_recipe
+from benchmarks.retrieval.registry import REPLAYED, STATIC, ModelT, allowing, configure, read_recipe
 from benchmarks.retrieval.replay import protocols as replay_protocols
 from benchmarks.retrieval.replay.protocols import REPLAYS, ReplayProtocol
 from benchmarks.retrieval.static import run as static
 from benchmarks.retrieval.static.protocols import PROTOCOLS, Protocol
 from cli.main import EXIT_CODES
+from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, SluiceError
 
 LAST_SEED = 4_000_000_000

@@ -180,13 +180,13 @@ def towers_gigabytes(rows: int, items: int, candidate: CandidateConfig, features
         candidate: of the training; on a GPU the model lies in the GPU's memory, which is not looked at.
         features: ``history_length`` is L.
     """
-    width, ranks = candidate.dimension, candidate.n_processes
+    width, ranks = candidate.model.dimension, candidate.distributed.n_processes
     # Weights, their sums of squares, the average, and what is written; of one table or of two.
-    tables = 16 * (1 if candidate.shared_item_table else 2) * items * width
+    tables = 16 * (1 if candidate.model.shared_item_table else 2) * items * width
     # What attention keeps of each position for the backward pass; other encoders keep the vectors of the history.
-    kept = 128 * candidate.blocks if candidate.encoder == "attention" else 4
-    batch = 4 * candidate.batch_size * features.history_length * width * kept
-    if candidate.training == "sequences":  # a batch is so many positions
+    kept = 128 * candidate.model.blocks if candidate.model.encoder == "attention" else 4
+    batch = 4 * candidate.training.batch_size * features.history_length * width * kept
+    if candidate.training.mode == "sequences":  # a batch is so many positions
         batch //= features.history_length
     processes = _PROCESSES_BYTES + _RANK_BYTES * (ranks - 1)
     return (processes + _ROW_BYTES * rows + ranks * (tables + batch)) / 1e9

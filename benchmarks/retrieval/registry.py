@@ -16,7 +16,7 @@ from benchmarks.retrieval.replay.models import REPLAY_MODELS, ReplayModel
 from benchmarks.retrieval.replay.two_tower import ReplayTwoTower
 from benchmarks.retrieval.static.models import MODELS, Model
 from benchmarks.retrieval.static.two_tower import Blend, DirectedRidgeModel, TwoTower
-from stages.contracts.config import Config, parse_config, read_yaml
+from stages.contracts.config import Config, merged, parse_config, read_yaml
 from stages.contracts.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "retrieval"
@@ -102,15 +102,6 @@ def _allowing(kind: type[Config], memory_gb: float) -> dict[str, Any]:
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
             within = _allowing(field.annotation, memory_gb)
             found |= {name: within} if within else {}
-    return found
-
-
-def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``first`` with the values of ``second`` over it, mappings within mappings likewise."""
-    found = dict(first)
-    for key, value in second.items():
-        within = found.get(key)
-        found[key] = merged(within, value) if isinstance(within, Mapping) and isinstance(value, Mapping) else value
     return found
 
 

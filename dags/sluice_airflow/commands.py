@@ -22,7 +22,7 @@ RUN_OPTIONS = {"data": "--data", "mapping": "--mapping", "config": "--config", "
 PATHS = ("mapping", "config", "warm_start")
 """Parameters that are paths; ``data`` may be a word too."""
 
-PATHS_IN_OVERRIDES = ("dataset.base", "candidate.warm_start")
+PATHS_IN_OVERRIDES = ("dataset.base", "candidate.warm_start.path")
 ADDRESSES = ("SLUICE_WAREHOUSE_URL", "SLUICE_MLFLOW_URI")
 """Variables that may hold a password."""
 

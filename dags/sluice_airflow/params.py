@@ -58,7 +58,7 @@ PARAMS = {
         None,
         type=["null", "object"],
         title="Overrides",
-        description='Values laid over the recipe, for example {"candidate": {"dimension": 32}}.',
+        description='Values laid over the recipe, for example {"candidate": {"model": {"dimension": 32}}}.',
     ),
     "promote": Param(
         True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -14,14 +15,25 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
-class CandidateConfig(Config):
-    """The two-tower model and how it is trained.
+class _Mark(Enum):
+    SHAPE = auto()
+    RUN = auto()
+
+
+GIVES_SHAPE = _Mark.SHAPE
+"""Marks a field that gives tensors of the state their shape or meaning: a warm start must share it."""
+NO_PART_OF_THE_RESULT = _Mark.RUN
+"""Marks a section that may differ between two attempts at one training: the result is the same but for rounding."""
+
+
+class ModelConfig(Config):
+    """The two towers.
+
+    A warm start must have the fields marked ``GIVES_SHAPE`` as the model has that it goes on from.
 
     Attributes:
         encoder: how a history becomes a query: ``mean`` (weighted mean with learned recency), ``tastes``
             (several such means, of which the best match counts) or ``attention`` (causal self-attention).
-        training: ``examples`` encodes each example's history, ``sequences`` trains every position of a
-            user's sequence in one pass; the latter needs ``attention``.
         dimension: D, width of the item embeddings and of the towers' outputs.
         normalisation: ``cosine`` puts the towers' outputs on the unit sphere, ``dot`` leaves their length.
         tastes: T, vectors a user with ``tastes``.
@@ -33,7 +45,6 @@ class CandidateConfig(Config):
             ``logarithm`` at -c log(1 + d), with c from 2 to 1/2 over the heads.
         input_scale: multiplies the item rows that attention reads; sqrt(dimension) in SASRec.
         user_id: add a vector of the user; users without training rows have none.
-        user_id_dropout: probability of hiding it in training, so that the history alone serves as well.
         context: add vectors of what is known of the moment (``dataset.context``).
         category_dimension: width of the category embeddings.
         word_buckets: rows that the words of titles are hashed to; 0 leaves titles out.
@@ -43,160 +54,276 @@ class CandidateConfig(Config):
         hidden: widths of each tower's hidden layers; empty makes the towers linear.
         shared_item_table: one item table for histories and for candidates; otherwise two.
         initial_deviation: standard deviation of the item tables' first values; None is dimension ** -0.5.
-        temperature: divides the product of the two vectors in every loss but ``ccl``.
-        item_id_dropout: probability of hiding an item's id in training, so that the rest of the
-            towers learns to speak for items without training rows.
-        history_dropout: probability of leaving an item out of a training history.
-        use_empty_histories: train also on a user's first events, whose history is empty.
-        loss: ``softmax`` (sampled softmax), ``bpr``, ``ccl`` (cosine contrastive), ``gbce`` or ``full_softmax``,
-            over every item that may be a negative, to which what is said of negatives but ``mask_history``
-            does not apply.
-        logq_correction: correct the negatives for how often they are sampled.
-        correction: ``mixture`` corrects by an item's expected count over both kinds of negatives,
-            ``by_kind`` each kind by its own and averages the two; without effect without ``logq_correction``.
-        in_batch_negatives: whether the other queries' positives are negatives.
-        uniform_negatives: negatives a step drawn from the catalogue and shared by the batch, beside
-            the in-batch ones. At least the catalogue's size means every item.
-        negative_sampling: how the shared negatives are drawn: ``uniform``, or ``popularity``.
-        popularity_power: power of the popularity in that draw.
-        mask_history: an item of a user's history is no negative for that user.
-        ccl_margin: cosine below which a negative costs nothing in ``ccl``.
-        ccl_negative_weight: weight of the mean over the negatives in ``ccl``.
-        gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
-        epochs: passes over the examples.
-        batch_size: examples a step, over all ranks; cut where the data is smaller.
-        windows_by_length: with ``sequences``: windows of one length form a batch, which is cut to it, and batches
-            hold equally many examples; otherwise equally many windows, drawn at random.
-        sparse_optimizer: the fused optimizer of the embedding tables; fbgemm has no fused Adam on the CPU.
-        sparse_learning_rate: its learning rate.
-        dense_learning_rate: Adam's learning rate for the towers.
-        dense_beta2: Adam's decay of squared gradients.
-        weight_decay: decoupled weight decay of the dense part.
-        clip_norm: longest gradient of the dense part; None leaves gradients as they are.
-        schedule: of both learning rates after the warm-up: ``constant``, or ``cosine`` down to ``final_rate``.
-        warmup_steps: steps over which both learning rates rise linearly.
-        final_rate: share of the learning rates that is left at the end of ``cosine``.
-        average: export an exponential moving average of the weights: ``none``, ``dense`` or ``all``, with the
-            tables, which costs a pass over them a step.
-        average_decay: of that average; smaller at first, see ``training.ema.decay_at``.
-        sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
-            whose result does not depend on the number of ranks. Column-wise needs ``adagrad``: row-wise
-            Adagrad keeps one sum a row, of which each rank would see its columns only.
         item_parts: each table of items is kept as so many (no more than there are items), item i in part i modulo
             their number, so that ranks with whole tables share the work on items evenly; see ``towers.table_parts``.
-        n_processes: ranks that torchrun starts; on the CPU each keeps to its even share of the cores.
-        device: ``auto`` takes CUDA where there is one device a rank, else the CPU.
-        threads: threads a rank on the CPU.
-        timeout_s: seconds after which a collective that waits for another rank gives up.
-        seed: of the initial weights, the order of examples and the sampling.
-        precision: of the towers' layers on CUDA (autocast); tables, loss and optimizers keep float32. On
-            the CPU everything is float32, whatever is set.
-        prefetch: batches prepared ahead by a thread; 0 prepares each when it is needed.
-        checkpoint_every_steps: steps between two checkpoints inside an epoch; 0 = at its end only.
-        keep_checkpoints: the newest so many are kept until the step is finished.
-        warm_start: directory of a finished ``train_candidate`` step, or of a release that was made of one,
-            to go on from on grown tables; None starts anew.
-        warm_start_epochs: passes over the examples in that case, in place of ``epochs``.
     """
 
-    encoder: Literal["mean", "tastes", "attention"] = "mean"
-    training: Literal["examples", "sequences"] = "examples"
-    dimension: int = Field(default=64, ge=4, le=1024, multiple_of=4)
-    normalisation: Literal["cosine", "dot"] = "cosine"
-    tastes: int = Field(default=4, ge=1, le=64)
-    blocks: int = Field(default=2, ge=1, le=32)
-    heads: int = Field(default=2, ge=1)
+    encoder: Annotated[Literal["mean", "tastes", "attention"], GIVES_SHAPE] = "mean"
+    dimension: Annotated[int, GIVES_SHAPE] = Field(default=64, ge=4, le=1024, multiple_of=4)
+    normalisation: Annotated[Literal["cosine", "dot"], GIVES_SHAPE] = "cosine"
+    tastes: Annotated[int, GIVES_SHAPE] = Field(default=4, ge=1, le=64)
+    blocks: Annotated[int, GIVES_SHAPE] = Field(default=2, ge=1, le=32)
+    heads: Annotated[int, GIVES_SHAPE] = Field(default=2, ge=1)
     dropout: Probability = 0.2
-    time_bias: bool = True
+    time_bias: Annotated[bool, GIVES_SHAPE] = True
     distance_bias: Literal["decay", "logarithm"] = "decay"
-    input_scale: Positive = 1.0
-    user_id: bool = False
-    user_id_dropout: Probability = 0.5
-    context: bool = False
-    category_dimension: int = Field(default=16, ge=4, le=1024, multiple_of=4)
-    word_buckets: int = Field(default=0, ge=0)
-    word_dimension: int = Field(default=16, ge=4, le=1024, multiple_of=4)
-    item_age: bool = False
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
-    shared_item_table: bool = True
+    input_scale: Annotated[Positive, GIVES_SHAPE] = 1.0
+    user_id: Annotated[bool, GIVES_SHAPE] = False
+    context: Annotated[bool, GIVES_SHAPE] = False
+    category_dimension: Annotated[int, GIVES_SHAPE] = Field(default=16, ge=4, le=1024, multiple_of=4)
+    word_buckets: Annotated[int, GIVES_SHAPE] = Field(default=0, ge=0)
+    word_dimension: Annotated[int, GIVES_SHAPE] = Field(default=16, ge=4, le=1024, multiple_of=4)
+    item_age: Annotated[bool, GIVES_SHAPE] = False
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], GIVES_SHAPE] = (128,)
+    shared_item_table: Annotated[bool, GIVES_SHAPE] = True
     initial_deviation: Positive | None = None
-    temperature: Positive = 0.15
-    item_id_dropout: Probability = 0.1
-    history_dropout: Probability = 0.1
-    use_empty_histories: bool = False
-    loss: Literal["softmax", "bpr", "ccl", "gbce", "full_softmax"] = "softmax"
-    logq_correction: bool = True
-    correction: Literal["mixture", "by_kind"] = "mixture"
-    in_batch_negatives: bool = True
-    uniform_negatives: int = Field(default=1024, ge=0)
-    negative_sampling: Literal["uniform", "popularity"] = "uniform"
-    popularity_power: float = Field(default=0.75, ge=0.0, le=1.0)
-    mask_history: bool = True
-    ccl_margin: float = Field(default=0.4, ge=-1.0, lt=1.0)
-    ccl_negative_weight: Positive = 150.0
-    gbce_calibration: float = Field(default=0.75, ge=0.0, le=1.0)
-    epochs: int = Field(default=8, ge=1)
-    batch_size: int = Field(default=512, ge=2)
-    windows_by_length: bool = False
-    sparse_optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
-    sparse_learning_rate: Positive = 0.1
-    dense_learning_rate: Positive = 1e-3
-    dense_beta2: Probability = 0.999
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    clip_norm: Positive | None = None
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    final_rate: float = Field(default=0.0, ge=0.0, le=1.0)
-    average: Literal["none", "dense", "all"] = "none"
-    average_decay: Probability = 0.995
-    sharding: Literal["auto", "table_wise", "column_wise", "row_wise", "data_parallel"] = "auto"
     item_parts: int = Field(default=4, ge=1, le=1024)
-    n_processes: int = Field(default=1, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1)
-    timeout_s: int = Field(default=300, ge=1)
-    seed: int = Field(default=42, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    prefetch: int = Field(default=2, ge=0, le=64)
-    checkpoint_every_steps: int = Field(default=0, ge=0)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    warm_start: str | None = None
-    warm_start_epochs: int = Field(default=2, ge=1)
-
-    @model_validator(mode="after")
-    def _columns_need_adagrad(self) -> CandidateConfig:
-        if self.sharding == "column_wise" and self.sparse_optimizer != "adagrad":
-            raise ValueError(
-                f"sharding = 'column_wise' needs sparse_optimizer = 'adagrad', found {self.sparse_optimizer!r}, whose "
-                "one sum a row would be of each rank's columns only; or use table_wise, row_wise or data_parallel"
-            )
-        return self
 
     def parts_of(self, n_items: int) -> int:
         """Return how many tables hold the rows of ``n_items``."""
         return max(1, min(self.item_parts, n_items))
 
+    @model_validator(mode="after")
+    def _heads_divide_the_dimension(self) -> ModelConfig:
+        if self.encoder == "attention" and self.dimension % self.heads:
+            raise ValueError(f"heads = {self.heads} must divide dimension = {self.dimension}")
+        return self
+
+
+class LossConfig(Config):
+    """What is minimised.
+
+    Attributes:
+        kind: ``softmax`` (sampled softmax), ``bpr``, ``ccl`` (cosine contrastive), ``gbce`` or ``full_softmax``,
+            over every item that may be a negative, to which what ``negatives`` says does not apply but for
+            ``mask_history``.
+        temperature: divides the product of the two vectors in every loss but ``ccl``.
+        ccl_margin: cosine below which a negative costs nothing in ``ccl``.
+        ccl_negative_weight: weight of the mean over the negatives in ``ccl``.
+        gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
+    """
+
+    kind: Literal["softmax", "bpr", "ccl", "gbce", "full_softmax"] = "softmax"
+    temperature: Positive = 0.15
+    ccl_margin: float = Field(default=0.4, ge=-1.0, lt=1.0)
+    ccl_negative_weight: Positive = 150.0
+    gbce_calibration: float = Field(default=0.75, ge=0.0, le=1.0)
+
+
+class NegativesConfig(Config):
+    """What a query's positive is compared with.
+
+    Attributes:
+        in_batch: whether the other queries' positives are negatives.
+        shared: negatives a step drawn from the catalogue and shared by the batch, beside the in-batch ones. At
+            least the catalogue's size means every item.
+        sampling: how the shared ones are drawn: ``uniform``, or ``popularity``.
+        popularity_power: power of the popularity in that draw.
+        logq_correction: correct the negatives for how often they are sampled.
+        correction: ``mixture`` corrects by an item's expected count over both kinds of negatives,
+            ``by_kind`` each kind by its own and averages the two; without effect without ``logq_correction``.
+        mask_history: an item of a user's history is no negative for that user.
+    """
+
+    in_batch: bool = True
+    shared: int = Field(default=1024, ge=0)
+    sampling: Literal["uniform", "popularity"] = "uniform"
+    popularity_power: float = Field(default=0.75, ge=0.0, le=1.0)
+    logq_correction: bool = True
+    correction: Literal["mixture", "by_kind"] = "mixture"
+    mask_history: bool = True
+
+    @model_validator(mode="after")
+    def _are_some(self) -> NegativesConfig:
+        if not self.in_batch and self.shared == 0:
+            raise ValueError("in_batch = False with shared = 0 leaves no negatives")
+        return self
+
+
+class TrainingConfig(Config):
+    """Examples, batches and passes.
+
+    Attributes:
+        mode: ``examples`` encodes each example's history, ``sequences`` trains every position of a
+            user's sequence in one pass; the latter needs the encoder ``attention``.
+        epochs: passes over the examples.
+        batch_size: examples a step, over all ranks; cut where the data is smaller.
+        windows_by_length: with ``sequences``: windows of one length form a batch, which is cut to it, and batches
+            hold equally many examples; otherwise equally many windows, drawn at random.
+        use_empty_histories: train also on a user's first events, whose history is empty.
+        history_dropout: probability of leaving an item out of a training history.
+        item_id_dropout: probability of hiding an item's id in training, so that the rest of the
+            towers learns to speak for items without training rows.
+        user_id_dropout: probability of hiding the user's vector in training, so that the history alone serves as
+            well; only with ``model.user_id``.
+        precision: of the towers' layers on CUDA (autocast); tables, loss and optimizers keep float32. On
+            the CPU everything is float32, whatever is set.
+        seed: of the initial weights, the order of examples and the sampling.
+    """
+
+    mode: Literal["examples", "sequences"] = "examples"
+    epochs: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=512, ge=2)
+    windows_by_length: bool = False
+    use_empty_histories: bool = False
+    history_dropout: Probability = 0.1
+    item_id_dropout: Probability = 0.1
+    user_id_dropout: Probability = 0.5
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(default=42, ge=0)
+
+    @model_validator(mode="after")
+    def _windows_are_of_sequences(self) -> TrainingConfig:
+        if self.windows_by_length and self.mode != "sequences":
+            raise ValueError(f"windows_by_length with mode = {self.mode!r}: it needs mode = 'sequences'")
+        return self
+
+
+class OptimizerConfig(Config):
+    """The optimizers of the tables (sparse) and of the towers (dense, AdamW).
+
+    Attributes:
+        sparse: the fused optimizer of the embedding tables; fbgemm has no fused Adam on the CPU.
+        sparse_learning_rate: its learning rate.
+        dense_learning_rate: Adam's learning rate for the towers.
+        dense_beta2: Adam's decay of squared gradients.
+        weight_decay: decoupled weight decay of the dense part.
+        clip_norm: longest gradient of the dense part; None leaves gradients as they are.
+    """
+
+    sparse: Annotated[Literal["rowwise_adagrad", "adagrad"], GIVES_SHAPE] = "rowwise_adagrad"
+    sparse_learning_rate: Positive = 0.1
+    dense_learning_rate: Positive = 1e-3
+    dense_beta2: Probability = 0.999
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    clip_norm: Positive | None = None
+
+
+class ScheduleConfig(Config):
+    """What multiplies both learning rates over the steps.
+
+    Attributes:
+        kind: after the warm-up: ``constant``, or ``cosine`` down to ``final_rate``.
+        warmup_steps: steps over which the rates rise linearly.
+        final_rate: share of the learning rates that is left at the end of ``cosine``.
+    """
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_rate: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
+class AverageConfig(Config):
+    """The exponential moving average of the weights that is exported in place of the last ones.
+
+    Attributes:
+        weights: which are averaged: ``none``, ``dense`` or ``all``, with the tables, which costs a pass over them a
+            step.
+        decay: of the average; smaller at first, see ``training.ema.decay_at``.
+    """
+
+    weights: Literal["none", "dense", "all"] = "none"
+    decay: Probability = 0.995
+
+
+class DistributedConfig(Config):
+    """Where the training runs. It changes the result by rounding only, and may change from attempt to attempt.
+
+    Attributes:
+        sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
+            whose result does not depend on the number of ranks. Column-wise needs ``optimizer.sparse = adagrad``:
+            row-wise Adagrad keeps one sum a row, of which each rank would see its columns only.
+        n_processes: ranks that torchrun starts; on the CPU each keeps to its even share of the cores.
+        device: ``auto`` takes CUDA where there is one device a rank, else the CPU.
+        threads: threads a rank on the CPU.
+        timeout_s: seconds after which a collective that waits for another rank gives up.
+        prefetch: batches prepared ahead by a thread; 0 prepares each when it is needed.
+    """
+
+    sharding: Literal["auto", "table_wise", "column_wise", "row_wise", "data_parallel"] = "auto"
+    n_processes: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    timeout_s: int = Field(default=300, ge=1)
+    prefetch: int = Field(default=2, ge=0, le=64)
+
+
+class CheckpointsConfig(Config):
+    """What a training that was killed goes on from. It does not change the result.
+
+    Attributes:
+        every_steps: steps between two checkpoints inside an epoch; 0 = at its end only.
+        keep: the newest so many are kept until the step is finished.
+    """
+
+    every_steps: int = Field(default=0, ge=0)
+    keep: int = Field(default=2, ge=1)
+
+
+class WarmStartConfig(Config):
+    """An earlier model to go on from.
+
+    Attributes:
+        path: directory of a finished ``train_candidate`` step, or of a release that was made of one, to go on from
+            on grown tables; None starts anew.
+        epochs: passes over the examples in that case, in place of ``training.epochs``.
+    """
+
+    path: str | None = None
+    epochs: int = Field(default=2, ge=1)
+
+
+class CandidateConfig(Config):
+    """The two-tower model and how it is trained, by who reads it.
+
+    Attributes:
+        model: the towers and their tables.
+        loss: what is minimised.
+        negatives: what a positive is compared with.
+        training: examples, batches, passes, what is hidden, and the seed.
+        optimizer: of the tables and of the towers.
+        schedule: of both learning rates.
+        average: moving average of the weights.
+        distributed: ranks, devices and how tables are laid over them; no part of the result.
+        checkpoints: when they are written; no part of the result.
+        warm_start: the earlier model to go on from.
+    """
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    average: AverageConfig = AverageConfig()
+    distributed: Annotated[DistributedConfig, NO_PART_OF_THE_RESULT] = DistributedConfig()
+    checkpoints: Annotated[CheckpointsConfig, NO_PART_OF_THE_RESULT] = CheckpointsConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+
     @property
     def passes(self) -> int:
         """Return the epochs to train."""
-        return self.epochs if self.warm_start is None else self.warm_start_epochs
+        return self.training.epochs if self.warm_start.path is None else self.warm_start.epochs
 
     @model_validator(mode="after")
-    def _has_negatives(self) -> CandidateConfig:
-        if not self.in_batch_negatives and self.uniform_negatives == 0:
-            raise ValueError("in_batch_negatives = False with uniform_negatives = 0 leaves no negatives")
+    def _columns_need_adagrad(self) -> CandidateConfig:
+        if self.distributed.sharding == "column_wise" and self.optimizer.sparse != "adagrad":
+            raise ValueError(
+                f"distributed.sharding = 'column_wise' needs optimizer.sparse = 'adagrad', found "
+                f"{self.optimizer.sparse!r}, whose one sum a row would be of each rank's columns only; or use "
+                "table_wise, row_wise or data_parallel"
+            )
         return self
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> CandidateConfig:
-        if self.training == "sequences" and self.encoder != "attention":
-            raise ValueError(f"training = 'sequences' with encoder = {self.encoder!r}: it needs encoder = 'attention'")
-        if self.windows_by_length and self.training != "sequences":
-            raise ValueError(f"windows_by_length with training = {self.training!r}: it needs training = 'sequences'")
-        if self.encoder == "attention" and self.dimension % self.heads:
-            raise ValueError(f"heads = {self.heads} must divide dimension = {self.dimension}")
-        if self.loss == "ccl" and self.normalisation != "cosine":
-            raise ValueError("loss = 'ccl' compares cosines: it needs normalisation = 'cosine', found 'dot'")
+    def _sections_fit(self) -> CandidateConfig:
+        if self.training.mode == "sequences" and self.model.encoder != "attention":
+            raise ValueError(
+                f"training.mode = 'sequences' with model.encoder = {self.model.encoder!r}: it needs model.encoder = "
+                "'attention'"
+            )
+        if self.loss.kind == "ccl" and self.model.normalisation != "cosine":
+            raise ValueError("loss.kind = 'ccl' compares cosines: it needs model.normalisation = 'cosine', found 'dot'")
         return self
 
 
@@ -204,7 +331,7 @@ class TrainCandidateConfig(Config):
     """Configuration of the step ``train_candidate``.
 
     Attributes:
-        warm_start_version: filled in: tower version of the model at ``candidate.warm_start``.
+        warm_start_version: filled in: tower version of the model at ``candidate.warm_start.path``.
     """
 
     candidate: CandidateConfig = CandidateConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +25,23 @@ class Config(BaseModel):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
             yield name, redacted(value) if isinstance(value, str) else value
+
+    def changed(self, **values: Any) -> Self:
+        """Return a validated copy with other values; a mapping changes only what it names of a section.
+
+        Raises:
+            ValueError: if a value is not allowed (pydantic's ``ValidationError``).
+        """
+        return self.model_validate(merged(self.model_dump(), values))
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``over`` laid over it, mappings within mappings likewise."""
+    found = dict(base)
+    for key, value in over.items():
+        within = found.get(key)
+        found[key] = merged(within, value) if isinstance(within, Mapping) and isinstance(value, Mapping) else value
+    return found
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -25,7 +25,7 @@ _QUOTED_PATH = re.compile(r"[\"'](/[^\"'\n]+)[\"']")
 
 SMALLER = {
     "dataset": "dataset.history_days or a stricter dataset.activity",
-    "train_candidate": "candidate.dimension, candidate.keep_checkpoints",
+    "train_candidate": "candidate.model.dimension, candidate.checkpoints.keep",
     "build_index": "index.kinds",
     "train_sources": "sources.names",
     "retrieve": "funnel.candidate_k",

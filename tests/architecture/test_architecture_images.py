@@ -36,7 +36,7 @@ TINY = (
     "funnel.candidate_k=50",
     "funnel.light_k=20",
     "funnel.max_k=10",
-    "candidate.epochs=1",
+    "candidate.training.epochs=1",
     "gate.min_gain=-1",
 )
 

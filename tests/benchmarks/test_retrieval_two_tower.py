@@ -27,7 +27,11 @@ from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig
 from stages.features.history import TowerInputs
 
-SMALL = CandidateConfig(dimension=8, category_dimension=4, hidden=(8,), epochs=1, batch_size=64, device="cpu")
+SMALL = CandidateConfig(
+    model={"dimension": 8, "category_dimension": 4, "hidden": (8,)},
+    training={"epochs": 1, "batch_size": 64},
+    distributed={"device": "cpu"},
+)
 FEATURES = FeatureConfig(history_length=4)
 
 
@@ -130,7 +134,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Intera
     user, item = np.nonzero(rng.random((29, 8)) < 0.5)
     rows, work = Interactions(user, item, rng.permutation(len(user)), 30, 9), tmp_path_factory.mktemp("work")
     with towers.workplace(work):
-        return work, rows, train_towers(rows, SMALL.model_copy(update={"seed": 5}), FEATURES)
+        return work, rows, train_towers(rows, SMALL.changed(training={"seed": 5}), FEATURES)
 
 
 def test_scores_are_products_of_what_the_step_exported(trained_once: tuple[Path, Interactions, Trained]) -> None:
@@ -232,16 +236,19 @@ def test_settings_reach_into_parts() -> None:
     chosen = configure(
         STATIC,
         ["blend", "ease"],
-        {"two_tower": {"candidate": {"epochs": 3, "hidden": [8]}, "orders": 1}, "blend": {"weight": 0.5}},
-        ["two_tower.candidate.epochs=5", "blend.ease.decay=3", "two_tower.candidate.hidden=[]"],
+        {
+            "two_tower": {"candidate": {"model": {"hidden": [8]}, "training": {"epochs": 3}}, "orders": 1},
+            "blend": {"weight": 0.5},
+        },
+        ["two_tower.candidate.training.epochs=5", "blend.ease.decay=3", "two_tower.candidate.model.hidden=[]"],
     )
     assert list(chosen) == ["two_tower", "blend", "ease"]
     assert chosen["blend"].two_tower == chosen["two_tower"]
     tower = chosen["two_tower"]
-    assert (tower.candidate.epochs, tower.candidate.hidden, tower.orders) == (5, (), 1)
+    assert (tower.candidate.training.epochs, tower.candidate.model.hidden, tower.orders) == (5, (), 1)
     assert (chosen["blend"].ease.decay, chosen["blend"].weight) == (3, 0.5)
-    with pytest.raises(ConfigError, match=r"--set two_tower: candidate\.epoch: unknown key"):
-        configure(STATIC, ["two_tower"], {}, ["two_tower.candidate.epoch=5"])
+    with pytest.raises(ConfigError, match=r"--set two_tower: candidate\.training\.epoch: unknown key"):
+        configure(STATIC, ["two_tower"], {}, ["two_tower.candidate.training.epoch=5"])
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -252,9 +259,10 @@ def test_every_recipe_is_of_a_protocol_and_its_models(path: Path) -> None:
     assert settings == read_recipe(path, "another", known)
     found = configure(known, list(settings), settings, [])
     written = yaml.safe_load(path.read_text())
-    for key, value in written["two_tower"]["candidate"].items():
-        got = getattr(found["two_tower"].candidate, key)
-        assert (list(got) if isinstance(got, tuple) else got) == value
+    for name, section in written["two_tower"]["candidate"].items():
+        for key, value in section.items():
+            got = getattr(getattr(found["two_tower"].candidate, name), key)
+            assert (list(got) if isinstance(got, tuple) else got) == value
 
 
 def test_recipes_name_known_models(tmp_path: Path) -> None:

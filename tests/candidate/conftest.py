@@ -34,17 +34,12 @@ N_ITEMS = N_BLOCKS * BLOCK
 COLD = 7  # a liked item of block 0 that nobody touches before the evaluation part
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 TINY = CandidateConfig(
-    dimension=16,
-    category_dimension=4,
-    hidden=(16,),
-    epochs=8,
-    batch_size=64,
-    uniform_negatives=32,
-    temperature=0.2,
-    sparse_learning_rate=0.2,
-    dense_learning_rate=5e-3,
-    device="cpu",
-    timeout_s=60,
+    model={"dimension": 16, "category_dimension": 4, "hidden": (16,)},
+    loss={"temperature": 0.2},
+    negatives={"shared": 32},
+    training={"epochs": 8, "batch_size": 64},
+    optimizer={"sparse_learning_rate": 0.2, "dense_learning_rate": 5e-3},
+    distributed={"device": "cpu", "timeout_s": 60},
 )
 
 

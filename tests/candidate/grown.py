@@ -14,12 +14,16 @@ from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data.examples import Examples
 from stages.candidate.data.item_features import Catalogue, standardised_log
 from stages.candidate.data.words import hashed_words
+from stages.contracts.config import merged
 from stages.contracts.snapshot import ItemTable
 from stages.features.config import FeatureConfig
 from tests.candidate.towers import build, load_whole, whole_state
 
 FEATURES = FeatureConfig(history_length=4, history_decay=2.0)
-SMALL = {"dimension": 8, "category_dimension": 4, "word_dimension": 4, "hidden": (6,), "batch_size": 16}
+SMALL = {
+    "model": {"dimension": 8, "category_dimension": 4, "word_dimension": 4, "hidden": (6,)},
+    "training": {"batch_size": 16},
+}
 N, NEW, BUCKETS = 12, 2, 50
 UNHEARD = "unheard"  # its bucket is that of no other word here
 LATER_MS = 900_000
@@ -70,7 +74,7 @@ def world(small_world: tuple[Examples, Catalogue], config: CandidateConfig) -> t
         examples.usable(False),
         FEATURES.history_length,
         6000,
-        word_buckets=config.word_buckets,
+        word_buckets=config.model.word_buckets,
         n_signals=3,
         n_users=N,
         context_sizes=(6, 6),
@@ -80,7 +84,7 @@ def world(small_world: tuple[Examples, Catalogue], config: CandidateConfig) -> t
 
 def grown_catalogue(catalogue: Catalogue, items: ItemTable, config: CandidateConfig) -> Catalogue:
     """What training would know of the grown items, had it the tables, scale and words of before."""
-    offsets, codes = hashed_words(np.append(items.title[:N], ["w1", ""]), config.word_buckets)
+    offsets, codes = hashed_words(np.append(items.title[:N], ["w1", ""]), config.model.word_buckets)
     return dataclasses.replace(
         catalogue,
         offsets=np.append(catalogue.offsets, catalogue.offsets[-1] + np.array([1, 1])),
@@ -100,7 +104,7 @@ def models(small_world: tuple[Examples, Catalogue], **changes):
 
     In the grown world's histories new items stand in the place of items 3 and 7; their rows are zeros.
     """
-    config = CandidateConfig(**{**SMALL, **changes})
+    config = CandidateConfig(**merged(SMALL, changes))
     settings = TrainCandidateConfig(candidate=config, features=FEATURES)
     examples, catalogue, items = world(small_world, config)
     model, _, _ = build(examples, catalogue, config, FEATURES)
@@ -115,7 +119,7 @@ def models(small_world: tuple[Examples, Catalogue], **changes):
     rows = dict(state)
     for name in ("item", "history"):
         if (key := f"embeddings.embedding_bags.{name}.weight") in rows:
-            rows[key] = np.concatenate([rows[key], np.zeros((NEW, config.dimension), np.float32)])
+            rows[key] = np.concatenate([rows[key], np.zeros((NEW, config.model.dimension), np.float32)])
     load_whole(grown, rows)
     grown.eval()
     return settings, items, catalogue, state, batches, loss_of

@@ -17,6 +17,7 @@ from stages.candidate.retrieval.step import retrieve
 from stages.candidate.scorer import CandidateScorer
 from stages.candidate.training.step import prepare, train_candidate
 from stages.candidate.training.worker import train as train_rank
+from stages.contracts.config import merged
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import CandidateTable, EventTable
@@ -26,19 +27,15 @@ from stages.features.state import FunnelState
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 SETTINGS = {
-    "dimension": 8,
-    "category_dimension": 4,
-    "hidden": (8,),
-    "epochs": 2,
-    "batch_size": 64,
-    "uniform_negatives": 16,
-    "device": "cpu",
-    "timeout_s": 60,
+    "model": {"dimension": 8, "category_dimension": 4, "hidden": (8,)},
+    "negatives": {"shared": 16},
+    "training": {"epochs": 2, "batch_size": 64},
+    "distributed": {"device": "cpu", "timeout_s": 60},
 }
 
 
 def settings(**changes):
-    return TrainCandidateConfig(candidate=CandidateConfig(**{**SETTINGS, **changes}), features=FEATURES)
+    return TrainCandidateConfig(candidate=CandidateConfig(**merged(SETTINGS, changes)), features=FEATURES)
 
 
 @pytest.fixture
@@ -81,14 +78,14 @@ def run_here(config, snapshot, work):
 def test_histories_that_are_all_empty_are_refused_by_default(small, tmp_path):
     snapshot = small([(user, user % 4) for user in range(20)], 6)
     with pytest.raises(
-        EmptyDatasetError, match=r"0 of 20 training examples have a history, .* set use_empty_histories"
+        EmptyDatasetError, match=r"0 of 20 training examples have a history, .* set training.use_empty_histories"
     ):
         train_candidate(settings(), {"snapshot": snapshot}, tmp_path / "out")
 
 
 def test_histories_that_are_all_empty_train_where_they_are_asked_for(small, tmp_path):
     snapshot = small([(user, user % 4) for user in range(20)], 6)
-    scorer, found = answers_of(settings(use_empty_histories=True), snapshot, tmp_path)
+    scorer, found = answers_of(settings(training={"use_empty_histories": True}), snapshot, tmp_path)
     assert sorted(found) == [1, 2, 3, 4, 5]
     state = FunnelState.empty(Snapshot(snapshot).items(), FEATURES, ("click",), ())
     nobody = tower_inputs([state.history(0)], [Moment(1)], FEATURES, scorer.n_items)
@@ -106,7 +103,7 @@ def test_one_item_has_no_history_and_trains_without_one(small, tmp_path):
     snapshot = small([(user, 0) for user in range(1, 20)], 1)
     with pytest.raises(EmptyDatasetError, match="0 of 19 training examples have a history"):
         train_candidate(settings(), {"snapshot": snapshot}, tmp_path / "out")
-    scorer, found = answers_of(settings(use_empty_histories=True), snapshot, tmp_path)
+    scorer, found = answers_of(settings(training={"use_empty_histories": True}), snapshot, tmp_path)
     assert found == [0]
     query = np.ones((1, 8), np.float32)
     assert [items.ids.tolist() for items in scorer.search(query, 5, [np.empty(0, np.int64)])] == [[0]]
@@ -164,7 +161,7 @@ def test_a_history_with_an_item_beyond_the_table_is_refused(trained, indexed, si
 
 def test_a_loss_that_is_not_finite_ends_at_the_next_checkpoint(planted, one_rank, tmp_path):
     """What a resumed run could only repeat is never kept."""
-    config = settings(dense_learning_rate=1e30, checkpoint_every_steps=1)
+    config = settings(optimizer={"dense_learning_rate": 1e30}, checkpoints={"every_steps": 1})
     with pytest.raises(DataError, match=r"the loss of epoch 1 is nan; lower the learning rates"):
         run_here(config, planted, tmp_path / "work")
     assert len(list((tmp_path / "work" / "checkpoints").glob("step-*"))) <= 2
@@ -172,7 +169,7 @@ def test_a_loss_that_is_not_finite_ends_at_the_next_checkpoint(planted, one_rank
 
 def test_a_step_too_large_after_the_last_loss_is_never_published(planted, one_rank, tmp_path):
     """One step: its loss is that of the first values, and what it leaves is beyond float32 once it is multiplied."""
-    config = settings(dense_learning_rate=3e37, epochs=1, batch_size=4096)
+    config = settings(training={"epochs": 1, "batch_size": 4096}, optimizer={"dense_learning_rate": 3e37})
     catalogue = run_here(config, planted, tmp_path / "work")
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match=r"numbers of item_vectors.npy are NaN or infinite; lower the learning rates"):
@@ -186,7 +183,7 @@ def test_a_step_too_large_after_the_last_loss_is_never_published(planted, one_ra
 )
 def test_state_that_is_not_finite_is_never_published(planted, one_rank, tmp_path, name):
     """Nor is what no probe meets, such as the vector of a rare item, or what only the next training reads."""
-    config = settings(epochs=1)
+    config = settings(training={"epochs": 1})
     catalogue = run_here(config, planted, tmp_path / "work")
     path = tmp_path / "work" / "state" / f"{name}.npy"
     values = np.load(path)
@@ -200,5 +197,5 @@ def test_state_that_is_not_finite_is_never_published(planted, one_rank, tmp_path
 
 def test_every_collective_is_of_the_one_group_that_has_the_time_out(planted, one_rank, tmp_path):
     """Training, its checkpoints and what it leaves open no group of their own, which would wait torch's default."""
-    run_here(settings(epochs=1, checkpoint_every_steps=2), planted, tmp_path / "work")
+    run_here(settings(training={"epochs": 1}, checkpoints={"every_steps": 2}), planted, tmp_path / "work")
     assert list(dist.distributed_c10d._world.pg_map) == [dist.group.WORLD]

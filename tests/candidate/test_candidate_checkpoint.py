@@ -17,27 +17,24 @@ from stages.candidate.training import step as train
 from stages.candidate.training import warm_start as resume
 from stages.candidate.training.checkpoint import Checkpoints, Progress, check_identity
 from stages.candidate.training.step import train_candidate
+from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.features.config import FeatureConfig
 
 RANKS = (str(Path(__file__).with_name("ranks.py")),)
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 BASE = {
-    "dimension": 16,
-    "category_dimension": 4,
-    "hidden": (16,),
-    "epochs": 3,
-    "batch_size": 128,
-    "uniform_negatives": 32,
-    "temperature": 0.2,
-    "checkpoint_every_steps": 3,
-    "device": "cpu",
-    "timeout_s": 20,
+    "model": {"dimension": 16, "category_dimension": 4, "hidden": (16,)},
+    "loss": {"temperature": 0.2},
+    "negatives": {"shared": 32},
+    "training": {"epochs": 3, "batch_size": 128},
+    "distributed": {"device": "cpu", "timeout_s": 20},
+    "checkpoints": {"every_steps": 3},
 }
 
 
 def settings(**changes):
-    return TrainCandidateConfig(candidate=CandidateConfig(**{**BASE, **changes}), features=FEATURES)
+    return TrainCandidateConfig(candidate=CandidateConfig(**merged(BASE, changes)), features=FEATURES)
 
 
 def attempt(planted, out, config):
@@ -59,7 +56,7 @@ def killed_ranks(monkeypatch):
 @pytest.fixture(scope="module")
 def unbroken(planted, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "out"
-    _, info = attempt(planted, out, settings(checkpoint_every_steps=0))
+    _, info = attempt(planted, out, settings(checkpoints={"every_steps": 0}))
     return out, info["losses"]
 
 
@@ -83,7 +80,7 @@ def test_a_killed_rank_is_resumed_to_the_same_bytes(planted, unbroken, killed, t
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     (left,) = tmp_path.glob(".*.checkpoints")
     steps = sorted(path.name for path in left.glob("step-*"))
-    assert len(steps) == CandidateConfig().keep_checkpoints
+    assert len(steps) == CandidateConfig().checkpoints.keep
     metrics, info = attempt(planted, tmp_path / "second", settings())
     assert metrics["resumed_at_step"] == int(steps[-1].removeprefix("step-")) > 0
     assert not left.exists()
@@ -113,7 +110,9 @@ def test_other_code_does_not_go_on_where_this_code_was_killed(planted, killed, t
 def test_two_ranks_go_on_where_one_was_killed(planted, unbroken, killed, tmp_path):
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "second"
-    check_same_within_rounding(unbroken, out, *attempt(planted, out, settings(n_processes=2, sharding="row_wise")))
+    check_same_within_rounding(
+        unbroken, out, *attempt(planted, out, settings(distributed={"n_processes": 2, "sharding": "row_wise"}))
+    )
 
 
 def test_one_rank_goes_on_where_one_of_two_was_killed(planted, unbroken, tmp_path, killed_ranks):
@@ -121,7 +120,11 @@ def test_one_rank_goes_on_where_one_of_two_was_killed(planted, unbroken, tmp_pat
     killed_ranks("1:3")
     started = time.monotonic()
     with pytest.raises(TransientError):
-        attempt(planted, tmp_path / "first", settings(n_processes=2, sharding="row_wise", timeout_s=250))
+        attempt(
+            planted,
+            tmp_path / "first",
+            settings(distributed={"n_processes": 2, "sharding": "row_wise", "timeout_s": 250}),
+        )
     assert time.monotonic() - started < 200  # the time-out is 250 s
     killed_ranks("0:1000")
     out = tmp_path / "second"
@@ -140,7 +143,9 @@ def test_a_rank_that_stops_answering_is_waited_for_so_long_only(
     monkeypatch.setenv("KILL_WITH", how)
     started = time.monotonic()
     with pytest.raises(TransientError, match=r"rank 0 failed: .*[Tt]imed? ?out"):
-        attempt(planted, tmp_path / "out", settings(n_processes=2, timeout_s=5, epochs=1))
+        attempt(
+            planted, tmp_path / "out", settings(training={"epochs": 1}, distributed={"n_processes": 2, "timeout_s": 5})
+        )
     assert time.monotonic() - started < 200  # it would sleep for 600 s, and torch's own time-out is 30 minutes
 
 
@@ -164,16 +169,18 @@ def test_two_processes_never_share_checkpoints(tmp_path):
 
 def test_a_checkpoint_of_another_run_or_shape_is_refused(one_rank, tmp_path):
     state = {"weights/a": torch.arange(6.0).reshape(2, 3)}
-    Checkpoints(tmp_path, 2, {"candidate.dimension": 16}).save(3, Progress(step=3, total=1.5), state)
+    Checkpoints(tmp_path, 2, {"candidate.model.dimension": 16}).save(3, Progress(step=3, total=1.5), state)
     blank = {"weights/a": torch.zeros(2, 3)}
-    assert Checkpoints(tmp_path, 2, {"candidate.dimension": 16}).resume(blank) == Progress(step=3, total=1.5)
+    assert Checkpoints(tmp_path, 2, {"candidate.model.dimension": 16}).resume(blank) == Progress(step=3, total=1.5)
     torch.testing.assert_close(blank["weights/a"], state["weights/a"])
-    with pytest.raises(ConfigError, match=r"step-0+3 is of another run: candidate.dimension is 16 there, expected 8"):
-        Checkpoints(tmp_path, 2, {"candidate.dimension": 8}).resume(blank)
+    with pytest.raises(
+        ConfigError, match=r"step-0+3 is of another run: candidate.model.dimension is 16 there, expected 8"
+    ):
+        Checkpoints(tmp_path, 2, {"candidate.model.dimension": 8}).resume(blank)
     with pytest.raises(ConfigError, match=r"weights/a has shape \[2, 3\], expected \[4, 3\]"):
-        Checkpoints(tmp_path, 2, {"candidate.dimension": 16}).resume({"weights/a": torch.zeros(4, 3)})
+        Checkpoints(tmp_path, 2, {"candidate.model.dimension": 16}).resume({"weights/a": torch.zeros(4, 3)})
     with pytest.raises(ConfigError, match=r"weights/b has shape None, expected \[1\]"):
-        Checkpoints(tmp_path, 2, {"candidate.dimension": 16}).resume({"weights/b": torch.zeros(1)})
+        Checkpoints(tmp_path, 2, {"candidate.model.dimension": 16}).resume({"weights/b": torch.zeros(1)})
 
 
 def test_the_newest_checkpoints_are_kept_and_half_written_ones_ignored(one_rank, tmp_path):
@@ -204,7 +211,7 @@ def test_fields_that_differ_are_all_named():
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look for the ranks")
 def test_ranks_do_not_outlive_the_process_that_launched_them(planted, tmp_path):
     """The step's process is killed: its ranks notice, so that the next attempt is alone."""
-    config = settings(epochs=2000, checkpoint_every_steps=0)
+    config = settings(training={"epochs": 2000}, checkpoints={"every_steps": 0})
     (tmp_path / "out").mkdir()
     code = (
         "import sys, json; from pathlib import Path; from stages.candidate.training.step import train_candidate\n"

@@ -17,6 +17,7 @@ from stages.candidate.towers.encoders import Sizes
 from stages.candidate.towers.two_tower import TwoTower
 from stages.candidate.training import objective, worker
 from stages.candidate.training.objective import LossOfBatch, mixed_precision
+from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError
 from stages.features.config import FeatureConfig
 from tests.candidate.elsewhere import device_elsewhere
@@ -40,7 +41,7 @@ def two_devices(monkeypatch):
 def test_each_rank_takes_its_own_gpu_and_they_talk_through_nccl(two_devices, monkeypatch, device):
     joined = []
     monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: joined.append((backend, timeout)))
-    config = CandidateConfig(device=device, timeout_s=77)
+    config = CandidateConfig(distributed={"device": device, "timeout_s": 77})
     worker.initialise(config)
     assert [(backend, timeout.total_seconds()) for backend, timeout in joined] == [("nccl", 77)]
     assert two_devices == [torch.device("cuda", 1)]
@@ -50,17 +51,17 @@ def test_more_ranks_than_gpus_fall_back_or_are_refused(two_devices, monkeypatch)
     joined = []
     monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: joined.append((backend, timeout)))
     monkeypatch.setenv("WORLD_SIZE", "3")
-    worker.initialise(CandidateConfig(device="auto", timeout_s=77))
+    worker.initialise(CandidateConfig(distributed={"device": "auto", "timeout_s": 77}))
     assert [(backend, timeout.total_seconds()) for backend, timeout in joined] == [("gloo", 77)]
-    with pytest.raises(ConfigError, match="n_processes = 3 needs 3 CUDA devices, found 2"):
-        worker.initialise(CandidateConfig(device="cuda"))
+    with pytest.raises(ConfigError, match=r"distributed.n_processes = 3 needs 3 CUDA devices, found 2"):
+        worker.initialise(CandidateConfig(distributed={"device": "cuda"}))
 
 
 @pytest.mark.parametrize("sharding", ["auto", "table_wise", "column_wise", "row_wise"])
 def test_the_planner_places_fused_tables_on_two_gpus(sharding):
     optimizer = "adagrad" if sharding == "column_wise" else "rowwise_adagrad"
-    config = CandidateConfig(sharding=sharding, sparse_optimizer=optimizer)
-    model = TwoTower(SIZES, config, torch.device("meta"))
+    config = CandidateConfig(optimizer={"sparse": optimizer}, distributed={"sharding": sharding})
+    model = TwoTower(SIZES, config.model, torch.device("meta"))
     planned = plan.planner(model, config, torch.device("cuda", 0), 2).plan(model, [plan.Sharder()])
     (tables,) = planned.plan.values()
     assert {table.name for table in model.embeddings.embedding_bag_configs()} == set(tables)
@@ -73,29 +74,37 @@ def test_the_planner_places_fused_tables_on_two_gpus(sharding):
 
 
 def test_mixed_precision_is_for_cuda_only():
-    config = CandidateConfig(precision="bfloat16")
-    assert not mixed_precision(torch.device("cpu"), config)._enabled
-    with mixed_precision(torch.device("cpu"), config):
+    config = CandidateConfig(training={"precision": "bfloat16"})
+    assert not mixed_precision(torch.device("cpu"), config.training)._enabled
+    with mixed_precision(torch.device("cpu"), config.training):
         assert torch.ones(2, 2).mm(torch.ones(2, 2)).dtype == torch.float32
-    assert not mixed_precision(torch.device("cpu"), CandidateConfig())._enabled
+    assert not mixed_precision(torch.device("cpu"), CandidateConfig().training)._enabled
 
 
 FEATURES = FeatureConfig(history_length=6)
-SMALL = {"dimension": 8, "category_dimension": 4, "hidden": (8,), "batch_size": 16, "uniform_negatives": 4}
+SMALL = {
+    "model": {"dimension": 8, "category_dimension": 4, "hidden": (8,)},
+    "negatives": {"shared": 4},
+    "training": {"batch_size": 16},
+}
 VARIANTS = {
     "mean": {},
-    "everything known": {"user_id": True, "context": True, "item_age": True, "word_buckets": 20},
-    "two tables": {"shared_item_table": False, "correction": "by_kind"},
-    "tastes": {"encoder": "tastes", "tastes": 3},
-    "attention": {"encoder": "attention"},
-    "sequences": {"encoder": "attention", "training": "sequences"},
-    "sequences, full softmax": {"encoder": "attention", "training": "sequences", "loss": "full_softmax"},
-    "bpr": {"loss": "bpr"},
-    "ccl": {"loss": "ccl"},
-    "gbce": {"loss": "gbce"},
-    "full softmax": {"loss": "full_softmax"},
-    "full softmax of tastes": {"loss": "full_softmax", "encoder": "tastes"},
-    "by popularity": {"negative_sampling": "popularity", "in_batch_negatives": False},
+    "everything known": {"model": {"user_id": True, "context": True, "item_age": True, "word_buckets": 20}},
+    "two tables": {"model": {"shared_item_table": False}, "negatives": {"correction": "by_kind"}},
+    "tastes": {"model": {"encoder": "tastes", "tastes": 3}},
+    "attention": {"model": {"encoder": "attention"}},
+    "sequences": {"model": {"encoder": "attention"}, "training": {"mode": "sequences"}},
+    "sequences, full softmax": {
+        "model": {"encoder": "attention"},
+        "loss": {"kind": "full_softmax"},
+        "training": {"mode": "sequences"},
+    },
+    "bpr": {"loss": {"kind": "bpr"}},
+    "ccl": {"loss": {"kind": "ccl"}},
+    "gbce": {"loss": {"kind": "gbce"}},
+    "full softmax": {"loss": {"kind": "full_softmax"}},
+    "full softmax of tastes": {"model": {"encoder": "tastes"}, "loss": {"kind": "full_softmax"}},
+    "by popularity": {"negatives": {"sampling": "popularity", "in_batch": False}},
 }
 
 
@@ -121,7 +130,7 @@ def one_step(model, loss_of, batch):
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_a_step_moves_all_that_it_needs_to_the_device(rich_world, elsewhere, changes):
-    config = CandidateConfig(**{**SMALL, **changes})
+    config = CandidateConfig(**merged(SMALL, changes))
     model, batches, loss_of = build(*rich_world, config, FEATURES)
     remote = copy.deepcopy(model).to(elsewhere)
     assert {value.device for value in remote.parameters()} == {elsewhere}
@@ -151,7 +160,7 @@ def test_towers_in_half_precision_learn_what_whole_ones_do(rich_world, monkeypat
     for enabled in (False, True):
         half = torch.autocast("cpu", torch.bfloat16, enabled=enabled)
         monkeypatch.setattr(objective, "mixed_precision", lambda device, config, half=half: half)
-        config = CandidateConfig(**SMALL, encoder=encoder)
+        config = CandidateConfig(**merged(SMALL, {"model": {"encoder": encoder}}))
         model, batches, loss_of = build(*rich_world, config, FEATURES)
         batch = next(batches.epoch(0))
         kinds = []

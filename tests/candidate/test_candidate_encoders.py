@@ -16,20 +16,16 @@ from tests.candidate.towers import build, fit, plain_catalogue, scores
 
 FEATURES = FeatureConfig(history_length=14, history_decay=4.0)
 BASE = CandidateConfig(
-    dimension=16,
-    category_dimension=4,
-    hidden=(16,),
-    batch_size=128,
-    uniform_negatives=64,
-    dense_learning_rate=1e-2,
-    history_dropout=0.0,
-    item_id_dropout=0.0,
-    device="cpu",
+    model={"dimension": 16, "category_dimension": 4, "hidden": (16,)},
+    negatives={"shared": 64},
+    training={"batch_size": 128, "history_dropout": 0.0, "item_id_dropout": 0.0},
+    optimizer={"dense_learning_rate": 1e-2},
+    distributed={"device": "cpu"},
 )
 
 
 def changed(**values):
-    return CandidateConfig(**{**BASE.model_dump(), **values})
+    return BASE.changed(**values)
 
 
 def sequences(rows, event_table):
@@ -68,8 +64,10 @@ def hit_rate(config, asked):
 
 
 def test_where_order_and_company_decide_attention_beats_the_mean(asked):
-    attention = hit_rate(changed(encoder="attention", dropout=0.0, blocks=1, epochs=60), asked)
-    mean = hit_rate(changed(epochs=60), asked)
+    attention = hit_rate(
+        changed(model={"encoder": "attention", "dropout": 0.0, "blocks": 1}, training={"epochs": 60}), asked
+    )
+    mean = hit_rate(changed(training={"epochs": 60}), asked)
     assert attention > 0.9, (attention, mean)
     assert mean < attention - 0.2, (attention, mean)
 
@@ -83,7 +81,11 @@ def test_of_two_tastes_several_vectors_beat_the_mean(event_table):
     examples = sequences(rows, event_table)
     catalogue, recall = plain_catalogue(examples, 300), {}
     for encoder in ("mean", "tastes"):
-        config = changed(encoder=encoder, tastes=4, dimension=4, hidden=(16,), epochs=12, temperature=0.1)
+        config = changed(
+            model={"encoder": encoder, "tastes": 4, "dimension": 4, "hidden": (16,)},
+            loss={"temperature": 0.1},
+            training={"epochs": 12},
+        )
         _, loss_of = fit(examples, catalogue, config, FEATURES)
         last = only_last(examples)
         found = scores(loss_of, last, catalogue, FEATURES, np.arange(300))
@@ -103,7 +105,10 @@ def test_a_new_item_with_known_words_stands_near_its_kin(event_table):
     catalogue = plain_catalogue(examples, 44, word_offsets=offsets, word_codes=codes, eligible=np.arange(40))
     shares = []
     for seed in (1, 2, 3, 42):
-        config = changed(word_buckets=512, word_dimension=8, item_id_dropout=0.3, epochs=40, seed=seed)
+        config = changed(
+            model={"word_buckets": 512, "word_dimension": 8},
+            training={"item_id_dropout": 0.3, "epochs": 40, "seed": seed},
+        )
         _, loss_of = fit(examples, catalogue, config, FEATURES)
         batch = dataclasses.replace(
             Batches(examples, catalogue, config, FEATURES).probe(1),
@@ -133,7 +138,7 @@ def histories(kept, signals, ages, rows=40):
 def test_the_mean_begins_at_the_fixed_decay_and_learns_age_and_signal():
     torch.manual_seed(0)
     sizes = Sizes(40, 1, 0, 0, 0, signals=3, history_length=6, history_decay=2.5)
-    encoder = MeanEncoder(sizes, BASE, 8)
+    encoder = MeanEncoder(sizes, BASE.model, 8)
     kept = torch.tensor([[True] * 6, [True, False, True, False, False, False], [False] * 6])
     given = histories(kept, torch.randint(0, 3, (3, 6)), torch.randint(0, 10**7, (3, 6)))
     weights = np.where(kept.numpy(), np.exp(-np.arange(6) / 2.5), 0)
@@ -156,7 +161,7 @@ def test_a_signal_that_says_nothing_loses_its_weight(event_table):
         rows.append((user, 10 * block + rng.integers(10), 7000, 0))
     user, item, time_ms, signal = np.array(sorted(rows, key=lambda row: row[2])).T
     examples = only_last(first_touches(event_table(user, item, time_ms, np.zeros(len(user)), signal=signal)))
-    model, _ = fit(examples, plain_catalogue(examples, 80, n_signals=2), changed(epochs=40), FEATURES)
+    model, _ = fit(examples, plain_catalogue(examples, 80, n_signals=2), changed(training={"epochs": 40}), FEATURES)
     told, noise = model.query_tower.encoder.recency.signal_S.tolist()
     assert noise < told - 0.15
 
@@ -179,7 +184,7 @@ def test_sequences_train_the_same_examples_with_the_same_queries(event_table):
     user, item, time_ms = np.array(sorted(rows, key=lambda row: row[2])).T
     examples = first_touches(event_table(user, item, time_ms, np.zeros(len(user))))
     catalogue = plain_catalogue(examples, 40)
-    config = changed(encoder="attention", training="sequences", dropout=0.0, batch_size=1024)
+    config = changed(model={"encoder": "attention", "dropout": 0.0}, training={"mode": "sequences", "batch_size": 1024})
     model, _, loss_of = build(examples, catalogue, config, FEATURES)
     torch.nn.init.normal_(model.query_tower.encoder.time_AH)
     plain = Batches(examples, catalogue, config, FEATURES).probe(len(examples))
@@ -203,7 +208,7 @@ def test_sequences_train_the_same_examples_with_the_same_queries(event_table):
 def test_long_sequences_are_cut_into_windows_that_cover_every_example(event_table):
     examples = sequences([np.random.default_rng(u).permutation(60)[:50] for u in range(8)], event_table)
     catalogue = plain_catalogue(examples, 60)
-    config = changed(encoder="attention", training="sequences", batch_size=32)
+    config = changed(model={"encoder": "attention"}, training={"mode": "sequences", "batch_size": 32})
     batches = make_batches(examples, catalogue, config, FEATURES)
     for epoch in range(2):
         drawn = [
@@ -216,9 +221,9 @@ def test_long_sequences_are_cut_into_windows_that_cover_every_example(event_tabl
 
 
 def test_what_does_not_fit_together_is_refused():
-    with pytest.raises(ValueError, match="needs encoder = 'attention'"):
-        changed(training="sequences")
+    with pytest.raises(ValueError, match=r"needs model.encoder = 'attention'"):
+        changed(training={"mode": "sequences"})
     with pytest.raises(ValueError, match="heads = 3 must divide dimension = 16"):
-        changed(encoder="attention", heads=3)
-    with pytest.raises(ValueError, match="needs normalisation = 'cosine'"):
-        changed(loss="ccl", normalisation="dot")
+        changed(model={"encoder": "attention", "heads": 3})
+    with pytest.raises(ValueError, match=r"needs model.normalisation = 'cosine'"):
+        changed(model={"normalisation": "dot"}, loss={"kind": "ccl"})

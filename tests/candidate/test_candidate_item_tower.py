@@ -21,10 +21,10 @@ from tests.candidate.grown import BUCKETS, LATER_MS, UNHEARD, N, grow, grown_cat
 
 OPTIONS = [
     {},
-    {"word_buckets": BUCKETS},
-    {"item_age": True},
-    {"normalisation": "dot", "hidden": ()},
-    {"word_buckets": BUCKETS, "item_age": True, "normalisation": "dot", "shared_item_table": False},
+    {"model": {"word_buckets": BUCKETS}},
+    {"model": {"item_age": True}},
+    {"model": {"normalisation": "dot", "hidden": ()}},
+    {"model": {"word_buckets": BUCKETS, "item_age": True, "normalisation": "dot", "shared_item_table": False}},
 ]
 
 
@@ -38,15 +38,17 @@ def written(small_world, directory, **changes):
 def test_it_gives_the_exported_vectors_and_content(small_world, tmp_path, changes):
     settings, items, catalogue, state = written(small_world, tmp_path, **changes)
     tower = PortableItemTower(tmp_path / "item_tower.onnx")
-    optional = [name for name, key in (("word_codes", "word_buckets"), ("age_s", "item_age")) if changes.get(key)]
+    optional = [
+        name for name, key in (("word_codes", "word_buckets"), ("age_s", "item_age")) if changes["model"].get(key)
+    ]
     assert tower.inputs == ("item_rows", "category_codes", "duration_s", *optional)
-    assert (tower.n_rows, tower.n_words) == (N, settings.candidate.word_buckets)
+    assert (tower.n_rows, tower.n_words) == (N, settings.candidate.model.word_buckets)
     assert tower.n_categories == catalogue.codes.max() + 1
     vectors, content = tower.embed(items, 6000)
     known = item_content(state, catalogue, settings)
     np.testing.assert_allclose(content, known, atol=1e-6)
     np.testing.assert_allclose(vectors, item_vectors(state, known, catalogue, settings), atol=1e-5, rtol=1e-5)
-    if settings.candidate.normalisation == "cosine":
+    if settings.candidate.model.normalisation == "cosine":
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     else:
         assert np.ptp(np.linalg.norm(vectors, axis=1)) > 0.1
@@ -69,7 +71,7 @@ def test_new_items_are_embedded_as_training_would_without_an_id(small_world, tmp
 
 
 def test_ages_are_those_of_the_moment(small_world, tmp_path):
-    _, items, _, _ = written(small_world, tmp_path, item_age=True)
+    _, items, _, _ = written(small_world, tmp_path, model={"item_age": True})
     tower = PortableItemTower(tmp_path / "item_tower.onnx")
     now, later = tower.embed(items, 6000)[0], tower.embed(items, 6000 + 10**10)[0]
     assert np.abs(later - now).max(axis=1).min() > 1e-3
@@ -78,7 +80,7 @@ def test_ages_are_those_of_the_moment(small_world, tmp_path):
 
 def test_words_that_no_item_of_the_training_had_say_nothing(small_world, tmp_path):
     """Their buckets were never trained; among known words they must not even count."""
-    _, items, catalogue, _ = written(small_world, tmp_path, word_buckets=BUCKETS)
+    _, items, catalogue, _ = written(small_world, tmp_path, model={"word_buckets": BUCKETS})
     assert not set(hashed_words(np.array([UNHEARD], object), BUCKETS)[1]) & set(catalogue.word_codes)
     tower = PortableItemTower(tmp_path / "item_tower.onnx")
     titles = ["w1 common", f"w1 {UNHEARD} common", UNHEARD, ""]
@@ -129,7 +131,7 @@ def test_training_does_not_publish_one_that_differs(planted, trained, tmp_path, 
     from stages.candidate.config import TrainCandidateConfig
 
     values = read_json(trained / "tower.json")["config"]
-    values["candidate"]["epochs"] = 1
+    values["candidate"]["training"]["epochs"] = 1
     monkeypatch.setattr(train, "item_tower_deviation", lambda *arguments: float("nan"))
     with pytest.raises(DataError, match=r"item_tower.onnx: differs by nan from item_vectors.npy, allowed is 0.0001"):
         train.train_candidate(TrainCandidateConfig.model_validate(values), {"snapshot": planted}, tmp_path)
@@ -169,7 +171,7 @@ def test_blocks_cover_all_items_and_bound_the_padding(monkeypatch):
 
 
 def test_narrow_blocks_give_the_same_vectors(small_world, tmp_path, monkeypatch):
-    _, items, _, _ = written(small_world, tmp_path, word_buckets=BUCKETS)
+    _, items, _, _ = written(small_world, tmp_path, model={"word_buckets": BUCKETS})
     tower = PortableItemTower(tmp_path / "item_tower.onnx")
     whole = tower.embed(items, 0)[0]
     monkeypatch.setattr(item_tower, "_ENTRIES", 5)

@@ -97,13 +97,13 @@ def test_with_every_item_as_a_negative_it_is_the_full_softmax(negative_sampling,
 
     _, catalogue = small_world
     config = CandidateConfig(
-        uniform_negatives=99, in_batch_negatives=False, negative_sampling=negative_sampling, mask_history=False
+        negatives={"shared": 99, "in_batch": False, "sampling": negative_sampling, "mask_history": False}
     )
     shared = SharedNegatives(catalogue, config)
     positives, vectors = torch.tensor([3, 5, 3, 11]), torch.randn(12, 6, dtype=torch.float64).float()
     items = torch.cat([positives, torch.from_numpy(shared.draw(np.random.default_rng(0)))])
     queries = torch.randn(4, 6)
-    log_q = LogQ(catalogue, config, torch.from_numpy(shared.expected), torch.device("cpu"))(items, 4)
+    log_q = LogQ(catalogue, config.negatives, torch.from_numpy(shared.expected), torch.device("cpu"))(items, 4)
     masked = not_negative(items, 4, None, in_batch=False)
     loss = sampled_softmax(queries, vectors[items], masked, 0.5, log_q)
     full = torch.nn.functional.cross_entropy(queries @ vectors.T / 0.5, positives)

@@ -8,12 +8,16 @@ from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.export.user_tower import item_content, item_vectors, user_tower, write_onnx
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training.batches import Batches
+from stages.contracts.config import merged
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER
 from tests.candidate.towers import build, whole_state
 
 FEATURES = FeatureConfig(history_length=4, history_decay=2.0)
-SMALL = {"dimension": 8, "category_dimension": 4, "word_dimension": 4, "hidden": (6,), "batch_size": 16}
+SMALL = {
+    "model": {"dimension": 8, "category_dimension": 4, "word_dimension": 4, "hidden": (6,)},
+    "training": {"batch_size": 16},
+}
 
 
 def forward(loss_of, batch):
@@ -43,7 +47,9 @@ def naive_pooling(batch, catalogue, ids, categories):
 def test_the_jagged_forward_pass_is_the_naive_one(small_world):
     """Before training the mean's weights are those of the fixed decay by position."""
     examples, catalogue = small_world
-    config = CandidateConfig(**SMALL, item_id_dropout=0.3, history_dropout=0.3, uniform_negatives=7)
+    config = CandidateConfig(
+        **merged(SMALL, {"negatives": {"shared": 7}, "training": {"item_id_dropout": 0.3, "history_dropout": 0.3}})
+    )
     model, batches, loss_of = build(examples, catalogue, config, FEATURES)
     batch = next(batches.epoch(0))
     query, item = forward(loss_of, batch)
@@ -65,7 +71,7 @@ def test_the_jagged_forward_pass_is_the_naive_one(small_world):
 
 def test_two_tables_separate_histories_from_candidates(small_world):
     examples, catalogue = small_world
-    config = CandidateConfig(**SMALL, shared_item_table=False)
+    config = CandidateConfig(**merged(SMALL, {"model": {"shared_item_table": False}}))
     model, batches, loss_of = build(examples, catalogue, config, FEATURES)
     batch = batches.probe(10)
     query, item = forward(loss_of, batch)
@@ -81,7 +87,7 @@ def test_two_tables_separate_histories_from_candidates(small_world):
 def test_items_without_training_rows_speak_through_their_content(rich_world):
     """Item 11 never occurs: its row of the table moves neither its vector nor its part in a history."""
     examples, catalogue = rich_world
-    config = CandidateConfig(**SMALL, word_buckets=20)
+    config = CandidateConfig(**merged(SMALL, {"model": {"word_buckets": 20}}))
     settings = TrainCandidateConfig(candidate=config, features=FEATURES)
     model, _, _ = build(examples, catalogue, config, FEATURES)
     state = whole_state(model)
@@ -97,15 +103,15 @@ def test_items_without_training_rows_speak_through_their_content(rich_world):
     assert np.abs(content[11, 4:]).max() > 0
 
 
-EVERYTHING = {"word_buckets": 20, "user_id": True, "context": True, "item_age": True}
+EVERYTHING = {"model": {"word_buckets": 20, "user_id": True, "context": True, "item_age": True}}
 
 
-@pytest.mark.parametrize("extra", [{}, EVERYTHING, {"normalisation": "dot", "shared_item_table": False}])
+@pytest.mark.parametrize("extra", [{}, EVERYTHING, {"model": {"normalisation": "dot", "shared_item_table": False}}])
 @pytest.mark.parametrize("encoder", ["mean", "tastes", "attention"])
 def test_the_exported_tower_is_the_trained_model(rich_world, tmp_path, encoder, extra):
     """ONNX against the forward pass for any batch, with every parameter away from where it began."""
     examples, catalogue = rich_world
-    config = CandidateConfig(**SMALL, **extra, encoder=encoder, tastes=3)
+    config = CandidateConfig(**merged(merged(SMALL, extra), {"model": {"encoder": encoder, "tastes": 3}}))
     settings = TrainCandidateConfig(candidate=config, features=FEATURES)
     model, _, loss_of = build(examples, catalogue, config, FEATURES)
     for parameter in model.query_tower.parameters():
@@ -125,14 +131,14 @@ def test_the_exported_tower_is_the_trained_model(rich_world, tmp_path, encoder, 
         np.testing.assert_allclose(exported.embed(batch.inputs), query, atol=2e-5, rtol=1e-4)
         vectors = item_vectors(state, content, catalogue, settings)
         np.testing.assert_allclose(vectors[batch.items], item, atol=1e-5)
-    if config.normalisation == "cosine":
+    if config.model.normalisation == "cosine":
         np.testing.assert_allclose(np.linalg.norm(query, axis=-1), 1.0, rtol=1e-5)
     assert str(tmp_path.parent).encode() not in (tmp_path / "tower.onnx").read_bytes()
 
 
 def test_an_unknown_user_and_one_without_examples_get_no_vector(rich_world, tmp_path):
     examples, catalogue = rich_world
-    config = CandidateConfig(**SMALL, user_id=True)
+    config = CandidateConfig(**merged(SMALL, {"model": {"user_id": True}}))
     settings = TrainCandidateConfig(candidate=config, features=FEATURES)
     model, batches, _ = build(examples, catalogue, config, FEATURES)
     state = whole_state(model)
@@ -150,7 +156,9 @@ def test_an_unknown_user_and_one_without_examples_get_no_vector(rich_world, tmp_
 def test_an_empty_history_has_no_say(rich_world, encoder):
     """Only the corrections' constants are left, whatever stands at the padding."""
     examples, catalogue = rich_world
-    config = CandidateConfig(**SMALL, encoder=encoder, use_empty_histories=True)
+    config = CandidateConfig(
+        **merged(SMALL, {"model": {"encoder": encoder}, "training": {"use_empty_histories": True}})
+    )
     _, batches, loss_of = build(examples, catalogue, config, FEATURES)
     loss_of.model.eval()
     empty = np.flatnonzero(examples.end == examples.start)[:2]

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages.candidate.config import CandidateConfig
+from stages.candidate.config import CandidateConfig, ModelConfig
 from stages.candidate.distributed.sharding import INIT_BLOCK, Piece, fill
 from stages.candidate.distributed.strides import with_stride
 from stages.candidate.towers.table_parts import WHOLE, Part, dealt, part_of, parts
 from stages.candidate.training import worker
 from stages.candidate.training.batches import Batches
 from stages.candidate.training.input_maker import InputMaker
+from stages.contracts.config import merged
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig
 from tests.candidate.test_candidate_sharding import job
@@ -60,14 +61,27 @@ def test_codes_are_dealt_to_more_features_where_there_are_more(codes, n, wanted)
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"word_buckets": 5000, "shared_item_table": False}, {"user_id": True, "word_buckets": 20}]
+    "extra",
+    [
+        {},
+        {"model": {"word_buckets": 5000, "shared_item_table": False}},
+        {"model": {"user_id": True, "word_buckets": 20}},
+    ],
 )
 def test_the_model_does_not_depend_on_the_number_of_parts(rich_world, extra):
     """The forward pass and every gradient, with more parts than a batch needs and one more than divides the items."""
     examples, catalogue = rich_world
     found = []
     for n in (1, 2, 5):
-        config = CandidateConfig(dimension=8, category_dimension=4, hidden=(6,), batch_size=16, item_parts=n, **extra)
+        config = CandidateConfig(
+            **merged(
+                extra,
+                {
+                    "model": {"dimension": 8, "category_dimension": 4, "hidden": (6,), "item_parts": n},
+                    "training": {"batch_size": 16},
+                },
+            )
+        )
         model, batches, loss_of = build(examples, catalogue, config, FEATURES)
         if found:
             load_whole(model, found[0][0])
@@ -88,9 +102,9 @@ def test_the_model_does_not_depend_on_the_number_of_parts(rich_world, extra):
 
 def test_content_is_looked_up_once_for_each_category_and_word(rich_world):
     examples, catalogue = rich_world
-    config = CandidateConfig(word_buckets=1025, batch_size=16, item_parts=3)
+    config = CandidateConfig(model={"word_buckets": 1025, "item_parts": 3}, training={"batch_size": 16})
     batch = next(Batches(examples, catalogue, config, FEATURES).epoch(0))
-    features = InputMaker(catalogue, config, torch.device("cpu"))(batch).features.to_dict()
+    features = InputMaker(catalogue, config.model, torch.device("cpu"))(batch).features.to_dict()
     items = np.unique(np.concatenate([batch.history[batch.kept], batch.items]))
     for key, bags, n in (("category", catalogue.category_bags, 1), ("word", catalogue.word_bags, 2)):
         own = [features[part.name(key)] for part in parts(n)]
@@ -105,7 +119,7 @@ def trained(planted, tmp_path_factory, one_rank):
     """Finished trainings with one, two and seven parts, and one that goes on from two parts with three."""
     root, numbers = tmp_path_factory.mktemp("parts"), (1, 2, 7, 3)
     for n in numbers:
-        job(planted, root / str(n), item_parts=n)
+        job(planted, root / str(n), model={"item_parts": n})
     run = read_json(root / "3/run.json")
     write_json(root / "3/run.json", {**run, "warm_start": str(root / "2/state")})
     with warnings.catch_warnings():
@@ -137,13 +151,15 @@ def test_training_goes_on_with_another_number_of_parts(trained):
 
 
 def test_more_parts_than_items_are_not_made():
-    assert [CandidateConfig(item_parts=4).parts_of(n) for n in (0, 1, 3, 4, 100)] == [1, 1, 3, 4, 4]
+    assert [ModelConfig(item_parts=4).parts_of(n) for n in (0, 1, 3, 4, 100)] == [1, 1, 3, 4, 4]
 
 
 def test_slots_are_free_of_the_stride(rich_world):
     """Other ranks may have more: rows behind a part's last one change no slot."""
     examples, catalogue = rich_world
-    config = CandidateConfig(dimension=8, category_dimension=4, hidden=(6,), batch_size=16, item_parts=2)
+    config = CandidateConfig(
+        model={"dimension": 8, "category_dimension": 4, "hidden": (6,), "item_parts": 2}, training={"batch_size": 16}
+    )
     _, batches, loss_of = build(examples, catalogue, config, FEATURES)
     batch = next(batches.epoch(0))
     inputs = loss_of.prepare(batch)

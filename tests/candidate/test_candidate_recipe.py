@@ -8,7 +8,7 @@ import pytest
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 
-from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.config import AverageConfig, CandidateConfig, ScheduleConfig, TrainCandidateConfig
 from stages.candidate.data.examples import first_touches
 from stages.candidate.export.user_tower import exported_weights
 from stages.candidate.towers.encoders import distance_start
@@ -20,6 +20,7 @@ from stages.candidate.training.ema import Average, decay_at
 from stages.candidate.training.negatives import SharedNegatives
 from stages.candidate.training.schedule import rate_factor
 from stages.candidate.training.step import prepare
+from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig
@@ -27,47 +28,46 @@ from tests.candidate.towers import build, plain_catalogue
 
 FEATURES = FeatureConfig(history_length=4, history_decay=2.0)
 RECIPE = {
-    "encoder": "attention",
-    "training": "sequences",
-    "windows_by_length": True,
-    "loss": "full_softmax",
-    "normalisation": "dot",
-    "temperature": 1.0,
-    "distance_bias": "logarithm",
-    "input_scale": 4.0,
-    "initial_deviation": 0.05,
-    "dimension": 16,
-    "category_dimension": 4,
-    "hidden": (),
-    "batch_size": 100,
-    "epochs": 2,
-    "schedule": "cosine",
-    "warmup_steps": 3,
-    "final_rate": 0.1,
-    "average": "all",
-    "average_decay": 0.8,
-    "clip_norm": 1.0,
-    "history_dropout": 0.0,
-    "device": "cpu",
-    "timeout_s": 60,
+    "model": {
+        "encoder": "attention",
+        "normalisation": "dot",
+        "distance_bias": "logarithm",
+        "input_scale": 4.0,
+        "initial_deviation": 0.05,
+        "dimension": 16,
+        "category_dimension": 4,
+        "hidden": (),
+    },
+    "loss": {"kind": "full_softmax", "temperature": 1.0},
+    "training": {
+        "mode": "sequences",
+        "windows_by_length": True,
+        "batch_size": 100,
+        "epochs": 2,
+        "history_dropout": 0.0,
+    },
+    "optimizer": {"clip_norm": 1.0},
+    "schedule": {"kind": "cosine", "warmup_steps": 3, "final_rate": 0.1},
+    "average": {"weights": "all", "decay": 0.8},
+    "distributed": {"device": "cpu", "timeout_s": 60},
 }
 
 
 def recipe(**changes):
-    return CandidateConfig(**{**RECIPE, **changes})
+    return CandidateConfig(**merged(RECIPE, changes))
 
 
 def test_rates_rise_and_fall():
-    cosine = CandidateConfig(schedule="cosine", warmup_steps=4, final_rate=0.1)
+    cosine = ScheduleConfig(kind="cosine", warmup_steps=4, final_rate=0.1)
     found = [rate_factor(step, 12, cosine) for step in range(13)]
     np.testing.assert_allclose(found[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
     np.testing.assert_allclose(found[8], (1 + 0.1) / 2)  # half of the eight steps
     np.testing.assert_allclose(found[10], 0.1 + 0.9 * (1 - 0.5**0.5) / 2)  # three quarters
     np.testing.assert_allclose(found[12], 0.1)
     assert np.all(np.diff(found[4:]) < 0)
-    constant = CandidateConfig(warmup_steps=2)
+    constant = ScheduleConfig(warmup_steps=2)
     assert [rate_factor(step, 5, constant) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
-    assert rate_factor(0, 5, CandidateConfig()) == 1.0
+    assert rate_factor(0, 5, ScheduleConfig()) == 1.0
 
 
 def test_an_average_is_that_of_numpy():
@@ -78,8 +78,8 @@ def test_an_average_is_that_of_numpy():
         "weights/embeddings.t": torch.from_numpy(steps[0]["t"].copy()),
         "optimizer/a/step": torch.tensor(3.0),
     }
-    every = Average(weights, CandidateConfig(average="all", average_decay=0.6))
-    dense = Average(weights, CandidateConfig(average="dense", average_decay=0.6))
+    every = Average(weights, AverageConfig(weights="all", decay=0.6))
+    dense = Average(weights, AverageConfig(weights="dense", decay=0.6))
     wanted = {name: value.copy() for name, value in steps[0].items()}
     for step, values in enumerate(steps):
         weights["weights/a"].copy_(torch.from_numpy(values["a"]))
@@ -137,8 +137,12 @@ def test_a_batch_of_the_full_softmax_scores_every_eligible_item(small_world, tra
     """Its loss is the cross-entropy of the model's own vectors of the whole catalogue."""
     examples, catalogue = small_world
     catalogue = dataclasses.replace(catalogue, eligible=np.r_[0:11])  # the twelfth is none of its business
-    config = recipe(training=training, windows_by_length=training == "sequences", mask_history=False, dropout=0.0)
-    config = config.model_copy(update={"item_id_dropout": 0.0, "batch_size": 40})
+    config = recipe(
+        model={"dropout": 0.0},
+        negatives={"mask_history": False},
+        training={"mode": training, "windows_by_length": training == "sequences"},
+    )
+    config = config.changed(training={"item_id_dropout": 0.0, "batch_size": 40})
     _, batches, loss_of = build(examples, catalogue, config, FEATURES)
     for batch in batches.epoch(0):
         assert batch.items.tolist() == batch.candidates.tolist() == list(range(11))
@@ -150,7 +154,9 @@ def test_a_batch_of_the_full_softmax_scores_every_eligible_item(small_world, tra
 
 def test_tastes_take_the_full_softmax_too(small_world):
     config = recipe(
-        encoder="tastes", training="examples", windows_by_length=False, mask_history=False, item_id_dropout=0.0
+        model={"encoder": "tastes"},
+        negatives={"mask_history": False},
+        training={"mode": "examples", "windows_by_length": False, "item_id_dropout": 0.0},
     )
     _, batches, loss_of = build(*small_world, config, FEATURES)
     batch = next(batches.epoch(0))
@@ -179,7 +185,7 @@ def uneven(event_table):
 
 def test_windows_by_length_hold_every_example_once(uneven):
     features = FeatureConfig(history_length=8, history_decay=2.0)
-    batches = make_batches(*uneven, recipe(batch_size=64), features)
+    batches = make_batches(*uneven, recipe(training={"batch_size": 64}), features)
     usable = uneven[0].usable(False)
     wanted = sorted(zip(uneven[0].users[usable].tolist(), uneven[0].items[usable].tolist(), strict=True))
     orders = []
@@ -204,7 +210,7 @@ def test_windows_by_length_hold_every_example_once(uneven):
 @pytest.mark.parametrize("size", [2, 64, 10_000])
 def test_windows_by_length_are_shared_out_among_ranks(uneven, size):
     features = FeatureConfig(history_length=8, history_decay=2.0)
-    config = recipe(batch_size=max(6, size))
+    config = recipe(training={"batch_size": max(6, size)})
     parts = [list(make_batches(*uneven, config, features, rank, 3).epoch(1)) for rank in range(3)]
     whole = list(make_batches(*uneven, config, features).epoch(1))
     if len(whole) == len(parts[0]):  # where batches are too small for three ranks there are fewer steps
@@ -228,8 +234,8 @@ def test_bias_by_distance_starts_as_it_is_told():
 
 
 def test_windows_by_length_need_sequences():
-    with pytest.raises(ValueError, match="windows_by_length with training = 'examples': it needs"):
-        recipe(training="examples")
+    with pytest.raises(ValueError, match="windows_by_length with mode = 'examples': it needs"):
+        recipe(training={"mode": "examples"})
 
 
 def job(planted, directory, **changes):
@@ -267,12 +273,15 @@ def test_what_is_exported_is_the_average_of_the_steps(planted, tmp_path, one_ran
 
     monkeypatch.setattr(worker, "build", building)
     monkeypatch.setattr(Average, "update", watching)
-    settings, _ = job(planted, tmp_path / "job", item_parts=1)
+    settings, _ = job(planted, tmp_path / "job", model={"item_parts": 1})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchRec's own deprecations
         worker.train(tmp_path / "job", progress=False)
     config = settings.candidate
-    wanted = [config.sparse_learning_rate * rate_factor(step, len(steps), config) for step in range(len(steps))]
+    wanted = [
+        config.optimizer.sparse_learning_rate * rate_factor(step, len(steps), config.schedule)
+        for step in range(len(steps))
+    ]
     for found in zip(*rates, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
     item = "embeddings.embedding_bags.item.weight"

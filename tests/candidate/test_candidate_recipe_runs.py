@@ -6,22 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.export.user_tower import exported_weights
 from stages.candidate.training import step as train
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.warm_start import STATE, STATE_JSON, warm_start_version
+from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, TransientError
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig
-from tests.candidate.test_candidate_recipe import RECIPE
+from tests.candidate.test_candidate_recipe import recipe
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 
 
 def attempt(planted, out, **changes):
-    candidate = CandidateConfig(**{**RECIPE, "batch_size": 250, "checkpoint_every_steps": 2, **changes})
-    version = warm_start_version(candidate.warm_start) if candidate.warm_start else ""
+    candidate = recipe(**merged({"training": {"batch_size": 250}, "checkpoints": {"every_steps": 2}}, changes))
+    version = warm_start_version(candidate.warm_start.path) if candidate.warm_start.path else ""
     config = TrainCandidateConfig(candidate=candidate, features=FEATURES, warm_start_version=version)
     out.mkdir(parents=True)
     return train_candidate(config, {"snapshot": planted}, out)
@@ -40,8 +41,10 @@ def unbroken(planted, tmp_path_factory):
 
 def test_two_ranks_reach_what_one_reaches(planted, unbroken, tmp_path):
     losses = unbroken[1]
-    _, info = attempt(planted, tmp_path / "out", n_processes=2, sharding="row_wise", dropout=0.0)
-    _, alone = attempt(planted, tmp_path / "alone", dropout=0.0)  # dropout is drawn by each rank on its own
+    _, info = attempt(
+        planted, tmp_path / "out", model={"dropout": 0.0}, distributed={"n_processes": 2, "sharding": "row_wise"}
+    )
+    _, alone = attempt(planted, tmp_path / "alone", model={"dropout": 0.0})  # dropout is drawn by each rank on its own
     np.testing.assert_allclose(info["losses"], alone["losses"], atol=1e-4)
     assert losses[1] < losses[0] - 0.2, "it did move"
     vectors = [np.load(place / "item_vectors.npy") for place in (tmp_path / "alone", tmp_path / "out")]
@@ -75,8 +78,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(planted, unbroken, tmp_path, mon
 
 def test_a_warm_start_begins_its_averages_at_the_weights(planted, unbroken, tmp_path):
     """One tiny step from them: the average is where they were."""
-    changes = {"warm_start_epochs": 1, "sparse_learning_rate": 1e-9, "dense_learning_rate": 1e-9}
-    attempt(planted, tmp_path / "next", warm_start=str(unbroken[0]), **changes)
+    changes = {"optimizer": {"sparse_learning_rate": 1e-9, "dense_learning_rate": 1e-9}, "warm_start": {"epochs": 1}}
+    attempt(planted, tmp_path / "next", warm_start={"path": str(unbroken[0])}, **changes)
     before, after = state_of(unbroken[0]), state_of(tmp_path / "next")
     for name, value in before.items():
         if name.startswith("state/weights/"):
@@ -87,14 +90,14 @@ def test_a_warm_start_begins_its_averages_at_the_weights(planted, unbroken, tmp_
 
 
 def test_a_warm_start_wants_the_scale_it_was_trained_with(planted, unbroken, tmp_path):
-    with pytest.raises(ConfigError, match=r"candidate.input_scale = 2.0, the model there has 4.0"):
-        attempt(planted, tmp_path / "out", warm_start=str(unbroken[0]), input_scale=2.0)
+    with pytest.raises(ConfigError, match=r"candidate.model.input_scale = 2.0, the model there has 4.0"):
+        attempt(planted, tmp_path / "out", model={"input_scale": 2.0}, warm_start={"path": str(unbroken[0])})
     described = unbroken[0] / STATE / STATE_JSON
     whole = read_json(described)
     try:
-        older = {name: value for name, value in whole["shape"].items() if name != "candidate.input_scale"}
+        older = {name: value for name, value in whole["shape"].items() if name != "candidate.model.input_scale"}
         write_json(described, {**whole, "shape": older})  # from before it could be chosen
-        with pytest.raises(ConfigError, match=r"candidate.input_scale = 4.0, the model there has 1.0"):
-            attempt(planted, tmp_path / "older", warm_start=str(unbroken[0]))
+        with pytest.raises(ConfigError, match=r"candidate.model.input_scale = 4.0, the model there has 1.0"):
+            attempt(planted, tmp_path / "older", warm_start={"path": str(unbroken[0])})
     finally:
         write_json(described, whole)

@@ -15,6 +15,7 @@ from stages.candidate.refresh.vectors import RefreshVectorsConfig, refresh_vecto
 from stages.candidate.scorer import CandidateScorer
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.warm_start import warm_start_version
+from stages.contracts.config import merged
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot
@@ -150,15 +151,17 @@ def test_a_known_item_whose_category_changed_speaks_anew_in_both_towers(champion
 
 
 RICH = {
-    "encoder": "tastes",
-    "tastes": 3,
-    "normalisation": "dot",
-    "temperature": 1.0,
-    "word_buckets": 512,
-    "word_dimension": 8,
-    "item_age": True,
-    "item_id_dropout": 0.3,
-    "user_id": True,
+    "model": {
+        "encoder": "tastes",
+        "tastes": 3,
+        "normalisation": "dot",
+        "word_buckets": 512,
+        "word_dimension": 8,
+        "item_age": True,
+        "user_id": True,
+    },
+    "loss": {"temperature": 1.0},
+    "training": {"item_id_dropout": 0.3},
 }
 
 
@@ -171,7 +174,7 @@ def rich(planted, trained, tmp_path_factory):
     rewrite(root / "champion" / "items.parquet", title=titles)
     grown = grow(root / "champion", root / "grown")
     values = read_json(trained / "tower.json")["config"]
-    config = TrainCandidateConfig.model_validate({**values, "candidate": {**values["candidate"], **RICH}})
+    config = TrainCandidateConfig.model_validate(merged(values, {"candidate": RICH}))
     metrics, _ = train_candidate(config, {"snapshot": root / "champion"}, root / "champion")
     assert metrics["item_tower_deviation"] < 1e-5
     metrics, _ = refresh(root / "champion", grown, root / "refreshed")

@@ -23,6 +23,7 @@ from stages.candidate.export.user_tower import export
 from stages.candidate.training import worker
 from stages.candidate.training.batches import Batches
 from stages.candidate.training.step import prepare
+from stages.contracts.config import merged
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig
@@ -43,20 +44,14 @@ KINDS = [
 def job(planted: Path, directory: Path, **changes):
     """Prepare a job of 101 examples a batch, which two ranks cannot halve, and return what export needs."""
     values = {
-        "dimension": 16,
-        "category_dimension": 4,
-        "hidden": (16,),
-        "epochs": 2,
-        "batch_size": 101,
-        "uniform_negatives": 33,
-        "temperature": 0.2,
-        "sparse_learning_rate": 0.1,
-        "dense_learning_rate": 5e-3,
-        "device": "cpu",
-        "timeout_s": 60,
-        **changes,
+        "model": {"dimension": 16, "category_dimension": 4, "hidden": (16,)},
+        "loss": {"temperature": 0.2},
+        "negatives": {"shared": 33},
+        "training": {"epochs": 2, "batch_size": 101},
+        "optimizer": {"sparse_learning_rate": 0.1, "dense_learning_rate": 5e-3},
+        "distributed": {"device": "cpu", "timeout_s": 60},
     }
-    config = TrainCandidateConfig(candidate=CandidateConfig(**values), features=FEATURES)
+    config = TrainCandidateConfig(candidate=CandidateConfig(**merged(values, changes)), features=FEATURES)
     directory.mkdir(parents=True)
     return config, prepare(config, Snapshot(planted), directory)
 
@@ -78,11 +73,9 @@ def results(planted, tmp_path_factory):
             kind: job(
                 planted,
                 root / f"{kind[0]}-{kind[1]}-{ranks}",
-                sharding=kind[0],
-                sparse_optimizer=kind[1],
-                word_buckets=2000,
-                word_dimension=4,
-                user_id=True,
+                model={"word_buckets": 2000, "word_dimension": 4, "user_id": True},
+                optimizer={"sparse": kind[1]},
+                distributed={"sharding": kind[0]},
             )
             for kind in KINDS
         }
@@ -190,7 +183,7 @@ def test_shares_cover_the_batch_and_find_their_rows_again(n_queries, n_uniform, 
 
 
 def test_the_batch_does_not_depend_on_the_number_of_ranks(small_world):
-    config = CandidateConfig(batch_size=17, uniform_negatives=5)
+    config = CandidateConfig(negatives={"shared": 5}, training={"batch_size": 17})
     features = FeatureConfig(history_length=4, history_decay=2.0)
     whole = list(Batches(*small_world, config, features).epoch(1))
     parts = [list(Batches(*small_world, config, features, rank, 3).epoch(1)) for rank in range(3)]
@@ -204,7 +197,9 @@ def test_the_batch_does_not_depend_on_the_number_of_ranks(small_world):
 
 
 def test_an_epoch_may_begin_at_any_step(small_world):
-    batches = Batches(*small_world, CandidateConfig(batch_size=16), FeatureConfig(history_length=4, history_decay=2.0))
+    batches = Batches(
+        *small_world, CandidateConfig(training={"batch_size": 16}), FeatureConfig(history_length=4, history_decay=2.0)
+    )
     whole, rest = list(batches.epoch(3)), list(batches.epoch(3, start=7))
     assert len(rest) == len(whole) - 7
     np.testing.assert_array_equal(rest[0].items, whole[7].items)
@@ -212,8 +207,8 @@ def test_an_epoch_may_begin_at_any_step(small_world):
 
 
 def test_column_wise_sharding_refuses_sums_by_row():
-    with pytest.raises(ValidationError, match="sharding = 'column_wise' needs sparse_optimizer = 'adagrad'"):
-        CandidateConfig(sharding="column_wise")
+    with pytest.raises(ValidationError, match=r"sharding = 'column_wise' needs optimizer.sparse = 'adagrad'"):
+        CandidateConfig(distributed={"sharding": "column_wise"})
 
 
 def test_more_ranks_than_rows_and_tables(planted, tmp_path):
@@ -222,7 +217,9 @@ def test_more_ranks_than_rows_and_tables(planted, tmp_path):
     for kind in ("row_wise", "table_wise", "data_parallel", "auto", "column_wise"):
         places.append(tmp_path / kind)
         optimizer = "adagrad" if kind == "column_wise" else "rowwise_adagrad"
-        job(planted, places[-1], sharding=kind, sparse_optimizer=optimizer, epochs=1)
+        job(
+            planted, places[-1], training={"epochs": 1}, optimizer={"sparse": optimizer}, distributed={"sharding": kind}
+        )
     done = run_ranks(5, *places)
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [read_json(place / "metrics.json")["losses"][0] for place in places]

@@ -6,13 +6,14 @@ import warnings
 import numpy as np
 import pytest
 
-from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.export.user_tower import export
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training import step as train
 from stages.candidate.training.progress import relay
 from stages.candidate.training.step import prepare, rank_failure, train_candidate
 from stages.candidate.training.worker import train as train_rank
+from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, DataError, OutOfSpaceError, SluiceError, TransientError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot
@@ -24,8 +25,7 @@ FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 def tiny(trained, **changes):
     """The fixture's configuration, with some values changed."""
     config = TrainCandidateConfig.model_validate(read_json(trained / "tower.json")["config"])
-    values = {**config.candidate.model_dump(), **changes}
-    return TrainCandidateConfig(candidate=CandidateConfig(**values), features=FEATURES)
+    return TrainCandidateConfig(candidate=config.candidate.changed(**changes), features=FEATURES)
 
 
 def block_purity(directory, single_items):
@@ -45,7 +45,7 @@ def test_one_rank_learns_the_blocks(trained, single_items):
 
 
 def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, capfd, single_items):
-    config, out = tiny(trained, n_processes=2, sharding="row_wise"), tmp_path / "out"
+    config, out = tiny(trained, distributed={"n_processes": 2, "sharding": "row_wise"}), tmp_path / "out"
     out.mkdir()
     metrics, info = train_candidate(config, {"snapshot": planted}, out)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -70,8 +70,11 @@ def test_two_ranks_with_split_tables_learn_them_too(planted, trained, tmp_path, 
 
 
 def test_a_failed_rank_gives_one_clear_error(planted, trained, tmp_path, capfd):
-    config = tiny(trained, device="cuda")
-    with pytest.raises(ConfigError, match="rank 0: device = 'cuda' with n_processes = 1 needs 1 CUDA devices, found 0"):
+    config = tiny(trained, distributed={"device": "cuda"})
+    with pytest.raises(
+        ConfigError,
+        match=r"rank 0: distributed.device = 'cuda' with distributed.n_processes = 1 needs 1 CUDA devices, found 0",
+    ):
         train_candidate(config, {"snapshot": planted}, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert "Traceback" not in capfd.readouterr().err
@@ -87,7 +90,7 @@ def run_here(config, planted, work):
 
 def test_equal_seeds_give_equal_bytes(planted, trained, one_rank, tmp_path):
     """Training and export are reproducible, so that a retried step gives the same tower version."""
-    config, versions = tiny(trained, epochs=1), []
+    config, versions = tiny(trained, training={"epochs": 1}), []
     for name in ("first", "second"):
         catalogue, _ = run_here(config, planted, tmp_path / name)
         (tmp_path / f"{name}-out").mkdir()
@@ -96,7 +99,11 @@ def test_equal_seeds_give_equal_bytes(planted, trained, one_rank, tmp_path):
 
 
 def test_two_tables_and_adagrad_train_and_export(planted, trained, one_rank, tmp_path):
-    config = tiny(trained, shared_item_table=False, sparse_optimizer="adagrad", sparse_learning_rate=0.1, hidden=())
+    config = tiny(
+        trained,
+        model={"shared_item_table": False, "hidden": ()},
+        optimizer={"sparse": "adagrad", "sparse_learning_rate": 0.1},
+    )
     catalogue, losses = run_here(config, planted, tmp_path / "work")
     assert losses[-1] < losses[0] - 0.3
     (tmp_path / "out").mkdir()
@@ -106,25 +113,32 @@ def test_two_tables_and_adagrad_train_and_export(planted, trained, one_rank, tmp
 @pytest.mark.parametrize(
     "changes",
     [
-        {"encoder": "attention", "training": "sequences"},
-        {"encoder": "attention", "loss": "gbce", "word_buckets": 64, "normalisation": "dot", "temperature": 1.0},
-        {"encoder": "tastes", "loss": "bpr", "user_id": True, "item_age": True, "negative_sampling": "popularity"},
-        {"loss": "ccl", "in_batch_negatives": False, "correction": "by_kind"},
+        {"model": {"encoder": "attention"}, "training": {"mode": "sequences"}},
+        {
+            "model": {"encoder": "attention", "word_buckets": 64, "normalisation": "dot"},
+            "loss": {"kind": "gbce", "temperature": 1.0},
+        },
+        {
+            "model": {"encoder": "tastes", "user_id": True, "item_age": True},
+            "loss": {"kind": "bpr"},
+            "negatives": {"sampling": "popularity"},
+        },
+        {"loss": {"kind": "ccl"}, "negatives": {"in_batch": False, "correction": "by_kind"}},
     ],
 )
 def test_every_kind_of_tower_trains_sharded_and_exports(planted, trained, one_rank, tmp_path, changes):
-    config = tiny(trained, epochs=3, **changes)
+    config = tiny(trained, **merged({"training": {"epochs": 3}}, changes))
     catalogue, losses = run_here(config, planted, tmp_path / "work")
     assert losses[-1] < losses[0]
     (tmp_path / "out").mkdir()
     summary = export(tmp_path / "out", tmp_path / "work", config, catalogue)
     assert summary["export_deviation"] < 1e-5
-    assert summary["inputs"][3:] == (["user"] if config.candidate.user_id else [])
-    assert summary["tastes"] == (4 if config.candidate.encoder == "tastes" else 1)
+    assert summary["inputs"][3:] == (["user"] if config.candidate.model.user_id else [])
+    assert summary["tastes"] == (4 if config.candidate.model.encoder == "tastes" else 1)
 
 
 def test_a_tower_that_does_not_match_is_never_published(planted, trained, one_rank, tmp_path):
-    config = tiny(trained, epochs=1)
+    config = tiny(trained, training={"epochs": 1})
     catalogue, _ = run_here(config, planted, tmp_path / "work")
     probe = np.load(tmp_path / "work" / "probe_query.npy")
     np.save(tmp_path / "work" / "probe_query.npy", probe + 0.1)
@@ -134,7 +148,7 @@ def test_a_tower_that_does_not_match_is_never_published(planted, trained, one_ra
 
 
 def test_a_diverging_training_says_so(planted, trained, one_rank, tmp_path):
-    config = tiny(trained, dense_learning_rate=1e30, epochs=2)
+    config = tiny(trained, training={"epochs": 2}, optimizer={"dense_learning_rate": 1e30})
     with pytest.raises(DataError, match=r"the loss of epoch [12] is nan; lower the learning rates"):
         run_here(config, planted, tmp_path / "work")
 

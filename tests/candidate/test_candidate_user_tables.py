@@ -11,14 +11,15 @@ from stages.candidate.export.item_tower import write_item_tower
 from stages.candidate.export.user_tower import item_content, user_tower, write_onnx
 from stages.candidate.export.user_tower_tables import content_of, extended, item_tables
 from stages.candidate.onnx_towers import PortableItemTower, UserTower
+from stages.contracts.config import merged
 from stages.contracts.errors import DataError, ReleaseError
 from tests.candidate.grown import BUCKETS, LATER_MS, NEW, N, grow, models
 
-RICH = {"word_buckets": BUCKETS, "user_id": True, "context": True, "item_age": True}
+RICH = {"model": {"word_buckets": BUCKETS, "user_id": True, "context": True, "item_age": True}}
 KINDS = [
-    {"encoder": encoder, "tastes": 3, **extra}
+    merged(extra, {"model": {"encoder": encoder, "tastes": 3}})
     for encoder in ("mean", "tastes", "attention")
-    for extra in (RICH, {"normalisation": "dot", "shared_item_table": False})
+    for extra in (RICH, {"model": {"normalisation": "dot", "shared_item_table": False}})
 ]
 
 
@@ -57,12 +58,12 @@ def test_the_grown_towers_are_the_training_forward_pass(small_world, tmp_path, c
     }
     kept = set(before) - {"ids", "content", "is_item"}
     assert all(np.array_equal(before[name], after[name]) for name in kept)
-    assert ({"users", "contexts"} <= kept) == ("user_id" in changes)
+    assert ({"users", "contexts"} <= kept) == ("user_id" in changes["model"])
 
 
 @pytest.mark.parametrize("encoder", ["mean", "tastes", "attention"])
 def test_a_new_item_in_a_history_is_no_padding(small_world, tmp_path, encoder):
-    model, items, batches, _ = exported(small_world, tmp_path, encoder=encoder, word_buckets=BUCKETS)
+    model, items, batches, _ = exported(small_world, tmp_path, model={"encoder": encoder, "word_buckets": BUCKETS})
     _, content = PortableItemTower(tmp_path / "item.onnx").embed(grow(items), LATER_MS)
     onnx.save_model(extended(model, N, content), str(tmp_path / "grown.onnx"))
     inputs = batches.probe(3).inputs

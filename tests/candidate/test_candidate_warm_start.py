@@ -13,6 +13,7 @@ from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.warm_start import warm_start_version
+from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.id_map import IdMap
@@ -22,17 +23,12 @@ from tests.candidate.towers import joined
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 SETTINGS = {
-    "dimension": 16,
-    "category_dimension": 4,
-    "hidden": (16,),
-    "epochs": 12,
-    "batch_size": 64,
-    "uniform_negatives": 32,
-    "temperature": 0.2,
-    "sparse_learning_rate": 0.2,
-    "dense_learning_rate": 5e-3,
-    "device": "cpu",
-    "timeout_s": 60,
+    "model": {"dimension": 16, "category_dimension": 4, "hidden": (16,)},
+    "loss": {"temperature": 0.2},
+    "negatives": {"shared": 32},
+    "training": {"epochs": 12, "batch_size": 64},
+    "optimizer": {"sparse_learning_rate": 0.2, "dense_learning_rate": 5e-3},
+    "distributed": {"device": "cpu", "timeout_s": 60},
 }
 BLOCK, OLD, NEW = 12, 4, 5  # items a block; blocks of the first month; a fifth comes with the second
 USERS = 40  # a block
@@ -40,8 +36,8 @@ USERS = 40  # a block
 
 def train(snapshot, out, **changes):
     out.mkdir(parents=True)
-    candidate = CandidateConfig(**{**SETTINGS, **changes})
-    start = candidate.warm_start
+    candidate = CandidateConfig(**merged(SETTINGS, changes))
+    start = candidate.warm_start.path
     version = warm_start_version(start) if start else ""
     config = TrainCandidateConfig(candidate=candidate, features=FEATURES, warm_start_version=version)
     return train_candidate(config, {"snapshot": snapshot}, out)
@@ -124,7 +120,7 @@ def both(months, champion, tmp_path_factory):
     """The second month trained anew with all epochs, and warm-started with two of them."""
     root = tmp_path_factory.mktemp("second")
     scratch, _ = train(months[1], root / "scratch")
-    warm, _ = train(months[1], root / "warm", warm_start=str(champion), warm_start_epochs=2)
+    warm, _ = train(months[1], root / "warm", warm_start={"path": str(champion), "epochs": 2})
     return root, scratch, warm
 
 
@@ -183,20 +179,22 @@ def test_a_release_is_traced_to_its_step(months, champion, tmp_path):
     release.mkdir()
     shutil.copy(champion / "tower.json", release)
     shutil.copytree(champion, steps / "0123456789abcdef")
-    metrics, _ = train(months[1], steps / ".next.tmp", warm_start=str(release), warm_start_epochs=1)
+    metrics, _ = train(months[1], steps / ".next.tmp", warm_start={"path": str(release), "epochs": 1})
     assert metrics["loss_first"] < 3.0
     shutil.rmtree(steps / "0123456789abcdef")
     with pytest.raises(ConfigError, match=r"holds no training state, and no finished step below .* has its tower"):
-        train(months[1], steps / ".other.tmp", warm_start=str(release))
+        train(months[1], steps / ".other.tmp", warm_start={"path": str(release)})
 
 
 def test_a_model_of_another_shape_is_refused(months, champion, tmp_path):
-    with pytest.raises(ConfigError, match=r"candidate.dimension = 8, the model there has 16; candidate.hidden = \[4\]"):
-        train(months[1], tmp_path / "out", warm_start=str(champion), dimension=8, hidden=(4,))
+    with pytest.raises(
+        ConfigError, match=r"candidate.model.dimension = 8, the model there has 16; candidate.model.hidden = \[4\]"
+    ):
+        train(months[1], tmp_path / "out", model={"dimension": 8, "hidden": (4,)}, warm_start={"path": str(champion)})
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"warm_start = .*nowhere': has no tower.json; allowed is the directory"):
+    with pytest.raises(ConfigError, match=r"warm_start.path = .*nowhere': has no tower.json; allowed is the directory"):
         warm_start_version(str(tmp_path / "nowhere"))
 
 
@@ -213,7 +211,7 @@ def test_rows_that_moved_are_refused(months, champion, tmp_path):
     with pytest.raises(
         ConfigError, match=r"its 48 rows of items .* are not the first rows of this snapshot, which has 60"
     ):
-        train(moved, tmp_path / "out", warm_start=str(champion))
+        train(moved, tmp_path / "out", warm_start={"path": str(champion)})
 
 
 def test_versions_of_the_maps_are_believed(months, champion, tmp_path):
@@ -229,7 +227,7 @@ def test_versions_of_the_maps_are_believed(months, champion, tmp_path):
         maps[kind] = [version.model_dump() for version in known.versions]
     meta = {**read_json(grown / "snapshot.json"), "ids": maps}
     write_json(grown / "snapshot.json", meta)
-    metrics, _ = train(grown, tmp_path / "out", warm_start=str(champion), warm_start_epochs=1)
+    metrics, _ = train(grown, tmp_path / "out", warm_start={"path": str(champion), "epochs": 1})
     assert metrics["loss_first"] < 3.0
     state = json.loads((tmp_path / "out" / "state" / "state.json").read_text())
     assert [version["size"] for version in state["ids"]["items"]] == [OLD * BLOCK, NEW * BLOCK]
@@ -240,4 +238,4 @@ def test_damaged_files_are_named(champion, tmp_path, months):
     shutil.copytree(champion, copy)
     (copy / "state/weights/query_tower.correction.mlp.0.bias.npy").unlink()
     with pytest.raises(ConfigError, match=r"query_tower\.correction\.mlp\.0\.bias\.npy is missing"):
-        train(months[1], tmp_path / "out", warm_start=str(copy))
+        train(months[1], tmp_path / "out", warm_start={"path": str(copy)})

@@ -34,8 +34,8 @@ def plain_catalogue(examples: Examples, n_items: int, **changes) -> Catalogue:
 
 def build(examples: Examples, catalogue: Catalogue, config: CandidateConfig, features: FeatureConfig):
     """Return an untrained model, its batches and its loss."""
-    torch.manual_seed(config.seed)
-    model = TwoTower(sizes_of(catalogue, TrainCandidateConfig(candidate=config, features=features)), config)
+    torch.manual_seed(config.training.seed)
+    model = TwoTower(sizes_of(catalogue, TrainCandidateConfig(candidate=config, features=features)), config.model)
     batches = make_batches(examples, catalogue, config, features)
     return model, batches, LossOfBatch(model, catalogue, config, batches, CPU)
 
@@ -74,8 +74,8 @@ def load_whole(model: torch.nn.Module, state: dict[str, np.ndarray]) -> None:
 def fit(examples: Examples, catalogue: Catalogue, config: CandidateConfig, features: FeatureConfig):
     """Train with Adam alone; return the model in evaluation mode and its loss."""
     model, batches, loss_of = build(examples, catalogue, config, features)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.dense_learning_rate)
-    for epoch in range(config.epochs):
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizer.dense_learning_rate)
+    for epoch in range(config.training.epochs):
         for batch in batches.epoch(epoch):
             optimizer.zero_grad()
             loss_of(batch).backward()
@@ -86,7 +86,7 @@ def fit(examples: Examples, catalogue: Catalogue, config: CandidateConfig, featu
 
 def scores(loss_of: LossOfBatch, examples: Examples, catalogue: Catalogue, features: FeatureConfig, candidates):
     """Return float ``[B, C]``, each usable example against ``candidates``; the best taste counts."""
-    config = CandidateConfig(device="cpu")
+    config = CandidateConfig(distributed={"device": "cpu"})
     batch = Batches(examples, catalogue, config, features).probe(len(examples))
     candidates = np.asarray(candidates, np.int64)
     batch = dataclasses.replace(

@@ -18,7 +18,7 @@ from stages.settings import load_settings, parse_time_ms, registry_settings, rel
 def environ(tmp_path: Path) -> dict[str, str]:
     configs = tmp_path / "configs"
     configs.mkdir()
-    (configs / "demo.yaml").write_text("seed: 3\ncandidate: {epochs: 2, dimension: 8}\n")
+    (configs / "demo.yaml").write_text("seed: 3\ncandidate: {training: {epochs: 2}, model: {dimension: 8}}\n")
     (configs / "movielens.yaml").write_text("seed: 4\n")
     return {"SLUICE_HOME": str(tmp_path / "home"), "SLUICE_CONFIGS": str(configs)}
 
@@ -80,14 +80,17 @@ def test_without_data_the_warehouse_is_read_and_no_world_is_made(environ: dict[s
 
 def test_overrides_are_laid_over_the_recipe(environ: dict[str, str]) -> None:
     settings = load_settings(
-        environ, data="synthetic", overrides=parse_overrides(("candidate.epochs=5", "seed=9")), n_processes=2
+        environ, data="synthetic", overrides=parse_overrides(("candidate.training.epochs=5", "seed=9")), n_processes=2
     )
-    assert settings.recipe == {"seed": 9, "candidate": {"epochs": 5, "dimension": 8, "n_processes": 2}}
+    assert settings.recipe == {
+        "seed": 9,
+        "candidate": {"training": {"epochs": 5}, "model": {"dimension": 8}, "distributed": {"n_processes": 2}},
+    }
 
 
 def test_the_model_to_start_from_is_part_of_the_recipe(environ: dict[str, str], tmp_path: Path) -> None:
     settings = load_settings(environ, data="synthetic", warm_start=str(tmp_path / "x" / ".." / "step"))
-    assert settings.recipe["candidate"]["warm_start"] == str((tmp_path / "step").resolve())
+    assert settings.recipe["candidate"]["warm_start"]["path"] == str((tmp_path / "step").resolve())
 
 
 def test_malformed_override_is_refused() -> None:
@@ -124,7 +127,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("", {"overrides": {"seed": "x"}}, "overrides (--set)", "seed = 'x': Input should be a valid integer"),
         ("", {"overrides": {"candidate": 5}}, "overrides (--set)", "candidate = 5: Input should be a valid dictionary"),
         ("", {"overrides": {"index": {"kinds": ["flat", "x"]}}}, "overrides (--set)", "index.kinds.1 = 'x'"),
-        ("", {"n_processes": 0}, "n_processes (--processes)", "candidate.n_processes = 0"),
+        ("", {"n_processes": 0}, "n_processes (--processes)", "candidate.distributed.n_processes = 0"),
         (
             "",
             {"overrides": {"funnel": {"light_k": 5000}}},

@@ -57,8 +57,8 @@ def test_the_forms_example_works_as_it_stands(migrated: Airflow, tmp_path: Path)
     assert example is not None
     environ = {"SLUICE_HOME": str(tmp_path), "SLUICE_CONFIGS": str(ROOT / "configs")}
     overrides = json.loads(example[0])
-    assert overrides == {"candidate": {"dimension": 32}}
-    assert load_recipe(load_settings(environ, data="synthetic", overrides=overrides)).candidate.dimension == 32
+    assert overrides == {"candidate": {"model": {"dimension": 32}}}
+    assert load_recipe(load_settings(environ, data="synthetic", overrides=overrides)).candidate.model.dimension == 32
 
 
 def test_names_and_values_are_checked_against_the_form(migrated: Airflow) -> None:
@@ -85,8 +85,8 @@ def test_names_and_values_are_checked_against_the_form(migrated: Airflow) -> Non
     ("conf", "words"),
     [
         (
-            {"data": "synthetic", "overrides": {"candidate": {"dim": 32}}},
-            "overrides (--set): candidate.dim: unknown key, allowed are dimension",
+            {"data": "synthetic", "overrides": {"candidate": {"model": {"dim": 32}}}},
+            "overrides (--set): candidate.model.dim: unknown key, allowed are dimension",
         ),
         ({"dimension": 32}, "params (--conf): dimension: unknown, allowed are as_of, config, data"),
     ],

@@ -126,7 +126,10 @@ def test_an_older_as_of_time_does_not_replace_newer_data(
 ) -> None:
     before = champion(environ)
     as_of_ms = manifest_of(bypassed).as_of_ms - 2 * DAY_MS
-    quick = {"candidate": {"dimension": 8, "hidden": [8], "epochs": 1}, "light_ranker": {"max_rounds": 5, "folds": 2}}
+    quick = {
+        "candidate": {"model": {"dimension": 8, "hidden": [8]}, "training": {"epochs": 1}},
+        "light_ranker": {"max_rounds": 5, "folds": 2},
+    }
     older = settings({**BY_RESULT, **quick, "gate": {"min_gain": -1.0}}).model_copy(update={"as_of_ms": as_of_ms})
     info = pipeline.run_all(older)["promote"].info
     assert info["promoted"] is False

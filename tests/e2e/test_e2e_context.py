@@ -34,7 +34,8 @@ dataset:
   activity: {min_events: 5, window_days: 30}
   context: {columns: [device]}
 candidate:
-  {dimension: 16, category_dimension: 8, hidden: [32], epochs: 1, batch_size: 256, context: true, user_id: true}
+  model: {dimension: 16, category_dimension: 8, hidden: [32], context: true, user_id: true}
+  training: {epochs: 1, batch_size: 256}
 light_ranker: {max_rounds: 10, folds: 2}
 heavy_ranker: {max_epochs: 1, ensemble: 1}
 funnel: {candidate_k: 60, light_k: 20, max_k: 10, objective: {click: 1.0}}

@@ -39,7 +39,7 @@ def command(tmp_path: Path) -> list[str]:
         **yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text()),
         "world": {"n_users": 200, "n_items": 200, "n_events": 20_000, "days": 20, "n_topics": 8, "n_categories": 4},
         "funnel": {"candidate_k": 60, "light_k": 20, "max_k": 10, "objective": {"click": 1.0}},
-        "candidate": {"dimension": 16, "hidden": [16], "epochs": 6, "batch_size": 256},
+        "candidate": {"model": {"dimension": 16, "hidden": [16]}, "training": {"epochs": 6, "batch_size": 256}},
         "light_ranker": {"max_rounds": 40},
         "heavy_ranker": {"max_epochs": 3, "ensemble": 1},
     }

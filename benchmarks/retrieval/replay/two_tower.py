@@ -41,7 +41,7 @@ class ReplayTwoTower(ReplayModel):
         rows = Interactions(
             log.user[:train], log.item[:train], log.time_ms[:train] // 1000, int(log.user[:train].max()) + 1, items
         )
-        trained = train_towers(rows, self.candidate.model_copy(update={"seed": self.seed}), self.features)
+        trained = train_towers(rows, self.candidate.changed(training={"seed": self.seed}), self.features)
         known = np.flatnonzero(log.item < items)
         histories = TouchHistories(
             log.user[known], log.item[known], log.time_ms[known], self.features.history_length, items

@@ -37,7 +37,7 @@ class TwoTower(Model):
     """The product's two-tower: ``stages.candidate`` trained on the rows, answering with the exported files.
 
     Attributes:
-        candidate: model and training; ``seed`` is that of the run.
+        candidate: model and training; ``training.seed`` is that of the run.
         features: ``history_length`` is L.
         orders: 0 keeps the rows in the order of their times, or of the file; n trains on n orders of each user's rows
             drawn at random, for protocols that hold out items at random.
@@ -51,7 +51,7 @@ class TwoTower(Model):
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Train, embed every user's latest history; a user without rows gets what is popular."""
         rows = shuffled(train, self.orders, seed) if self.orders else train
-        trained = train_towers(rows, self.candidate.model_copy(update={"seed": seed}), self.features)
+        trained = train_towers(rows, self.candidate.changed(training={"seed": seed}), self.features)
         query_UD = latest_queries(trained, train, self.features.history_length)
         popular_N = np.bincount(train.item, minlength=train.items).astype(np.float32)
         known_U = np.bincount(train.user, minlength=train.users) > 0
@@ -71,8 +71,8 @@ class TwoTower(Model):
 
     def kept_gigabytes(self, train: Interactions) -> float:
         """Return about what stays after training: this process with torch, the rows, and the vectors of all users."""
-        tastes = self.candidate.tastes if self.candidate.encoder == "tastes" else 1
-        queries = 2 * 4 * train.users * tastes * self.candidate.dimension
+        tastes = self.candidate.model.tastes if self.candidate.model.encoder == "tastes" else 1
+        queries = 2 * 4 * train.users * tastes * self.candidate.model.dimension
         return (_KEPT_BYTES + 200 * len(train) + queries) / 1e9
 
 

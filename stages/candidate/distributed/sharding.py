@@ -51,7 +51,7 @@ class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
 def shard(model: nn.Module, config: CandidateConfig, device: torch.device) -> DistributedModelParallel:
     """Plan the tables' places, give each its fused optimizer, wrap the model and set the first values.
 
-    The dense part is set from ``config.seed`` by whoever made ``model``; the tables' rows do not depend
+    The dense part is set from ``config.training.seed`` by whoever made ``model``; the tables' rows do not depend
     on how they are sharded.
     """
     first_values = take_initialisers(model)
@@ -60,12 +60,12 @@ def shard(model: nn.Module, config: CandidateConfig, device: torch.device) -> Di
         model, sharders, dist.GroupMember.WORLD
     )
     apply_optimizer_in_backward(
-        _OPTIMIZERS[config.sparse_optimizer],
+        _OPTIMIZERS[config.optimizer.sparse],
         [weight for name, weight in tables(model) if name not in copied_tables(plan)],
-        {"lr": config.sparse_learning_rate, "eps": _EPS},
+        {"lr": config.optimizer.sparse_learning_rate, "eps": _EPS},
     )
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
-    initialise_tables(sharded, first_values, config.seed)
+    initialise_tables(sharded, first_values, config.training.seed)
     return sharded
 
 
@@ -98,8 +98,8 @@ def constraints(config: CandidateConfig, rows: int, width: int, world: int) -> P
     A table with fewer rows than ranks cannot be cut by rows; it is put on one rank. Nor does ``auto`` cut what
     ``item_parts`` has already cut into enough: whole tables' rows travel once, others' as sums of every rank's.
     """
-    kinds: list[str] = list(_AUTO) if config.sharding == "auto" else [config.sharding]
-    if rows < world or (config.sharding == "auto" and world <= config.item_parts):
+    kinds: list[str] = list(_AUTO) if config.distributed.sharding == "auto" else [config.distributed.sharding]
+    if rows < world or (config.distributed.sharding == "auto" and world <= config.model.item_parts):
         kinds = [kind for kind in kinds if kind != ShardingType.ROW_WISE.value] or [ShardingType.TABLE_WISE.value]
     # Columns are cut evenly over the ranks, in multiples of 4 floats as the kernels want them.
     return ParameterConstraints(sharding_types=kinds, min_partition=4 * -(-width // (4 * world)))
@@ -184,8 +184,10 @@ def combined_optimizer(model: DistributedModelParallel, config: CandidateConfig)
     dense = dense_parameters(model)
     parts = [model.fused_optimizer]
     if copied:
-        kind = _OPTIMIZERS[config.sparse_optimizer]
-        parts.append(KeyedOptimizerWrapper(copied, lambda own: kind(own, lr=config.sparse_learning_rate, eps=_EPS)))
+        kind = _OPTIMIZERS[config.optimizer.sparse]
+        parts.append(
+            KeyedOptimizerWrapper(copied, lambda own: kind(own, lr=config.optimizer.sparse_learning_rate, eps=_EPS))
+        )
     parts.append(KeyedOptimizerWrapper(dense, lambda own: adam(own, config)))
     return CombinedOptimizer(parts)
 
@@ -197,9 +199,9 @@ def dense_parameters(model: DistributedModelParallel) -> dict[str, nn.Parameter]
 
 def adam(parameters: list[nn.Parameter], config: CandidateConfig) -> torch.optim.AdamW:
     """Return AdamW whose state is there before the first step, so that a checkpoint can fill it."""
-    betas = (0.9, config.dense_beta2)
+    betas = (0.9, config.optimizer.dense_beta2)
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.dense_learning_rate, betas=betas, weight_decay=config.weight_decay
+        parameters, lr=config.optimizer.dense_learning_rate, betas=betas, weight_decay=config.optimizer.weight_decay
     )
     for parameter in parameters:
         optimizer.state[parameter] = {

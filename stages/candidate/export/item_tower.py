@@ -118,7 +118,7 @@ def portable_item_tower(state: State, catalogue: Catalogue, config: TrainCandida
     Raises:
         DataError: if its tables are too large for one ONNX file.
     """
-    settings = config.candidate
+    settings = config.candidate.model
     ids_ND = closed(table_of(state, "item"), catalogue.frequency > 0)
     categories_CK = counted(table_of(state, "category"), catalogue.codes)
     words_CK = counted(table_of(state, "word"), catalogue.word_codes) if settings.word_buckets else None
@@ -126,7 +126,7 @@ def portable_item_tower(state: State, catalogue: Catalogue, config: TrainCandida
     if size > PROTOBUF_LIMIT:
         raise DataError(
             f"item tower: the tables of {len(catalogue)} items make {size} bytes, one file holds {PROTOBUF_LIMIT}; "
-            "lower candidate.dimension or candidate.word_buckets"
+            "lower candidate.model.dimension or candidate.model.word_buckets"
         )
     tower = loaded(ItemTower(settings), state, "item_tower")
     module: PortableItemModule = PortableItemModule(

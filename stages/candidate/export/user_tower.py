@@ -140,9 +140,9 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         "code": tower_code(),
         "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
         "item_tower_sha256": sha256_file(directory / ITEM_TOWER_FILE),
-        "dim": config.candidate.dimension,
+        "dim": config.candidate.model.dimension,
         "inputs": list(tower.inputs),
-        "tastes": config.candidate.tastes if config.candidate.encoder == "tastes" else 1,
+        "tastes": config.candidate.model.tastes if config.candidate.model.encoder == "tastes" else 1,
         "vectors_as_of_ms": int(catalogue.end_ms),
         "n_items": len(catalogue),
         "n_cold_items": int((catalogue.frequency == 0).sum()),
@@ -180,7 +180,7 @@ def item_content(state: State, catalogue: Catalogue, config: TrainCandidateConfi
     """Return float32 ``[N, K]``: mean embeddings of each item's categories and, if configured, words."""
     everything = np.arange(len(catalogue))
     parts = [_bag_means(table_of(state, "category"), *catalogue.category_bags(everything))]
-    if config.candidate.word_buckets:
+    if config.candidate.model.word_buckets:
         parts.append(_bag_means(table_of(state, "word"), *catalogue.word_bags(everything)))
     return np.concatenate(parts, axis=1)
 
@@ -201,7 +201,7 @@ def user_tower(
     Raises:
         DataError: if its tables are too large for one ONNX file.
     """
-    settings = config.candidate
+    settings = config.candidate.model
     targets = (catalogue.frequency > 0) & settings.shared_item_table
     ids_ND = table_of(state, "item" if settings.shared_item_table else "history")
     tables: dict[str, Any] = {
@@ -218,8 +218,9 @@ def user_tower(
     if (size := sum(table.nbytes for table in tables.values() if table is not None)) > PROTOBUF_LIMIT:
         raise DataError(
             f"user tower: the tables of {len(catalogue)} items and {len(catalogue.trained_users)} users make {size} "
-            f"bytes, one ONNX file holds {PROTOBUF_LIMIT}; lower candidate.dimension, candidate.category_dimension "
-            "or candidate.word_dimension, or set candidate.user_id = false"
+            f"bytes, one ONNX file holds {PROTOBUF_LIMIT}; lower candidate.model.dimension, "
+            "candidate.model.category_dimension or candidate.model.word_dimension, or set candidate.model.user_id = "
+            "false"
         )
     tower = loaded(QueryTower(sizes_of(catalogue, config), settings), state, "query_tower")
     portable: PortableUserTower = PortableUserTower(tower=tower, context_sizes=catalogue.context_sizes, **tables).eval()
@@ -233,8 +234,8 @@ def item_vectors(
     ids_ND = table_of(state, "item") * (catalogue.frequency > 0).astype(np.float32)[:, None]
     ages_N = catalogue.ages(np.arange(len(catalogue)), catalogue.end_ms)
     columns = [torch.from_numpy(each) for each in (ids_ND, content_NK, catalogue.log_duration, ages_N)]
-    tower = loaded(ItemTower(config.candidate), state, "item_tower")
-    vectors_ND = np.empty((len(catalogue), config.candidate.dimension), dtype=np.float32)
+    tower = loaded(ItemTower(config.candidate.model), state, "item_tower")
+    vectors_ND = np.empty((len(catalogue), config.candidate.model.dimension), dtype=np.float32)
     with torch.inference_mode():
         for start in range(0, len(catalogue), 1 << 16):
             rows = slice(start, start + (1 << 16))

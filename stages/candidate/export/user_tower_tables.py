@@ -75,7 +75,7 @@ def extended(model: onnx.ModelProto, n_items: int, content_MK: np.ndarray) -> on
     if size > PROTOBUF_LIMIT:
         raise DataError(
             f"{TOWER_FILE}: {len(content_MK)} items make {size} bytes, one ONNX file holds {PROTOBUF_LIMIT}; "
-            "train a new release with a lower candidate.dimension"
+            "train a new release with a lower candidate.model.dimension"
         )
     for name, array in grown.items():
         tables[name].dims[0] = len(array)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.candidate.config import CandidateConfig
+from stages.candidate.config import ModelConfig
 
 MASKED = -1e9
 N_AGES = 33
@@ -121,7 +121,7 @@ class Recency(nn.Module):  # type: ignore[misc]
 class MeanEncoder(nn.Module):  # type: ignore[misc]
     """The weighted mean of the history."""
 
-    def __init__(self, sizes: Sizes, config: CandidateConfig, width: int) -> None:
+    def __init__(self, sizes: Sizes, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.recency = Recency(sizes)
 
@@ -136,7 +136,7 @@ class TastesEncoder(nn.Module):  # type: ignore[misc]
     The self-attentive extraction of ComiRec (Cen et al., KDD 2020), on top of the learned recency.
     """
 
-    def __init__(self, sizes: Sizes, config: CandidateConfig, width: int) -> None:
+    def __init__(self, sizes: Sizes, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.recency = Recency(sizes)
         self.scores = nn.Sequential(
@@ -186,7 +186,7 @@ class AttentionEncoder(nn.Module):  # type: ignore[misc]
     history begins, so that a window of a long sequence and a short history mean the same.
     """
 
-    def __init__(self, sizes: Sizes, config: CandidateConfig, width: int) -> None:
+    def __init__(self, sizes: Sizes, config: ModelConfig, width: int) -> None:
         super().__init__()
         dimension, heads, length = config.dimension, config.heads, sizes.history_length
         self._input_scale = config.input_scale

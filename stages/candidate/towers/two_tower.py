@@ -23,7 +23,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stages.candidate.config import CandidateConfig, TrainCandidateConfig
+from stages.candidate.config import ModelConfig, TrainCandidateConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.towers.encoders import ENCODERS, N_AGES, Histories, Sizes, age_buckets
 from stages.candidate.towers.inputs import CATEGORY, CONTEXT, HISTORY, ITEM, USER, WORD, ModelInputs
@@ -34,7 +34,7 @@ AGE_DIMENSION = 8
 
 def sizes_of(catalogue: Catalogue, settings: TrainCandidateConfig) -> Sizes:
     """Return the sizes of a model of ``catalogue``; a table has at least one row."""
-    config = settings.candidate
+    config = settings.candidate.model
     return Sizes(
         items=len(catalogue),
         item_parts=config.parts_of(len(catalogue)),
@@ -48,7 +48,7 @@ def sizes_of(catalogue: Catalogue, settings: TrainCandidateConfig) -> Sizes:
     )
 
 
-def content_width(config: CandidateConfig) -> int:
+def content_width(config: ModelConfig) -> int:
     """Return K, the width of what is known of an item beside its id."""
     return config.category_dimension + (config.word_dimension if config.word_buckets else 0)
 
@@ -81,7 +81,7 @@ class QueryTower(nn.Module):  # type: ignore[misc]
     Also what is exported: all that it needs beside item rows is its own.
     """
 
-    def __init__(self, sizes: Sizes, config: CandidateConfig) -> None:
+    def __init__(self, sizes: Sizes, config: ModelConfig) -> None:
         super().__init__()
         width = config.dimension + content_width(config)
         self._dimension, self._normalised = config.dimension, config.normalisation == "cosine"
@@ -117,7 +117,7 @@ class QueryTower(nn.Module):  # type: ignore[misc]
 class ItemTower(nn.Module):  # type: ignore[misc]
     """The item tower: id, content, duration and, where asked for, the item's age."""
 
-    def __init__(self, config: CandidateConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.age_AE = nn.Parameter(torch.zeros(N_AGES, AGE_DIMENSION)) if config.item_age else None
         width = config.dimension + content_width(config) + 1 + (AGE_DIMENSION if config.item_age else 0)
@@ -142,7 +142,7 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         device: of the tables; ``meta`` leaves their storage to the sharder.
     """
 
-    def __init__(self, sizes: Sizes, config: CandidateConfig, device: torch.device | None = None) -> None:
+    def __init__(self, sizes: Sizes, config: ModelConfig, device: torch.device | None = None) -> None:
         super().__init__()
         n_items, of_item = sizes.items, parts(sizes.item_parts)
         self._parts = {ITEM: of_item, HISTORY: of_item}

@@ -105,26 +105,26 @@ class Batches:
         self._examples, self._catalogue = examples, catalogue
         self._config, self._features = config, features
         self._rank, self._world = rank, world
-        rows = examples.usable(config.use_empty_histories)
+        rows = examples.usable(config.training.use_empty_histories)
         # An epoch's order is as long as this: half the memory wherever 32 bits are enough.
         self._rows = rows.astype(np.int32) if len(examples) < 1 << 31 else rows
-        self.size = min(config.batch_size, len(self._rows))
+        self.size = min(config.training.batch_size, len(self._rows))
         if self.size < 2 * world:
             raise EmptyDatasetError(
-                f"{len(self._rows)} of {len(examples)} training examples have a history, batch_size = "
-                f"{config.batch_size}; {world} processes need at least {2 * world} a batch: lower n_processes, set "
-                "use_empty_histories or move the border of the candidate part"
+                f"{len(self._rows)} of {len(examples)} training examples have a history, training.batch_size = "
+                f"{config.training.batch_size}; {world} processes need at least {2 * world} a batch: lower "
+                "distributed.n_processes, set training.use_empty_histories or move the border of the candidate part"
             )
         self.steps = len(self._rows) // self.size
         self.shared = SharedNegatives(catalogue, config)
-        self._full = config.loss == "full_softmax"
+        self._full = config.loss.kind == "full_softmax"
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step ``start`` on, the same ones each time it is called."""
-        order = np.random.default_rng([self._config.seed, epoch]).permutation(self._rows)
+        order = np.random.default_rng([self._config.training.seed, epoch]).permutation(self._rows)
         share = Share.even(self.size, self.shared.n, self._rank, self._world, not self._full)
         for step in range(start, self.steps):
-            rng = np.random.default_rng([self._config.seed, epoch, step])
+            rng = np.random.default_rng([self._config.training.seed, epoch, step])
             rows = order[step * self.size : (step + 1) * self.size]
             inputs = self._examples.inputs(rows[share.queries], self._features.history_length, len(self._catalogue))
             yield self._batch(rows, inputs, rng, share, share.queries, self.size)
@@ -173,20 +173,20 @@ class Batches:
         config = self._config
         candidates = np.concatenate([self._examples.items[rows], self.shared.draw(rng)]).astype(np.int64)
         drawn = (n_histories, inputs.items.shape[1])
-        kept = rng.random(drawn, dtype=np.float32)[histories] >= config.history_dropout
+        kept = rng.random(drawn, dtype=np.float32)[histories] >= config.training.history_dropout
         if query_place is None:
             kept[:, 0] = True  # a history never becomes empty
         elif query_row is not None:
             kept[query_row, query_place] = True
         kept &= inputs.items < len(self._catalogue)
-        named = rng.random(drawn, dtype=np.float32)[histories] >= config.item_id_dropout
-        item_named = rng.random(len(candidates), dtype=np.float32) >= config.item_id_dropout
+        named = rng.random(drawn, dtype=np.float32)[histories] >= config.training.item_id_dropout
+        item_named = rng.random(len(candidates), dtype=np.float32) >= config.training.item_id_dropout
         parts = _history(inputs)
-        if config.user_id:
-            hidden = rng.random(len(rows), dtype=np.float32)[share.queries] < config.user_id_dropout
+        if config.model.user_id:
+            hidden = rng.random(len(rows), dtype=np.float32)[share.queries] < config.training.user_id_dropout
             parts["users"] = np.where(hidden, UNKNOWN_USER, parts["users"])
         ages = np.zeros(len(candidates), dtype=np.int64)
-        if config.item_age:
+        if config.model.item_age:
             times_ms = self._examples.times_ms[rows]
             # A shared negative is as old as it was at some example's moment.
             asked_ms = np.concatenate([times_ms, rng.choice(times_ms, share.n_shared)])
@@ -241,23 +241,27 @@ class SequenceBatches(Batches):
         n_windows = len(self._windows(None))
         if n_windows < world:
             raise EmptyDatasetError(
-                f"training = 'sequences': {n_windows} sequences of users, {world} processes need one each; lower "
-                "n_processes"
+                f"training.mode = 'sequences': {n_windows} sequences of users, {world} processes need one each; lower "
+                "distributed.n_processes"
             )
         queries_a_window = len(self._rows) / n_windows
         self._a_step = max(world, min(round(self.size / queries_a_window), n_windows))
         self.steps = max(1, n_windows // self._a_step)
-        if config.windows_by_length:
+        if config.training.windows_by_length:
             self.steps = max(1, min(round(len(self._rows) / self.size), n_windows // world))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step ``start`` on, the same ones each time it is called."""
-        order_rng = np.random.default_rng([self._config.seed, epoch])
+        order_rng = np.random.default_rng([self._config.training.seed, epoch])
         windows = self._windows(order_rng)
         bounds = np.append(windows, len(self._rows))
-        dealt = self._alike(bounds, order_rng) if self._config.windows_by_length else self._random(bounds, order_rng)
+        dealt = (
+            self._alike(bounds, order_rng)
+            if self._config.training.windows_by_length
+            else self._random(bounds, order_rng)
+        )
         for step in range(start, self.steps):
-            rng = np.random.default_rng([self._config.seed, epoch, step])
+            rng = np.random.default_rng([self._config.training.seed, epoch, step])
             yield self._sequences(bounds[dealt[step]], bounds[dealt[step] + 1], rng)
 
     def _random(self, bounds: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -308,7 +312,7 @@ class SequenceBatches(Batches):
         share, own = Share(borders, self.shared.n, self._rank, not self._full), shares[self._rank]
         every, last = self._rows[places], self._rows[stop[own] - 1]
         begin, end = self._extent(stop)
-        length = int((end - begin).max()) if self._config.windows_by_length else self._length
+        length = int((end - begin).max()) if self._config.training.windows_by_length else self._length
         begin_R, end_R, asked_ms = begin[own], end[own], examples.times_ms[last]
         rows, n_windows, sizes = every[share.queries], len(sizes), sizes[own]
         window = examples.window(begin_R, end_R, asked_ms, last, length, n_items)
@@ -342,6 +346,6 @@ def make_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Batches:
-    """Return the batches that ``config.training`` asks for."""
-    kind = SequenceBatches if config.training == "sequences" else Batches
+    """Return the batches that ``config.training.mode`` asks for."""
+    kind = SequenceBatches if config.training.mode == "sequences" else Batches
     return kind(examples, catalogue, config, features, rank, world)

@@ -12,7 +12,7 @@ import copy
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from stages.candidate.config import CandidateConfig
+from stages.candidate.config import AverageConfig
 from stages.candidate.distributed.training_state import State, local_parts
 
 AVERAGE, WEIGHTS = "average/", "weights/"
@@ -39,12 +39,12 @@ class Average:
         state: this rank's averages under ``average/<parameter>``.
     """
 
-    def __init__(self, weights: State, config: CandidateConfig) -> None:
-        self._decay = config.average_decay
+    def __init__(self, weights: State, config: AverageConfig) -> None:
+        self._decay = config.decay
         chosen = {
             name: value
             for name, value in weights.items()
-            if name.startswith(WEIGHTS) and (config.average == "all" or not name.startswith(_TABLES))
+            if name.startswith(WEIGHTS) and (config.weights == "all" or not name.startswith(_TABLES))
         }
         self.state: State = {
             AVERAGE + name.removeprefix(WEIGHTS): copy.deepcopy(value) for name, value in chosen.items()
@@ -65,9 +65,9 @@ class Average:
         _copy(self._averages, self._weights)
 
 
-def make_average(weights: State, config: CandidateConfig) -> Average | None:
+def make_average(weights: State, config: AverageConfig) -> Average | None:
     """Return the averages that the configuration asks for, if any."""
-    return None if config.average == "none" else Average(weights, config)
+    return None if config.weights == "none" else Average(weights, config)
 
 
 def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stages.candidate.config import CandidateConfig
+from stages.candidate.config import ModelConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.inputs import CATEGORY, CONTEXT, HISTORY, ITEM, USER, WORD, ModelInputs, Pooling
@@ -25,7 +25,7 @@ _EMPTY = torch.zeros(0)
 class InputMaker:
     """Makes ``ModelInputs`` of batches; keeps scratch memory of the catalogue's size."""
 
-    def __init__(self, catalogue: Catalogue, config: CandidateConfig, device: torch.device) -> None:
+    def __init__(self, catalogue: Catalogue, config: ModelConfig, device: torch.device) -> None:
         self._catalogue, self._config, self._device = catalogue, config, device
         self._slot_N = np.zeros(len(catalogue) + 1, dtype=np.int32)
         self._content = {CATEGORY: (_Distinguisher(catalogue.n_categories), catalogue.category_bags)}

@@ -58,7 +58,7 @@ class Loop:
     ) -> None:
         self._batches, self._loss_of, self._optimizer = batches, loss_of, optimizer
         self._config, self._checkpoints, self._state = config, checkpoints, state
-        self._average, self._schedule = average, Schedule(optimizer, config, config.passes * batches.steps)
+        self._average, self._schedule = average, Schedule(optimizer, config.schedule, config.passes * batches.steps)
         self._dense = list(dense_parameters(loss_of.model).values())
         self.clock = Clock()
 
@@ -78,9 +78,9 @@ class Loop:
     def _epoch(self, progress: Progress, bar: tqdm) -> Progress:
         """Train the rest of an epoch and return where the next one begins."""
         total = torch.zeros(1, dtype=torch.float64, device=self._loss_of.device)
-        started, every = time.perf_counter(), self._config.checkpoint_every_steps
+        started, every = time.perf_counter(), self._config.checkpoints.every_steps
         source = self._batches.epoch(progress.epoch, progress.step)
-        ready = Prefetched(source, self._prepared, self._config.prefetch)
+        ready = Prefetched(source, self._prepared, self._config.distributed.prefetch)
         try:
             for step, (batch, inputs) in enumerate(self._loss_of.sent_ahead(ready), start=progress.step):
                 total += self._step(progress.epoch, step, batch, inputs)
@@ -102,8 +102,8 @@ class Loop:
         self._optimizer.zero_grad()
         loss = self._loss_of(batch, inputs)
         loss.backward()
-        if self._config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._dense, self._config.clip_norm)
+        if self._config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._dense, self._config.optimizer.clip_norm)
         self._optimizer.step()
         if self._average is not None:
             self._average.update(number)
@@ -114,7 +114,7 @@ class Loop:
 
     def _seed(self, epoch: int, step: int) -> int:
         """Return the seed of what layers draw in a step, so that a resumed run draws the same."""
-        numbers = [self._config.seed, epoch, step, dist.get_rank()]
+        numbers = [self._config.training.seed, epoch, step, dist.get_rank()]
         return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
     def _count(self, seconds: float, waited: float, steps: int) -> None:

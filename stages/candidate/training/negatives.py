@@ -32,12 +32,12 @@ class SharedNegatives:
     """
 
     def __init__(self, catalogue: Catalogue, config: CandidateConfig) -> None:
-        self._eligible, self._full = catalogue.eligible, config.loss == "full_softmax"
-        self.n = min(config.uniform_negatives, len(self._eligible))
+        self._eligible, self._full = catalogue.eligible, config.loss.kind == "full_softmax"
+        self.n = min(config.negatives.shared, len(self._eligible))
         if self._full:
             if len(self._eligible) > FULL_SOFTMAX_ITEMS:
                 raise ConfigError(
-                    f"candidate.loss = 'full_softmax' with {len(self._eligible):,} items: allowed are up to "
+                    f"candidate.loss.kind = 'full_softmax' with {len(self._eligible):,} items: allowed are up to "
                     f"{FULL_SOFTMAX_ITEMS:,}; take 'softmax', which samples them"
                 )
             self.n = len(self._eligible)
@@ -47,8 +47,8 @@ class SharedNegatives:
         if not self.n:
             return
         self.expected[self._eligible] = self.n / len(self._eligible)
-        if config.negative_sampling == "popularity" and not self._everything:
-            weight_M = (1.0 + catalogue.frequency[self._eligible]) ** config.popularity_power
+        if config.negatives.sampling == "popularity" and not self._everything:
+            weight_M = (1.0 + catalogue.frequency[self._eligible]) ** config.negatives.popularity_power
             self.expected[self._eligible] = self.n * weight_M / weight_M.sum()
             self._cumulative_M = np.cumsum(weight_M) / weight_M.sum()
 

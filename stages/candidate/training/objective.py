@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.candidate.config import CandidateConfig
+from stages.candidate.config import CandidateConfig, NegativesConfig, TrainingConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.distributed.ahead import SentAhead
 from stages.candidate.distributed.candidate_exchange import CandidateExchange, Share
@@ -37,7 +37,7 @@ from stages.candidate.training.batches import Batch, Batches
 from stages.candidate.training.input_maker import InputMaker
 
 
-def mixed_precision(device: torch.device, config: CandidateConfig) -> torch.autocast:
+def mixed_precision(device: torch.device, config: TrainingConfig) -> torch.autocast:
     """Return the context in which layers compute in ``config.precision``; on the CPU it does nothing."""
     enabled = device.type == "cuda" and config.precision == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
@@ -54,12 +54,12 @@ class LogQ:
     """
 
     def __init__(
-        self, catalogue: Catalogue, config: CandidateConfig, shared_N: torch.Tensor, device: torch.device
+        self, catalogue: Catalogue, config: NegativesConfig, shared_N: torch.Tensor, device: torch.device
     ) -> None:
         self._config = config
         frequency_N = torch.from_numpy(catalogue.frequency).double()
         share_N = frequency_N / frequency_N.sum().clamp(min=1)
-        self._share_N = (share_N * config.in_batch_negatives).float().to(device)
+        self._share_N = (share_N * config.in_batch).float().to(device)
         self._shared_N = shared_N.float().to(device)
 
     def __call__(self, items_C: torch.Tensor, batch: int) -> torch.Tensor | None:
@@ -89,9 +89,9 @@ class LossOfBatch:
         device: torch.device,
     ) -> None:
         self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
-        self._inputs = InputMaker(catalogue, config, device)
+        self._inputs = InputMaker(catalogue, config.model, device)
         self._ahead: SentAhead[Batch] | None = None
-        self._log_q = LogQ(catalogue, config, torch.from_numpy(batches.shared.expected), device)
+        self._log_q = LogQ(catalogue, config.negatives, torch.from_numpy(batches.shared.expected), device)
 
     def prepare(self, batch: Batch) -> ModelInputs:
         """Return the model's input of a batch; it may be made ahead, in another thread, one at a time."""
@@ -129,7 +129,7 @@ class LossOfBatch:
         if ahead is not None:  # while the rows are on their way
             ahead.advance()
         loss_of = self._loss_of(batch)
-        with mixed_precision(self.device, self._config):
+        with mixed_precision(self.device, self._config.training):
             query_BD, sent = self.model(inputs, exchange.send)
         loss: torch.Tensor = batch.share.weight * loss_of(query_BD.float(), exchange.receive(sent))
         return loss
@@ -145,25 +145,25 @@ class LossOfBatch:
     def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return the loss as a function of queries and candidates; what needs no vectors is done by then."""
         config, items_C = self._config, self._tensor(batch.candidates)
-        seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.mask_history else None
+        seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.negatives.mask_history else None
         own_place = np.arange(batch.n_queries) if batch.positive_place is None else batch.positive_place
         full, place_B = batch.positive_place is not None, self._tensor(own_place)
         log_q_C = None if full else self._log_q(items_C, batch.share.n_queries)
-        plain = config.loss == "softmax" and config.in_batch_negatives and batch.query_row is None
-        if (full or plain) and config.encoder != "tastes":
+        plain = config.loss.kind == "softmax" and config.negatives.in_batch and batch.query_row is None
+        if (full or plain) and config.model.encoder != "tastes":
             targets = self._targets(items_C, place_B, seen_BL)
             return lambda query, candidate: fused_sampled_softmax(
-                query, candidate, targets, config.temperature, log_q_C
+                query, candidate, targets, config.loss.temperature, log_q_C
             )
         if full:
             return lambda query, candidate: full_softmax(
-                query, candidate, place_B, config.temperature, items_C, seen_BL
+                query, candidate, place_B, config.loss.temperature, items_C, seen_BL
             )
         masked_BC = not_negative(
             items_C,
             batch.n_queries,
             seen_BL,
-            config.in_batch_negatives,
+            config.negatives.in_batch,
             None if batch.query_row is None else self._tensor(batch.query_row),
             batch.share.n_queries,
         )
@@ -182,15 +182,17 @@ class LossOfBatch:
     ) -> torch.Tensor:
         """Return the configured loss of queries and candidates, the queries' positives first."""
         config = self._config
-        if config.loss == "softmax":
-            return sampled_softmax(query_BD, candidate_CD, masked_BC, config.temperature, log_q_C)
+        if config.loss.kind == "softmax":
+            return sampled_softmax(query_BD, candidate_CD, masked_BC, config.loss.temperature, log_q_C)
         scores_BC = candidate_scores(query_BD, candidate_CD)
-        if config.loss == "ccl":
-            return cosine_contrastive(scores_BC, masked_BC, log_q_C, config.ccl_margin, config.ccl_negative_weight)
-        logits_BC = scores_BC / config.temperature
-        if config.loss == "bpr":
+        if config.loss.kind == "ccl":
+            return cosine_contrastive(
+                scores_BC, masked_BC, log_q_C, config.loss.ccl_margin, config.loss.ccl_negative_weight
+            )
+        logits_BC = scores_BC / config.loss.temperature
+        if config.loss.kind == "bpr":
             return bpr(logits_BC, masked_BC, log_q_C)
-        n_negatives = max(1, share.n_shared + (share.n_queries - 1) * config.in_batch_negatives)
+        n_negatives = max(1, share.n_shared + (share.n_queries - 1) * config.negatives.in_batch)
         rate = min(1.0, n_negatives / max(1, len(self._catalogue.eligible) - 1))
-        exponent = gbce_exponent(rate, config.gbce_calibration)
+        exponent = gbce_exponent(rate, config.loss.gbce_calibration)
         return generalised_bce(logits_BC, masked_BC, log_q_C, n_negatives, exponent)

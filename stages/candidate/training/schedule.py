@@ -9,10 +9,10 @@ import math
 
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stages.candidate.config import CandidateConfig
+from stages.candidate.config import ScheduleConfig
 
 
-def rate_factor(step: int, total: int, config: CandidateConfig) -> float:
+def rate_factor(step: int, total: int, config: ScheduleConfig) -> float:
     """Return what multiplies the learning rates at a step, from 0, of ``total``.
 
     The cosine is that of Loshchilov and Hutter, "SGDR", 2017, without restarts: from 1 at the first step after the
@@ -20,7 +20,7 @@ def rate_factor(step: int, total: int, config: CandidateConfig) -> float:
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
+    if config.kind == "constant":
         return 1.0
     done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     return config.final_rate + (1.0 - config.final_rate) * (1.0 + math.cos(math.pi * done)) / 2.0
@@ -35,7 +35,7 @@ class Schedule:
         total: steps of the whole training.
     """
 
-    def __init__(self, optimizer: CombinedOptimizer, config: CandidateConfig, total: int) -> None:
+    def __init__(self, optimizer: CombinedOptimizer, config: ScheduleConfig, total: int) -> None:
         self._config, self._total = config, total
         self._rates = [(group, group["lr"]) for group in optimizer.param_groups]
 

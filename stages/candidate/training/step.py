@@ -59,7 +59,7 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
 
     A run that was killed goes on from its newest checkpoint when it is called again with the same
     configuration, inputs and parent of ``directory``; the number of processes may differ. With
-    ``candidate.warm_start`` training starts from an earlier model, whose tables are grown.
+    ``candidate.warm_start.path`` training starts from an earlier model, whose tables are grown.
 
     Args:
         config: model, training and features.
@@ -142,12 +142,12 @@ def prepare(
     catalogue = Catalogue.of(
         items,
         examples,
-        examples.usable(config.candidate.use_empty_histories),
+        examples.usable(config.candidate.training.use_empty_histories),
         config.features.history_length,
         meta.borders.candidate_end_ms,
-        word_buckets=config.candidate.word_buckets,
+        word_buckets=config.candidate.model.word_buckets,
         n_signals=len(meta.signals),
-        n_users=snapshot.n_users() if config.candidate.user_id else 0,
+        n_users=snapshot.n_users() if config.candidate.model.user_id else 0,
         context_sizes=[len(column.values) for column in meta.context],
     )
     examples.save(work)
@@ -164,7 +164,7 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
     Raises:
         SluiceError: if a rank failed, with its rank and message; see ``rank_failure``.
     """
-    ranks = config.candidate.n_processes
+    ranks = config.candidate.distributed.n_processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     # Ranks have nothing to save once the launcher is told to stop: they are given seconds, not torch's 30.
     command += ["--shutdown-timeout", "3", "--nproc-per-node", str(ranks), *WORKER, str(work)]
@@ -173,7 +173,7 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         "NCCL_SOCKET_IFNAME": "lo",
         **os.environ,
-        "OMP_NUM_THREADS": str(config.candidate.threads),
+        "OMP_NUM_THREADS": str(config.candidate.distributed.threads),
         "PYTHONWARNINGS": "ignore",
     }
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from stages import __version__
 from stages.candidate.artifacts import TOWER_JSON
-from stages.candidate.config import TrainCandidateConfig
+from stages.candidate.config import GIVES_SHAPE, NO_PART_OF_THE_RESULT, TrainCandidateConfig
 from stages.contracts.code import code_digest
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError, DataError, TransientError
@@ -27,38 +27,7 @@ from stages.contracts.id_map import IdMap, IdMapVersion
 from stages.contracts.snapshot import ContextColumn, Snapshot
 
 RUN_FILE, STATE, STATE_JSON = "run.json", "state", "state.json"
-_NO_PART_OF_THE_RESULT = {
-    "n_processes",
-    "device",
-    "threads",
-    "timeout_s",
-    "sharding",
-    "prefetch",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-}
-"""Fields that may change between two attempts: the result is the same but for rounding."""
-_SHAPE = (
-    "encoder",
-    "dimension",
-    "normalisation",
-    "tastes",
-    "blocks",
-    "heads",
-    "time_bias",
-    "input_scale",
-    "user_id",
-    "context",
-    "category_dimension",
-    "word_buckets",
-    "word_dimension",
-    "item_age",
-    "hidden",
-    "shared_item_table",
-    "sparse_optimizer",
-)
-"""Fields that a warm start must share with the model it starts from."""
-_FORMER = {"candidate.input_scale": 1.0}
+_FORMER = {"candidate.model.input_scale": 1.0}
 """What models have whose description does not yet say it."""
 
 
@@ -82,15 +51,19 @@ class StateDescription(Config):
 
 def identity(config: TrainCandidateConfig, snapshot: Snapshot) -> dict[str, Any]:
     """Return what a run must share with a checkpoint to go on from it, as flat JSON."""
-    candidate = config.candidate.model_dump(mode="json", exclude=_NO_PART_OF_THE_RESULT)
-    features = config.features.model_dump(mode="json")
+    candidate = {
+        name: value
+        for name, value, marks in _fields(config.candidate, "candidate")
+        if NO_PART_OF_THE_RESULT not in marks
+    }
+    features = {name: value for name, value, _ in _fields(config.features, "features")}
     return {
         "version": __version__,
         "code": code_digest("stages.candidate.training.step"),
         "snapshot": snapshot.meta.fingerprint,
         "warm_start_version": config.warm_start_version,
-        **{f"candidate.{name}": value for name, value in candidate.items()},
-        **{f"features.{name}": value for name, value in features.items()},
+        **candidate,
+        **features,
     }
 
 
@@ -130,8 +103,19 @@ def describe(config: TrainCandidateConfig, snapshot: Snapshot) -> StateDescripti
 
 
 def _shape(config: TrainCandidateConfig) -> dict[str, Any]:
-    values = config.candidate.model_dump(mode="json")
-    return {f"candidate.{name}": values[name] for name in _SHAPE}
+    return {name: value for name, value, marks in _fields(config.candidate, "candidate") if GIVES_SHAPE in marks}
+
+
+def _fields(config: Config, name: str) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Yield dotted name, JSON value and marks of each field; a field has its section's marks as well."""
+    values = config.model_dump(mode="json")
+    for own, field in type(config).model_fields.items():
+        section = getattr(config, own)
+        if isinstance(section, Config):
+            for below, value, marks in _fields(section, f"{name}.{own}"):
+                yield below, value, (*field.metadata, *marks)
+        else:
+            yield f"{name}.{own}", values[own], tuple(field.metadata)
 
 
 def _versions(kind: str, snapshot: Snapshot) -> tuple[IdMapVersion, ...]:
@@ -165,7 +149,7 @@ def warm_start_version(path: str) -> str:
     tower = Path(path) / TOWER_JSON
     if not tower.is_file():
         raise ConfigError(
-            f"candidate.warm_start = {path!r}: has no {TOWER_JSON}; allowed is the directory of a finished "
+            f"candidate.warm_start.path = {path!r}: has no {TOWER_JSON}; allowed is the directory of a finished "
             "train_candidate step, or of a release"
         )
     summary = read_json(tower)
@@ -186,7 +170,7 @@ def warm_state(config: TrainCandidateConfig, snapshot: Snapshot, beside: Path) -
         ConfigError: if there is no state, or it is of another shape.
         ConfigError: if rows of the snapshot are not those that the model was trained on, grown.
     """
-    path = config.candidate.warm_start
+    path = config.candidate.warm_start.path
     if path is None:
         return None
     state = _find_state(Path(path), warm_start_version(path), beside)
@@ -200,8 +184,8 @@ def _find_state(path: Path, version: str, beside: Path) -> Path:
         if (state / STATE_JSON).is_file() and read_json(tower)["tower_version"] == version:
             return state
     raise ConfigError(
-        f"candidate.warm_start = {str(path)!r}: holds no training state, and no finished step below {beside} has its "
-        f"tower {version[:12]}; name the train_candidate step that it was made by"
+        f"candidate.warm_start.path = {str(path)!r}: holds no training state, and no finished step below {beside} has "
+        f"its tower {version[:12]}; name the train_candidate step that it was made by"
     )
 
 
@@ -223,10 +207,10 @@ def _check(path: str, found: StateDescription, config: TrainCandidateConfig, sna
         other.append(f"its {len(found.categories)} categories are not the first of this snapshot's")
     if snapshot.meta.signals != found.signals:
         other.append(f"its signals are {list(found.signals)}, the snapshot's {list(snapshot.meta.signals)}")
-    if config.candidate.context and snapshot.meta.context != found.context:
+    if config.candidate.model.context and snapshot.meta.context != found.context:
         other.append("its context columns or their values are not the snapshot's")
     if other:
-        raise ConfigError(f"candidate.warm_start = {path!r}: {'; '.join(other)}")
+        raise ConfigError(f"candidate.warm_start.path = {path!r}: {'; '.join(other)}")
 
 
 def _size(kind: str, snapshot: Snapshot) -> int:

@@ -57,10 +57,10 @@ def train(directory: Path, progress: bool = True) -> list[float]:
     """
     config, run = job(directory).candidate, read_json(directory / RUN_FILE)
     rank, world = dist.get_rank(), dist.get_world_size()
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.distributed.threads)
     batches, loss_of, optimizer = build(directory, rank, world)
     state = training_state(loss_of.model, optimizer)
-    average = make_average(state, config)
+    average = make_average(state, config.average)
     checkpoints, reached = go_on(run, config, state, average)
     state |= average.state if average is not None else {}
     loop = Loop(batches, loss_of, optimizer, config, checkpoints, state, average)
@@ -94,8 +94,8 @@ def build(directory: Path, rank: int, world: int) -> tuple[Batches, LossOfBatch,
     device = own_device(config, world)
     catalogue = Catalogue.load(directory)
     batches = make_batches(Examples.load(directory), catalogue, config, settings.features, rank, world)
-    torch.manual_seed(config.seed)
-    model = shard(TwoTower(sizes_of(catalogue, settings), config, torch.device("meta")), config, device)
+    torch.manual_seed(config.training.seed)
+    model = shard(TwoTower(sizes_of(catalogue, settings), config.model, torch.device("meta")), config, device)
     return batches, LossOfBatch(model, catalogue, config, batches, device), combined_optimizer(model, config)
 
 
@@ -108,7 +108,7 @@ def go_on(
     """
     checkpoints = None
     if run["checkpoints"] is not None:
-        checkpoints = Checkpoints(Path(run["checkpoints"]), config.keep_checkpoints, run["identity"])
+        checkpoints = Checkpoints(Path(run["checkpoints"]), config.checkpoints.keep, run["identity"])
         if checkpoints.found():
             return checkpoints, checkpoints.resume(state if average is None else {**state, **average.state})
     if run["warm_start"] is not None:
@@ -125,10 +125,13 @@ def own_device(config: CandidateConfig, world: int) -> torch.device:
         ConfigError: if CUDA is asked for, but there is not one device a rank.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "cpu" or (config.device == "auto" and found < world):
+    if config.distributed.device == "cpu" or (config.distributed.device == "auto" and found < world):
         return torch.device("cpu")
     if found < world:
-        raise ConfigError(f"device = 'cuda' with n_processes = {world} needs {world} CUDA devices, found {found}")
+        raise ConfigError(
+            f"distributed.device = 'cuda' with distributed.n_processes = {world} needs {world} CUDA devices, "
+            f"found {found}"
+        )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
@@ -157,8 +160,10 @@ def initialise(config: CandidateConfig) -> None:
     world = int(os.environ["WORLD_SIZE"])
     backend = "nccl" if own_device(config, world).type == "cuda" else "gloo"
     if backend == "gloo":
-        take_own_cores(config.threads)  # gloo's threads and the one that prepares input get them from this one
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.timeout_s))
+        take_own_cores(
+            config.distributed.threads
+        )  # gloo's threads and the one that prepares input get them from this one
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.distributed.timeout_s))
 
 
 def take_own_cores(threads: int) -> None:
