@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import __version__
-from stages.contracts.config import merged, parse_config
-from stages.contracts.errors import ConfigError, ReleaseError
+from stages.contracts.config import faults_of, merged
+from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.results import StageResult
 from stages.contracts.steps import run_step
@@ -54,6 +54,9 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 }
 """The earlier steps whose results each step takes."""
 
+_NAMED = 3
+"""Keys of a recipe of another version that an error names."""
+
 
 def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
     """Run one step of the refresh by name, as ``stages.pipeline.run_pipeline_step`` does for the main job.
@@ -68,11 +71,28 @@ def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any])
 
 
 def _on_champions_recipe(settings: Settings, champion: Path) -> Settings:
-    path = champion / "config.json"
-    recipe: dict[str, Any] = read_json(path)
     # What it was trained from may be gone, and a refresh reads neither.
     unneeded = {"dataset": {"base": None}, "candidate": {"warm_start": {"path": None}}}
-    return settings.on_recipe(merged(recipe, unneeded), str(path))
+    return settings.on_recipe(merged(champions_recipe(champion), unneeded), str(champion / "config.json"))
+
+
+def champions_recipe(champion: Path) -> dict[str, Any]:
+    """Return the recipe that a release was made by.
+
+    Raises:
+        ReleaseError: if this version has other keys, naming the first of them and what to do.
+    """
+    from stages.recipe import Recipe
+
+    path = champion / "config.json"
+    recipe: dict[str, Any] = read_json(path)
+    if found := faults_of(Recipe, recipe):
+        more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        raise ReleaseError(
+            f"the champion cannot be refreshed by this version: {path}: {'; '.join(found[:_NAMED])}{more}; train again "
+            "with this version, or refresh the release with the version that made it"
+        )
+    return recipe
 
 
 def refresh_all(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, StageResult]:
@@ -111,11 +131,7 @@ def released_recipe(settings: Settings, results: Upstream) -> Recipe:
     from stages.recipe import Recipe
 
     directory = results["champion"].directory
-    own = load_recipe(settings)
-    try:
-        recipe = parse_config(Recipe, read_json(directory / "config.json"), str(directory / "config.json"))
-    except ConfigError as error:
-        raise ReleaseError(f"the champion cannot be refreshed by this version: {error}") from None
+    own, recipe = load_recipe(settings), Recipe.model_validate(champions_recipe(directory))
     grown = recipe.dataset.model_copy(update={"base": str(directory)})
     return recipe.model_copy(update={"dataset": grown, "index": own.index, "gate": own.gate})
 

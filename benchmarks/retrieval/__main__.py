@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.environment import describe
 from benchmarks.retrieval.product_towers import workplace
-from benchmarks.retrieval.registry import REPLAYED, STATIC, ModelT, allowing, configure, read_recipe
+from benchmarks.retrieval.registry import REPLAYED, STATIC, ModelT, allowing, configure, read_recipe, recipe_path
 from benchmarks.retrieval.replay import protocols as replay_protocols
 from benchmarks.retrieval.replay.protocols import REPLAYS, ReplayProtocol
 from benchmarks.retrieval.static import run as static
@@ -87,15 +87,18 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if len(options.data) > 1:
         raise ConfigError(f"--data: {len(options.data)} given; allowed is one folder or file")
     data, memory_gb = options.data[0], options.memory_gb
+    origin = str(recipe_path(options.recipe, options.protocol))
     if options.protocol in REPLAYS:
         if seeds:
             raise ConfigError(f"--seeds {options.seeds}: a replay has none; allowed is --set ials.seed=N")
         replay = REPLAYS[options.protocol]
-        walkers = configure(REPLAYED, chosen or replay.models, settings_of(options, replay, REPLAYED), options.set)
+        walkers = configure(
+            REPLAYED, chosen or replay.models, settings_of(options, replay, REPLAYED), options.set, origin
+        )
         result = replay_protocols.run(replay, data, walkers, options.validation, options.samples, memory_gb)
         return result, replay_protocols.table(result)
     protocol = PROTOCOLS[options.protocol]
-    models = configure(STATIC, chosen or protocol.models, settings_of(options, protocol, STATIC), options.set)
+    models = configure(STATIC, chosen or protocol.models, settings_of(options, protocol, STATIC), options.set, origin)
     result = static.run(protocol, data, models, seeds or protocol.seeds, options.validation, memory_gb)
     return result, static.table(result)
 

@@ -36,20 +36,24 @@ REPLAYED: dict[str, type[ReplayModel]] = {
 }
 
 
+def recipe_path(path: Path | None, protocol: str) -> Path:
+    """Return the recipe that is named, or where the protocol's own would be."""
+    return RECIPES / f"{protocol}.yaml" if path is None else path
+
+
 def read_recipe(path: Path | None, protocol: str, known: Mapping[str, type[ModelT]]) -> Settings:
     """Return the settings by model of a recipe, or of the protocol's own where there is one.
 
     Raises:
         ConfigError: if it is no mapping of known models to settings.
     """
-    if path is None:
-        path = RECIPES / f"{protocol}.yaml"
-        if not path.is_file():
-            return {}
-    found = read_yaml(path)
+    own = recipe_path(path, protocol)
+    if path is None and not own.is_file():
+        return {}
+    found = read_yaml(own)
     for name, settings in found.items():
         if name not in known or not isinstance(settings, dict):
-            raise ConfigError(f"{path}: {name}: allowed are settings of {', '.join(known)}")
+            raise ConfigError(f"{own}: {name}: allowed are settings of {', '.join(known)}")
     return found
 
 
@@ -58,10 +62,18 @@ def configure(
     chosen: Sequence[str],
     settings: Mapping[str, Mapping[str, Any]],
     changes: Sequence[str],
+    origin: str = "settings",
 ) -> dict[str, ModelT]:
     """Return the chosen models, each after what it is made of, with settings and, over those, ``MODEL.KEY=VALUE``.
 
     A model that is made of another takes that one's settings, and the other is run as well.
+
+    Args:
+        known: models by name.
+        chosen: of these.
+        settings: by model.
+        changes: to be laid over them.
+        origin: what to call the settings in an error.
 
     Raises:
         ConfigError: if a model or a key is not known, or a value is not allowed.
@@ -71,16 +83,27 @@ def configure(
             raise ConfigError(f"--models {name}: allowed are {', '.join(known)}")
     parts = {name: tuple(getattr(known[name], "parts", ())) for name in chosen}
     names = list(dict.fromkeys(name for each in chosen for name in (*parts[each], each)))
-    wanted: Settings = {name: dict(settings.get(name, {})) for name in names}
+    given: Settings = {name: dict(settings.get(name, {})) for name in names}
+    over: Settings = {name: {} for name in names}
     for change in changes:
         place, _, value = change.partition("=")
         name, _, key = place.partition(".")
-        if name not in wanted or not key or not value:
-            raise ConfigError(f"--set {change}: allowed is MODEL.KEY=VALUE of one of {', '.join(wanted)}")
-        wanted[name] = changed(wanted[name], key.split("."), parsed(value))
-    for name, made_of in parts.items():
-        wanted[name] = {**wanted[name], **{part: wanted[part] for part in made_of}}
-    return {name: parse_config(known[name], values, f"--set {name}") for name, values in wanted.items()}
+        if name not in over or not key or not value:
+            raise ConfigError(f"--set {change}: allowed is MODEL.KEY=VALUE of one of {', '.join(over)}")
+        over[name] = changed(over[name], key.split("."), parsed(value))
+    for own in (given, over):
+        for name, made_of in parts.items():
+            own[name] = {**own[name], **{part: own[part] for part in made_of}}
+    return {
+        name: parse_config(
+            known[name],
+            merged(given[name], over[name]),
+            f"{origin}: {name}",
+            {f"--set {name}": over[name]},
+            given[name],
+        )
+        for name in names
+    }
 
 
 def allowing(known: Mapping[str, type[ModelT]], memory_gb: float) -> Settings:

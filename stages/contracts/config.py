@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,9 +18,17 @@ _MANY = 15
 
 
 class Config(BaseModel):
-    """A frozen configuration model that refuses unknown keys and shows no secret."""
+    """A frozen configuration model that refuses unknown keys and shows no secret.
+
+    Attributes:
+        renamed: former keys of this section, and the dotted key, from this section on, that each is now. A former
+            key may have the name of what is a section now.
+        removed: former keys of this section that are gone, and what to do instead.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    removed: ClassVar[Mapping[str, str]] = {}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -65,21 +73,50 @@ def parse_config(
         base: what ``origin`` holds by itself.
 
     Raises:
-        ConfigError: naming every wrong field, its value and what is allowed.
+        ConfigError: naming every wrong field, its value and what is allowed; of a former key, what it is now.
     """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        faults: dict[str, list[str]] = {}
-        own = _own_faults(model, base)
-        for fault in _faults(error):
-            blamed = _blamed(fault, origin, laid_over or {}, own)
-            faults.setdefault(blamed, []).append(_in_words(model, fault))
-        raise ConfigError("; ".join(f"{blamed}: {'; '.join(words)}" for blamed, words in faults.items())) from None
+    faults: dict[str, list[str]] = {}
+    own, laid_over = _faults(model, base), laid_over or {}
+    at_fault = _faults(model, values)
+    for fault in at_fault:
+        faults.setdefault(_blamed(fault, origin, laid_over, own), []).append(_in_words(model, fault))
+    # A former key that another source has laid a section over must not be lost in silence.
+    for name, found in ((origin, own), *((name, _faults(model, over)) for name, over in laid_over.items())):
+        covered = [fault for fault in found if _former(model, fault) and fault not in at_fault]
+        faults.setdefault(name, []).extend(_in_words(model, fault) for fault in covered)
+    if told := [f"{blamed}: {'; '.join(words)}" for blamed, words in faults.items() if words]:
+        raise ConfigError("; ".join(told))
+    return model.model_validate(values)
+
+
+def faults_of(model: type[Config], values: Mapping[str, Any]) -> list[str]:
+    """Return what ``parse_config`` would name of ``values``, one text a fault; nothing where they are valid."""
+    return [_in_words(model, fault) for fault in _faults(model, values)]
+
+
+def under_new_names(model: type[Config], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat values, such as ``candidate.epochs``, with the former keys of a section under the names of now."""
+    former = {f"{section}.{old}": f"{section}.{new}" for old, new in model.renamed.items()}
+    return {former.get(name, name): value for name, value in values.items()}
+
+
+def _former(model: type[BaseModel], fault: Any) -> str | None:
+    """Return what became of the key at fault, if it is a former one."""
+    if fault["type"] not in ("extra_forbidden", "model_type"):
+        return None
+    *section, name = fault["loc"] or ("",)
+    for form in _forms_at(model, tuple(section)):
+        if issubclass(form, Config) and name in form.renamed:
+            return f"this key is now {'.'.join((*map(str, section), form.renamed[name]))}"
+        if issubclass(form, Config) and name in form.removed:
+            return f"this key is gone; {form.removed[name]}"
+    return None
 
 
 def _in_words(model: type[BaseModel], fault: Any) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "(root)"
+    if (now := _former(model, fault)) is not None:
+        return f"{field} = {fault['input']!r}: {now}"
     if fault["type"] == "extra_forbidden":
         return f"{field}: unknown key{_allowed(str(fault['loc'][-1]), _names_beside(model, fault['loc']))}"
     if fault["type"].startswith("union_tag"):
@@ -133,16 +170,22 @@ def _has_tag(form: type[BaseModel], tag: str) -> bool:
     return any(tag in get_args(field.annotation) for field in form.model_fields.values())
 
 
-def _faults(error: ValidationError) -> list[Any]:
+def _faults(model: type[BaseModel], values: Mapping[str, Any] | None) -> list[Any]:
     """Return what is wrong, without lists that are too short because what they hold is wrong."""
-    found = error.errors()
-    within = {fault["loc"][:depth] for fault in found for depth in range(len(fault["loc"]))}
-    return [fault for fault in found if fault["type"] != "too_short" or fault["loc"] not in within]
+    if values is None:
+        return []
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        within = {fault["loc"][:depth] for fault in found for depth in range(len(fault["loc"]))}
+        return [fault for fault in found if fault["type"] != "too_short" or fault["loc"] not in within]
+    return []
 
 
 def _blamed(fault: Any, origin: str, laid_over: Mapping[str, Mapping[str, Any]], own: list[Any]) -> str:
     """Return what gave the value at fault, or everything that had a part in a section that does not fit together."""
-    if (fault["loc"], fault["msg"]) in own:
+    if (fault["loc"], fault["msg"]) in [(other["loc"], other["msg"]) for other in own]:
         return origin
     partly = []
     for name, values in laid_over.items():
@@ -155,16 +198,6 @@ def _blamed(fault: Any, origin: str, laid_over: Mapping[str, Mapping[str, Any]],
         elif found is not _NOTHING:
             return name
     return " with ".join([*partly, origin])
-
-
-def _own_faults(model: type[BaseModel], values: Mapping[str, Any] | None) -> list[Any]:
-    """Return place and words of the faults that a file has by itself."""
-    try:
-        if values is not None:
-            model.model_validate(values)
-    except ValidationError as error:
-        return [(fault["loc"], fault["msg"]) for fault in _faults(error)]
-    return []
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

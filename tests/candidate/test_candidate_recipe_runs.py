@@ -78,8 +78,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(planted, unbroken, tmp_path, mon
 
 def test_a_warm_start_begins_its_averages_at_the_weights(planted, unbroken, tmp_path):
     """One tiny step from them: the average is where they were."""
-    changes = {"optimizer": {"sparse_learning_rate": 1e-9, "dense_learning_rate": 1e-9}, "warm_start": {"epochs": 1}}
-    attempt(planted, tmp_path / "next", warm_start={"path": str(unbroken[0])}, **changes)
+    rates = {"sparse_learning_rate": 1e-9, "dense_learning_rate": 1e-9}
+    attempt(planted, tmp_path / "next", optimizer=rates, warm_start={"path": str(unbroken[0]), "epochs": 1})
     before, after = state_of(unbroken[0]), state_of(tmp_path / "next")
     for name, value in before.items():
         if name.startswith("state/weights/"):

@@ -19,8 +19,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from stages.candidate.config import CandidateConfig
 from stages.candidate.distributed.training_state import State
-from stages.contracts.config import Config
+from stages.contracts.config import Config, under_new_names
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.contracts.files import read_json, write_json
 
@@ -96,7 +97,7 @@ class Checkpoints:
             return Progress()
         path = found[-1]
         stored = read_json(path / _PROGRESS)
-        check_identity(str(path), self._identity, stored.pop("identity"))
+        check_identity(str(path), self._identity, under_new_names(CandidateConfig, "candidate", stored.pop("identity")))
         try:
             self._check_shapes(path, state)
             dcp.load(dict(state), checkpoint_id=path)
@@ -138,4 +139,4 @@ def check_identity(where: str, expected: dict[str, Any], found: dict[str, Any]) 
         if found.get(name) != expected.get(name)
     ]
     if other:
-        raise ConfigError(f"{where} is of another run: {'; '.join(other)}")
+        raise ConfigError(f"{where} is of another run: {'; '.join(other)}; remove it to start anew")

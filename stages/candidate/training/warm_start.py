@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from stages import __version__
 from stages.candidate.artifacts import TOWER_JSON
-from stages.candidate.config import GIVES_SHAPE, NO_PART_OF_THE_RESULT, TrainCandidateConfig
+from stages.candidate.config import GIVES_SHAPE, NO_PART_OF_THE_RESULT, CandidateConfig, TrainCandidateConfig
 from stages.contracts.code import code_digest
-from stages.contracts.config import Config
+from stages.contracts.config import Config, under_new_names
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.contracts.files import canonical_json, read_json, sha256_text
 from stages.contracts.id_map import IdMap, IdMapVersion
@@ -35,7 +35,8 @@ class StateDescription(Config):
     """``state.json``.
 
     Attributes:
-        shape: the configuration's fields that give the tensors their shapes and meaning.
+        shape: the configuration's fields that give the tensors their shapes and meaning, by dotted key. Older
+            models have the former keys of ``CandidateConfig``.
         ids: versions of the id maps ``users`` and ``items``: what the rows are.
         categories: names of the category table's rows.
         signals: kinds of events that histories tell apart.
@@ -190,7 +191,7 @@ def _find_state(path: Path, version: str, beside: Path) -> Path:
 
 
 def _check(path: str, found: StateDescription, config: TrainCandidateConfig, snapshot: Snapshot) -> None:
-    shape = {**_FORMER, **found.shape}
+    shape = {**_FORMER, **under_new_names(CandidateConfig, "candidate", found.shape)}
     other = [
         f"{name} = {value!r}, the model there has {shape.get(name)!r}"
         for name, value in _shape(config).items()

@@ -39,6 +39,7 @@ from stages.candidate.training.loop import Loop
 from stages.candidate.training.objective import LossOfBatch
 from stages.candidate.training.progress import PROGRESS
 from stages.candidate.training.warm_start import RUN_FILE, STATE
+from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json, write_json
 
@@ -83,8 +84,12 @@ def train(directory: Path, progress: bool = True) -> list[float]:
 
 
 def job(directory: Path) -> TrainCandidateConfig:
-    """Return the configuration of the job."""
-    return TrainCandidateConfig.model_validate(read_json(directory / "job.json"))
+    """Return the configuration of the job.
+
+    Raises:
+        ConfigError: if another version has written it, naming the keys.
+    """
+    return parse_config(TrainCandidateConfig, read_json(directory / "job.json"), str(directory / "job.json"))
 
 
 def build(directory: Path, rank: int, world: int) -> tuple[Batches, LossOfBatch, CombinedOptimizer]:

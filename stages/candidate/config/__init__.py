@@ -1,0 +1,46 @@
+"""Configuration of the candidate stage: the two-tower and its training, the index and retrieval."""
+
+from stages.candidate.config.sections import (
+    GIVES_SHAPE,
+    NO_PART_OF_THE_RESULT,
+    AverageConfig,
+    CheckpointsConfig,
+    DistributedConfig,
+    LossConfig,
+    ModelConfig,
+    NegativesConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    WarmStartConfig,
+)
+from stages.candidate.config.steps import (
+    BaselinesConfig,
+    IndexConfig,
+    IndexKind,
+    RankBaselinesConfig,
+    RetrieveConfig,
+)
+from stages.candidate.config.two_tower import CandidateConfig, TrainCandidateConfig
+
+__all__ = [
+    "GIVES_SHAPE",
+    "NO_PART_OF_THE_RESULT",
+    "AverageConfig",
+    "BaselinesConfig",
+    "CandidateConfig",
+    "CheckpointsConfig",
+    "DistributedConfig",
+    "IndexConfig",
+    "IndexKind",
+    "LossConfig",
+    "ModelConfig",
+    "NegativesConfig",
+    "OptimizerConfig",
+    "RankBaselinesConfig",
+    "RetrieveConfig",
+    "ScheduleConfig",
+    "TrainCandidateConfig",
+    "TrainingConfig",
+    "WarmStartConfig",
+]

@@ -1,0 +1,111 @@
+"""Configuration of the steps beside the training: baselines, index and retrieval."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.contracts.config import Config
+from stages.contracts.manifest import RECALL_FLOOR
+from stages.features.config import FeatureConfig
+
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class BaselinesConfig(Config):
+    """The linear baselines of the stage ledger, see ``linear.models``.
+
+    Attributes:
+        ease, ials: whether each has a row.
+        memory_gb: 10^9 bytes that fitting either may take; one that needs more is left out, and the ledger
+            says why.
+        ease_regularisation: of ``Ease.fit``.
+        ease_decay: the item r places before a history's newest one weighs exp(-r / ease_decay); None
+            weighs all alike, as published.
+        ials_factors, ials_confidence, ials_regularisation, ials_iterations: of ``ImplicitAls.fit``.
+        seed: of its first factors.
+    """
+
+    ease: bool = True
+    ials: bool = True
+    memory_gb: Positive = 4.0
+    ease_regularisation: Positive = 200.0
+    ease_decay: Positive | None = None
+    ials_factors: int = Field(default=32, ge=1)
+    ials_confidence: Positive = 5.0
+    ials_regularisation: Positive = 10.0
+    ials_iterations: int = Field(default=15, ge=1)
+    seed: int = Field(default=42, ge=0)
+
+
+class RankBaselinesConfig(Config):
+    """Configuration of the step ``rank_baselines``.
+
+    Attributes:
+        baselines: what is fitted, and how.
+        k: items that a request is answered with.
+        features: which signals are exposures.
+    """
+
+    baselines: BaselinesConfig = BaselinesConfig()
+    k: int = Field(default=200, ge=1)
+    features: FeatureConfig = FeatureConfig()
+
+
+IndexKind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "hnsw"]
+
+
+class IndexConfig(Config):
+    """The nearest-neighbour index over the item vectors, chosen by measurement.
+
+    Every kind that may fit ``memory_limit_mb`` is built, searched at the smallest effort that reaches
+    ``wanted_recall``, and timed; the quickest is published.
+
+    Attributes:
+        kinds: what is tried: ``flat`` compares with every vector; ``ivf_*`` are inverted lists over
+            k-means clusters whose vectors are whole, of 8 bits a dimension, or product codes of 2 bits
+            a dimension behind a rotation (OPQ); ``hnsw`` is a graph. Empty: as the size suggests.
+        exact_below: with fewer items than this only ``flat`` is tried, unless ``kinds`` says otherwise.
+        hnsw_below: with at least this many items the graph is not tried unless ``kinds`` names it: it
+            takes minutes to build.
+        n_lists: inverted lists, or None for about 4 sqrt(N).
+        points_a_list: training vectors for each list, at most; bounds the training's time and memory.
+        memory_limit_mb: 10^6 bytes that the index may take; None = no limit. Product codes are tried
+            only where the other lists exceed it.
+        wanted_recall: recall@recall_k against exact search that the index must reach, by the lower bound of the
+            mean over the queries (95%, one-sided).
+        recall_k: neighbours compared. A run sets it to ``funnel.candidate_k``, what is served.
+        n_queries: queries that measure the recall, at most.
+        n_timed: of these are timed, one at a time in one thread.
+        device: trains lists and searches exactly on CUDA; ``auto`` where Faiss sees a GPU. The index
+            itself always serves from the CPU.
+        seed: of the samples and of the clustering.
+    """
+
+    kinds: tuple[IndexKind, ...] = ()
+    exact_below: int = Field(default=50_000, ge=0)
+    hnsw_below: int = Field(default=200_000, ge=0)
+    n_lists: int | None = Field(default=None, ge=1)
+    points_a_list: int = Field(default=64, ge=39, le=256)
+    memory_limit_mb: Positive | None = None
+    wanted_recall: float = Field(default=RECALL_FLOOR, ge=RECALL_FLOOR, le=1.0)
+    recall_k: int = Field(default=100, ge=1)
+    n_queries: int = Field(default=1000, ge=1)
+    n_timed: int = Field(default=200, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(default=42, ge=0)
+
+
+class RetrieveConfig(Config):
+    """Configuration of the step ``retrieve``.
+
+    Attributes:
+        candidate_k: items retrieved for each request.
+        block: requests answered at a time; bounds the memory.
+        features: must equal the configuration that the tower was trained with.
+    """
+
+    candidate_k: int = Field(default=200, ge=1)
+    block: int = Field(default=1024, ge=1)
+    features: FeatureConfig = FeatureConfig()
