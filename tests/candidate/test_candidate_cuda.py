@@ -90,7 +90,7 @@ SMALL = {
 VARIANTS = {
     "mean": {},
     "everything known": {"model": {"user_id": True, "context": True, "item_age": True, "word_buckets": 20}},
-    "two tables": {"model": {"shared_item_table": False}, "negatives": {"correction": "by_kind"}},
+    "two tables": {"model": {"shared_item_table": False}},
     "tastes": {"model": {"encoder": "tastes", "tastes": 3}},
     "attention": {"model": {"encoder": "attention"}},
     "sequences": {"model": {"encoder": "attention"}, "training": {"mode": "sequences"}},
@@ -100,7 +100,6 @@ VARIANTS = {
         "training": {"mode": "sequences"},
     },
     "bpr": {"loss": {"kind": "bpr"}},
-    "ccl": {"loss": {"kind": "ccl"}},
     "gbce": {"loss": {"kind": "gbce"}},
     "full softmax": {"loss": {"kind": "full_softmax"}},
     "full softmax of tastes": {"model": {"encoder": "tastes"}, "loss": {"kind": "full_softmax"}},

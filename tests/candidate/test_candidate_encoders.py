@@ -225,5 +225,3 @@ def test_what_does_not_fit_together_is_refused():
         changed(training={"mode": "sequences"})
     with pytest.raises(ValueError, match="heads = 3 must divide dimension = 16"):
         changed(model={"encoder": "attention", "heads": 3})
-    with pytest.raises(ValueError, match=r"needs model.normalisation = 'cosine'"):
-        changed(model={"normalisation": "dot"}, loss={"kind": "ccl"})

@@ -123,7 +123,7 @@ def test_two_tables_and_adagrad_train_and_export(planted, trained, one_rank, tmp
             "loss": {"kind": "bpr"},
             "negatives": {"sampling": "popularity"},
         },
-        {"loss": {"kind": "ccl"}, "negatives": {"in_batch": False, "correction": "by_kind"}},
+        {"loss": {"kind": "gbce"}, "negatives": {"in_batch": False}},
     ],
 )
 def test_every_kind_of_tower_trains_sharded_and_exports(planted, trained, one_rank, tmp_path, changes):

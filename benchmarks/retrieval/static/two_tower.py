@@ -71,8 +71,7 @@ class TwoTower(Model):
 
     def kept_gigabytes(self, train: Interactions) -> float:
         """Return about what stays after training: this process with torch, the rows, and the vectors of all users."""
-        tastes = self.candidate.model.tastes if self.candidate.model.encoder == "tastes" else 1
-        queries = 2 * 4 * train.users * tastes * self.candidate.model.dimension
+        queries = 2 * 4 * train.users * self.candidate.model.vectors_a_user * self.candidate.model.dimension
         return (_KEPT_BYTES + 200 * len(train) + queries) / 1e9
 
 

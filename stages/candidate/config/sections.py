@@ -81,6 +81,11 @@ class ModelConfig(Config):
         """Return how many tables hold the rows of ``n_items``."""
         return max(1, min(self.item_parts, n_items))
 
+    @property
+    def vectors_a_user(self) -> int:
+        """Return how many vectors the user tower gives a user."""
+        return self.tastes if self.encoder == "tastes" else 1
+
     @model_validator(mode="after")
     def _heads_divide_the_dimension(self) -> ModelConfig:
         if self.encoder == "attention" and self.dimension % self.heads:
@@ -92,20 +97,21 @@ class LossConfig(Config):
     """What is minimised.
 
     Attributes:
-        kind: ``softmax`` (sampled softmax), ``bpr``, ``ccl`` (cosine contrastive), ``gbce`` or ``full_softmax``,
-            over every item that may be a negative, to which what ``negatives`` says does not apply but for
-            ``mask_history``.
-        temperature: divides the product of the two vectors in every loss but ``ccl``.
-        ccl_margin: cosine below which a negative costs nothing in ``ccl``.
-        ccl_negative_weight: weight of the mean over the negatives in ``ccl``.
+        kind: ``softmax`` (sampled softmax), ``bpr`` (pairs; exact with few negatives a step), ``gbce`` (the logits are
+            those of calibrated probabilities) or ``full_softmax``, over every item that may be a negative, to which
+            what ``negatives`` says does not apply but for ``mask_history``.
+        temperature: divides the product of the two vectors.
         gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
     """
 
-    kind: Literal["softmax", "bpr", "ccl", "gbce", "full_softmax"] = "softmax"
+    kind: Literal["softmax", "bpr", "gbce", "full_softmax"] = "softmax"
     temperature: Positive = 0.15
-    ccl_margin: float = Field(default=0.4, ge=-1.0, lt=1.0)
-    ccl_negative_weight: Positive = 150.0
     gbce_calibration: float = Field(default=0.75, ge=0.0, le=1.0)
+
+    @property
+    def over_all_items(self) -> bool:
+        """Return whether every item that may be a negative is one in each step."""
+        return self.kind == "full_softmax"
 
 
 class NegativesConfig(Config):
@@ -117,9 +123,8 @@ class NegativesConfig(Config):
             least the catalogue's size means every item.
         sampling: how the shared ones are drawn: ``uniform``, or ``popularity``.
         popularity_power: power of the popularity in that draw.
-        logq_correction: correct the negatives for how often they are sampled.
-        correction: ``mixture`` corrects by an item's expected count over both kinds of negatives,
-            ``by_kind`` each kind by its own and averages the two; without effect without ``logq_correction``.
+        logq_correction: correct the negatives for how often they are sampled, by an item's expected count over both
+            kinds of them.
         mask_history: an item of a user's history is no negative for that user.
     """
 
@@ -128,7 +133,6 @@ class NegativesConfig(Config):
     sampling: Literal["uniform", "popularity"] = "uniform"
     popularity_power: float = Field(default=0.75, ge=0.0, le=1.0)
     logq_correction: bool = True
-    correction: Literal["mixture", "by_kind"] = "mixture"
     mask_history: bool = True
 
     @model_validator(mode="after")

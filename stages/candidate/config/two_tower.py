@@ -56,8 +56,6 @@ _RENAMED = {
     "negative_sampling": "negatives.sampling",
     "popularity_power": "negatives.popularity_power",
     "mask_history": "negatives.mask_history",
-    "ccl_margin": "loss.ccl_margin",
-    "ccl_negative_weight": "loss.ccl_negative_weight",
     "gbce_calibration": "loss.gbce_calibration",
     "epochs": "training.epochs",
     "batch_size": "training.batch_size",
@@ -88,6 +86,13 @@ _RENAMED = {
     "warm_start_epochs": "warm_start.epochs",
 }
 """Keys of when the section was flat."""
+_CCL = "the loss 'ccl' is no more, take 'softmax' and leave this key out"
+_REMOVED = {
+    "correction": "negatives are corrected by an item's expected count over both kinds of them, as by 'mixture': leave "
+    "this key out",
+    "ccl_margin": _CCL,
+    "ccl_negative_weight": _CCL,
+}
 
 
 class CandidateConfig(Config):
@@ -107,6 +112,7 @@ class CandidateConfig(Config):
     """
 
     renamed: ClassVar[Mapping[str, str]] = _RENAMED
+    removed: ClassVar[Mapping[str, str]] = _REMOVED
 
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -141,8 +147,6 @@ class CandidateConfig(Config):
                 f"training.mode = 'sequences' with model.encoder = {self.model.encoder!r}: it needs model.encoder = "
                 "'attention'"
             )
-        if self.loss.kind == "ccl" and self.model.normalisation != "cosine":
-            raise ValueError("loss.kind = 'ccl' compares cosines: it needs model.normalisation = 'cosine', found 'dot'")
         return self
 
 

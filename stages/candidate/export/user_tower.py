@@ -142,7 +142,7 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
         "item_tower_sha256": sha256_file(directory / ITEM_TOWER_FILE),
         "dim": config.candidate.model.dimension,
         "inputs": list(tower.inputs),
-        "tastes": config.candidate.model.tastes if config.candidate.model.encoder == "tastes" else 1,
+        "tastes": config.candidate.model.vectors_a_user,
         "vectors_as_of_ms": int(catalogue.end_ms),
         "n_items": len(catalogue),
         "n_cold_items": int((catalogue.frequency == 0).sum()),

@@ -10,6 +10,7 @@ D dimensions, K content dimensions, W = D + K, T tastes, H heads, A age buckets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -118,11 +119,27 @@ class Recency(nn.Module):  # type: ignore[misc]
         return self.position_L + by_age_BL + by_signal_BL
 
 
-class MeanEncoder(nn.Module):  # type: ignore[misc]
-    """The weighted mean of the history."""
+class Encoder(nn.Module):  # type: ignore[misc]
+    """From histories to what the user tower goes on from.
+
+    Attributes:
+        several: whether a user has several vectors, ``[B, T, W]``.
+        corrected: whether it returns sums of items' rows, of width W, to which the user tower adds a learnt correction;
+            otherwise the vectors themselves, of width D.
+    """
+
+    several: ClassVar[bool] = False
+    corrected: ClassVar[bool] = True
 
     def __init__(self, sizes: Sizes, config: ModelConfig, width: int) -> None:
         super().__init__()
+
+
+class MeanEncoder(Encoder):
+    """The weighted mean of the history."""
+
+    def __init__(self, sizes: Sizes, config: ModelConfig, width: int) -> None:
+        super().__init__(sizes, config, width)
         self.recency = Recency(sizes)
 
     def forward(self, histories: Histories) -> torch.Tensor:
@@ -130,14 +147,16 @@ class MeanEncoder(nn.Module):  # type: ignore[misc]
         return histories.pooled(masked_softmax(self.recency(histories), histories.kept, dim=1))
 
 
-class TastesEncoder(nn.Module):  # type: ignore[misc]
+class TastesEncoder(Encoder):
     """T weighted means, each with its own attention over the items.
 
     The self-attentive extraction of ComiRec (Cen et al., KDD 2020), on top of the learned recency.
     """
 
+    several = True
+
     def __init__(self, sizes: Sizes, config: ModelConfig, width: int) -> None:
-        super().__init__()
+        super().__init__(sizes, config, width)
         self.recency = Recency(sizes)
         self.scores = nn.Sequential(
             nn.Linear(width, config.dimension), nn.Tanh(), nn.Linear(config.dimension, config.tastes, bias=False)
@@ -177,7 +196,7 @@ class AttentionBlock(nn.Module):  # type: ignore[misc]
         return x_BLD + self.dropout(self.feed(self.feed_norm(x_BLD)))
 
 
-class AttentionEncoder(nn.Module):  # type: ignore[misc]
+class AttentionEncoder(Encoder):
     """Causal self-attention over the history; the newest entry's output is the user's vector.
 
     Blocks as in SASRec (Kang and McAuley, ICDM 2018), pre-norm; the bias by relative position and by
@@ -186,8 +205,10 @@ class AttentionEncoder(nn.Module):  # type: ignore[misc]
     history begins, so that a window of a long sequence and a short history mean the same.
     """
 
+    corrected = False
+
     def __init__(self, sizes: Sizes, config: ModelConfig, width: int) -> None:
-        super().__init__()
+        super().__init__(sizes, config, width)
         dimension, heads, length = config.dimension, config.heads, sizes.history_length
         self._input_scale = config.input_scale
         self.content = nn.Linear(width - dimension, dimension)
@@ -236,4 +257,5 @@ def distance_start(kind: str, length: int, heads: int, decay: float) -> torch.Te
     return -torch.log1p(distance_L1.float()) * 2.0 ** torch.linspace(1.0, -1.0, heads)
 
 
-ENCODERS = {"mean": MeanEncoder, "tastes": TastesEncoder, "attention": AttentionEncoder}
+ENCODERS: dict[str, type[Encoder]] = {"mean": MeanEncoder, "tastes": TastesEncoder, "attention": AttentionEncoder}
+"""Encoders by ``candidate.model.encoder``."""

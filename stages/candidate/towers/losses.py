@@ -8,8 +8,13 @@ Shapes: B queries, C candidates shared by the batch, D dimensions, L history len
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+
+from stages.candidate.config import LossConfig
 
 MASKED = -1e9
 """Logit of a candidate that is no negative: finite, so that no gradient becomes NaN."""
@@ -32,29 +37,6 @@ def mixture_log_q(in_batch_C: torch.Tensor, shared_C: torch.Tensor) -> torch.Ten
         float32 ``[C]``; an item that is never drawn gets a tiny count's log.
     """
     return (in_batch_C.double() + shared_C.double()).clamp(min=_NEVER).log().float()
-
-
-def by_kind_log_q(in_batch_C: torch.Tensor, shared_C: torch.Tensor, batch: int, n_shared: int) -> torch.Tensor:
-    """Return log corrections by which each kind of negative estimates the full sum on its own.
-
-    A negative is corrected by its own kind's expected count. The two estimates are then averaged with
-    the kinds' sizes as weights (multiple importance sampling with constant weights, Veach and Guibas,
-    1995, where ``mixture_log_q`` is its balance heuristic); an item that only one kind can draw is
-    left to that kind.
-
-    Args:
-        in_batch_C: as for ``mixture_log_q``.
-        shared_C: as for ``mixture_log_q``.
-        batch: B, the first B candidates are in-batch.
-        n_shared: shared negatives of the step.
-    """
-    is_shared_C = torch.arange(len(in_batch_C), device=in_batch_C.device) >= batch
-    own_C = torch.where(is_shared_C, shared_C, in_batch_C).double()
-    other_C = torch.where(is_shared_C, in_batch_C, shared_C)
-    total = max(batch - 1 + n_shared, 1)
-    size_C = torch.where(is_shared_C, n_shared, batch - 1).double() / total
-    weight_C = torch.where(other_C > 0, size_C, torch.ones_like(size_C))
-    return (own_C.clamp(min=_NEVER) / weight_C.clamp(min=_NEVER)).log().float()
 
 
 def candidate_scores(query_BD: torch.Tensor, candidate_CD: torch.Tensor) -> torch.Tensor:
@@ -136,27 +118,6 @@ def bpr(scores_BC: torch.Tensor, masked_BC: torch.Tensor, log_q_C: torch.Tensor 
     return (_negative_weights(masked_BC, log_q_C) * F.softplus(-margin_BC)).sum(dim=1).mean()
 
 
-def cosine_contrastive(
-    scores_BC: torch.Tensor,
-    masked_BC: torch.Tensor,
-    log_q_C: torch.Tensor | None = None,
-    margin: float = 0.4,
-    negative_weight: float = 150.0,
-) -> torch.Tensor:
-    """Return the cosine contrastive loss (Mao et al., "SimpleX", CIKM 2021).
-
-    Args:
-        scores_BC: cosines, the positives on the diagonal.
-        masked_BC: bool, from ``not_negative``.
-        log_q_C: as for ``bpr``.
-        margin: a negative costs nothing below this cosine.
-        negative_weight: of the mean over the negatives against the positive.
-    """
-    weights_BC = _negative_weights(masked_BC, log_q_C)
-    negative_B = (weights_BC * F.relu(scores_BC - margin)).sum(dim=1)
-    return (1.0 - scores_BC.diagonal() + negative_weight * negative_B).mean()
-
-
 def gbce_exponent(sampling_rate: float, calibration: float) -> float:
     """Return beta, the power of the positive's probability in gBCE.
 
@@ -196,6 +157,48 @@ def _negative_weights(masked_BC: torch.Tensor, log_q_C: torch.Tensor | None) -> 
         weights_C = (log_q_C.min() - log_q_C).exp()
     weights_BC = weights_C.expand(masked_BC.shape).masked_fill(masked_BC, 0.0).fill_diagonal_(0.0)
     return weights_BC / weights_BC.sum(dim=1, keepdim=True).clamp(min=1e-30)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """What a loss over sampled negatives is told of them.
+
+    Attributes:
+        masked: bool ``[B, C]``, from ``not_negative``.
+        log_q: float32 ``[C]``, from ``mixture_log_q``; None corrects nothing.
+        count: K, negatives that a query has by the batch's make-up.
+        rate: share of the items that may be negatives that K is, in (0, 1].
+    """
+
+    masked: torch.Tensor
+    log_q: torch.Tensor | None
+    count: int
+    rate: float
+
+
+SampledLoss = Callable[[torch.Tensor, torch.Tensor, Negatives, LossConfig], torch.Tensor]
+
+
+def _softmax(
+    query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, config: LossConfig
+) -> torch.Tensor:
+    return sampled_softmax(query_BD, candidate_CD, negatives.masked, config.temperature, negatives.log_q)
+
+
+def _bpr(query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, config: LossConfig) -> torch.Tensor:
+    logits_BC = candidate_scores(query_BD, candidate_CD) / config.temperature
+    return bpr(logits_BC, negatives.masked, negatives.log_q)
+
+
+def _gbce(query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, config: LossConfig) -> torch.Tensor:
+    logits_BC = candidate_scores(query_BD, candidate_CD) / config.temperature
+    exponent = gbce_exponent(negatives.rate, config.gbce_calibration)
+    return generalised_bce(logits_BC, negatives.masked, negatives.log_q, negatives.count, exponent)
+
+
+SAMPLED_LOSSES: dict[str, SampledLoss] = {"softmax": _softmax, "bpr": _bpr, "gbce": _gbce}
+"""Losses over sampled negatives by ``candidate.loss.kind``, of queries ``[B, D]`` or ``[B, T, D]`` and candidates
+``[C, D]``, the queries' positives first."""
 
 
 def not_negative(

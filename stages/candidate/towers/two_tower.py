@@ -85,10 +85,8 @@ class QueryTower(nn.Module):  # type: ignore[misc]
         super().__init__()
         width = config.dimension + content_width(config)
         self._dimension, self._normalised = config.dimension, config.normalisation == "cosine"
-        self.encoder: nn.Module = ENCODERS[config.encoder](sizes, config, width)
-        self.correction = (
-            None if config.encoder == "attention" else Tower(width, config.hidden, config.dimension, False)
-        )
+        self.encoder = ENCODERS[config.encoder](sizes, config, width)
+        self.correction = Tower(width, config.hidden, config.dimension, False) if self.encoder.corrected else None
 
     def forward(
         self,

@@ -117,7 +117,7 @@ class Batches:
             )
         self.steps = len(self._rows) // self.size
         self.shared = SharedNegatives(catalogue, config)
-        self._full = config.loss.kind == "full_softmax"
+        self._full = config.loss.over_all_items
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step ``start`` on, the same ones each time it is called."""
@@ -338,6 +338,10 @@ class SequenceBatches(Batches):
         return np.where(kept_RL, signals, 0)
 
 
+BATCHES = {"examples": Batches, "sequences": SequenceBatches}
+"""Batches by ``candidate.training.mode``."""
+
+
 def make_batches(
     examples: Examples,
     catalogue: Catalogue,
@@ -347,5 +351,4 @@ def make_batches(
     world: int = 1,
 ) -> Batches:
     """Return the batches that ``config.training.mode`` asks for."""
-    kind = SequenceBatches if config.training.mode == "sequences" else Batches
-    return kind(examples, catalogue, config, features, rank, world)
+    return BATCHES[config.training.mode](examples, catalogue, config, features, rank, world)

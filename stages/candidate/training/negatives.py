@@ -32,7 +32,7 @@ class SharedNegatives:
     """
 
     def __init__(self, catalogue: Catalogue, config: CandidateConfig) -> None:
-        self._eligible, self._full = catalogue.eligible, config.loss.kind == "full_softmax"
+        self._eligible, self._full = catalogue.eligible, config.loss.over_all_items
         self.n = min(config.negatives.shared, len(self._eligible))
         if self._full:
             if len(self._eligible) > FULL_SOFTMAX_ITEMS:

@@ -16,22 +16,18 @@ from torch import nn
 from stages.candidate.config import CandidateConfig, NegativesConfig, TrainingConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.distributed.ahead import SentAhead
-from stages.candidate.distributed.candidate_exchange import CandidateExchange, Share
+from stages.candidate.distributed.candidate_exchange import CandidateExchange
 from stages.candidate.distributed.rows import RowExchange, nothing
 from stages.candidate.distributed.strides import alike_on_all_ranks, alone
+from stages.candidate.towers.encoders import ENCODERS
 from stages.candidate.towers.fused_softmax import TargetFinder, fused_sampled_softmax
 from stages.candidate.towers.inputs import ModelInputs
 from stages.candidate.towers.losses import (
-    bpr,
-    by_kind_log_q,
-    candidate_scores,
-    cosine_contrastive,
+    SAMPLED_LOSSES,
+    Negatives,
     full_softmax,
-    gbce_exponent,
-    generalised_bce,
     mixture_log_q,
     not_negative,
-    sampled_softmax,
 )
 from stages.candidate.training.batches import Batch, Batches
 from stages.candidate.training.input_maker import InputMaker
@@ -71,10 +67,7 @@ class LogQ:
         """
         if not self._config.logq_correction:
             return None
-        in_batch_C, shared_C = (batch - 1) * self._share_N[items_C], self._shared_N[items_C]
-        if self._config.correction == "mixture":
-            return mixture_log_q(in_batch_C, shared_C)
-        return by_kind_log_q(in_batch_C, shared_C, batch, len(items_C) - batch)
+        return mixture_log_q((batch - 1) * self._share_N[items_C], self._shared_N[items_C])
 
 
 class LossOfBatch:
@@ -150,7 +143,7 @@ class LossOfBatch:
         full, place_B = batch.positive_place is not None, self._tensor(own_place)
         log_q_C = None if full else self._log_q(items_C, batch.share.n_queries)
         plain = config.loss.kind == "softmax" and config.negatives.in_batch and batch.query_row is None
-        if (full or plain) and config.model.encoder != "tastes":
+        if (full or plain) and not ENCODERS[config.model.encoder].several:
             targets = self._targets(items_C, place_B, seen_BL)
             return lambda query, candidate: fused_sampled_softmax(
                 query, candidate, targets, config.loss.temperature, log_q_C
@@ -167,32 +160,11 @@ class LossOfBatch:
             None if batch.query_row is None else self._tensor(batch.query_row),
             batch.share.n_queries,
         )
-        return lambda query, candidate: self.loss(query, candidate, masked_BC, log_q_C, batch.share)
+        count = max(1, batch.share.n_shared + (batch.share.n_queries - 1) * config.negatives.in_batch)
+        rate = min(1.0, count / max(1, len(self._catalogue.eligible) - 1))
+        negatives = Negatives(masked_BC, log_q_C, count, rate)
+        loss = SAMPLED_LOSSES[config.loss.kind]
+        return lambda query, candidate: loss(query, candidate, negatives, config.loss)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
-
-    def loss(
-        self,
-        query_BD: torch.Tensor,
-        candidate_CD: torch.Tensor,
-        masked_BC: torch.Tensor,
-        log_q_C: torch.Tensor | None,
-        share: Share,
-    ) -> torch.Tensor:
-        """Return the configured loss of queries and candidates, the queries' positives first."""
-        config = self._config
-        if config.loss.kind == "softmax":
-            return sampled_softmax(query_BD, candidate_CD, masked_BC, config.loss.temperature, log_q_C)
-        scores_BC = candidate_scores(query_BD, candidate_CD)
-        if config.loss.kind == "ccl":
-            return cosine_contrastive(
-                scores_BC, masked_BC, log_q_C, config.loss.ccl_margin, config.loss.ccl_negative_weight
-            )
-        logits_BC = scores_BC / config.loss.temperature
-        if config.loss.kind == "bpr":
-            return bpr(logits_BC, masked_BC, log_q_C)
-        n_negatives = max(1, share.n_shared + (share.n_queries - 1) * config.negatives.in_batch)
-        rate = min(1.0, n_negatives / max(1, len(self._catalogue.eligible) - 1))
-        exponent = gbce_exponent(rate, config.loss.gbce_calibration)
-        return generalised_bce(logits_BC, masked_BC, log_q_C, n_negatives, exponent)
