@@ -13,13 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.distributed.ahead import SentAhead
 from stages.candidate.distributed.candidate_exchange import Share
 from stages.candidate.distributed.rows import RowExchange
+from stages.candidate.distributed.sharding import Sharder, planner
 from stages.candidate.export.user_tower import export
+from stages.candidate.towers.encoders import Sizes
+from stages.candidate.towers.two_tower import TwoTower
 from stages.candidate.training import worker
 from stages.candidate.training.batches import Batches
 from stages.candidate.training.step import prepare
@@ -39,6 +43,36 @@ KINDS = [
     ("data_parallel", "adagrad"),
     ("table_wise", "adagrad"),
 ]
+
+
+WORK = {
+    "table_wise": ((1.0, 0.0), (1.0, 0.0)),
+    "row_wise": ((0.5, 0.5), (1.0, 0.0)),
+    "column_wise": ((0.5, 0.5), (0.5, 0.5)),
+    "data_parallel": ((1.0, 1.0), (0.0, 0.0)),
+}
+"""Share of a table that each of two ranks holds, and share of its most popular row that each has to send."""
+
+
+@pytest.mark.parametrize("sharding", WORK)
+def test_what_each_kind_of_sharding_is_for(sharding):
+    """``table_wise`` sends a row whole and once, ``row_wise`` holds a table that is too large for one rank,
+    ``column_wise`` does so and burdens the ranks alike however popular a row is, ``data_parallel`` sends no row."""
+    config = CandidateConfig(
+        model={"item_parts": 1}, optimizer={"sparse": "adagrad"}, distributed={"sharding": sharding}
+    )
+    rows, width, popular = 1000, config.model.dimension, 3
+    model = TwoTower(Sizes(rows, 5, 0, 0, 0, 1, 4, 2.0), config.model, torch.device("meta"))
+    (tables,) = planner(model, config, torch.device("cpu"), 2).plan(model, [Sharder()]).plan.values()
+    held, sent = np.zeros(2), np.zeros(2)
+    if tables["item"].sharding_spec is None:  # TorchRec's mark of a table that every rank has a copy of
+        held += 1.0
+    else:
+        for shard in tables["item"].sharding_spec.shards:
+            (first, _), (n_rows, n_columns) = shard.shard_offsets, shard.shard_sizes
+            held[shard.placement.rank()] += n_rows * n_columns / (rows * width)
+            sent[shard.placement.rank()] += n_columns / width if first <= popular < first + n_rows else 0.0
+    assert (tuple(held), tuple(sent)) == WORK[sharding]
 
 
 def job(planted: Path, directory: Path, **changes):
