@@ -22,7 +22,7 @@ import click
 
 from cli.airflow import DAG_ID, run_dag
 from stages.contracts.errors import DataError, TransientError
-from stages.contracts.files import read_json
+from stages.contracts.files import atomic_file, read_json
 from stages.release.registry import ReleaseRegistry
 from stages.settings import SYNTHETIC, load_settings
 
@@ -64,9 +64,8 @@ def _home(data: str) -> Path:
 def _point_to(home: Path) -> None:
     """Let ``latest`` beside the homes name the one that ran last: ``make serve`` reads it."""
     link = home.parent / "latest"
-    temporary = home.parent / f".latest.{os.getpid()}"
-    temporary.symlink_to(home.name)
-    temporary.replace(link)
+    with atomic_file(link) as temporary:
+        temporary.symlink_to(home.name)
 
 
 def _free_port() -> int:

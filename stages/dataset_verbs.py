@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.contracts.files import atomic_file
 from stages.pipeline import load_recipe, run_all
 from stages.settings import Settings
 
@@ -41,9 +43,8 @@ def report_dataset(settings: Settings, output: Path | None, progress: Callable[[
     result = run_all(settings, until="dataset_report", progress=progress)["dataset_report"]
     page = result.directory / "dataset_report.html"
     if output is not None:
-        part = output.with_name(output.name + ".part")
-        part.write_bytes(page.read_bytes())
-        part.replace(output)
+        with atomic_file(output) as temporary:
+            shutil.copyfile(page, temporary)
     return output or page, [str(result.info["coverage"]), str(result.info["quality"])]
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,15 +49,26 @@ def sha256_tree(directory: Path) -> dict[str, str]:
     return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
 
 
+@contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """Yield a name beside ``final`` to write a file under, and rename it to ``final`` on success.
+
+    If the body raises, what it wrote is removed and ``final`` is untouched. Each call has a name of its own: of
+    several writers at a time the last to finish wins, and a reader finds the whole file of one of them.
+    """
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented, sorted JSON under a temporary name, then rename it into place."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.contracts.files import atomic_file
 from stages.contracts.tables import PART_CANDIDATE, row_groups
 from stages.contracts.value_rules import FittedValueRule, draw_lots, fit_value_rule
 from stages.dataset.config import DatasetStepConfig
@@ -39,8 +40,19 @@ def correct_values(config: DatasetStepConfig, path: Path, durations_s: np.ndarra
     rules = tuple(
         fit_value_rule(signal, config.values[signal], _views(path, code, durations_s)) for code, signal in ruled
     )
-    corrected = path.with_suffix(".corrected")
-    with pq.ParquetFile(path) as file, pq.ParquetWriter(corrected, file.schema_arrow, compression="zstd") as writer:
+    with atomic_file(path) as corrected, pq.ParquetFile(path) as file:
+        _write_corrected(file, corrected, ruled, rules, durations_s)
+    return rules
+
+
+def _write_corrected(
+    file: pq.ParquetFile,
+    corrected: Path,
+    ruled: list[tuple[int, str]],
+    rules: tuple[FittedValueRule, ...],
+    durations_s: np.ndarray,
+) -> None:
+    with pq.ParquetWriter(corrected, file.schema_arrow, compression="zstd") as writer:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             signals, values = table["signal"].to_numpy(), table["value"].to_numpy().copy()
@@ -52,8 +64,6 @@ def correct_values(config: DatasetStepConfig, path: Path, durations_s: np.ndarra
                 values[rows] = rule.apply(values[rows].astype(np.float64), duration[rows], lots[rows])
             place = table.schema.get_field_index("value")
             writer.write_table(table.set_column(place, table.schema.field(place), pa.array(values)))
-    corrected.replace(path)
-    return rules
 
 
 def _views(path: Path, code: int, durations_s: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.contracts.files import atomic_file
+
 Table = tuple[list[str], list[list[str]]]
 
 _VERDICTS = {
@@ -110,9 +112,8 @@ def write_html(ledger: Mapping[str, Any], path: Path) -> None:
         f"<h2>Slices</h2>{_html(slice_table(ledger))}"
         f"<p>Data fingerprint {html.escape(ledger['data_fingerprint'])}</p></html>\n"
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _title(metric: str) -> str:

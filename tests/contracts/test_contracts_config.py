@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import Field
 
-from stages.contracts.config import Config, parse_config, read_yaml
+from stages.contracts.config import Config, merged, parse_config, read_yaml
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import sha256_tree, write_json
 from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
@@ -91,6 +95,44 @@ def _release(directory: Path) -> ReleaseManifest:
     )
     write_json(directory / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest
+
+
+TREES = st.recursive(
+    st.integers(0, 3) | st.none() | st.lists(st.integers(0, 3), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3)
+
+
+def leaf_at(tree: object, keys: tuple[str, ...]) -> object:
+    """Return what stands at a path: a value, the word mapping, or the word nothing."""
+    for key in keys:
+        if not isinstance(tree, dict) or key not in tree:
+            return "nothing"
+        tree = tree[key]
+    return "mapping" if isinstance(tree, dict) else tree
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_merged_takes_each_value_from_the_last_that_has_it(base: dict, over: dict) -> None:
+    before = copy.deepcopy((base, over))
+    found = merged(base, over)
+    assert (base, over) == before
+    for keys in (path for n in (1, 2, 3, 4) for path in product("abc", repeat=n)):
+        own = leaf_at(over, keys)
+        # A value in place of a mapping, or a mapping in place of a value, hides all that was below it.
+        hidden = any(leaf_at(over, keys[:n]) not in ("mapping", "nothing") for n in range(1, len(keys)))
+        hidden |= any(
+            leaf_at(over, keys[:n]) == "mapping" and leaf_at(base, keys[:n]) != "mapping" for n in range(1, len(keys))
+        )
+        assert leaf_at(found, keys) == (leaf_at(base, keys) if own == "nothing" and not hidden else own)
+
+
+def test_merged_replaces_lists_and_keeps_nulls() -> None:
+    base = {"model": {"size": 8, "heads": [1, 2]}, "seed": 1, "name": {"a": 1}}
+    over = {"model": {"heads": [3], "rate": None}, "name": "b"}
+    assert merged(base, over) == {"model": {"size": 8, "heads": [3], "rate": None}, "seed": 1, "name": "b"}
 
 
 def test_whole_release_is_accepted(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from stages.candidate.config import IndexConfig
 from stages.candidate.index.choice import choose_index
 from stages.contracts.errors import ConfigError, DataError
-from stages.contracts.files import read_json
+from stages.contracts.files import atomic_file, read_json
 from stages.contracts.snapshot import Snapshot
 
 _BLOCK = 4096
@@ -107,7 +107,6 @@ def write_pairs(names: list[str], pairs: tuple[np.ndarray, np.ndarray, np.ndarra
         "item_b": pa.array([names[row] for row in second], pa.string()),
         "similarity": pa.array(cosine.astype(np.float64).round(6)),
     }
-    part = path.with_name(path.name + ".part")
-    pv.write_csv(pa.table(columns), part)
-    part.replace(path)
+    with atomic_file(path) as temporary:
+        pv.write_csv(pa.table(columns), temporary)
     return len(first)
