@@ -26,8 +26,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.environment import describe
+from stages.contracts.ndcg import discounts
 from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.tables import DAY_MS
+from stages.contracts.top_k import top_k
 from stages.dataset.build import build_snapshot
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.warehouse_source import WarehouseSource
@@ -122,11 +124,11 @@ def measure(world: World, warehouse: Warehouse, values: dict[str, Any], minimum:
     rng = np.random.default_rng(2)
     short, long = (np.quantile(world.duration, q) for q in (0.25, 0.75))
     shares, ndcg = [], []
-    discount = 1 / np.log2(np.arange(2, K + 2))
+    discount = discounts(np.arange(K), K)
     for who in range(0, USERS, 10):
         shown = rng.choice(len(world.duration), SHOWN, replace=False)
         viewer = np.full(SHOWN, who)
-        top = np.argsort(-booster.predict(world.features(viewer, shown)), kind="stable")[:K]
+        top = top_k(booster.predict(world.features(viewer, shown)), K)
         truth = world.preference(viewer, shown)
         ndcg.append((truth[top] * discount).sum() / (np.sort(truth)[::-1][:K] * discount).sum())
         served = world.duration[shown[top]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.release import LoadedRelease
+from stages.contracts.top_k import top_k
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,5 @@ def _three_of_a_taste(release: LoadedRelease, popular_k: int) -> np.ndarray:
     vectors = np.asarray(release.candidate.item_vectors)[well_known]
     mean = vectors.mean(axis=0)
     first = int(np.argmin(vectors @ mean))
-    nearest = np.argsort(-(vectors @ vectors[first]), kind="stable")[:3]
+    nearest = top_k(vectors @ vectors[first], 3)
     return np.asarray(well_known[nearest])

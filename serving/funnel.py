@@ -28,6 +28,7 @@ from stages.contracts.item_filter import FilterIndex, ItemFilter
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
 from stages.contracts.sources import SOURCE_NAMES
 from stages.contracts.tables import SERVING, ScoredItems
+from stages.contracts.top_k import top_k
 from stages.contracts.value_rules import apply_value_rules
 from stages.features.history import Moment, TowerInputs, tower_inputs
 from stages.features.ranking import heavy_features, ranking_features
@@ -298,7 +299,7 @@ class Funnel:
             return
         features, scores, ranks = self._light_scores(trace, retrieved, release.light)
         if "light" in spec.stages:
-            kept = np.argsort(-scores, kind="stable")[: spec.light_k]
+            kept = top_k(scores, spec.light_k)
             trace.stages.append(("light", ScoredItems(retrieved.ids[kept], scores[kept])))
             trace.counts["after_light"] = len(kept)
         else:

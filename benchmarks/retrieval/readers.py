@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.retrieval.data import Interactions, number
 from stages.contracts.errors import DataError
+from stages.contracts.ragged import row_offsets
 
 _DIGITS = 18
 """Of a number, at most: it fits into an int64."""
@@ -115,7 +116,7 @@ def read_sequences(path: Path) -> tuple[np.ndarray, np.ndarray]:
     lines = read_lines(path)
     numbers = whole_numbers(path, lines, "lines of whole numbers: user item item …")
     lengths = np.array([len(line) for _, line in lines], dtype=np.int64)
-    starts = np.cumsum(lengths) - lengths
+    starts = row_offsets(lengths)[:-1]
     user, item = np.repeat(numbers[starts], lengths - 1), np.delete(numbers, starts)
     if not len(user):
         raise DataError(f"{path}: no line has an item; allowed are lines of whole numbers: user item item …")

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from stages.candidate.artifacts import ITEM_TOWER_FILE
 from stages.candidate.data.words import hashed_words
 from stages.contracts.errors import ReleaseError
+from stages.contracts.onnx_session import open_onnx
 from stages.contracts.snapshot import ItemTable
 from stages.features.history import TowerInputs, age_seconds
 
@@ -45,13 +45,7 @@ class UserTower:
     """
 
     def __init__(self, path: Path) -> None:
-        onnxruntime.disable_telemetry_events()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a class of its own for each kind of fault
-            raise ReleaseError(f"{path} is not a loadable ONNX model: {error}") from None
+        self._session = open_onnx(path)
         self.inputs = tuple(entry.name for entry in self._session.get_inputs())
         if "history_items" not in self.inputs or not set(self.inputs) <= set(USER_INPUTS):
             raise ReleaseError(
@@ -85,11 +79,7 @@ class PortableItemTower:
     """
 
     def __init__(self, path: Path) -> None:
-        onnxruntime.disable_telemetry_events()
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a class of its own for each kind of fault
-            raise ReleaseError(f"{path} is not a loadable ONNX model: {error}") from None
+        self._session = open_onnx(path, threads=None)
         self.inputs = tuple(entry.name for entry in self._session.get_inputs())
         if not set(_ALWAYS) <= set(self.inputs) <= set(INPUTS):
             raise ReleaseError(

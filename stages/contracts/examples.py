@@ -13,6 +13,8 @@ import numpy as np
 
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json
+from stages.contracts.ndcg import dcg, ideal_dcg
+from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.tables import CandidateTable
 
 _CHUNK_ROWS = 1 << 18
@@ -106,24 +108,11 @@ def read_array(path: Path) -> np.ndarray:
     return array
 
 
-def request_starts(request_id: np.ndarray) -> np.ndarray:
-    """Return int64 ``[Q + 1]``: rows ``starts[q]:starts[q + 1]`` are one request's.
-
-    Args:
-        request_id: int64 ``[R]``, equal ids side by side.
-    """
-    if len(request_id) == 0:
-        return np.zeros(1, dtype=np.int64)
-    changes = np.flatnonzero(request_id[1:] != request_id[:-1]) + 1
-    return np.concatenate([[0], changes, [len(request_id)]]).astype(np.int64)
-
-
 def mean_ndcg(request_id: np.ndarray, relevance: np.ndarray, scores: np.ndarray, k: int = 10) -> float:
     """Return NDCG@k over requests that have something relevant among their rows.
 
-    The gain is the relevance itself (linear), the discount ``1 / log2(rank + 2)`` (Järvelin and
-    Kekäläinen, 2002). The ideal order is that of the request's own rows: this compares two orders of
-    the same candidates; it is not the held-out metric, which also counts what retrieval missed.
+    The ideal order is that of the request's own rows: this compares two orders of the same candidates. It is not the
+    held-out metric, which also counts what retrieval missed.
 
     Args:
         request_id: int64 ``[R]``, equal ids side by side.
@@ -134,16 +123,12 @@ def mean_ndcg(request_id: np.ndarray, relevance: np.ndarray, scores: np.ndarray,
     Raises:
         DataError: if no request has a relevant row.
     """
-    starts = request_starts(request_id)
-    request = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    position = np.arange(len(request)) - starts[request]
-    discount = np.where(position < k, 1.0 / np.log2(position + 2.0), 0.0)
-
-    def gain(order: np.ndarray) -> np.ndarray:
-        return np.bincount(request, relevance[order] * discount, minlength=len(starts) - 1)
-
-    ideal = gain(np.lexsort((-relevance, request)))
+    lengths = np.diff(run_offsets(request_id))
+    request = np.repeat(np.arange(len(lengths)), lengths)
+    ideal = ideal_dcg(request, relevance, k, len(lengths))
     counted = ideal > 0
     if not counted.any():
         raise DataError(f"NDCG@{k}: none of {len(ideal)} requests has a relevant row")
-    return float(np.mean(gain(np.lexsort((-scores, request)))[counted] / ideal[counted]))
+    order = np.lexsort((-scores, request))
+    found = dcg(request, relevance[order], places_in_rows(lengths), k, len(lengths))
+    return float(np.mean(found[counted] / ideal[counted]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.tables import CandidateTable, RankedTable
 
 BASELINES_FILE = "baselines.json"
@@ -32,9 +33,7 @@ def rank_rows(rows: CandidateTable, scores: np.ndarray, keep: int | None = None)
     order = np.lexsort((rows.rank, -final, rows.request_id))
     order = order[np.isfinite(final[order])]
     request_id = rows.request_id[order]
-    starts = np.flatnonzero(np.diff(request_id, prepend=-1))
-    lengths = np.diff(np.append(starts, len(request_id)))
-    rank = (np.arange(len(request_id)) - np.repeat(starts, lengths)).astype(np.int32)
+    rank = places_in_rows(np.diff(run_offsets(request_id))).astype(np.int32)
     kept = slice(None) if keep is None else rank < keep
     return RankedTable(
         request_id=request_id[kept],

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.contracts.errors import DataError
+from stages.contracts.top_k import top_k
 
 PART_CANDIDATE, PART_RANKER, PART_EVALUATION = 0, 1, 2
 """Codes of the ``part`` columns: the oldest part trains the candidate generator, the next one the
@@ -241,7 +242,7 @@ class ScoredItems:
     @classmethod
     def sort(cls, ids: np.ndarray, scores: np.ndarray, k: int | None = None) -> ScoredItems:
         """Sort by score, best first; ties keep the order of ``ids`` (stable); keep the first ``k``."""
-        order = np.argsort(-scores, kind="stable")[:k]
+        order = top_k(scores, len(scores) if k is None else k)
         return cls(ids=ids[order].astype(np.int64), scores=scores[order].astype(np.float32))
 
 

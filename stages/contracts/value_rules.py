@@ -27,6 +27,7 @@ from pydantic import Field
 
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError
+from stages.contracts.splitmix64 import GOLDEN, mix64
 
 _LOWEST, _HIGHEST, _BINS = 1e-4, 1e7, 1024
 _EDGES = np.geomspace(_LOWEST, _HIGHEST, _BINS - 1)
@@ -142,13 +143,9 @@ def apply_value_rules(
 def draw_lots(item_index: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
     """Return float64 ``[R]`` in [0, 1), a hash of each event's item and time.
 
-    The mixing function is SplitMix64 (G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom
-    number generators", OOPSLA 2014).
+    The hash is SplitMix64 of both.
     """
-    mixed = item_index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + time_ms.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
+    mixed = mix64(item_index.astype(np.uint64) * GOLDEN + time_ms.astype(np.uint64))
     lots: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) / (1 << 53)
     return lots
 

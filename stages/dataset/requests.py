@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.contracts.ragged import places_in_rows, row_offsets, run_offsets
 from stages.contracts.snapshot import Targets, Task
 from stages.contracts.tables import DAY_MS, PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, RequestTable
 from stages.contracts.touches import first_touches, touching
@@ -113,7 +114,7 @@ def build_requests(
     request_time, request_user, request_part, request_context = (
         np.concatenate([piece[k] for piece in pieces]) for k in range(4)
     )
-    offsets = np.cumsum([0, *(len(piece[0]) for piece in pieces)])
+    offsets = row_offsets([len(piece[0]) for piece in pieces])
     target_request = np.concatenate([piece[4] + offset for piece, offset in zip(pieces, offsets[:-1], strict=True)])
     target_item, labels = (np.concatenate([piece[k] for piece in pieces]) for k in (5, 6))
     order = np.lexsort((request_user, request_time))  # stable: the chunks of one user at one time stay in order
@@ -225,10 +226,8 @@ def _spread(users: np.ndarray, cap: int | None, seed: list[int]) -> np.ndarray:
     keep = np.ones(len(users), dtype=bool)
     if cap is None or len(users) == 0:
         return keep
-    first = np.flatnonzero(np.diff(users, prepend=-1))
-    sizes = np.diff(np.append(first, len(users)))
-    size = np.repeat(sizes, sizes)
-    ordinal = np.arange(len(users)) - np.repeat(first, sizes)
+    sizes = np.diff(run_offsets(users))
+    size, ordinal = np.repeat(sizes, sizes), places_in_rows(sizes)
     phase = np.random.default_rng(seed).random(int(users.max()) + 1)[users]
     before, after = (np.ceil((ordinal + step) * cap / size - phase).clip(0, cap) for step in (0, 1))
     return np.where(size > cap, after > before, keep)

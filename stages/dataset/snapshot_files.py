@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts.files import canonical_json, write_json
 from stages.contracts.id_map import IdMapVersion
+from stages.contracts.ragged import row_offsets
 from stages.contracts.snapshot import ContextColumn, SnapshotMeta, Targets, Task, TimeBorders
 from stages.contracts.tables import EventTable, RequestTable
 from stages.contracts.value_ranges import ValueRange
@@ -190,5 +191,5 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 def _flatten(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Return (offsets int64 ``[N + 1]``, values int32)."""
-    offsets = np.cumsum([0, *(len(values) for values in lists)], dtype=np.int64)
+    offsets = row_offsets([len(values) for values in lists])
     return offsets, np.array([value for values in lists for value in values], dtype=np.int32)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stages.contracts.tables import EventTable, RankedTable, RequestTable
+from stages.contracts.top_k import top_k
 from stages.contracts.touches import first_touches
 
 _BLOCK_REQUESTS = 512
@@ -133,7 +134,7 @@ def popularity_rankings(
             seen_flag[items] = True
             allowed = pool[~seen_flag[pool] & (available_from_ms[pool] <= time_ms)]
             seen_flag[items] = False
-            best = allowed[np.argsort(-scores.values[allowed], kind="stable")[:k]]
+            best = allowed[top_k(scores.values[allowed], k)]
             parts.append(_answer(int(rows.request_id[row]), best, scores.values[best] * scores.decay(time_ms)))
         if sum(map(len, parts)) >= _TABLE_ROWS - _BLOCK_REQUESTS * k:
             yield _concatenate(parts)
@@ -156,14 +157,9 @@ def _blocks(times: np.ndarray, half_life_ms: float | None) -> Iterator[slice]:
 def _pool(scores: _Scores, available_from_ms: np.ndarray, first_ms: int, last_ms: int, size: int) -> np.ndarray:
     """Return every item that a request of a block may be answered with, sorted by item index."""
     born = np.flatnonzero(available_from_ms <= first_ms)
-    values = scores.values[born]
-    if size < len(born):
-        border = np.partition(values, len(born) - size)[len(born) - size]
-        above = np.flatnonzero(values > border)
-        level = np.flatnonzero(values == border)[: size - len(above)]
-        born = born[np.concatenate([above, level])]
+    best = born[top_k(scores.values[born], size)]
     newborn = np.flatnonzero((available_from_ms > first_ms) & (available_from_ms <= last_ms))
-    return np.unique(np.concatenate([born, newborn, scores.pending(last_ms)]))
+    return np.unique(np.concatenate([best, newborn, scores.pending(last_ms)]))
 
 
 def _answer(request_id: int, items: np.ndarray, scores: np.ndarray) -> RankedTable:

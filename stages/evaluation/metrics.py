@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.contracts.errors import DataError
+from stages.contracts.ndcg import dcg, ideal_dcg
 from stages.contracts.snapshot import Targets
 from stages.contracts.tables import CandidateTable, RankedTable
+from stages.contracts.top_k import top_k
 
 
 @dataclass(frozen=True)
@@ -154,23 +156,13 @@ def mrr_at(judged: JudgedRanking, k: int) -> np.ndarray:
 def ndcg_at(judged: JudgedRanking, k: int, graded: bool = False) -> np.ndarray:
     """Normalised discounted cumulative gain, float64 ``[Q]`` in [0, 1].
 
-    The gain of a target is 1, or its relevance if ``graded``; the discount is 1 / log2(rank + 2);
-    the ideal ranking has the request's best ``k`` targets first.
-    Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002.
+    The gain of a target is 1, or its relevance if ``graded``; the ideal ranking has the request's best ``k``
+    targets first. See ``stages.contracts.ndcg``.
     """
-    gain = judged.relevance if graded else (judged.relevance > 0).astype(np.float64)
-    dcg = judged.per_request(gain / np.log2(judged.rank + 2.0), judged.rank < k)
-    return np.asarray(dcg / ideal_dcg(judged.held, k, graded))
-
-
-def ideal_dcg(held: HeldOut, k: int, graded: bool) -> np.ndarray:
-    """Return the largest DCG that ``k`` answers can reach, float64 ``[Q]``."""
-    gain = held.relevance if graded else np.ones(len(held.relevance))
-    order = np.lexsort((-gain, held.position))
-    starts = np.searchsorted(held.position, np.arange(len(held)))
-    rank = np.arange(len(order)) - starts[held.position]
-    weights = np.where(rank < k, gain[order] / np.log2(rank + 2.0), 0.0)
-    return np.bincount(held.position, weights=weights, minlength=len(held))
+    held = judged.held
+    gain, best = (judged.relevance, held.relevance) if graded else (judged.relevance > 0, np.ones(len(held.relevance)))
+    found = dcg(judged.position, gain, judged.rank, k, len(held))
+    return np.asarray(found / ideal_dcg(held.position, best, k, len(held)))
 
 
 def shown_items(judged: JudgedRanking, k: int) -> np.ndarray:
@@ -213,5 +205,5 @@ def popular_head(counts: np.ndarray, share: float = 0.01) -> np.ndarray:
     """
     size = max(1, int(np.ceil(len(counts) * share)))
     head = np.zeros(len(counts), dtype=bool)
-    head[np.argsort(-counts, kind="stable")[:size]] = True
+    head[top_k(counts, size)] = True
     return head

@@ -11,6 +11,7 @@ import numpy as np
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json
 from stages.contracts.ledger import RANKING_STAGES, JudgedRequests, request_key
+from stages.contracts.ragged import row_offsets
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import RequestTable
 from stages.evaluation.metrics import HeldOut
@@ -101,11 +102,10 @@ def judged_requests(
     if not len(value) == len(table) == len(held):
         raise DataError(f"judged requests: {len(value)} values for {len(table)} requests")
     user_id = snapshot.user_ids()
-    ends = np.cumsum(held.counts)
-    starts = ends - held.counts
+    offsets = row_offsets(held.counts)
     keys = np.empty(len(table), dtype=np.int64)
     for request in range(len(table)):
-        targets = slice(starts[request], ends[request])
+        targets = slice(offsets[request], offsets[request + 1])
         keys[request] = request_key(
             str(user_id[table.user_index[request]]),
             int(table.request_time_ms[request]),

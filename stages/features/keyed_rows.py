@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.contracts.ragged import row_offsets
+
 _TYPECODES = {"int16": "h", "int32": "i", "int64": "q", "float32": "f", "float64": "d"}
 
 
@@ -92,6 +94,4 @@ class KeyedRows:
 
 def save_offsets(path: Path, lengths: Iterable[int], n_rows: int) -> None:
     """Write int64 ``[n_rows + 1]``: where each row of a CSR layout starts."""
-    offsets = np.zeros(n_rows + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(lengths, dtype=np.int64, count=n_rows), out=offsets[1:])
-    np.save(path, offsets)
+    np.save(path, row_offsets(np.fromiter(lengths, dtype=np.int64, count=n_rows)))

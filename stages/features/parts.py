@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.contracts.ragged import ranges
 from stages.contracts.snapshot import ItemTable
 from stages.contracts.tables import DAY_MS
 from stages.features.counters import NEVER_MS
@@ -26,9 +27,7 @@ class Categories:
         starts, stops = table.category_offsets[items], table.category_offsets[items + 1]
         self.lengths = stops - starts
         self.owners = np.repeat(np.arange(len(items)), self.lengths)
-        ends = np.cumsum(self.lengths)
-        flat = np.arange(len(self.owners)) + np.repeat(starts - ends + self.lengths, self.lengths)
-        self.codes = table.category_codes[flat]
+        self.codes = table.category_codes[ranges(starts, self.lengths)]
         # The first category is the main one; -1 for an item without any.
         self.main = np.full(len(items), -1, dtype=np.int64)
         has = self.lengths > 0

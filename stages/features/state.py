@@ -278,9 +278,6 @@ class FunnelState:
         eligible = (self.items.created_at_ms if available_from_ms is None else available_from_ms) <= time_ms
         eligible[exclude] = False
         ids = np.flatnonzero(eligible)
-        if 0 < k < len(ids):
-            threshold = np.partition(scores[ids], len(ids) - k)[len(ids) - k]
-            ids = ids[scores[ids] >= threshold]
         return ScoredItems.sort(ids, scores[ids], k)
 
     def save(self, directory: Path) -> None:

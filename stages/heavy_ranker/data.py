@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from stages.contracts.errors import DataError
-from stages.contracts.examples import Examples, request_starts
+from stages.contracts.examples import Examples
+from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.tables import CandidateTable
 from stages.features.ranking import heavy_features
 
@@ -57,12 +58,11 @@ def light_lists(rows: CandidateTable, light_scores: np.ndarray, wanted: np.ndarr
     chosen = np.flatnonzero(wanted)
     ids = rows.request_id[chosen]
     order = np.lexsort((rows.rank[chosen], -light_scores[chosen], ids))
-    starts = request_starts(ids)
-    ranks = np.arange(len(ids)) - np.repeat(starts[:-1], np.diff(starts))
+    ranks = places_in_rows(np.diff(run_offsets(ids)))
     kept = ranks < keep
     passed = chosen[order][kept]
     ids = rows.request_id[passed]
-    starts = request_starts(ids)
+    starts = run_offsets(ids)
     return Lists(passed, ranks[kept].astype(np.int32), starts, ids[starts[:-1]])
 
 

@@ -8,25 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from onnxruntime import InferenceSession
 
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json
+from stages.contracts.onnx_session import open_onnx
 
 MODEL_FILE = "heavy_ranker.onnx"
 META_FILE = "heavy_ranker.json"
 INPUT_NAME, OUTPUT_NAME = "features", "probabilities"
-
-# The faults that ONNX Runtime raises on a file that is missing, cut short or not a model.
-_UNREADABLE = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-)
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class HeavyScorer:
     """
 
     def __init__(
-        self, session: ort.InferenceSession, width: int, tasks: tuple[str, ...], objective: dict[str, float]
+        self, session: InferenceSession, width: int, tasks: tuple[str, ...], objective: dict[str, float]
     ) -> None:
         self._session = session
         self.width = width
@@ -75,7 +65,7 @@ class HeavyScorer:
                 f"{directory / META_FILE}: feature_schema_hash = {meta.feature_schema_hash!r}, "
                 f"the features at hand have {feature_schema_hash!r}"
             )
-        session = _open(directory / MODEL_FILE)
+        session = open_onnx(directory / MODEL_FILE)
         found = (session.get_inputs()[0].shape[-1], session.get_outputs()[0].shape[-1])
         if found != (meta.width, len(meta.tasks)):
             raise ReleaseError(
@@ -119,19 +109,6 @@ def check_objective(objective: Mapping[str, float], tasks: tuple[str, ...]) -> N
             raise ReleaseError(f"objective.{task} = {weight}, a finite weight is needed")
     if not any(objective.values()):
         raise ReleaseError(f"objective = {dict(objective)}: at least one of {', '.join(tasks)} needs a weight")
-
-
-def _open(path: Path) -> ort.InferenceSession:
-    if not path.is_file():
-        raise ReleaseError(f"{path}: missing")
-    ort.disable_telemetry_events()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _UNREADABLE as error:
-        raise ReleaseError(f"{path} is not a readable ONNX model: {error}") from None
 
 
 def _read_meta(path: Path) -> _Description:

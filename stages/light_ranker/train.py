@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.contracts.errors import DataError
-from stages.contracts.examples import Examples, mean_ndcg, request_starts
+from stages.contracts.examples import Examples, mean_ndcg
 from stages.contracts.files import write_json
+from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.ranking import SOURCE_POPULAR, rank_rows
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
@@ -127,10 +128,10 @@ def _sample(request_id: np.ndarray, positive: np.ndarray, negatives: int | None,
         return np.ones(len(request_id), dtype=bool)
     key = np.where(positive, -1.0, np.random.default_rng(seed).random(len(request_id)))
     order = np.lexsort((key, request_id))
-    starts = request_starts(request_id)
+    starts = run_offsets(request_id)
     limit = negatives + np.add.reduceat(positive.astype(np.int64), starts[:-1])
     lengths = np.diff(starts)
-    kept = np.arange(len(order)) - np.repeat(starts[:-1], lengths) < np.repeat(limit, lengths)
+    kept = places_in_rows(lengths) < np.repeat(limit, lengths)
     sampled = np.zeros(len(order), dtype=bool)
     sampled[order] = kept
     return sampled
@@ -214,7 +215,7 @@ def _dataset(
     return lgb.Dataset(
         examples.features[training.rows[chosen]],
         label=training.grade[chosen],
-        group=np.diff(request_starts(training.request_id[chosen])),
+        group=np.diff(run_offsets(training.request_id[chosen])),
         feature_name=list(examples.feature_names),
         reference=reference,
         params={"verbosity": -1},

@@ -20,6 +20,7 @@ from stages.contracts.manifest import MANIFEST_FILE, FunnelSpec, ReleaseManifest
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import DAY_MS, SERVING
+from stages.contracts.top_k import top_k
 from stages.contracts.touches import first_touches
 from stages.release.parts import check_parts
 
@@ -133,7 +134,7 @@ def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> li
         weights = np.exp2((events.event_time_ms[first] - as_of_ms) / (half_life_days * DAY_MS))
     scores = np.bincount(events.item_index[first], weights=weights, minlength=len(items))
     born = np.flatnonzero(items.available_from_ms(SERVING) <= as_of_ms)
-    best = born[np.argsort(-scores[born], kind="stable")[:k]]
+    best = born[top_k(scores[born], k)]
     return [{"item_id": str(items.item_id[item]), "score": float(scores[item])} for item in best]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.contracts.tables import DAY_MS
+from stages.contracts.top_k import top_k
 from stages.simulator import titles
 from stages.simulator.config import WorldConfig
 
@@ -137,7 +138,7 @@ class World:
         """Return the rows ``[min(k, born originals)]`` of the best items at a time, best first."""
         born = np.flatnonzero((self.birth_ms <= time_ms) & (self.original == np.arange(len(self.original))))
         preference = self.true_preference(np.array(user_row), np.array(time_ms), born)
-        best: np.ndarray = born[np.lexsort((born, -preference))[:k]]
+        best: np.ndarray = born[top_k(preference, k)]
         return best
 
     def duplicates(self, kind: Literal["exact", "near"] | None = None) -> dict[str, str]:

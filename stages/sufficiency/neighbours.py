@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from stages.contracts.tables import RankedTable
+from stages.contracts.top_k import top_k
 
 _BLOCK = 32
 """Requests that are answered at a time."""
@@ -69,7 +70,7 @@ def answers(
 def _best(items: np.ndarray, scores: np.ndarray, refused: np.ndarray, k: int) -> np.ndarray:
     """Return the places of the k best items that are not refused; ties go to the lower item."""
     shown = np.flatnonzero(~np.isin(items, refused))
-    best: np.ndarray = shown[np.lexsort((items[shown], -scores[shown]))[:k]]
+    best: np.ndarray = shown[top_k(scores[shown], k, items[shown])]
     return best
 
 
@@ -128,10 +129,5 @@ def _strongest(items: np.ndarray, values: np.ndarray, own: int, k: int) -> tuple
     """Return the k items with the largest values and their values, without the own one."""
     others = items != own
     items, values = items[others], values[others]
-    if len(items) <= k:
-        return items, values
-    least = np.partition(values, -k)[-k]
-    above, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)
-    equal = equal[np.argsort(items[equal])][: k - len(above)]
-    chosen = np.concatenate([above, equal])
+    chosen = top_k(values, k, items)
     return items[chosen], values[chosen]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.retrieval.data import Interactions, Split
-from benchmarks.retrieval.static.judge import judge, rank_metrics, top_k
+from benchmarks.retrieval.static.judge import judge, rank_metrics, top_k_of_rows
 from stages.contracts.errors import DataError
 
 
@@ -23,14 +23,14 @@ def test_top_k_is_a_stable_sort(k: int) -> None:
     scores = rng.integers(0, 4, (200, 7)).astype(np.float32)
     scores[rng.random(scores.shape) < 0.2] = -np.inf
     scores[0], scores[1] = 0, -np.inf
-    for row, best in zip(scores, top_k(scores, k), strict=True):
+    for row, best in zip(scores, top_k_of_rows(scores, k), strict=True):
         wanted = [item for item in np.argsort(-row, kind="stable") if row[item] > -np.inf][:k]
         assert best.tolist() == wanted + [-1] * (k - len(wanted))
 
 
 def test_top_k_refuses_nan() -> None:
     with pytest.raises(DataError, match="NaN"):
-        top_k(np.array([[1.0, np.nan]]), 1)
+        top_k_of_rows(np.array([[1.0, np.nan]]), 1)
 
 
 def slow_metrics(answers: list[int], wanted: set[int], k: int) -> dict[str, float]:

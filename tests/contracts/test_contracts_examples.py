@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
-from stages.contracts.examples import Examples, mean_ndcg, request_starts
+from stages.contracts.examples import Examples, mean_ndcg
 from stages.contracts.tables import CandidateTable
 
 
@@ -78,11 +78,6 @@ def test_rows_of_a_request_must_be_together(examples: Path) -> None:
     rows.take(np.array([0, 2, 1])).write(examples / "rows.parquet")
     with pytest.raises(DataError, match="sorted by request_id"):
         Examples.read(examples)
-
-
-def test_request_starts() -> None:
-    np.testing.assert_array_equal(request_starts(np.array([4, 4, 7, 9, 9])), [0, 2, 3, 5])
-    np.testing.assert_array_equal(request_starts(np.array([], np.int64)), [0])
 
 
 def naive_ndcg(lists: list[list[tuple[float, float]]], k: int) -> float:

@@ -105,7 +105,7 @@ def test_a_missing_part_is_named(release: Path, name: str) -> None:
 def test_a_truncated_model_is_refused(release: Path, keep: int) -> None:
     path = release / "heavy_ranker.onnx"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ReleaseError, match="not a readable ONNX model"):
+    with pytest.raises(ReleaseError, match="not a loadable ONNX model"):
         HeavyScorer.load(release, "abc", {})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.retrieval.data import number
 from stages.contracts.errors import DataError
+from stages.contracts.ragged import places_in_rows, row_offsets
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Log:
     def place(self) -> np.ndarray:
         """How many events of the same user come before each, int64 ``[E]``."""
         place = np.empty(len(self), dtype=np.int64)
-        place[self.by_user] = np.arange(len(self)) - self._starts[self.user[self.by_user]]
+        place[self.by_user] = places_in_rows(np.bincount(self.user))
         return place
 
     @cached_property
@@ -105,9 +106,8 @@ class Log:
     def before(self, rows: slice) -> History:
         """Return the items of all earlier events of each event's user; an item that was met twice comes twice."""
         lengths = self.place[rows]
-        ends = np.cumsum(lengths)
         row = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(row)) - (ends - lengths)[row]
+        place = places_in_rows(lengths)
         events = self.by_user[self._starts[self.user[rows]][row] + place]
         return History(row, self.item[events], lengths[row] - 1 - place)
 
@@ -119,5 +119,4 @@ class Log:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        sizes = np.bincount(self.user)
-        return np.cumsum(sizes) - sizes
+        return row_offsets(np.bincount(self.user))[:-1]

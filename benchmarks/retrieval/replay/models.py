@@ -28,6 +28,7 @@ from benchmarks.retrieval.replay.shares import (
 )
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.config import Config
+from stages.contracts.ragged import ranges
 
 Count = Annotated[int, Field(ge=1)]
 _CO_CLICK_BYTES = 96
@@ -301,9 +302,8 @@ class CoClicks:
             start = np.maximum(np.searchsorted(self._key, source * len(self.log)), end - self.settings.recent)
             length = np.where(source >= 0, end - start, 0)
             row = np.repeat(np.arange(len(events)), length)
-            within = np.arange(len(row)) - (np.cumsum(length) - length)[row]
             weight = self.settings.decay ** (back - 1) / np.maximum(length + self.settings.smoothing, 1)
-            parts.append((row, self._target[start[row] + within], weight[row]))
+            parts.append((row, self._target[ranges(start, length)], weight[row]))
         row, item, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return row, item, weight
 

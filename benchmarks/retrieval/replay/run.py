@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.retrieval.replay.log import Log
 from stages.contracts.errors import DataError
+from stages.contracts.ndcg import discounts
 from stages.evaluation.bootstrap import paired_bootstrap
 
 
@@ -66,7 +67,7 @@ class Replay:
 
 METRICS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "hr@10": lambda rank: _within(rank, 10),
-    "ndcg@10": lambda rank: _within(rank, 10) / np.log2(np.maximum(rank, 1) + 1),
+    "ndcg@10": lambda rank: _within(rank, 10) * discounts(np.maximum(rank, 1) - 1, 10),
     "hr@20": lambda rank: _within(rank, 20),
     "mrr@20": lambda rank: _within(rank, 20) / np.maximum(rank, 1),
     "hr@200": lambda rank: _within(rank, 200),

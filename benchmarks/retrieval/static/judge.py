@@ -12,6 +12,8 @@ from scipy import sparse
 
 from benchmarks.retrieval.data import Split
 from stages.contracts.errors import DataError
+from stages.contracts.ndcg import discounts
+from stages.contracts.top_k import top_k
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 """Users int64 ``[B]`` to scores float ``[B, N]`` of the whole catalogue; ``-inf`` is never answered."""
@@ -23,28 +25,22 @@ _CELL_BYTES = 32
 METRICS = ("ndcg", "recall", "precision", "hit_rate")
 
 
-def top_k(scores_BN: np.ndarray, k: int) -> np.ndarray:
+def top_k_of_rows(scores_BN: np.ndarray, k: int) -> np.ndarray:
     """Return the k best columns of each row, int64 ``[B, k]``, best first; of equal scores the lower column is first.
 
-    The same as a stable sort of whole rows, without sorting them. Where fewer than k scores are above ``-inf``, the
-    rest is -1.
+    Where fewer than k scores are above ``-inf``, the rest is -1.
 
     Raises:
         DataError: if a score is NaN.
     """
     if np.isnan(scores_BN).any():
         raise DataError("scores hold NaN; allowed are numbers, and -inf for what is not answered")
-    rows, columns = scores_BN.shape
-    k_found = min(k, columns)
-    border_B = np.partition(scores_BN, columns - k_found, axis=1)[:, columns - k_found]
-    row, column = np.nonzero((scores_BN >= border_B[:, None]) & (scores_BN > -np.inf))
-    order = np.lexsort((column, -scores_BN[row, column], row))
-    row, column = row[order], column[order]
-    place = np.arange(len(row)) - np.searchsorted(row, np.arange(rows))[row]
-    best = np.full((rows, k), -1, dtype=np.int64)
-    kept = place < k
-    best[row[kept], place[kept]] = column[kept]
-    return best
+    best_Bk = np.full((len(scores_BN), k), -1, dtype=np.int64)
+    for best_k, scores_N in zip(best_Bk, scores_BN, strict=True):
+        found = top_k(scores_N, k)
+        found = found[scores_N[found] > -np.inf]
+        best_k[: len(found)] = found
+    return best_Bk
 
 
 def rank_metrics(hits_Jk: np.ndarray, wanted_J: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,7 +55,7 @@ def rank_metrics(hits_Jk: np.ndarray, wanted_J: np.ndarray) -> dict[str, np.ndar
         wanted_J: how many items are wanted, at least 1 each.
     """
     k = hits_Jk.shape[1]
-    gains_k = 1 / np.log2(np.arange(2, k + 2))
+    gains_k = discounts(np.arange(k), k)
     ideal = np.cumsum(gains_k)[np.minimum(wanted_J, k) - 1]
     found = hits_Jk.sum(axis=1)
     return {
@@ -94,7 +90,7 @@ def judge(scorer: Scorer, split: Split, k: int) -> dict[str, np.ndarray]:
         if scores_BN.shape != (len(asked), split.train.items):
             raise DataError(f"scores of {len(asked)} users are {list(scores_BN.shape)}, not [B, {split.train.items}]")
         scores_BN[seen[asked].nonzero()] = -np.inf
-        hits.append(_among(wanted, asked, top_k(scores_BN, k)))
+        hits.append(_among(wanted, asked, top_k_of_rows(scores_BN, k)))
     return rank_metrics(np.concatenate(hits), wanted_U[users])
 
 

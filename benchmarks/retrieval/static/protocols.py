@@ -25,6 +25,7 @@ from benchmarks.retrieval.readers import (
     read_sequences,
 )
 from stages.contracts.errors import DataError
+from stages.contracts.ragged import places_in_rows
 
 Splitter = Callable[[int, bool], Split]
 """Seed, and whether to cut validation from the training rows, to a split."""
@@ -95,9 +96,8 @@ def _rank_within(group: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.n
     """Return each row's rank by draw within its group, from 0, and the size of its group."""
     order = np.lexsort((draws, group))
     sizes = np.bincount(group)
-    starts = np.cumsum(sizes) - sizes
     rank = np.empty(len(group), dtype=np.int64)
-    rank[order] = np.arange(len(group)) - starts[group[order]]
+    rank[order] = places_in_rows(sizes)
     return rank, sizes[group]
 
 

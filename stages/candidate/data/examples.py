@@ -13,6 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import sparse
 
 from stages.contracts.errors import EmptyDatasetError
+from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.snapshot import Snapshot, SnapshotMeta
 from stages.contracts.tables import PART_CANDIDATE, EventTable
 from stages.contracts.touches import by_pair, touching
@@ -225,8 +226,8 @@ def first_touches(
     new_moment = new_user.copy()
     new_moment[1:] |= time[1:] != time[:-1]
     n_versions = np.add.reduceat(better.astype(np.int64), starts)[by_time]
-    offsets = np.concatenate([[0], np.cumsum(n_versions)])
-    versions = order[better][_ranges(np.cumsum(better)[starts[by_time]] - 1, n_versions)]
+    offsets = row_offsets(n_versions)
+    versions = order[better][ranges(np.cumsum(better)[starts[by_time]] - 1, n_versions)]
     return Examples(
         items=events.item_index[kept].astype(np.int32),
         users=user.astype(np.int32),
@@ -284,14 +285,6 @@ def _improvements(order: np.ndarray, first: np.ndarray, relevance: np.ndarray, v
     better = first.copy()
     better[1:] |= grouped[1:] > best[:-1]
     return better
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return the integers of ``[start, start + length)`` for each pair, one after the other."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    ranges: np.ndarray = np.arange(total) - np.repeat(ends - lengths - starts, lengths)
-    return ranges
 
 
 def _last_true(flags: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.candidate.data.words import hashed_words
+from stages.contracts.ragged import ranges
 from stages.contracts.snapshot import ItemTable
 from stages.features.history import age_seconds
 
@@ -178,9 +179,7 @@ class Catalogue:
 def _bags(offsets: np.ndarray, codes: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = offsets[items]
     counts = offsets[items + 1] - starts
-    ends = np.cumsum(counts)
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    return codes[np.repeat(starts, counts) + within], counts
+    return codes[ranges(starts, counts)], counts
 
 
 def standardised_log(duration_s: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ import zlib
 
 import numpy as np
 
+from stages.contracts.ragged import row_offsets
+
 _WORD = re.compile(r"\w+")
 
 
@@ -25,5 +27,5 @@ def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.nda
     bags = [
         sorted({zlib.crc32(word.encode()) % n_buckets for word in _WORD.findall(title.lower())}) for title in titles
     ]
-    offsets = np.concatenate([[0], np.cumsum([len(bag) for bag in bags], dtype=np.int64)])
+    offsets = row_offsets([len(bag) for bag in bags])
     return offsets, np.array([code for bag in bags for code in bag], dtype=np.int64)

@@ -26,6 +26,7 @@ from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.ragged import row_offsets
 from stages.contracts.tower_code import tower_code
 from stages.features.history import TowerInputs
 
@@ -68,7 +69,7 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
         self.register_buffer("contexts", None if context_VD is None else torch.from_numpy(context_VD))
         self.register_buffer("users", None if user_UD is None else torch.from_numpy(user_UD))
         sizes = np.zeros(0, dtype=np.int64) if context_sizes is None else context_sizes
-        self.register_buffer("context_starts", torch.from_numpy(np.cumsum(np.concatenate([[0], sizes]))[:-1]))
+        self.register_buffer("context_starts", torch.from_numpy(row_offsets(sizes)[:-1]))
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import numpy as np
 from stages.candidate.generators.config import SourcesConfig
 from stages.contracts.errors import ReleaseError
 from stages.contracts.tables import ScoredItems
+from stages.contracts.top_k import top_k
 from stages.features.state import FunnelState
 
 Pool = tuple[np.ndarray, np.ndarray]
@@ -64,11 +65,8 @@ def best_of(pool: Pool, asked: Asked, k: int) -> ScoredItems:
     ids, scores = pool[0], pool[1].astype(np.float32)
     kept = (scores > 0) & (asked.available_ms[ids] <= asked.time_ms) & ~np.isin(ids, asked.seen)
     ids, scores = ids[kept], scores[kept]
-    if k < len(ids):
-        threshold = np.partition(scores, len(ids) - k)[len(ids) - k]
-        ids, scores = ids[scores >= threshold], scores[scores >= threshold]
-    order = np.lexsort((ids, -scores))[:k]
-    return ScoredItems(ids=ids[order].astype(np.int64), scores=scores[order])
+    best = top_k(scores, k, ids)
+    return ScoredItems(ids=ids[best].astype(np.int64), scores=scores[best])
 
 
 class CovisitationSource:

@@ -16,7 +16,9 @@ from tqdm import tqdm
 from stages.candidate.generators.config import SourcesConfig
 from stages.candidate.generators.files import Neighbours
 from stages.candidate.linear.models import Ease, ImplicitAls
+from stages.contracts.ragged import row_offsets
 from stages.contracts.snapshot import ItemTable
+from stages.contracts.top_k import top_k
 
 _BLOCK = 256
 _WORD = re.compile(r"\w+")
@@ -128,15 +130,14 @@ def _cut(found: np.ndarray, weights: np.ndarray, ties: np.ndarray, keep: int) ->
 
     Rounded, so that how a sum was ordered decides no tie.
     """
-    order = np.lexsort((ties, -np.round(weights, 6)))[:keep]
+    order = top_k(np.round(weights, 6), keep, ties)
     return found[order], weights[order]
 
 
 def _as_arrays(rows: Iterator[Row]) -> Neighbours:
     """Join the rows of all items."""
     pieces = list(rows)
-    offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
-    np.cumsum([len(found) for found, _ in pieces], out=offsets[1:])
+    offsets = row_offsets([len(found) for found, _ in pieces])
     items = np.concatenate([np.zeros(0, dtype=np.int64), *(found for found, _ in pieces)])
     weights = np.concatenate([np.zeros(0, dtype=np.float32), *(weights for _, weights in pieces)])
     return offsets, items.astype(np.int32), weights.astype(np.float32)

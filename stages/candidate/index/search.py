@@ -17,6 +17,7 @@ import faiss
 import numpy as np
 
 from stages.contracts.tables import ScoredItems
+from stages.contracts.top_k import top_k
 
 OVERFETCH = 512
 """Up to so many excluded items a query are searched for and dropped; more are masked in the search."""
@@ -109,9 +110,6 @@ class ItemSearch:
     def _exact(self, query_TD: np.ndarray, ids: np.ndarray, k: int) -> ScoredItems:
         """Compare with each of ``ids``."""
         scores = (self._vectors[ids] @ query_TD.T).max(axis=1) if len(ids) else np.zeros(0, np.float32)
-        if k < len(ids):
-            threshold = np.partition(scores, len(ids) - k)[len(ids) - k]
-            ids, scores = ids[scores >= threshold], scores[scores >= threshold]
         return _sorted(ids, scores, k)
 
     def _best(self, query_TD: np.ndarray, ids: np.ndarray, scores: np.ndarray, k: int) -> ScoredItems:
@@ -203,5 +201,5 @@ def _inverted(index: Any) -> Any:
 
 
 def _sorted(ids: np.ndarray, scores: np.ndarray, k: int) -> ScoredItems:
-    order = np.lexsort((ids, -scores))[:k]
+    order = top_k(scores, k, ids)
     return ScoredItems(ids=ids[order].astype(np.int64), scores=scores[order].astype(np.float32))

@@ -25,6 +25,7 @@ from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.data.validation import checked_tables
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.files import write_json
+from stages.contracts.ragged import row_offsets
 from stages.contracts.ranking import BASELINES_FILE
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
@@ -188,7 +189,7 @@ class Answering:
 def history_matrix(histories: Sequence[np.ndarray], n_items: int, decay: float | None = None) -> sparse.csr_matrix:
     """Return histories, oldest item first, as rows of float64 ``[B, N]``: ones, or weights by recency."""
     lengths = [len(items) for items in histories]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = row_offsets(lengths)
     items = np.concatenate(histories)
     weights = np.ones(len(items))
     if decay is not None:
@@ -199,11 +200,7 @@ def history_matrix(histories: Sequence[np.ndarray], n_items: int, decay: float |
 def best_items(scores_N: np.ndarray, allowed_N: np.ndarray, k: int) -> ScoredItems:
     """Return the ``k`` best of the allowed items, ties by item index."""
     ids = np.flatnonzero(allowed_N)
-    scores = scores_N[ids]
-    if k < len(ids):
-        threshold = np.partition(scores, len(ids) - k)[len(ids) - k]
-        ids, scores = ids[scores >= threshold], scores[scores >= threshold]
-    return ScoredItems.sort(ids, scores, k)
+    return ScoredItems.sort(ids, scores_N[ids], k)
 
 
 def ranked_table(request_id: Sequence[int], answers: Sequence[ScoredItems]) -> RankedTable:

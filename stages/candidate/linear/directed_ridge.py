@@ -15,6 +15,7 @@ import numpy as np
 from scipy import linalg, sparse
 
 from stages.contracts.errors import ConfigError, DataError
+from stages.contracts.ragged import places_in_rows, run_offsets
 
 _BYTES = 20
 """Of an item-item cell: the Gram matrix and the right side in float64, and the weights that stay in float32."""
@@ -133,12 +134,10 @@ def _places(user_R: np.ndarray) -> np.ndarray:
     Raises:
         DataError: if a user's events are not together.
     """
-    first = np.flatnonzero(np.append(True, user_R[1:] != user_R[:-1])) if len(user_R) else np.zeros(0, dtype=np.int64)
-    if len(np.unique(user_R)) != len(first):
+    sizes = np.diff(run_offsets(user_R))
+    if len(np.unique(user_R)) != len(sizes):
         raise DataError("directed ridge: the events of a user are not together; allowed are users one after the other")
-    sizes = np.diff(np.append(first, len(user_R)))
-    places: np.ndarray = np.arange(len(user_R)) - np.repeat(first, sizes)
-    return places
+    return places_in_rows(sizes)
 
 
 def _histories(
@@ -146,9 +145,8 @@ def _histories(
 ) -> sparse.csr_matrix:
     """Return weighted histories before some events, float64 ``[b, N]``."""
     length_b = np.minimum(place_R[rows_b], latest)
-    ends_b = np.cumsum(length_b)
     row = np.repeat(np.arange(len(rows_b)), length_b)
-    back = np.arange(1, len(row) + 1) - (ends_b - length_b)[row]
+    back = 1 + places_in_rows(length_b)
     columns = item_R[rows_b[row] - back]
     return sparse.csr_matrix((power_weights(back, power, latest), (row, columns)), shape=(len(rows_b), items))
 

@@ -14,6 +14,7 @@ from stages.candidate.generators.generators import Asked
 from stages.candidate.onnx_towers import ranker_query
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
+from stages.contracts.ragged import places_in_rows
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.sources import SourceScores
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable, ScoredItems
@@ -55,7 +56,7 @@ class Block:
             request_id=np.repeat(np.array(self.rows, dtype=np.int64), lengths),
             item_index=np.concatenate([answer.items.ids for answer in found]),
             score=np.concatenate([answer.items.scores for answer in found]),
-            rank=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+            rank=places_in_rows(np.array(lengths)).astype(np.int32),
             source=np.concatenate([answer.source for answer in found]),
         )
 

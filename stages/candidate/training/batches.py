@@ -16,6 +16,7 @@ from stages.candidate.data.item_features import Catalogue
 from stages.candidate.distributed.candidate_exchange import Share, part
 from stages.candidate.training.negatives import SharedNegatives
 from stages.contracts.errors import EmptyDatasetError
+from stages.contracts.ragged import ranges
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER, TowerInputs
 
@@ -306,7 +307,7 @@ class SequenceBatches(Batches):
         examples, n_items = self._examples, len(self._catalogue)
         sizes = stop - first
         ends = np.cumsum(sizes)
-        places = np.arange(sizes.sum()) - np.repeat(ends - sizes - first, sizes)
+        places = ranges(first, sizes)
         shares = [part(len(sizes), rank, self._world) for rank in range(self._world)]
         borders = (0, *(int(ends[each.stop - 1]) for each in shares))
         share, own = Share(borders, self.shared.n, self._rank, not self._full), shares[self._rank]

@@ -18,6 +18,7 @@ from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.inputs import CATEGORY, CONTEXT, HISTORY, ITEM, USER, WORD, ModelInputs, Pooling
 from stages.candidate.towers.table_parts import dealt, parts
 from stages.candidate.training.batches import Batch
+from stages.contracts.ragged import places_in_rows, row_offsets
 
 _EMPTY = torch.zeros(0)
 
@@ -33,7 +34,7 @@ class InputMaker:
             self._content[WORD] = (_Distinguisher(config.word_buckets), catalogue.word_bags)
         self._contexts = _Distinguisher(int(catalogue.context_sizes.sum()))
         self._parts = parts(config.parts_of(len(catalogue)))
-        self._context_starts = np.concatenate([[0], np.cumsum(catalogue.context_sizes)])[:-1]
+        self._context_starts = row_offsets(catalogue.context_sizes)[:-1]
 
     def __call__(self, batch: Batch) -> ModelInputs:
         """Return the tensors of ``batch`` on the device."""
@@ -75,8 +76,7 @@ class InputMaker:
         if n_parts > 1:
             order_U = np.argsort(part_U, kind="stable")
             items_U, part_U = items_U[order_U], part_U[order_U]
-        within_U = np.arange(len(items_U)) - np.repeat(np.cumsum(sizes_P) - sizes_P, sizes_P)
-        slots_U = within_U * n_parts + part_U
+        slots_U = places_in_rows(sizes_P) * n_parts + part_U
         self._slot_N[batch.history[~batch.kept]] = sizes_P[0] * n_parts
         self._slot_N[items_U] = slots_U
         return _Distinct(items_U, slots_U, sizes_P)

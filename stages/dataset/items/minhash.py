@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from rensa import RMinHash, RMinHashLSH
 
+from stages.contracts.ragged import ranges
+
 _PERMUTATIONS = 192
 _SEED = 42
 _MISSED = 0.01
@@ -126,9 +128,7 @@ class _Sets:
         pairs = np.concatenate([np.arange(len(left)), np.arange(len(right))])
         rows = np.concatenate([left, right])
         sizes = np.diff(self._offsets)[rows]
-        ends = np.cumsum(sizes)
-        within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - sizes, sizes)
-        values = self._values[np.repeat(self._offsets[rows], sizes) + within].astype(np.int64)
+        values = self._values[ranges(self._offsets[rows], sizes)].astype(np.int64)
         # The pair in the upper half of the word, the member in the lower one.
         joined = np.sort((np.repeat(pairs, sizes) << 32) | values)
         twice = joined[1:][joined[1:] == joined[:-1]] >> 32

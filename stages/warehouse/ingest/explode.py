@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.contracts.files import canonical_json
+from stages.contracts.ragged import ranges, row_offsets
 from stages.warehouse.ingest.parse import LONGEST_ID
 from stages.warehouse.mapping import InteractionColumns
 from stages.warehouse.readers.chunk import Reject
@@ -45,10 +46,8 @@ def expand_items(rows: Any, numbers: np.ndarray, mapping: InteractionColumns) ->
     ]
     events = [() if isinstance(entry, str) else entry for entry in found]
     counts = np.array([len(entry) for entry in events], dtype=np.int64)
-    starts = np.cumsum(counts) - counts
     repeats = counts[codes]
-    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    picked = pa.array(np.repeat(starts[codes], repeats) + within)
+    picked = pa.array(ranges(row_offsets(counts)[codes], repeats))
     made = rows.take(pa.array(np.repeat(origin, repeats)))
     for place, name in enumerate(("item_id", "signal")):
         values = pa.array([event[place] for entry in events for event in entry], pa.large_string()).take(picked)

@@ -1,8 +1,7 @@
 """Row identity: deterministic 64-bit hashes of whole columns, and the count of identical rows.
 
 Strings are hashed with BLAKE2b, once for each distinct value of a chunk; numbers and columns are
-combined with the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
-number generators", OOPSLA 2014). Among n rows two differing ones share an id with probability of
+combined with SplitMix64. Among n rows two differing ones share an id with probability of
 about n^2 / 2^65: 3e-4 at a hundred million.
 
 Shapes: R rows of a chunk.
@@ -19,8 +18,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+from stages.contracts.ragged import places_in_rows
+from stages.contracts.splitmix64 import GOLDEN, mix64
+
 _NULL_NUMBER = np.uint64(0x6A09E667F3BCC909)
 
 
@@ -47,22 +47,16 @@ def hash_numbers(column: Any) -> np.ndarray:
     values = column.fill_null(0).to_numpy(zero_copy_only=False)
     if values.dtype == np.float64:
         values = values + 0.0
-    hashed = _mix(values.view(np.uint64) + _GOLDEN)
+    hashed = mix64(values.view(np.uint64) + GOLDEN)
     return np.where(column.is_null().to_numpy(zero_copy_only=False), _NULL_NUMBER, hashed)
 
 
 def combine(parts: Iterable[np.ndarray | np.uint64], size: int) -> np.ndarray:
     """Return uint64 ``[R]``: one hash of several columns, which depends on their order."""
-    combined = np.full(size, _GOLDEN, dtype=np.uint64)
+    combined = np.full(size, GOLDEN, dtype=np.uint64)
     for part in parts:
-        combined = _mix(combined * _GOLDEN + part)
+        combined = mix64(combined * GOLDEN + part)
     return combined
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    values = (values ^ (values >> np.uint64(30))) * _MIX_1
-    values = (values ^ (values >> np.uint64(27))) * _MIX_2
-    return np.asarray(values ^ (values >> np.uint64(31)))
 
 
 class Occurrences:
@@ -96,9 +90,8 @@ class Occurrences:
             return np.zeros(0, dtype=np.int64)
         distinct, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         order = np.argsort(inverse, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         within = np.empty(len(hashes), dtype=np.int64)
-        within[order] = np.arange(len(hashes)) - np.repeat(starts, counts)
+        within[order] = places_in_rows(counts)
         return np.asarray(within + self._earlier(distinct, hashes)[inverse])
 
     def _earlier(self, distinct: np.ndarray, hashes: np.ndarray) -> np.ndarray:

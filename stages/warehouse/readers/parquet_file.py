@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.contracts.errors import DataError
+from stages.contracts.ragged import row_offsets
 from stages.warehouse.mapping import ColumnMapping, FileSource, ItemColumns
 from stages.warehouse.readers.blocks import Progress
 from stages.warehouse.readers.chunk import Chunk, Reject, check_columns
@@ -103,7 +104,7 @@ def _joined(column: Any, separator: str, id_field: str | None, name: str) -> Any
         values = values.dictionary_decode()
     texts = exact_text(values) if id_field is None else exact_ids(values, id_field, name)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    offsets = pa.array(row_offsets(lengths), pa.int64())
     lists = pa.LargeListArray.from_arrays(offsets, texts, mask=column.is_null())
     return pc.binary_join(lists, pa.scalar(separator, pa.large_string()))
 
