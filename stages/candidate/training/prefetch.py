@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Raw = TypeVar("Raw")
@@ -13,70 +13,56 @@ Ready = TypeVar("Ready")
 
 
 class Prefetched(Generic[Raw, Ready]):
-    """Iterates over ``prepare(x)`` of each x, up to ``ahead`` of them made in advance by a thread.
+    """Iterates once over ``prepare(x)`` of each x, up to ``ahead`` of them made in advance by a thread.
 
-    Numpy and torch release the interpreter's lock in their loops, so that a thread is enough. The order
-    is that of the source. An error while preparing is raised where the batch is asked for; leaving the
-    loop early, by ``close``, stops the thread.
+    NumPy and torch release the interpreter's lock in their loops, so that a thread is enough. The order is that of
+    the source. An error of the source or of ``prepare`` is raised where its batch is asked for, and nothing after it
+    is prepared. The thread ends with the last batch, with an error, and when the loop is left or closed.
 
     Args:
-        source: what to prepare.
+        source: what to prepare; the thread reads it.
         prepare: called once for each.
-        ahead: 0 prepares in the caller's thread.
+        ahead: how many; 0 prepares in the caller's thread.
 
     Attributes:
         waited: seconds that the consumer has spent waiting for input.
     """
 
     def __init__(self, source: Iterable[Raw], prepare: Callable[[Raw], Ready], ahead: int) -> None:
-        self._source, self._prepare = iter(source), prepare
-        self._queue: queue.Queue[tuple[Ready | None, BaseException | None]] = queue.Queue(max(1, ahead))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, daemon=True) if ahead else None
+        self._source, self._prepare, self._ahead = iter(source), prepare, ahead
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") if ahead else None
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Ready]:
-        if self._thread is not None:
-            self._thread.start()
-        while True:
-            started = time.perf_counter()
-            ready = self._own() if self._thread is None else self._taken()
-            self.waited += time.perf_counter() - started
-            if ready is None:
-                return
-            yield ready
+        pending: deque[Future[list[Ready]]] = deque()
+        try:
+            while True:
+                started = time.perf_counter()
+                ready = self._next() if self._pool is None else self._taken(self._pool, pending)
+                self.waited += time.perf_counter() - started
+                if not ready:
+                    return
+                yield ready[0]
+        finally:
+            self.close()
 
     def close(self) -> None:
-        """Stop preparing; safe to call more than once."""
-        self._stop.set()
-        if self._thread is not None and self._thread.is_alive():
-            self._thread.join()
+        """Stop preparing, and wait for the batch that is being prepared; safe to call more than once."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
-    def _own(self) -> Ready | None:
-        for raw in self._source:
-            return self._prepare(raw)
-        return None
+    def _taken(self, pool: ThreadPoolExecutor, pending: deque[Future[list[Ready]]]) -> list[Ready]:
+        # The one that is asked for, and those in advance.
+        while len(pending) <= self._ahead:
+            pending.append(pool.submit(self._next))
+        return pending.popleft().result()
 
-    def _taken(self) -> Ready | None:
-        ready, error = self._queue.get()
-        if error is not None:
-            raise error
-        return ready
-
-    def _fill(self) -> None:
+    def _next(self) -> list[Ready]:
+        """Return the next batch, or nothing after the last one or an error."""
         try:
             for raw in self._source:
-                if not self._put((self._prepare(raw), None)):
-                    return
-            self._put((None, None))
-        except Exception as error:  # noqa: BLE001 - raised again by the consumer
-            self._put((None, error))
-
-    def _put(self, entry: tuple[Ready | None, BaseException | None]) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(entry, timeout=0.05)
-            except queue.Full:
-                continue
-            return True
-        return False
+                return [self._prepare(raw)]
+        except BaseException:
+            self._source = iter(())
+            raise
+        return []
