@@ -24,6 +24,7 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import pyarrow as pa
+from tabulate import tabulate
 
 from benchmarks.environment import describe
 from stages.contracts.ndcg import discounts
@@ -151,13 +152,14 @@ def main() -> None:
             world.load(warehouse)
             for name, (values, minimum) in LABELS.items():
                 found[name].append(measure(world, warehouse, values, minimum))
-    table = {}
-    print(f"{'label':20s} {'shortest quarter':>18s} {'longest quarter':>18s} {'NDCG@10':>18s}")
+    table, rows = {}, []
     for name, runs in found.items():
         means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
         errors = {key: float(np.std([run[key] for run in runs], ddof=1) / np.sqrt(len(runs))) for key in runs[0]}
-        print(f"{name:20s} " + " ".join(f"{means[key]:10.4f} ± {errors[key]:.4f}" for key in means))
+        rows.append([name, *(f"{means[key]:.4f} ± {errors[key]:.4f}" for key in means)])
         table[name] = {key: {"mean": round(means[key], 4), "error": round(errors[key], 4)} for key in means}
+    headers = ["label", "shortest quarter", "longest quarter", "NDCG@10"]
+    print(tabulate(rows, headers=headers, disable_numparse=True))
     result = {"benchmark": "labels", **describe("lightgbm", "numpy"), "videos": len(durations), "seeds": options.seeds}
     print(json.dumps({**result, "labels": table}))
 

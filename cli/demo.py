@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 
 from cli.airflow import DAG_ID, run_dag
 from stages.contracts.errors import DataError, TransientError
@@ -49,8 +46,10 @@ def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, p
     click.echo(f"DAG run finished in {time.monotonic() - started:.0f} s; its log: {log}")
     _point_to(home)
     port = port or _free_port()
-    with _server(home, port, environ) as (base, process):
-        _show(base, home)
+    base = f"http://127.0.0.1:{port}"
+    # No proxy of the environment stands between this machine and itself.
+    with httpx.Client(base_url=base, timeout=30, trust_env=False) as client, _server(client, home, environ) as process:
+        _show(client, home)
         _closing_words(base, home, keep_serving, ReleaseRegistry(settings.registry).runs_page(MLFLOW))
         if keep_serving:
             process.wait()
@@ -75,68 +74,63 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _server(home: Path, port: int, environ: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run ``sluice serve`` as its own process until the block ends."""
+def _server(client: httpx.Client, home: Path, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``sluice serve`` on the client's port as its own process until the block ends."""
     log = home / "serving.log"
-    base = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "cli", "serve", "--port", str(client.base_url.port)]
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "serve", "--port", str(port)], env=environ, stdout=stream, stderr=stream
-        )
+        process = subprocess.Popen(command, env=environ, stdout=stream, stderr=stream)
         try:
-            _wait_ready(base, process, log)
-            yield base, process
+            _wait_ready(client, process, log)
+            yield process
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=30)
 
 
-def _wait_ready(base: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise TransientError(f"the server stopped: {words[-1] if words else 'no output'} (log: {log})")
         try:
-            _call(f"{base}/readyz")
-        except urllib.error.URLError:
+            _answer(client.get("/readyz"))
+        except httpx.HTTPError:
             time.sleep(0.2)
         else:
             return
     raise TransientError(f"the server was not ready after {START_SECONDS} s (log: {log})")
 
 
-def _call(url: str, body: Any = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-        return json.load(response)
+def _answer(response: httpx.Response) -> Any:
+    """Return the body of an answer; httpx.HTTPStatusError if it is an error."""
+    return response.raise_for_status().json()
 
 
-def _recommend(base: str, user_id: str, k: int = 8) -> Any:
-    query = urllib.parse.urlencode({"user_id": user_id, "k": k, "explain": "true"})
-    return _call(f"{base}/v1/recommendations?{query}")
+def _recommend(client: httpx.Client, user_id: str, k: int = 8) -> Any:
+    return _answer(client.get("/v1/recommendations", params={"user_id": user_id, "k": k, "explain": True}))
 
 
-def _show(base: str, home: Path) -> None:
+def _show(client: httpx.Client, home: Path) -> None:
     from cli.showcase import choose
     from serving.release import load_release
     from stages.evaluation.report import render_ledger
 
-    release = load_release(home / "serving" / "releases" / _call(f"{base}/readyz")["release_id"])
+    release = load_release(home / "serving" / "releases" / _answer(client.get("/readyz"))["release_id"])
     click.secho("\nThe stage ledger: what each stage gains on held-out requests", bold=True)
     click.echo(render_ledger(read_json(release.directory / "ledger.json")))
     shown = choose(release)
     for user in (shown.heavy_user, shown.light_user):
-        answer = _recommend(base, user.user_id)
+        answer = _recommend(client, user.user_id)
         _print_answer(f"A {user.kind} user ({user.user_id}, {user.n_items} items so far)", answer)
     unknown = f"new-user-{uuid.uuid4().hex[:8]}"
-    before = _recommend(base, unknown)
+    before = _recommend(client, unknown)
     _print_answer(f"An unknown user ({unknown})", before)
     click.secho(f"\nThree events of that user: {'; '.join(shown.titles)}", bold=True)
     event = {"user_id": unknown, "signal": shown.signal, "value": shown.value}
-    _call(f"{base}/v1/events", [{**event, "item_id": item_id} for item_id in shown.item_ids])
-    after = _recommend(base, unknown)
+    _answer(client.post("/v1/events", json=[{**event, "item_id": item_id} for item_id in shown.item_ids]))
+    after = _recommend(client, unknown)
     _print_answer(f"The very next answer for {unknown}", after)
     changed = len({item["item_id"] for item in after["items"]} - {item["item_id"] for item in before["items"]})
     click.echo(f"  {changed} of {len(after['items'])} items are new")

@@ -5,10 +5,12 @@ All three read the ledger's data alone, so that a report can be made again at an
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jinja2
+from tabulate import tabulate
 
 from stages.contracts.files import atomic_file
 
@@ -20,9 +22,27 @@ _VERDICTS = {
     "no difference": "no difference to {}",
     "too few users": "too few users to tell from {}",
 }
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:right}
-th:first-child,td:first-child{text-align:left}th{background:#f5f5f5}"""
+_PAGE = """{% macro table(header, rows) -%}
+<table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{%- endmacro -%}
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Stage ledger</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left } th { background: #f5f5f5 }
+</style></head><body>
+<h1>Stage ledger</h1>
+{{ table(*stages) }}
+{% for note in notes %}<p>{{ note }}</p>
+{% endfor %}<h2>Slices</h2>
+{{ table(*slices) }}
+<p>Data fingerprint {{ data_fingerprint }}</p>
+</body></html>
+"""
 
 
 def main_table(ledger: Mapping[str, Any]) -> Table:
@@ -105,12 +125,12 @@ def render_ledger(ledger: Mapping[str, Any]) -> str:
 
 def write_html(ledger: Mapping[str, Any], path: Path) -> None:
     """Write the ledger as one HTML file that loads nothing from anywhere."""
-    body = "".join(f"<p>{html.escape(note)}</p>" for note in notes(ledger))
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Stage ledger</title>'
-        f"<style>{_STYLE}</style><h1>Stage ledger</h1>{_html(main_table(ledger))}{body}"
-        f"<h2>Slices</h2>{_html(slice_table(ledger))}"
-        f"<p>Data fingerprint {html.escape(ledger['data_fingerprint'])}</p></html>\n"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    page = environment.from_string(_PAGE).render(
+        stages=main_table(ledger),
+        notes=notes(ledger),
+        slices=slice_table(ledger),
+        data_fingerprint=ledger["data_fingerprint"],
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -134,23 +154,15 @@ def _verdict(row: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    header, rows = table
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+    return _table(table, "pipe")
 
 
 def _aligned(table: Table) -> str:
-    header, rows = table
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = []
-    for cells in (header, ["-" * width for width in widths], *rows):
-        padded = [cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    return _table(table, "simple")
 
 
-def _html(table: Table) -> str:
+def _table(table: Table, kind: str) -> str:
     header, rows = table
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    alignment = ("left", *["right"] * (len(header) - 1))
+    text: str = tabulate(rows, headers=header, tablefmt=kind, colalign=alignment, disable_numparse=True)
+    return text

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from benchmarks.retrieval.memory import free_gigabytes, too_large
 from benchmarks.retrieval.readers import (
@@ -167,14 +168,14 @@ def why_not(model: ReplayModel, replay: Replay, free_gb: float | None) -> str | 
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return a line for every model and row, with intervals."""
-    lines = [f"{'':36s}" + "".join(f"{metric:>24s}" for metric in METRICS)]
+    """Return a table of every model and row, with intervals, and below it why others have none."""
+    rows = []
     for name, model in result["models"].items():
         for row, figures in model["rows"].items():
             cells = [f"{f['mean']:.4f} [{f['low']:.4f}, {f['high']:.4f}]" for f in (figures[m] for m in METRICS)]
-            lines.append(f"{name:16s} {row:18s} " + "".join(f"{cell:>24s}" for cell in cells))
-    lines += [f"{name:16s} left out: {why}" for name, why in result["left_out"].items()]
-    return "\n".join(lines)
+            rows.append([name, row, *cells])
+    left_out = [f"{name:16s} left out: {why}" for name, why in result["left_out"].items()]
+    return "\n".join([tabulate(rows, headers=["model", "row", *METRICS], disable_numparse=True), *left_out])
 
 
 REPLAYS: dict[str, ReplayProtocol] = {

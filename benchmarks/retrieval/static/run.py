@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from benchmarks.retrieval.data import Interactions, Split
 from benchmarks.retrieval.memory import free_gigabytes, too_large
@@ -107,16 +108,16 @@ def summary(runs: Sequence[float]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return mean and spread of every model as lines of text."""
+    """Return mean and spread of every model as a table, and below it why others have none."""
     rows = []
     for name, model in result["models"].items():
-        cells = []
+        cells = {"model": name}
         for metric, found in model["metrics"].items():
             spread = "" if found["sd"] is None else f" ± {found['sd']:.4f}"
-            cells.append(f"{metric} {found['mean']:.4f}{spread}")
-        rows.append(f"{name:14s} {'   '.join(cells)}   {model['seconds']:.1f} s")
-    rows += [f"{name:14s} left out: {why}" for name, why in result["left_out"].items()]
-    return "\n".join(rows)
+            cells[metric] = f"{found['mean']:.4f}{spread}"
+        rows.append(cells | {"seconds": f"{model['seconds']:.1f}"})
+    left_out = [f"{name:14s} left out: {why}" for name, why in result["left_out"].items()]
+    return "\n".join([tabulate(rows, headers="keys", disable_numparse=True), *left_out])
 
 
 def _sizes(split: Split) -> dict[str, int]:

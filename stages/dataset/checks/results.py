@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from tabulate import tabulate
+
 from stages.contracts.config import Config
 from stages.dataset.checks.config import Limits
 
@@ -110,12 +112,13 @@ def failure_text(report: ContractReport, kept: str | None = None) -> str:
 
 def table_text(report: ContractReport) -> str:
     """Return every result as a line, and below the rows and the SQL of what is not ok."""
-    wide = max((len(result.name) for result in report.results), default=0)
-    lines = []
+    rows = []
     for result in report.results:
         number = "-" if result.value is None else f"{result.value:.6g}"
         limits = limits_in_words(result.limits) or "no limit"
-        lines.append(f"{result.level:7}  {result.name:{wide}}  {number:>12}  {limits}; {result.found}")
+        rows.append([result.level, result.name, number, f"{limits}; {result.found}"])
+    alignment = ("left", "left", "right", "left")
+    lines = [tabulate(rows, tablefmt="plain", colalign=alignment, disable_numparse=True) if rows else ""]
     for result in (*report.of_level("warn"), *report.of_level("fail")):
         lines += ["", f"{result.name}: rows to look at" if result.rows else f"{result.name}:"]
         lines += [f"  {row_in_words(row)}" for row in result.rows]
