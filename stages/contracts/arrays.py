@@ -8,6 +8,7 @@ relies on its files being left alone: the cache of releases makes them read-only
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
 
 import numpy as np
@@ -25,11 +26,26 @@ def load_npy(path: Path, mode: Literal["r", "c"] = "r") -> np.ndarray:
 
     Raises:
         OSError: if the file is missing or unreadable.
-        ValueError: if it holds no such array.
+        ValueError: if it holds no such array, or more than one.
     """
-    if path.stat().st_size > IN_MEMORY_BYTES:
-        # A plain view of the mapping: indexing np.memmap itself is several times slower.
-        return np.asarray(np.load(path, mmap_mode=mode, allow_pickle=False))
-    loaded: np.ndarray = np.load(path, allow_pickle=False)
-    loaded.flags.writeable = mode == "c"
+    size = path.stat().st_size
+    try:
+        loaded, end = _mapped(path, mode) if size > IN_MEMORY_BYTES else _read(path, mode)
+    except (MemoryError, OverflowError, SyntaxError, TokenError, TypeError) as error:  # a header that is noise
+        raise ValueError(f"not the header of an array: {error}") from None
+    if end != size:
+        raise ValueError(f"{size - end:,} bytes follow the array, which ends at byte {end:,}")
     return loaded
+
+
+def _mapped(path: Path, mode: Literal["r", "c"]) -> tuple[np.ndarray, int]:
+    mapped = np.lib.format.open_memmap(path, mode=mode)
+    # A plain view of the mapping: indexing np.memmap itself is several times slower.
+    return np.asarray(mapped), mapped.offset + mapped.nbytes
+
+
+def _read(path: Path, mode: Literal["r", "c"]) -> tuple[np.ndarray, int]:
+    with path.open("rb") as stream:
+        loaded: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+        loaded.flags.writeable = mode == "c"
+        return loaded, stream.tell()

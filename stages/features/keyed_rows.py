@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.contracts.errors import ReleaseError
 from stages.contracts.ragged import row_offsets
 
 _TYPECODES = {"int16": "h", "int32": "i", "int64": "q", "float32": "f", "float64": "d"}
@@ -55,14 +56,21 @@ class KeyedRows:
         self._changed: dict[int, Row] = {}
 
     def open(self, index: int) -> Row:
-        """Return row ``index`` for changing; an unknown row is empty."""
+        """Return row ``index`` for changing; an unknown row is empty.
+
+        Raises:
+            ReleaseError: if the row holds a key more than once.
+        """
         row = self._changed.get(index)
         if row is None:
             columns = [
                 array(_TYPECODES[dtype.name], self._base_slice(index, number).tobytes())
                 for number, dtype in enumerate(self._dtypes)
             ]
-            row = self._changed[index] = Row(tuple(columns))
+            row = Row(tuple(columns))
+            if len(row.slots) != len(columns[0]):
+                raise ReleaseError(f"{self._name}: row {index} holds a key more than once; allowed are distinct keys")
+            self._changed[index] = row
         return row
 
     def read(self, index: int, column: int) -> np.ndarray:
@@ -86,7 +94,7 @@ class KeyedRows:
             np.save(directory / f"{self._name}_{column}.npy", np.concatenate(pieces))
 
     def _base_slice(self, index: int, column: int) -> np.ndarray:
-        if index >= len(self._offsets) - 1:
+        if not 0 <= index < len(self._offsets) - 1:
             return self._base[column][:0]
         flat: np.ndarray = self._base[column][self._offsets[index] : self._offsets[index + 1]]
         return flat

@@ -136,6 +136,8 @@ def check_identity(path: Path, wanted: dict[str, Any]) -> None:
         found = read_json(path)
     except (OSError, ValueError) as error:
         raise ReleaseError(f"{path} is not a readable state description: {error}") from None
+    if not isinstance(found, dict):
+        raise ReleaseError(f"{path} is not a readable state description: allowed is a JSON object")
     faults = [
         f"{key} = {found.get(key)!r}, expected {value!r}" for key, value in wanted.items() if found.get(key) != value
     ]
@@ -152,10 +154,17 @@ def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
     arrays = {}
     for name, (shape, dtype) in shapes.items():
         arrays[name] = _load_array(directory / f"{name}.npy", dtype)
-        if name not in (*RAGGED, *LOG) and arrays[name].shape != shape:
-            raise ReleaseError(f"{directory / name}.npy has shape {arrays[name].shape}, expected {shape}")
+        found = arrays[name].shape
+        if name in (*RAGGED, *LOG):
+            if len(found) != 1:
+                raise ReleaseError(f"{directory / name}.npy has shape {found}, expected one dimension")
+        elif found != shape:
+            raise ReleaseError(f"{directory / name}.npy has shape {found}, expected {shape}")
     for name in ("users", "neighbours"):
         _check_rows(directory, name, arrays)
+    links, n_items = len(arrays["neighbours_offsets"]) - 1, shapes["touches"][0][0]
+    if links not in (0, n_items):
+        raise ReleaseError(f"{directory / 'neighbours_offsets.npy'} is of {links} items, allowed are 0 and {n_items}")
     lengths = {f"{name}.npy": len(arrays[name]) for name in LOG if name in arrays}
     if len(set(lengths.values())) > 1:
         raise ReleaseError(f"{directory}: {lengths} must be equally long")
@@ -172,6 +181,9 @@ def observed_ranges(directory: Path, signals: Sequence[str], rules: Sequence[Fit
         ReleaseError: if the arrays are not readable.
     """
     codes, values = (_load_array(directory / f"users_{name}.npy", USER_COLUMNS[name]) for name in ("signals", "values"))
+    if codes.shape != values.shape:
+        lengths = f"users_signals.npy {codes.shape}, users_values.npy {values.shape}"
+        raise ReleaseError(f"{directory}: {lengths}: allowed are equal shapes")
     ranges = {}
     for code, signal in enumerate(signals):
         seen, units = SeenValues(), [rule.unit for rule in rules if rule.signal == signal]
@@ -192,8 +204,11 @@ def _load_array(path: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def _check_rows(directory: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse flat columns whose length is not what their offsets say."""
-    end = int(arrays[f"{name}_offsets"][-1])
+    """Refuse offsets that do not go up from 0, and flat columns whose length is not what they say."""
+    offsets = arrays[f"{name}_offsets"]
+    if not len(offsets) or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
+        raise ReleaseError(f"{directory / name}_offsets.npy: allowed are numbers that begin with 0 and never fall")
+    end = int(offsets[-1])
     columns = USER_COLUMNS if name == "users" else LINK_COLUMNS
     for column in columns:
         found = len(arrays[f"{name}_{column}"])

@@ -1,7 +1,8 @@
 """Bytes of a file, plain or gzipped, in blocks that end where a record ends.
 
 A compressed stream that stops early or turns to noise does not lose what came before: its whole
-lines are yielded, and the last block says what went wrong and what was left of the broken line.
+lines are yielded, and the last block says what went wrong and what was left of the broken line. Whether what
+came before is right, only the checksum at the end of a gzip member tells, and then it has been yielded.
 """
 
 from __future__ import annotations
@@ -107,21 +108,51 @@ def _gunzip(path: Path, stream: BinaryIO, size: int, progress: Progress) -> Iter
         while pending:
             if inflate is None:
                 # A gzip file may hold several members, and zeros between and after them.
-                pending = pending.lstrip(b"\0")
+                pending = pending.lstrip(b"\0") if started else pending
                 inflate = zlib.decompressobj(_GZIP) if pending else None
                 continue
-            try:
-                piece = inflate.decompress(pending, size)
-            except zlib.error as error:
-                if not started:
-                    raise DataError(f"{path}: named .gz, but it is not gzip ({error})") from None
-                yield b"", "corrupt_gzip"
+            piece, error = _decompress(inflate, pending, size)
+            if error is not None and not (piece or started):
+                raise DataError(f"{path}: named .gz, but it is not gzip ({error})")
+            yield piece, None if error is None else "corrupt_gzip"
+            if error is not None:
                 return
             started = True
-            yield piece, None
             pending = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
             inflate = None if inflate.eof else inflate
     if inflate is not None:
-        yield inflate.flush(), None
-        if not inflate.eof:
+        yield from _rest(inflate, size)
+
+
+def _rest(inflate: zlib._Decompress, size: int) -> Iterator[tuple[bytes, str | None]]:
+    """Yield what a member still holds back after all of the file was read."""
+    while not inflate.eof:
+        piece, error = _decompress(inflate, b"", size)
+        yield piece, None if error is None else "corrupt_gzip"
+        if error is not None:
+            return
+        if not (piece or inflate.eof):
             yield b"", "truncated_gzip"
+            return
+
+
+def _decompress(inflate: zlib._Decompress, data: bytes, size: int) -> tuple[bytes, zlib.error | None]:
+    """Return up to ``size`` bytes, and what broke the stream behind them.
+
+    zlib gives nothing of a call that fails, so that it is fed again, with less and less at a time.
+    """
+    before = inflate.copy()
+    try:
+        return inflate.decompress(data, size), None
+    except zlib.error as error:
+        broken = error
+    found, step = bytearray(), len(data)
+    while step and data:
+        attempt = before.copy()
+        try:
+            found += attempt.decompress(data[:step])
+        except zlib.error:
+            step //= 8
+        else:
+            before, data = attempt, data[step:]
+    return bytes(found), broken
