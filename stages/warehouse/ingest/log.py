@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
+from stages.contracts.errors import DataError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.warehouse.database.tables import INGEST_LOG
 from stages.warehouse.ingest.input_files import Stamp
@@ -31,13 +32,21 @@ def reading_key(source_name: str, file: FileSource) -> str:
 
 
 def find_untouched(connection: Connection, path: Path, reading: str, stamp: Stamp) -> FileReport | None:
-    """Return the report of a file that was loaded before and was not touched since."""
+    """Return the report of a file that was loaded before and was not touched since.
+
+    Raises:
+        DataError: if the log's row is damaged.
+    """
     wanted = {"file": str(path), "reading": reading} | asdict(stamp)
     return _find(connection, sa.and_(*(INGEST_LOG.c[name] == value for name, value in wanted.items())), path)
 
 
 def find_batch(connection: Connection, path: Path, batch_id: str) -> FileReport | None:
-    """Return the report of a file whose bytes were loaded before."""
+    """Return the report of a file whose bytes were loaded before.
+
+    Raises:
+        DataError: if the log's row is damaged.
+    """
     return _find(connection, INGEST_LOG.c.batch_id == batch_id, path)
 
 
@@ -45,7 +54,7 @@ def _find(connection: Connection, condition: sa.ColumnElement[bool], path: Path)
     row = connection.execute(sa.select(INGEST_LOG).where(condition)).first()
     if row is None or (row.rows_quarantined and row.reasons is None):
         return None
-    reasons = json.loads(row.reasons or "{}")
+    reasons = _reasons(row.reasons or "{}", path)
     if IN_FUTURE in reasons:
         return None
     return FileReport(
@@ -58,6 +67,19 @@ def _find(connection: Connection, condition: sa.ColumnElement[bool], path: Path)
         reasons=reasons,
         known=True,
     )
+
+
+def _reasons(text: str, path: Path) -> dict[str, int]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(type(count) is int and count > 0 for count in found.values()):
+        raise DataError(
+            f"{path}: ingest_log.reasons = {text!r} in the row of its load; allowed is a JSON object of counts by "
+            "reason; set it to null, and the file is read again"
+        )
+    return found
 
 
 def write_log(
