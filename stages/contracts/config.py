@@ -55,15 +55,6 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``over`` in place of its own; a mapping in both is merged in the same way."""
-    found = dict(base)
-    for key, value in over.items():
-        own = found.get(key)
-        found[key] = merged(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
-    return found
-
-
 def parse_config(
     model: type[ConfigT],
     values: dict[str, Any],
