@@ -1,66 +1,333 @@
-"""How a job runs its steps: the main one (``stages.pipeline``) and the refresh (``stages.refresh``) alike.
+"""What a step of a job is, and how a job runs its steps: the main job and the refresh are two tables of them.
 
-Importing this module is cheap, as with those two.
+A step is declared once, as a row of its job's table (``stages.pipeline.JOB``, ``stages.refresh.JOB``). Airflow's tasks,
+the command line and a run in one process follow from the table. Importing this module and the tables is cheap: a step's
+function is named by a string and imported when the step runs.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages import __version__
+from stages.contracts.code import module_code
+from stages.contracts.config import Config, parse_config
 from stages.contracts.disk import names_full_disk
 from stages.contracts.errors import ConfigError
-from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
+from stages.contracts.steps import run_step, step_fingerprint
 from stages.settings import Settings
 
 if TYPE_CHECKING:
-    from stages.release.gate import GateConfig
+    from stages.recipe import Recipe
 
 log = logging.getLogger("sluice")
 
 Upstream = Mapping[str, StageResult]
-StepFunction = Callable[[Settings, Upstream], StageResult]
+"""Results of earlier steps, by step."""
+
+_FUNCTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*:[A-Za-z_]\w*")
 
 
-def run_declared(
-    step: str,
-    declared: Mapping[str, tuple[str, ...]],
-    functions: Mapping[str, StepFunction],
-    settings: Settings,
-    upstream: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Run one step of a job that declares which results each of its steps takes.
+class NoConfig(Config):
+    """The configuration of a step that has none."""
 
-    Args:
-        step: a key of ``declared``.
-        declared: upstream steps by step.
-        functions: what each step does.
-        settings: as for ``run_pipeline_step``.
-        upstream: results by step, as ``StageResult`` or as its JSON.
 
-    Raises:
-        ConfigError: if the step is unknown or an upstream result is missing.
-        OutOfSpaceError: if a disk is full.
+def _no_config(run: StepRun) -> Config:
+    return NoConfig()
+
+
+@dataclass(frozen=True)
+class Step:
+    """The declaration of a step: one row of a job's table.
+
+    Attributes:
+        name: of the step; its Airflow task and its folder of results are called so.
+        function: what it does, as ``module:function``. The code of that module, with all that it imports, is part of
+            the step's fingerprint. Of a kept step it is the body, ``(config, directories by input name, empty
+            directory) -> (metrics, info)``; of another one ``(config, run) -> StageResult``.
+        inputs: earlier steps whose directories the body reads, by the name under which it sees each. Their
+            fingerprints are part of the step's.
+        after: further earlier steps: the configuration follows from their results, or they must have passed.
+        configure: how the step's configuration follows from the recipe and the results.
+        kept: whether the result is a directory that a later run with the same fingerprint re-uses. False for a step
+            that acts on something outside, such as the warehouse or the registry: it is done in every run, and must
+            bear being done twice.
+        opened: what the function of a kept step must be called with to give the body, held open while that runs; None
+            if the function is the body.
+        left_out: names of ``inputs`` that the body does not get in this run.
+        version: of the step itself, for a change that is not in its code, such as another version of a library; a
+            greater one does finished work anew.
     """
-    if step not in declared:
-        raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(declared)}")
-    missing = [name for name in declared[step] if name not in upstream]
-    if missing:
-        raise ConfigError(f"step {step} needs the results of {missing}, found {sorted(upstream)}")
-    results = {name: StageResult.model_validate(upstream[name]) for name in declared[step]}
-    log.info("[sluice] %s: started", step)
-    started = time.perf_counter()
-    with names_full_disk(step, Path(settings.home)):
-        result = functions[step](settings, results)
-    if not result.seconds:
-        result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
-    how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
-    log.info("[sluice] %s: %s%s", step, how, headline(result))
-    return result.model_dump(mode="json")
+
+    name: str
+    function: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    configure: Callable[[StepRun], Config] = _no_config
+    kept: bool = True
+    opened: Callable[[StepRun, Any], AbstractContextManager[tuple[Any, ...]]] | None = None
+    left_out: Callable[[StepRun], Collection[str]] | None = None
+    version: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no name of a function.
+
+        Raises:
+            ConfigError: naming the step and the function.
+        """
+        if not _FUNCTION.fullmatch(self.function):
+            raise ConfigError(
+                f"step {self.name}: function = {self.function!r}, allowed is module:function, such as "
+                "stages.light_ranker.train:train_light"
+            )
+
+    @property
+    def module(self) -> str:
+        """The module of the step's function."""
+        return self.function.partition(":")[0]
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """The earlier steps whose results the step takes."""
+        return tuple(dict.fromkeys([*self.after, *self.inputs.values()]))
+
+    @property
+    def code(self) -> str:
+        """The digest of the step's code."""
+        self.load()  # a module outside of the package is found by where it was imported from
+        return module_code(self.module)
+
+    @property
+    def code_version(self) -> str:
+        """What a fingerprint says of the step's code: versions, then the digest."""
+        return f"{self._versions} {self.code}"
+
+    @property
+    def _versions(self) -> str:
+        return __version__ if self.version is None else f"{__version__} step version {self.version}"
+
+    def load(self) -> Callable[..., Any]:
+        """Return the step's function.
+
+        Raises:
+            ConfigError: if there is no such module or function.
+        """
+        module, _, name = self.function.partition(":")
+        try:
+            found = getattr(import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            found = None
+        if not callable(found):
+            raise ConfigError(f"step {self.name}: function = {self.function!r}: there is no such function")
+        return found
+
+    def do(self, run: StepRun) -> StageResult:
+        """Do the step's work, or find it done."""
+        config, function = self.configure(run), self.load()
+        if not self.kept:
+            result: StageResult = function(config, run)
+            return result
+        left_out = self.left_out(run) if self.left_out else ()
+        inputs = {name: run.results[earlier] for name, earlier in self.inputs.items() if name not in left_out}
+        if self.opened is None:
+            return run_step(self.name, self._versions, function, config, inputs, run.settings.runs, self.code)
+        with self.opened(run, config) as arguments:
+            body = function(*arguments)
+            return run_step(self.name, self._versions, body, config, inputs, run.settings.runs, self.code)
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One run of a step: what its configuration and its function may look at.
+
+    Attributes:
+        step: the declaration.
+        settings: of the run.
+        results: of the steps in ``step.upstream``.
+        known_recipe: the run's recipe; None where a job knows none yet.
+    """
+
+    step: Step
+    settings: Settings
+    results: Upstream
+    known_recipe: Recipe | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        if self.known_recipe is None:
+            raise ConfigError(f"step {self.step.name}: the run has no recipe; allowed is --config")
+        return self.known_recipe
+
+    def on(self, recipe: Recipe) -> StepRun:
+        """Return the same run on another recipe."""
+        return replace(self, known_recipe=recipe)
+
+    def outcome(self, path: Path, info: dict[str, Any]) -> StageResult:
+        """Return the result of a step that is not kept: its code and what it took identify it.
+
+        Args:
+            path: what the step acted on.
+            info: as in ``StageResult``.
+        """
+        fingerprint = step_fingerprint(self.step.name, self.step.code_version, NoConfig(), self.results)
+        return StageResult(step=self.step.name, path=str(path), fingerprint=fingerprint, info=info)
+
+
+class Job:
+    """Steps in an order in which they can run: that of the table as far as their inputs allow.
+
+    Attributes:
+        name: of the job, for messages.
+        steps: names in the order of running.
+        upstream: by step, the earlier steps whose results it takes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: Iterable[Step],
+        find_recipe: Callable[[Settings, Upstream], Recipe | None],
+    ) -> None:
+        """Check the table and lay the order.
+
+        Args:
+            name: of the job.
+            table: its steps.
+            find_recipe: returns the recipe of a step's run, from the settings and the results that the step takes; it
+                is called once a run of a step.
+
+        Raises:
+            ConfigError: if two steps have one name, a step takes the result of one that there is not, or steps take
+                one another's in a circle.
+        """
+        self.name, self.find_recipe = name, find_recipe
+        rows = tuple(table)
+        declared = {step.name: step for step in rows}
+        twice = sorted({step.name for step in rows if declared[step.name] is not step})
+        if twice:
+            raise ConfigError(f"job {name}: declared twice: {', '.join(twice)}")
+        for step in rows:
+            unknown = [earlier for earlier in step.upstream if earlier not in declared]
+            if unknown:
+                raise ConfigError(
+                    f"job {name}: step {step.name} takes the result of {', '.join(unknown)}: no such step, "
+                    f"allowed are {', '.join(declared)}"
+                )
+        self._declared = {name: declared[name] for name in self._ordered(declared)}
+        self.steps = tuple(self._declared)
+        self.upstream = {name: step.upstream for name, step in self._declared.items()}
+
+    def __iter__(self) -> Iterator[Step]:
+        """Return the declared steps in the order of running."""
+        return iter(self._declared.values())
+
+    def __getitem__(self, step: str) -> Step:
+        """Return a step's declaration.
+
+        Raises:
+            ConfigError: if there is no such step.
+        """
+        if step not in self._declared:
+            raise ConfigError(f"step = {step!r}: unknown, allowed are {', '.join(self.steps)}")
+        return self._declared[step]
+
+    def _ordered(self, declared: Mapping[str, Step]) -> Iterator[str]:
+        """Return the names in order: of the steps that can run, the one that stands first in the table."""
+        place = {name: number for number, name in enumerate(declared)}
+        sorter = TopologicalSorter({name: step.upstream for name, step in declared.items()})
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            circle = " -> ".join(error.args[1])
+            raise ConfigError(f"job {self.name}: steps wait for one another: {circle}") from None
+        ready: list[tuple[int, str]] = []
+        while sorter.is_active():
+            for name in sorter.get_ready():
+                heapq.heappush(ready, (place[name], name))
+            _, name = heapq.heappop(ready)
+            yield name
+            sorter.done(name)
+
+    def run(self, step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one step; a second run with the same inputs re-uses the outputs of a step that is kept.
+
+        Args:
+            step: one of ``steps``.
+            settings: where things live and which recipe to follow.
+            upstream: results of at least the steps that it takes, as ``StageResult`` or as its JSON.
+
+        Returns:
+            The step's ``StageResult`` as JSON, small enough for an Airflow XCom.
+
+        Raises:
+            ConfigError: if the step is unknown, an upstream result is missing or not readable, or the recipe is wrong.
+            OutOfSpaceError: if a disk is full.
+            SluiceError: whatever the step itself refuses.
+        """
+        declared = self[step]
+        missing = [name for name in declared.upstream if name not in upstream]
+        if missing:
+            raise ConfigError(f"step {step} needs the results of {missing}, found {sorted(upstream)}")
+        results = {name: _result(step, name, upstream[name]) for name in declared.upstream}
+        run = StepRun(declared, settings, results, self.find_recipe(settings, results))
+        log.info("[sluice] %s: started", step)
+        started = time.perf_counter()
+        with names_full_disk(step, Path(settings.home)):
+            result = declared.do(run)
+        if not result.seconds:
+            result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
+        how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
+        log.info("[sluice] %s: %s%s", step, how, headline(result))
+        return result.model_dump(mode="json")
+
+    def run_all(
+        self, settings: Settings, until: str | None = None, progress: Callable[[str], None] | None = None
+    ) -> dict[str, StageResult]:
+        """Run every step up to and including ``until`` in this process, without Airflow.
+
+        Args:
+            settings: as for ``run``.
+            until: the last step to run; None = the last one of all.
+            progress: called with each step's name before it starts.
+
+        Returns:
+            The result of every step that ran, by name.
+        """
+        until = self.steps[-1] if until is None else until
+        if until not in self._declared:
+            raise ConfigError(f"until = {until!r}: unknown step, allowed are {', '.join(self.steps)}")
+        results: dict[str, StageResult] = {}
+        for step in self.steps[: self.steps.index(until) + 1]:
+            if progress is not None:
+                progress(step)
+            results[step] = StageResult.model_validate(self.run(step, settings, results))
+        return results
+
+
+def _result(step: str, earlier: str, value: Any) -> StageResult:
+    """Return an earlier step's result from what the workflow kept of it."""
+    if isinstance(value, StageResult):
+        return value
+    try:
+        return parse_config(StageResult, value, f"result of {earlier}")
+    except ConfigError as error:
+        raise ConfigError(
+            f"step {step}: {error}; it was made by another version: run {earlier} again (in Airflow, clear its task)"
+        ) from None
 
 
 def headline(result: StageResult) -> str:
@@ -76,35 +343,3 @@ def headline(result: StageResult) -> str:
 def _short(value: float) -> str:
     """Return a count in full, anything else to four digits."""
     return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
-
-
-def outcome(step: str, path: Path, results: Upstream, info: dict[str, Any]) -> StageResult:
-    """Return the result of a step that acts on the registry and leaves no directory of its own."""
-    upstream = {name: result.fingerprint for name, result in results.items()}
-    fingerprint = sha256_text(canonical_json({"step": step, "inputs": upstream}))
-    return StageResult(step=step, path=str(path), fingerprint=fingerprint, info=info)
-
-
-def promotion(settings: Settings, version: int, gate: GateConfig) -> dict[str, Any]:
-    """Let a registered release challenge the champion, and return what a step's ``info`` says of it.
-
-    A release that does no better than the champion stays challenger, and the run goes on: it did its work.
-
-    Returns:
-        ``version``, ``promoted``; ``reason`` in words where it challenged; ``compared``, the means of both releases,
-        where there were enough common requests.
-
-    Raises:
-        GateError: if the release does not pass the gate against the baseline.
-    """
-    from stages.release.registry import ReleaseRegistry
-
-    if not settings.promote:
-        return {"version": version, "promoted": False}
-    made = ReleaseRegistry(settings.registry).challenge(version, gate)
-    found = made.comparison
-    info: dict[str, Any] = {"version": version, "promoted": made.promoted, "reason": found.reason}
-    if found.metric is not None:
-        numbers = {"metric": found.metric, "requests": found.requests}
-        info["compared"] = {**numbers, "challenger": found.value, "champion": found.champion}
-    return info

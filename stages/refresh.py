@@ -2,72 +2,56 @@
 
 A champion's towers and rankers stay; its id maps, its catalogue, its serving state and its index follow
 the warehouse. What comes out is a release like any other: registered, promoted, rolled back the same way.
+``JOB`` at the end is the table of its steps; those that it shares with the main job are taken from there.
 Importing this module is cheap, as with ``stages.pipeline``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import __version__
-from stages.contracts.config import faults_of, merged
+from stages import pipeline
+from stages.contracts.config import Config, faults_of, merged
 from stages.contracts.errors import ReleaseError
-from stages.contracts.files import read_json, sha256_file
+from stages.contracts.files import read_json
 from stages.contracts.results import StageResult
-from stages.contracts.steps import run_step
-from stages.job import StepFunction, Upstream, outcome, promotion, run_declared
-from stages.pipeline import check_data, check_recipe, ingest, load_recipe, selection
+from stages.job import Job, Step, StepRun, Upstream
+from stages.registry_steps import RegisterConfig
 from stages.settings import Settings
 
 if TYPE_CHECKING:
     from stages.recipe import Recipe
-
-STEPS: tuple[str, ...] = (
-    "champion",
-    "ingest",
-    "check_data",
-    "dataset",
-    "refresh_vectors",
-    "refresh_state",
-    "build_index",
-    "refresh_sources",
-    "assemble",
-    "register",
-    "promote",
-)
-"""The steps in an order in which they can run."""
-
-UPSTREAM: dict[str, tuple[str, ...]] = {
-    "champion": (),
-    "ingest": ("champion",),
-    "check_data": ("champion", "ingest"),
-    "dataset": ("ingest", "check_data", "champion"),
-    "refresh_vectors": ("champion", "dataset"),
-    "refresh_state": ("champion", "dataset"),
-    "build_index": ("champion", "dataset", "refresh_vectors"),
-    "refresh_sources": ("champion", "dataset", "refresh_vectors"),
-    "assemble": ("champion", "dataset", "refresh_vectors", "refresh_state", "build_index", "refresh_sources"),
-    "register": ("assemble", "champion", "dataset", "refresh_vectors", "build_index"),
-    "promote": ("register", "assemble", "champion"),
-}
-"""The earlier steps whose results each step takes."""
 
 _NAMED = 3
 """Keys of a recipe of another version that an error names."""
 
 
 def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one step of the refresh by name, as ``stages.pipeline.run_pipeline_step`` does for the main job.
+    """Run one step of the refresh by name, see ``stages.job.Job.run``."""
+    return JOB.run(step, settings, upstream)
 
-    Settings that name no recipe follow the champion's, with their overrides laid over it.
+
+def refresh_all(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, StageResult]:
+    """Run every step in this process and return their results by name."""
+    return JOB.run_all(settings, progress=progress)
+
+
+def find_recipe(settings: Settings, results: Upstream) -> Recipe | None:
+    """Return the run's own recipe; settings that name none follow the champion's, their overrides laid over it.
+
+    None as long as no champion has been pulled either.
+
+    Raises:
+        ConfigError: naming every wrong field, or a path in it that leads nowhere.
     """
-    if settings.config_path is None and "champion" in upstream:
-        settings = _on_champions_recipe(settings, StageResult.model_validate(upstream["champion"]).directory)
-    if settings.config_path is not None:
-        check_recipe(settings)
-    return run_declared(step, UPSTREAM, _FUNCTIONS, settings, upstream)
+    if settings.config_path is None:
+        if "champion" not in results:
+            return None
+        settings = _on_champions_recipe(settings, results["champion"].directory)
+    return pipeline.checked_recipe(settings)
 
 
 def _on_champions_recipe(settings: Settings, champion: Path) -> Settings:
@@ -95,34 +79,7 @@ def champions_recipe(champion: Path) -> dict[str, Any]:
     return recipe
 
 
-def refresh_all(settings: Settings, progress: Callable[[str], None] | None = None) -> dict[str, StageResult]:
-    """Run every step in this process and return their results by name."""
-    results: dict[str, StageResult] = {}
-    for step in STEPS:
-        if progress is not None:
-            progress(step)
-        results[step] = StageResult.model_validate(run_refresh_step(step, settings, results))
-    return results
-
-
-def champion(settings: Settings, results: Upstream) -> StageResult:
-    """Pull the release that serves now.
-
-    Raises:
-        ReleaseError: if there is no champion, or its features were computed by other code than this.
-    """
-    from stages.contracts.manifest import MANIFEST_FILE
-    from stages.contracts.release_code import check_code
-    from stages.release.registry import CHAMPION, ReleaseRegistry
-
-    directory = ReleaseRegistry(settings.registry).pull(CHAMPION, Path(settings.home) / "serving" / "releases")
-    check_code(directory)
-    fingerprint = sha256_file(directory / MANIFEST_FILE)
-    info = {"release_id": directory.name}
-    return StageResult(step="champion", path=str(directory), fingerprint=fingerprint, info=info)
-
-
-def released_recipe(settings: Settings, results: Upstream) -> Recipe:
+def released_recipe(run: StepRun) -> Recipe:
     """Return the champion's recipe with this run's index and gate: the towers and rankers fit no other one.
 
     Raises:
@@ -130,126 +87,119 @@ def released_recipe(settings: Settings, results: Upstream) -> Recipe:
     """
     from stages.recipe import Recipe
 
-    directory = results["champion"].directory
-    own, recipe = load_recipe(settings), Recipe.model_validate(champions_recipe(directory))
+    directory = run.results["champion"].directory
+    recipe = Recipe.model_validate(champions_recipe(directory))
     grown = recipe.dataset.model_copy(update={"base": str(directory)})
-    return recipe.model_copy(update={"dataset": grown, "index": own.index, "gate": own.gate})
+    return recipe.model_copy(update={"dataset": grown, "index": run.recipe.index, "gate": run.recipe.gate})
 
 
-def dataset(settings: Settings, results: Upstream) -> StageResult:
-    """Select as the champion's recipe does, with new rows behind the champion's."""
-    from stages.dataset.build import snapshot_body
-    from stages.warehouse.database.engine import Warehouse
-
-    config = selection(released_recipe(settings, results), results["ingest"])
-    with Warehouse(settings.warehouse_url) as warehouse:
-        return run_step("dataset", __version__, snapshot_body(warehouse), config, {}, settings.runs)
+def released(configure: Callable[[StepRun], Config]) -> Callable[[StepRun], Config]:
+    """Let a configuration follow from the champion's recipe in place of the run's own."""
+    return lambda run: configure(run.on(released_recipe(run)))
 
 
-def refresh_vectors(settings: Settings, results: Upstream) -> StageResult:
-    """Embed the grown catalogue with the released item tower."""
+def vectors_config(run: StepRun) -> Config:
+    """Return the configuration of ``refresh_vectors``."""
     from stages.candidate.refresh.vectors import RefreshVectorsConfig
-    from stages.candidate.refresh.vectors import refresh_vectors as body
 
-    inputs = {"champion": results["champion"], "snapshot": results["dataset"]}
-    return run_step("refresh_vectors", __version__, body, RefreshVectorsConfig(), inputs, settings.runs)
+    return RefreshVectorsConfig()
 
 
-def refresh_state(settings: Settings, results: Upstream) -> StageResult:
-    """Bring histories and counters up to the as-of time."""
-    from stages.features.build import ExamplesConfig, build_state
-
-    recipe = released_recipe(settings, results)
-    sources, trending = recipe.sources.read_names, recipe.sources.counted
-    config = ExamplesConfig(features=recipe.features, sources=sources, trending=trending)
-    inputs = {"champion": results["champion"], "snapshot": results["dataset"]}
-    return run_step("refresh_state", __version__, build_state, config, inputs, settings.runs)
-
-
-def build_index(settings: Settings, results: Upstream) -> StageResult:
-    """Choose and measure the index of the grown catalogue."""
-    from stages.candidate.index.step import build_index as body
-
-    recipe = released_recipe(settings, results)
-    config = recipe.index.model_copy(update={"recall_k": recipe.funnel.candidate_k})
-    inputs = {"snapshot": results["dataset"], "candidate": results["refresh_vectors"]}
-    return run_step("build_index", __version__, body, config, inputs, settings.runs)
-
-
-def refresh_sources(settings: Settings, results: Upstream) -> StageResult:
-    """Let the other sources of candidates follow the catalogue."""
+def sources_config(run: StepRun) -> Config:
+    """Return the configuration of ``refresh_sources``."""
     from stages.candidate.refresh.generators import RefreshSourcesConfig
-    from stages.candidate.refresh.generators import refresh_sources as body
 
-    inputs = {"champion": results["champion"], "snapshot": results["dataset"], "candidate": results["refresh_vectors"]}
-    return run_step("refresh_sources", __version__, body, RefreshSourcesConfig(), inputs, settings.runs)
+    return RefreshSourcesConfig()
 
 
-def assemble(settings: Settings, results: Upstream) -> StageResult:
-    """Put the new parts and the champion's rankers and ledger into one release; what it bypasses stays bypassed."""
+def assemble_config(run: StepRun) -> Config:
+    """Return the configuration of ``assemble``; what the champion bypasses stays bypassed."""
     from stages.contracts.manifest import read_manifest
     from stages.release.assemble import AssembleConfig
-    from stages.release.assemble import assemble as body
 
-    recipe = released_recipe(settings, results)
-    released = results["champion"]
-    # Where the base lies on this machine is not part of what was released.
-    resolved = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"base": None})})
-    refreshed = read_manifest(released.directory)
-    stages = refreshed.funnel.stages
-    funnel = recipe.funnel.model_copy(update={"stages": stages})
+    refreshed = read_manifest(run.results["champion"].directory)
     trained_as_of_ms, _ = refreshed.age
-    config = AssembleConfig(funnel=funnel, resolved=resolved.model_dump(mode="json"), trained_as_of_ms=trained_as_of_ms)
-    inputs = {
-        "snapshot": results["dataset"],
-        "candidate": results["refresh_vectors"],
-        "index": results["build_index"],
-        "examples": results["refresh_state"],
-        "evaluate": released,
-        **{stage: released for stage in stages},
-    }
-    if results["refresh_sources"].info["names"]:
-        inputs["sources"] = results["refresh_sources"]
-    if "heavy" in inputs:
-        inputs["light"] = released  # the heavy ranker reads the light one's scores
-    return run_step("assemble", __version__, body, config, inputs, settings.runs)
-
-
-def register(settings: Settings, results: Upstream) -> StageResult:
-    """Register the release under the alias ``challenger``, with the release that it refreshes."""
-    from stages.release.registry import ReleaseRegistry
-
-    release = results["assemble"].directory / "release"
-    stage_metrics = {name: dict(result.metrics) for name, result in results.items() if result.metrics}
-    registered = ReleaseRegistry(settings.registry).register(
-        release,
-        params={"refreshed_from": results["champion"].info["release_id"]},
-        stage_metrics={name: metrics for name, metrics in stage_metrics.items() if name != "assemble"},
+    # Where the base lies on this machine is not part of what was released.
+    dataset = run.recipe.dataset.model_copy(update={"base": None})
+    return AssembleConfig(
+        funnel=run.recipe.funnel.model_copy(update={"stages": refreshed.funnel.stages}),
+        resolved=run.recipe.model_copy(update={"dataset": dataset}).model_dump(mode="json"),
+        trained_as_of_ms=trained_as_of_ms,
     )
-    info = {"version": registered.version, "run_id": registered.run_id, "release_id": registered.release_id}
-    return outcome("register", release, results, info)
 
 
-def promote(settings: Settings, results: Upstream) -> StageResult:
-    """Make the refreshed release the champion; the gate reads the ledger that came with its rankers."""
-    version = int(results["register"].info["version"])
-    info = promotion(settings, version, released_recipe(settings, results).gate)
-    return outcome("promote", results["assemble"].directory / "release", results, info)
+def no_sources(run: StepRun) -> Collection[str]:
+    """Leave out the sources beside the index where the champion has none."""
+    return () if run.results["refresh_sources"].info["names"] else ("sources",)
 
 
-_FUNCTIONS: dict[str, StepFunction] = {
-    function.__name__: function
-    for function in (
-        champion,
-        ingest,
-        check_data,
-        dataset,
-        refresh_vectors,
-        refresh_state,
-        build_index,
-        refresh_sources,
-        assemble,
-        register,
-        promote,
-    )
-}
+def register_config(run: StepRun) -> Config:
+    """Return what is logged with a release: which one it refreshes; the ledger's metrics are of that one."""
+    refreshed = run.results["champion"].info["release_id"]
+    return RegisterConfig(params={"refreshed_from": refreshed}, unlogged=("assemble",))
+
+
+def _shared(name: str, **changes: Any) -> Step:
+    """Return a step of the main job that waits for the champion as well."""
+    step = replace(pipeline.JOB[name], **changes)
+    return replace(step, after=("champion", *step.after))
+
+
+_CHAMPION = {"champion": "champion", "snapshot": "dataset"}
+_VECTORS = {"snapshot": "dataset", "candidate": "refresh_vectors"}
+
+JOB = Job(
+    "refresh",
+    (
+        Step("champion", "stages.registry_steps:champion", kept=False),
+        _shared("ingest"),
+        _shared("check_data"),
+        _shared("dataset", configure=released(pipeline.dataset_config)),
+        Step(
+            "refresh_vectors", "stages.candidate.refresh.vectors:refresh_vectors", _CHAMPION, configure=vectors_config
+        ),
+        Step(
+            "refresh_state",
+            "stages.features.build:build_state",
+            _CHAMPION,
+            configure=released(pipeline.examples_config),
+        ),
+        _shared("build_index", inputs=_VECTORS, configure=released(pipeline.index_config)),
+        Step(
+            "refresh_sources",
+            "stages.candidate.refresh.generators:refresh_sources",
+            {**_CHAMPION, **_VECTORS},
+            configure=sources_config,
+        ),
+        _shared(
+            "assemble",
+            inputs={
+                **_VECTORS,
+                "index": "build_index",
+                "examples": "refresh_state",
+                "sources": "refresh_sources",
+                # The rankers and the ledger are the champion's; ``assemble`` takes those that it serves.
+                "light": "champion",
+                "heavy": "champion",
+                "evaluate": "champion",
+            },
+            configure=released(assemble_config),
+            left_out=no_sources,
+        ),
+        _shared(
+            "register",
+            after=("assemble", "dataset", "refresh_vectors", "build_index"),
+            configure=register_config,
+        ),
+        # The gate is the run's own; it reads the ledger that came with the rankers.
+        _shared("promote"),
+    ),
+    find_recipe,
+)
+"""The table."""
+
+STEPS = JOB.steps
+"""The steps in the order in which they run."""
+
+UPSTREAM = JOB.upstream
+"""The earlier steps whose results each step takes."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.contracts.config import parse_config, read_yaml
+from stages.contracts.config import Config, parse_config, read_yaml
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.results import StageResult
+from stages.job import StepRun
 from stages.settings import SYNTHETIC, WAREHOUSE, Settings
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from stages.warehouse.mapping import IngestSource
 
 
-def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
-    """Load the run's source into the warehouse.
+def ingest_source(config: Config, run: StepRun) -> StageResult:
+    """Load the run's source into the warehouse; loading the same rows again adds nothing.
 
     Returns:
         A result whose fingerprint is that of the warehouse's content, whose metrics are row counts,
@@ -36,6 +37,7 @@ def ingest_source(settings: Settings, recipe: Recipe) -> StageResult:
     """
     from stages.warehouse.database.engine import Warehouse
 
+    settings, recipe = run.settings, run.recipe
     source = None if settings.data in (WAREHOUSE, SYNTHETIC) else find_source(settings, recipe)
     Path(settings.home).mkdir(parents=True, exist_ok=True)
     with Warehouse(settings.warehouse_url) as warehouse:

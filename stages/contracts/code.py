@@ -41,19 +41,30 @@ def code_digest(*modules: str, imports: bool = True) -> str:
 
 
 def body_code(body: Callable[..., Any]) -> str:
-    """Return the digest of a step's body: its module, with what that imports of its own top package and of ``stages``.
+    """Return ``module_code`` of the module that a step's body stands in.
 
     Raises:
         ConfigError: if the body comes from no file, so that nobody could tell it from another one.
     """
     while isinstance(body, partial):
         body = body.func
-    module = body.__module__
+    return module_code(body.__module__)
+
+
+def module_code(module: str) -> str:
+    """Return the digest of a module, with what it imports of its own top package and of ``stages``.
+
+    Args:
+        module: its full name; one outside of ``stages`` has been imported.
+
+    Raises:
+        ConfigError: if there is no such module, or it comes from no file.
+    """
     if module.partition(".")[0] == "stages":
         return code_digest(module)
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
-        raise ConfigError(f"{body!r} of module {module}: the module has no file; a step's body must come from one")
+        raise ConfigError(f"module {module}: the module has no file; the code of a step must come from one")
     path = Path(file).resolve()
     above = path.parents[module.count(".") + (path.stem == "__init__")]
     roots = {"stages": PACKAGE.parent, module.partition(".")[0]: above}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.contracts.code import body_code
-from stages.contracts.config import Config
+from stages.contracts.config import Config, parse_config
 from stages.contracts.disk import names_full_disk
+from stages.contracts.errors import ConfigError
 from stages.contracts.files import atomic_directory, canonical_json, read_json, sha256_text, write_json
 from stages.contracts.results import StageResult
 
@@ -18,7 +19,7 @@ Outcome = tuple[dict[str, float], dict[str, Any]]
 """What a step's body returns: (metrics, info)."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-Step = Callable[[ConfigT, Mapping[str, Path], Path], Outcome]
+Body = Callable[[ConfigT, Mapping[str, Path], Path], Outcome]
 """A step's body: (configuration, named input directories, empty directory to write to)."""
 
 
@@ -32,30 +33,33 @@ def step_fingerprint(step: str, version: str, config: Config, inputs: Mapping[st
 def run_step(
     step: str,
     version: str,
-    body: Step[ConfigT],
+    body: Body[ConfigT],
     config: ConfigT,
     inputs: Mapping[str, StageResult],
     root: Path,
+    code: str | None = None,
 ) -> StageResult:
     """Run ``body`` unless a directory with the same fingerprint is already complete; other code has another one.
 
     Args:
         step: name, also the folder below ``root``.
-        version: of the package. The code itself, that of ``body`` and all that it imports, counts beside it.
+        version: of the package, and of the step where it has one.
         body: writes its files into the directory that it is given.
         config: the step's resolved configuration; seed and as-of time are part of it.
         inputs: results of the steps before, by the name that ``body`` expects.
         root: directory under which every step's outputs live.
+        code: digest of the step's code, which counts beside the version; None = that of ``body``'s module.
 
     Returns:
         The result, with ``reused=True`` if nothing had to be done.
 
     Raises:
+        ConfigError: if the step's directory is there, but its result is not that of this work.
         OutOfSpaceError: if a disk is full; nothing of the step is left.
     """
-    fingerprint = step_fingerprint(step, f"{version} {body_code(body)}", config, inputs)
+    fingerprint = step_fingerprint(step, f"{version} {code or body_code(body)}", config, inputs)
     final = root / step / fingerprint[:16]
-    finished = load_result(final)
+    finished = load_result(final, step, fingerprint)
     if finished is not None:
         return finished.model_copy(update={"path": str(final), "reused": True})
     started = time.perf_counter()
@@ -74,7 +78,31 @@ def run_step(
     return result
 
 
-def load_result(directory: Path) -> StageResult | None:
-    """Return the result stored in a finished step's directory, or ``None`` if there is none."""
+def load_result(directory: Path, step: str, fingerprint: str) -> StageResult | None:
+    """Return the result of a finished step, or ``None`` if its directory is not there.
+
+    Args:
+        directory: of the step's work.
+        step: whose it must be.
+        fingerprint: that it must have.
+
+    Raises:
+        ConfigError: naming the file and what to do, if the directory holds no such result: it was made by another
+            version, or damaged since. It is not written over: somebody may want to know what became of it.
+    """
     path = directory / RESULT_FILE
-    return StageResult.model_validate(read_json(path)) if path.is_file() else None
+    if not directory.is_dir():
+        return None
+    what_to_do = f"it was made by another version or damaged since: remove {directory} and run again"
+    try:
+        result = parse_config(StageResult, read_json(path), str(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; {what_to_do}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable ({error}); {what_to_do}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {what_to_do}") from None
+    for name, wanted, found in (("step", step, result.step), ("fingerprint", fingerprint, result.fingerprint)):
+        if found != wanted:
+            raise ConfigError(f"{path}: {name} = {found!r}, this step's is {wanted!r}; {what_to_do}")
+    return result

@@ -22,7 +22,7 @@ from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import canonical_json, sha256_text
 from stages.contracts.id_map import IdMap, IdMapVersion
 from stages.contracts.snapshot import ALL_PARTS, TimeBorders
-from stages.contracts.steps import Outcome, Step
+from stages.contracts.steps import Body, Outcome
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
 from stages.contracts.value_ranges import SeenValues, ValueRange, learn_ranges
 from stages.contracts.value_rules import FittedValueRule
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 EVENTS_FILE, REVIEW_FILE = "events.parquet", "review_pairs.csv"
 
 
-def snapshot_body(warehouse: Warehouse) -> Step[DatasetStepConfig]:
+def snapshot_body(warehouse: Warehouse) -> Body[DatasetStepConfig]:
     """Return the dataset step's body for an open warehouse, as ``run_step`` takes it."""
 
     def body(config: DatasetStepConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import Snapshot
-from stages.contracts.steps import Outcome, Step
+from stages.contracts.steps import Body, Outcome
 from stages.dataset.config import DatasetStepConfig
 from stages.dataset.warehouse_source import activity_policy
 from stages.sufficiency.config import ReportConfig
@@ -35,7 +35,7 @@ class ReportStepConfig(ReportConfig):
     dataset: DatasetStepConfig
 
 
-def report_body(warehouse: Warehouse) -> Step[ReportStepConfig]:
+def report_body(warehouse: Warehouse) -> Body[ReportStepConfig]:
     """Return the step's body for an open warehouse, as ``run_step`` takes it."""
 
     def body(config: ReportStepConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stages import pipeline, refresh
 from stages.contracts import code
 from stages.contracts.code import body_code, code_digest
 from stages.contracts.config import Config
@@ -23,24 +24,8 @@ from stages.contracts.steps import Outcome, run_step
 from stages.contracts.tower_code import TOWER, tower_code
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = (
-    "dataset.build",
-    "dataset.checks.run",
-    "sufficiency.report",
-    "candidate.training.step",
-    "candidate.index.step",
-    "candidate.retrieval.fit_generators",
-    "candidate.retrieval.step",
-    "candidate.linear.baselines",
-    "candidate.refresh.vectors",
-    "candidate.refresh.generators",
-    "features.build",
-    "light_ranker.train",
-    "heavy_ranker.train",
-    "evaluation.evaluate",
-    "release.assemble",
-)
-"""Modules of the steps' bodies."""
+STEPS = tuple(sorted({step.module.removeprefix("stages.") for step in (*pipeline.JOB, *refresh.JOB)}))
+"""Modules of the steps' functions, of both jobs."""
 
 DIGESTS = f"""
 import json, sys
@@ -138,8 +123,23 @@ def test_a_digest_changes_with_what_it_covers_and_nothing_else(
     assert not found & set(outside)
 
 
+def test_a_steps_code_is_that_of_the_module_that_it_declares(own: dict[str, str]) -> None:
+    for step in (*pipeline.JOB, *refresh.JOB):
+        assert step.code == own[step.module.removeprefix("stages.")], step.name
+    assert {step.name for step in pipeline.JOB if not step.kept} == {"ingest", "register", "promote"}
+    assert {step.name for step in refresh.JOB if not step.kept} == {"champion", "ingest", "register", "promote"}
+
+
 @pytest.mark.parametrize(
-    "step", ["dataset.build", "sufficiency.report", "candidate.training.step", "heavy_ranker.train"]
+    "step",
+    [
+        "dataset.build",
+        "sufficiency.report",
+        "candidate.training.step",
+        "heavy_ranker.train",
+        "registry_steps",
+        "sources",
+    ],
 )
 def test_whatever_importing_a_step_loads_is_covered(step: str) -> None:
     """What Python itself loads is the oracle."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from stages.contracts.config import Config
+from stages.contracts.errors import ConfigError
 from stages.contracts.files import atomic_directory, sha256_tree, write_json
 from stages.contracts.results import StageResult
-from stages.contracts.steps import Outcome, run_step, step_fingerprint
+from stages.contracts.steps import RESULT_FILE, Outcome, run_step, step_fingerprint
 
 
 class _Config(Config):
@@ -60,6 +62,43 @@ def test_failed_step_leaves_nothing_and_can_be_retried(tmp_path: Path) -> None:
         run_step("make", "1", broken, _Config(), {}, tmp_path)
     assert sha256_tree(tmp_path) == {}
     assert run_step("make", "1", _body([]), _Config(), {}, tmp_path).reused is False
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text.replace('"fingerprint"', '"print"'), "fingerprint: Field required"),
+        (lambda text: text.replace('"fingerprint"', '"print"'), "print: unknown key"),
+        (lambda text: text.replace('"fingerprint": "', '"fingerprint": "0'), "fingerprint = '0"),
+        (lambda text: text.replace('"step": "make"', '"step": "take"'), "step = 'take', this step's is 'make'"),
+        (lambda text: text[:20], "not readable"),
+        (lambda text: "[]", "root"),
+        (None, "no such file"),
+    ],
+)
+def test_a_result_of_another_version_is_refused_with_its_file_and_what_to_do(
+    tmp_path: Path, damage: Callable[[str], str] | None, words: str
+) -> None:
+    calls: list[int] = []
+    first = run_step("make", "1", _body(calls), _Config(), {}, tmp_path)
+    path = first.directory / RESULT_FILE
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text()))
+    with pytest.raises(ConfigError) as caught:
+        run_step("make", "1", _body(calls), _Config(), {}, tmp_path)
+    assert str(caught.value).startswith(str(path))
+    assert words in str(caught.value)
+    assert f"remove {first.directory} and run again" in str(caught.value)
+    shutil.rmtree(first.directory)
+    again = run_step("make", "1", _body(calls), _Config(), {}, tmp_path)
+    assert (again.fingerprint, again.reused, calls) == (first.fingerprint, False, [1, 1])
+
+
+def test_the_code_that_is_declared_counts_in_place_of_the_bodys(tmp_path: Path) -> None:
+    results = [run_step("make", "1", _body([]), _Config(), {}, tmp_path, code) for code in ("a", "b", "a", None)]
+    assert [result.reused for result in results] == [False, False, True, False]
 
 
 def test_atomic_directory_keeps_what_another_process_finished(tmp_path: Path) -> None:

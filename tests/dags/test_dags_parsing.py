@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from stages import refresh
 from stages.pipeline import STEPS, UPSTREAM
+from tests.trees import add_step, changed_files, copy_of_tree
 
 if TYPE_CHECKING:
     from conftest import Airflow
@@ -60,10 +62,10 @@ print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors}))
 """
 
 
-def _run(code: str, airflow: Airflow, *arguments: str) -> Any:
+def _run(code: str, airflow: Airflow, *arguments: str, **more: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env=airflow.environment(),
+        env=airflow.environment() | more,
         cwd=airflow.home,
         capture_output=True,
         text=True,
@@ -87,6 +89,15 @@ def test_parsing_loads_nothing_heavy(parsed: Any) -> None:
 
 def test_the_graph_is_the_pipelines(parsed: Any) -> None:
     assert parsed["upstream"] == {step: sorted(UPSTREAM[step]) for step in STEPS}
+
+
+def test_a_step_that_is_added_to_the_table_is_a_task(migrated: Airflow, tmp_path: Path) -> None:
+    tree = copy_of_tree(tmp_path, "stages", "dags")
+    add_step(tree)
+    places = os.pathsep.join(map(str, (tree, tree / "dags")))
+    found = _run(PARSE, migrated, *map(str, sorted((tree / "dags").glob("*.py"))), PYTHONPATH=places)
+    assert found["upstream"] == {**{step: sorted(UPSTREAM[step]) for step in STEPS}, "count_signals": ["dataset"]}
+    assert changed_files(tree, "stages", "dags") == {"stages/evaluation/own_step.py", "stages/pipeline.py"}
 
 
 def test_the_refresh_draws_its_own_graph(parsed: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stages.contracts.errors import ContractError, EmptyDatasetError
 from stages.contracts.files import write_json
-from stages.contracts.steps import Outcome, Step
+from stages.contracts.steps import Body, Outcome
 from stages.dataset.checks import rows, trends
 from stages.dataset.checks.config import CheckStepConfig, ContractName, ContractsConfig
 from stages.dataset.checks.results import ContractReport, ContractResult, failure_text, table_text
@@ -80,7 +80,7 @@ def require(report: ContractReport, kept: Path | None = None) -> None:
         raise ContractError(failure_text(report, None if kept is None else str(kept)))
 
 
-def check_body(warehouse: Warehouse, kept: Path) -> Step[CheckStepConfig]:
+def check_body(warehouse: Warehouse, kept: Path) -> Body[CheckStepConfig]:
     """Return the step's body for an open warehouse, as ``run_step`` takes it.
 
     Args:
