@@ -46,7 +46,7 @@ def choose(release: LoadedRelease, popular_k: int = 20) -> Showcase:
         popular_k: items of the popular list that are not chosen.
     """
     user_ids = sorted(release.user_index)
-    lengths = np.array([len(release.state.seen(release.user_index[user_id])) for user_id in user_ids])
+    lengths = np.array([len(release.state.touched(release.user_index[user_id])) for user_id in user_ids])
     heavy = int(np.argsort(lengths, kind="stable")[int(0.98 * (len(lengths) - 1))])
     known = np.flatnonzero(lengths > 0)
     light = int(known[np.argmin(lengths[known])])

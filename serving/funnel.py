@@ -206,7 +206,7 @@ class Funnel:
         """Return whether the user has already touched the event's item."""
         with self._lock:
             user = self._user(event.user_id)
-            return user is not None and self.release.item_index[event.item_id] in self.release.state.seen(user)
+            return user is not None and self.release.item_index[event.item_id] in self.release.state.touched(user)
 
     def known_users(self, limit: int) -> list[str]:
         """Return up to ``limit`` user ids with a history, spread over the id map."""
@@ -216,7 +216,7 @@ class Funnel:
             found = [
                 name
                 for name, index in users[::step]
-                if 1 <= len(name) <= MAX_ID_LENGTH and len(self.release.state.seen(index))
+                if 1 <= len(name) <= MAX_ID_LENGTH and len(self.release.state.touched(index))
             ]
         return found[:: max(1, len(found) // limit)][:limit]
 
@@ -248,7 +248,7 @@ class Funnel:
         with self._lock:
             user = self._user(user_id)
             if user is not None:
-                trace.user, trace.seen = user, np.array(state.seen(user), dtype=np.int64)
+                trace.user, trace.seen = user, np.array(state.touched(user), dtype=np.int64)
                 history = state.history(user)
                 if len(history.items):
                     moment = Moment(time_ms, user, context)

@@ -42,7 +42,7 @@ class FirstTouches:
         users = int(self.user_index.max(initial=-1)) + 1
         self._offsets = np.searchsorted(self.user_index[order], np.arange(users + 1))
 
-    def seen(self, user_index: int, time_ms: int) -> np.ndarray:
+    def touched(self, user_index: int, time_ms: int) -> np.ndarray:
         """Items that a user touched strictly before ``time_ms``, int64, oldest first."""
         if user_index >= len(self._offsets) - 1:
             return self._items[:0]
@@ -52,7 +52,7 @@ class FirstTouches:
     def history_lengths(self, requests: RequestTable) -> np.ndarray:
         """Number of items that each request's user touched before it, int64 ``[Q]``."""
         pairs = zip(requests.user_index.tolist(), requests.request_time_ms.tolist(), strict=True)
-        return np.array([len(self.seen(user, time)) for user, time in pairs], dtype=np.int64)
+        return np.array([len(self.touched(user, time)) for user, time in pairs], dtype=np.int64)
 
 
 class _Scores:
@@ -101,7 +101,7 @@ def popularity_rankings(
 ) -> Iterator[RankedTable]:
     """Rank the catalogue by first touches strictly before each request.
 
-    Items that the user has seen and items not yet born are left out; ties go to the lower item
+    Items that the user has touched and items not yet born are left out; ties go to the lower item
     index. A touch counts 1, or 2 ** (-age / half-life).
 
     Within a block of requests only a pool of items can be answered, because counts never fall
@@ -119,21 +119,21 @@ def popularity_rankings(
         Tables of whole requests in time order, at most about four million rows each.
     """
     scores = _Scores(touches, len(available_from_ms), half_life_ms)
-    seen_flag = np.zeros(len(available_from_ms), dtype=bool)
+    is_touched = np.zeros(len(available_from_ms), dtype=bool)
     parts: list[RankedTable] = []
     for block in _blocks(requests.request_time_ms, half_life_ms):
         rows = requests.take(np.arange(block.start, block.stop))
-        seen = [touches.seen(int(u), int(t)) for u, t in zip(rows.user_index, rows.request_time_ms, strict=True)]
+        touched = [touches.touched(int(u), int(t)) for u, t in zip(rows.user_index, rows.request_time_ms, strict=True)]
         first_ms, last_ms = int(rows.request_time_ms[0]), int(rows.request_time_ms[-1])
         scores.rebase(first_ms)
         scores.advance(first_ms)
-        pool = _pool(scores, available_from_ms, first_ms, last_ms, k + max(len(items) for items in seen))
-        for row, items in enumerate(seen):
+        pool = _pool(scores, available_from_ms, first_ms, last_ms, k + max(len(items) for items in touched))
+        for row, items in enumerate(touched):
             time_ms = int(rows.request_time_ms[row])
             scores.advance(time_ms)
-            seen_flag[items] = True
-            allowed = pool[~seen_flag[pool] & (available_from_ms[pool] <= time_ms)]
-            seen_flag[items] = False
+            is_touched[items] = True
+            allowed = pool[~is_touched[pool] & (available_from_ms[pool] <= time_ms)]
+            is_touched[items] = False
             best = allowed[top_k(scores.values[allowed], k)]
             parts.append(_answer(int(rows.request_id[row]), best, scores.values[best] * scores.decay(time_ms)))
         if sum(map(len, parts)) >= _TABLE_ROWS - _BLOCK_REQUESTS * k:

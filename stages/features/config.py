@@ -28,7 +28,7 @@ class FeatureConfig(Config):
         similarity_history: newest items of the user that are compared with a candidate.
         smoothing: pseudo-observations of the global mean in each smoothed rate.
         exposure_signals: signals that say that an item was shown, not that the user chose it. They
-            count as exposures of the item; requests, histories, seen items and all other counters ignore them
+            count as exposures of the item; requests, histories, touched items and all other counters ignore them
             (``stages.contracts.touches``).
     """
 

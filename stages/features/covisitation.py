@@ -67,11 +67,11 @@ class Covisitation:
             links = self._as_arrays[item] = (items, np.fromiter(row.values(), dtype=np.float64, count=len(row)))
         return links
 
-    def scores(self, history: np.ndarray, candidates: np.ndarray, popularity: np.ndarray) -> Links:
-        """Return sum and maximum of the normalised links between each candidate and a history.
+    def scores(self, newest: np.ndarray, candidates: np.ndarray, popularity: np.ndarray) -> Links:
+        """Return sum and maximum of the normalised links between each candidate and a user's newest items.
 
         Args:
-            history: int64 ``[H]`` items.
+            newest: int64 ``[H]`` items.
             candidates: int64 ``[n]`` distinct items.
             popularity: int64 ``[N]`` first touches of every item; positive for linked items.
 
@@ -79,10 +79,10 @@ class Covisitation:
             Two float64 ``[n]``, 0 where a candidate has no link.
         """
         total, best = np.zeros(len(candidates)), np.zeros(len(candidates))
-        if not len(history):
+        if not len(newest):
             return total, best
-        rows = [self.neighbours(item) for item in history.tolist()]
-        popular = np.repeat(np.maximum(popularity[history], 1), [len(items) for items, _ in rows])
+        rows = [self.neighbours(item) for item in newest.tolist()]
+        popular = np.repeat(np.maximum(popularity[newest], 1), [len(items) for items, _ in rows])
         links = np.concatenate([weights for _, weights in rows]) / np.sqrt(popular)
         self._position[candidates] = np.arange(len(candidates), dtype=np.int32)
         position = self._position[np.concatenate([items for items, _ in rows])]

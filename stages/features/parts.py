@@ -40,9 +40,9 @@ class Categories:
 
     def latest(self, times_ms: np.ndarray, n_categories: int) -> np.ndarray:
         """Return int64 ``[C]``: the items' newest time by category, NEVER_MS without any."""
-        newest = np.full(n_categories, NEVER_MS, dtype=np.int64)
-        np.maximum.at(newest, self.codes, times_ms[self.owners])
-        return newest
+        latest_ms = np.full(n_categories, NEVER_MS, dtype=np.int64)
+        np.maximum.at(latest_ms, self.codes, times_ms[self.owners])
+        return latest_ms
 
     def mean(self, of_category: np.ndarray) -> np.ndarray:
         """Return float64 ``[n]``: mean of ``of_category`` ``[C]`` over each item's categories."""
@@ -81,7 +81,7 @@ class User:
     @classmethod
     def read(cls, state: FunnelState, index: int) -> User:
         """Read a user, who may be unknown to the state."""
-        items = state.seen(index)
+        items = state.touched(index)
         return cls(
             items=items,
             times_ms=state.touch_times(index),
@@ -142,20 +142,20 @@ def user_weights(state: FunnelState, user: User, time_ms: int | None) -> np.ndar
 
 def user_category_columns(state: FunnelState, user: User, time_ms: int, candidates: Categories) -> Columns:
     """Return counts, rates and recency of a user within each candidate's categories."""
-    n, history, weight = state.items.n_categories, user.categories, state.config.smoothing
+    n, touched, weight = state.items.n_categories, user.categories, state.config.smoothing
     columns: Columns = {}
     for days in state.config.half_lives_days:
-        counts = history.histogram(user.weights(time_ms, days), n)
+        counts = touched.histogram(user.weights(time_ms, days), n)
         columns[f"user_category_touches_{days:g}d"] = np.log1p(candidates.mean(counts))
     for name, moment in (("rate", None), ("recent_rate", time_ms)):
         weights = user_weights(state, user, moment)
-        touches = history.histogram(weights, n)
+        touches = touched.histogram(weights, n)
         for number, task in enumerate(state.tasks):
-            positives = history.histogram(weights * user.positive(number), n)
+            positives = touched.histogram(weights * user.positive(number), n)
             rates = smooth(positives, touches, user_rate(state, user, number, moment), weight)
             columns[f"user_category_{name}_{task.name}"] = candidates.mean(rates)
-    newest = candidates.max(history.latest(user.times_ms, n), NEVER_MS)
-    columns["user_category_recency"] = log_hours(time_ms, newest)
+    latest_ms = candidates.max(touched.latest(user.times_ms, n), NEVER_MS)
+    columns["user_category_recency"] = log_hours(time_ms, latest_ms)
     return columns
 
 

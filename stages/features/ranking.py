@@ -311,18 +311,18 @@ def _user_columns(state: FunnelState, user: User, time_ms: int) -> Columns:
 
 
 def _category_columns(state: FunnelState, user: User, time_ms: int, candidates: Categories) -> Columns:
-    n, history, half_lives = state.items.n_categories, user.categories, state.config.half_lives_days
+    n, touched, half_lives = state.items.n_categories, user.categories, state.config.half_lives_days
     middle = state.config.middle_half_life
     share = recent = main_share = last = np.zeros(n)
     if len(user.items):
-        share = history.histogram(np.ones(len(user.items)), n) / len(user.items)
+        share = touched.histogram(np.ones(len(user.items)), n) / len(user.items)
         # Relative to the newest touch, so that the weights of a user long away do not all vanish.
         weights = user.weights(int(user.times_ms.max()), half_lives[middle])
-        recent = history.histogram(weights, n) / weights.sum()
-        main = history.main[-len(user.newest) :]
+        recent = touched.histogram(weights, n) / weights.sum()
+        main = touched.main[-len(user.newest) :]
         main_share = np.bincount(main[main >= 0], minlength=n) / len(user.newest)
         last = np.zeros(n)
-        last[history.codes[history.owners == len(user.items) - 1]] = 1.0
+        last[touched.codes[touched.owners == len(user.items) - 1]] = 1.0
     counts = [state.category_counts.read(position, time_ms) for position in (0, middle, -1)]
     trend = np.log((counts[0] * (half_lives[-1] / half_lives[0]) + 1.0) / (counts[2] + 1.0))
     columns: Columns = {

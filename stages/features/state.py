@@ -206,20 +206,20 @@ class FunnelState:
         ]
         return History(*newest)
 
-    def seen(self, user_index: int) -> np.ndarray:
+    def touched(self, user_index: int) -> np.ndarray:
         """Return int64 items that the user ever touched, in first-touch order."""
         return self._users.read(user_index, _ITEMS)
 
     def touch_times(self, user_index: int) -> np.ndarray:
-        """Return int64 first-touch times in ms, parallel to ``seen``."""
+        """Return int64 first-touch times in ms, parallel to ``touched``."""
         return self._users.read(user_index, _TIMES)
 
     def touch_values(self, user_index: int) -> np.ndarray:
-        """Return float32 values of each item's best event, parallel to ``seen``."""
+        """Return float32 values of each item's best event, parallel to ``touched``."""
         return self._users.read(user_index, _VALUES)
 
     def touch_positives(self, user_index: int) -> np.ndarray:
-        """Return int64 masks, bit t where the pair was positive for task t, parallel to ``seen``."""
+        """Return int64 masks, bit t where the pair was positive for task t, parallel to ``touched``."""
         return self._users.read(user_index, _POSITIVES)
 
     def context_values(self, codes: Sequence[int]) -> tuple[int, ...]:
@@ -340,7 +340,7 @@ class FunnelState:
         self._cells[name][item_index] += amount
         self._cells["totals"][SUMMED.index(name)] += amount
 
-    def _first_touch(self, item_index: int, history: array, time_ms: int, context: Sequence[int]) -> None:
+    def _first_touch(self, item_index: int, touched: array, time_ms: int, context: Sequence[int]) -> None:
         self._count("touches", item_index, 1)
         self.item_counts.add(item_index, time_ms)
         categories = self._categories(item_index)
@@ -351,7 +351,7 @@ class FunnelState:
             self.context_counts[value, item_index] += 1
             self.context_totals[value] += 1
             self.context_categories[value, categories] += 1
-        previous = history[: -self.config.covisitation_window - 1 : -1]
+        previous = touched[: -self.config.covisitation_window - 1 : -1]
         self.covisitation.link(item_index, previous)
         if self.trending is not None:
             self.trending.add(item_index, time_ms, context)

@@ -132,7 +132,7 @@ def test_the_ledger_and_its_baselines_count_touches(world: World, retrieved: dic
     }
     assert {name: slices[name] for name in wanted} == wanted
     touches = FirstTouches(world.snapshot.events(), meta.touching)
-    assert [set(touches.seen(user, time).tolist()) for user, time in keys] == seen
+    assert [set(touches.touched(user, time).tolist()) for user, time in keys] == seen
 
 
 def test_the_popular_list_counts_touches(world: World) -> None:
@@ -147,7 +147,7 @@ def test_the_state_has_seen_what_was_touched(world: World, retrieved: dict[str, 
     meta, items = world.snapshot.meta, world.snapshot.items()
     state = FunnelState.load(tmp_path / "state", items, FeatureConfig(), meta.signals, meta.tasks, meta.context)
     for user in range(world.snapshot.n_users()):
-        assert set(state.seen(user).tolist()) == world.seen(user, float("inf"))
+        assert set(state.touched(user).tolist()) == world.seen(user, float("inf"))
     counts = Counter(item for _, item in world.first)
     assert state.touches.tolist() == [counts[item] for item in range(len(items))]
 

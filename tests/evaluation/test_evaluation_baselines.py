@@ -98,9 +98,9 @@ def test_a_request_does_not_see_its_own_moment_nor_the_future():
 
 def test_only_the_first_touch_of_a_pair_counts():
     touches = FirstTouches(events_of([(0, 3, 10), (0, 3, 11), (1, 3, 12), (0, 2, 13)]), TOUCHING)
-    assert touches.seen(0, 13).tolist() == [3]
-    assert touches.seen(0, 14).tolist() == [3, 2]
-    assert touches.seen(77, 14).tolist() == []
+    assert touches.touched(0, 13).tolist() == [3]
+    assert touches.touched(0, 14).tolist() == [3, 2]
+    assert touches.touched(77, 14).tolist() == []
     assert touches.history_lengths(requests_of([(0, 10), (0, 12), (0, 99), (7, 99)])).tolist() == [0, 1, 2, 0]
 
 

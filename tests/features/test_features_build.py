@@ -117,7 +117,7 @@ def test_examples_hold_point_in_time_features_labels_and_the_final_state(
         np.testing.assert_array_equal(examples.features[rows], wanted)
 
     final = FunnelState.load(out / "state", make_state().items, CONFIG.features, SIGNALS, TASKS)
-    assert [final.seen(user).tolist() for user in range(3)] == [[1, 4, 5], [1, 4], []]
+    assert [final.touched(user).tolist() for user in range(3)] == [[1, 4, 5], [1, 4], []]
     assert final.n_users == 3
 
 

@@ -107,7 +107,7 @@ def test_requests_come_in_time_order_each_before_the_events_of_its_time(
     events = make_events([(0, item, 0, 1.0, T0 + time) for item, time in ((0, 5), (1, 10), (2, 10), (3, 20))])
     requests = make_requests([(0, T0 + 10), (0, T0 + 30), (0, T0 + 5), (0, T0 + 10), (0, T0 + 11)])
     state = make_state()
-    seen = [(row, state.seen(0).tolist()) for row in replay(events, requests, state)]
+    seen = [(row, state.touched(0).tolist()) for row in replay(events, requests, state)]
     assert seen == [(2, []), (0, [0]), (3, [0]), (4, [0, 1, 2]), (1, [0, 1, 2, 3])]
 
 
@@ -118,7 +118,7 @@ def test_events_after_the_last_request_are_applied_too(
     for requests in (make_requests([(0, T0 + 1)]), make_requests([])):
         state = make_state()
         assert list(replay(events, requests, state)) == list(range(len(requests)))
-        assert state.seen(0).tolist() == [1, 2]
+        assert state.touched(0).tolist() == [1, 2]
 
 
 def test_events_out_of_order_are_refused(

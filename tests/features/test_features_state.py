@@ -27,7 +27,7 @@ def test_history_is_newest_first_distinct_and_cut(make_state: MakeState) -> None
     assert history.items.tolist() == [1, 5]
     assert history.times_ms.tolist() == [T0 + 1, T0 + 5]
     assert [column.dtype.name for column in vars(history).values()] == ["int64", "int64", "int16", "float32"]
-    assert state.seen(0).tolist() == [2, 5, 1], "seen items are never cut, a repeat does not move its item"
+    assert state.touched(0).tolist() == [2, 5, 1], "seen items are never cut, a repeat does not move its item"
     assert state.last_event_ms(0) == T0 + 9
 
 
@@ -56,7 +56,7 @@ def test_counters_count_pairs_once_and_events_each_time(make_state: MakeState) -
     assert state.positives[:, 3].tolist() == [2, 1], "a pair is positive for a task once"
     assert (state.item_events[3], state.item_value_sum[3]) == (5, 3.5)
     assert (state.exposures[4], state.touches[4]) == (1, 0)
-    assert state.seen(1).tolist() == [3], "an impression is no touch"
+    assert state.touched(1).tolist() == [3], "an impression is no touch"
     assert state.popularity(T0, None).tolist() == [0, 0, 0, 2, 0, 0, 0, 0]
     assert [state.total(name) for name in ("touches", "exposures", "item_events", "item_value_sum")] == [2, 1, 5, 3.5]
     assert [state.task_total(0), state.task_total(1)] == [2, 1]
@@ -75,7 +75,7 @@ def test_categories_count_once_each(make_state: MakeState) -> None:
 
 def test_an_unknown_user_is_served_and_grows_the_state(make_state: MakeState) -> None:
     state = make_state()
-    assert state.history(70).items.tolist() == state.seen(70).tolist() == []
+    assert state.history(70).items.tolist() == state.touched(70).tolist() == []
     assert state.last_event_ms(70) is None
     assert state.n_users == 0
     state.apply(70, 1, CLICK, 1.0, T0)
@@ -127,10 +127,10 @@ def test_load_returns_what_was_saved_and_leaves_the_files_alone(make_state: Make
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     state = FunnelState.load(tmp_path, *arguments)
     assert state.n_users == 3
-    assert [state.seen(user).tolist() for user in range(4)] == [[3], [], [3, 5], []]
+    assert [state.touched(user).tolist() for user in range(4)] == [[3], [], [3, 5], []]
     assert state.covisitation.neighbours(5)[0].tolist() == [3]
     state.apply(1, 5, CLICK, 1.0, T0 + 2)
-    assert state.seen(1).tolist() == [5]
+    assert state.touched(1).tolist() == [5]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
 

@@ -19,6 +19,7 @@ from stages.contracts.steps import Outcome
 from stages.job import Job, NoConfig, Step, StepRun
 from stages.settings import Settings, load_settings
 
+ROOT = Path(__file__).resolve().parents[2]
 HERE = __name__
 
 
@@ -82,6 +83,16 @@ def test_the_shipped_tables_stand_in_the_order_of_running() -> None:
 def test_every_declared_function_is_there() -> None:
     for declared in (*pipeline.JOB, *refresh.JOB):
         assert declared.load().__name__ == declared.function.partition(":")[2]
+
+
+def test_the_page_of_contracts_has_every_row() -> None:
+    page = (ROOT / "docs" / "contracts.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.splitlines() if line.startswith("| `")]
+    found = {name: (function, set(inputs.split(", "))) for name, function, inputs in rows if "`stages." in function}
+    assert found == {
+        f"`{declared.name}`": (f"`{declared.function.replace(':', '.')}`", set(declared.inputs) or {""})
+        for declared in pipeline.JOB
+    }
 
 
 @pytest.mark.parametrize(

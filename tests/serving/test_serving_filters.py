@@ -76,7 +76,7 @@ def test_only_items_that_are_young_enough(client, user):
 def test_conditions_are_joined_and_fewer_items_come_back_rather_than_others(client, service, user):
     allowed = of_category(service, 2) & set(YOUNG) - {FUTURE_ITEM, *WITHHELD}
     known = service.funnel.release.user_index
-    seen = set(service.funnel.release.state.seen(known[user]).tolist()) if user in known else set()
+    seen = set(service.funnel.release.state.touched(known[user]).tolist()) if user in known else set()
     assert set(items_of(recommend(client, user, k=50, category="c2", max_age_days=3))) == allowed - seen
     assert recommend(client, user, max_age_days=0.5)["items"] == []
 
@@ -95,7 +95,7 @@ def test_the_filtered_retrieval_is_the_best_of_what_is_allowed(client, service):
     body = recommend(client, "u2", k=50, category="c3")
     moment = Moment(body["time_ms"], 2)
     query = release.candidate.embed(tower_inputs([release.state.history(2)], [moment], release.config, N_ITEMS))[0]
-    allowed = of_category(service, 3) - set(release.state.seen(2).tolist()) - {FUTURE_ITEM, *WITHHELD}
+    allowed = of_category(service, 3) - set(release.state.touched(2).tolist()) - {FUTURE_ITEM, *WITHHELD}
     best = sorted(allowed, key=lambda item: -float(release.candidate.item_vectors[item] @ query))[:60]
     ranks = {int(item["item_id"][1:]): item["explain"].get("candidate", {}).get("rank") for item in body["items"]}
     retrieved = {item: rank for item, rank in ranks.items() if rank is not None}

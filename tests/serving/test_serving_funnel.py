@@ -49,7 +49,7 @@ def offline(release, users, time_ms):
     state, spec, scorer = release.state, release.manifest.funnel, release.candidate
     histories, moments = [state.history(user) for user in users], [Moment(time_ms, user) for user in users]
     queries = scorer.embed(tower_inputs(histories, moments, release.config, N_ITEMS))
-    excluded = [np.concatenate([state.seen(user), [FUTURE_ITEM, *WITHHELD]]) for user in users]
+    excluded = [np.concatenate([state.touched(user), [FUTURE_ITEM, *WITHHELD]]) for user in users]
     found = scorer.search(queries, spec.candidate_k, excluded)
     sizes = [len(items) for items in found]
     rows = CandidateTable(
@@ -166,7 +166,7 @@ def test_an_item_is_returned_only_after_its_birth(make_release, tmp_path):
     spec = FunnelSpec(candidate_k=N_ITEMS, light_k=N_ITEMS, max_k=N_ITEMS)
     funnel = make_funnel(make_release(tmp_path / "release", "all", 0, funnel=spec))
     early, late = (funnel.recommend("u1", N_ITEMS, moment, explain=True) for moment in (NOW_MS, AS_OF_MS + 2 * DAY_MS))
-    gone = len(set(funnel.release.state.seen(1).tolist()) | set(WITHHELD))
+    gone = len(set(funnel.release.state.touched(1).tolist()) | set(WITHHELD))
     assert (len(early.items), early.counts["not_yet_available"]) == (N_ITEMS - gone - 1, 1)
     assert (len(late.items), late.counts["not_yet_available"]) == (N_ITEMS - gone, 0)
     assert not {*indices_of(early), *indices_of(late)} & set(WITHHELD)
@@ -176,7 +176,7 @@ def test_an_item_is_returned_only_after_its_birth(make_release, tmp_path):
 
 def test_the_explanation_is_consistent(funnel):
     answer = funnel.recommend("u2", 15, explain=True)
-    seen = len(funnel.release.state.seen(2))
+    seen = len(funnel.release.state.touched(2))
     counts = answer.counts
     assert counts == {
         "catalogue": N_ITEMS,
@@ -208,7 +208,7 @@ def test_what_is_missing_is_filled_from_the_popular_list(make_release, tmp_path)
     assert [item.source for item in answer.items] == ["tower"] * 4 + ["popular"] * 5
     assert [item.rank for item in answer.items] == list(range(9))
     assert len(set(ids_of(answer))) == 9
-    assert not set(indices_of(answer)) & set(funnel.release.state.seen(2).tolist())
+    assert not set(indices_of(answer)) & set(funnel.release.state.touched(2).tolist())
     assert (answer.counts["filled"], answer.counts["returned"]) == (5, 9)
 
 
@@ -308,7 +308,7 @@ events = st.lists(
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_never_a_seen_item_never_a_duplicate(releases, posted, k):
     funnel = make_funnel(releases["alpha"])
-    touched: dict[str, set[int]] = {user: set(funnel.release.state.seen(int(user[1:]))) for user in ("u0", "u1")}
+    touched: dict[str, set[int]] = {user: set(funnel.release.state.touched(int(user[1:]))) for user in ("u0", "u1")}
     for user, item, signal in posted:
         funnel.apply_event(event(user, f"i{item}", signal))
         touched.setdefault(user, set()).add(item)
@@ -327,7 +327,7 @@ def test_rather_fewer_items_than_a_withheld_one(make_release, tmp_path):
         for item in sorted(set(range(N_ITEMS)) - left):
             funnel.apply_event(event(user, f"i{item}"))
         funnel.apply_event(event(user, "i3"))  # a withheld item exists: what happens to it is taken
-        gone = set(funnel.release.state.seen(1).tolist()) if user == "u1" else set()
+        gone = set(funnel.release.state.touched(1).tolist()) if user == "u1" else set()
         assert set(indices_of(funnel.recommend(user, 10))) == {5, 40} - gone
     assert set(indices_of(funnel.recommend("nobody", N_ITEMS))) == set(range(N_ITEMS)) - {*WITHHELD, FUTURE_ITEM}
 

@@ -66,7 +66,7 @@ def test_the_explanation_is_data(client, service):
         assert item["explain"]["heavy"] == {"score": item["score"], "rank": item["rank"]}
     counts = body["explain"]["counts"]
     assert (counts["retrieved"], counts["after_light"], counts["returned"]) == (60, 20, 7)
-    assert counts["seen_excluded"] == len(service.funnel.release.state.seen(2))
+    assert counts["seen_excluded"] == len(service.funnel.release.state.touched(2))
     assert body["explain"]["timings_ms"]["total"] > 0
 
 

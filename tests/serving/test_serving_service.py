@@ -221,7 +221,7 @@ def test_before_the_start_there_is_no_answer(releases, start, tmp_path):
 
 def test_only_new_knowledge_of_another_release_is_replayed(releases, start, tmp_path):
     """Events before the as-of time: a pair that the state holds is left out, another one is taken."""
-    held = load_release(releases["alpha"]).state.seen(0)[0]
+    held = load_release(releases["alpha"]).state.touched(0)[0]
     fields = {"user_id": "u0", "value": 1.0, "event_time_ms": AS_OF_MS - 5}
     rows = [
         {"event_id": "held", "item_id": f"i{held}", "signal": "click", **fields},
@@ -239,7 +239,7 @@ def test_only_new_knowledge_of_another_release_is_replayed(releases, start, tmp_
         for name in ("applied", "contained", "unknown")
     }
     assert results == {"applied": 2, "contained": 2, "unknown": 1}
-    assert 298 in service.funnel.release.state.seen(0)
+    assert 298 in service.funnel.release.state.touched(0)
 
 
 def test_old_data_is_served_by_its_own_clock(releases, start, tmp_path):

@@ -58,7 +58,7 @@ def indices_of(answer) -> list[int]:
 def offline(release, user: int, time_ms: int, available_ms: np.ndarray, k: int = 60):
     """Blend a request's candidates as the step ``retrieve`` does; return them and their light scores."""
     state, scorer, blend = release.state, release.candidate, release.blend
-    history, seen = state.history(user), state.seen(user)
+    history, seen = state.history(user), state.touched(user)
     queries = scorer.embed(tower_inputs([history], [Moment(time_ms, user)], release.config, N_ITEMS))
     excluded = np.union1d(seen, np.flatnonzero(available_ms > time_ms))
     tower = scorer.search(queries, k, [excluded])[0]
@@ -163,7 +163,7 @@ def test_a_filter_loses_nothing_and_lets_nothing_through(make_release, tmp_path)
         allowed = set(owners[np.isin(items.category_codes, categories)].tolist()) - {FUTURE_ITEM, *WITHHELD}
         wanted = ItemFilter(categories=tuple(f"c{code}" for code in categories))
         for user in (1, 2, 30):
-            left = allowed - set(funnel.release.state.seen(user).tolist())
+            left = allowed - set(funnel.release.state.touched(user).tolist())
             answer = funnel.recommend(f"u{user}", N_ITEMS, wanted=wanted, explain=True)
             assert set(indices_of(answer)) == left and len(answer.items) == len(left)
             assert answer.counts["retrieved"] == min(60, len(left))
@@ -173,7 +173,7 @@ def test_nothing_seen_withheld_or_not_yet_available_is_named_by_any_source(funne
     for item in (FUTURE_ITEM, *WITHHELD):
         for number in range(20):
             funnel.apply_event(click(f"fan {number}", item))
-    seen = set(funnel.release.state.seen(3).tolist())
+    seen = set(funnel.release.state.touched(3).tolist())
     for moment in (NOW_MS, AS_OF_MS + 2 * DAY_MS):
         hidden = set(WITHHELD) | ({FUTURE_ITEM} if moment == NOW_MS else set())
         found = funnel.recommend("u3", 50, time_ms=moment).items

@@ -165,7 +165,7 @@ class Answering:
     def read(self, row: int, block: Block) -> None:
         """Copy what the request of ``row`` is answered from into ``block``."""
         time_ms = int(self.requests.request_time_ms[row])
-        seen = self.state.seen(int(self.requests.user_index[row]))
+        seen = self.state.touched(int(self.requests.user_index[row]))
         known = bool(self.trained[seen].any())
         block.request_id.append(int(self.requests.request_id[row]))
         block.time_ms.append(time_ms)

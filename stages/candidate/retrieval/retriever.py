@@ -102,7 +102,7 @@ class Retriever:
         part, context = int(self._requests.part[row]), self._contexts[int(self._requests.context[row])]
         available_ms = self._available_ms[part]
         block.rows.append(row)
-        history, seen = self._state.history(user), self._state.seen(user)
+        history, seen = self._state.history(user), self._state.touched(user)
         asked = Asked(history.items, time_ms, context, seen, available_ms)
         if len(history.items) == 0:
             popular = self._state.popular(time_ms, self._k, seen, available_ms)
