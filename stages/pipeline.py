@@ -245,17 +245,11 @@ JOB = Job(
             opened=opened_warehouse,
         ),
         Step(
-            "train_candidate",
-            "stages.candidate.training.step:train_candidate",
-            _SNAPSHOT,
-            configure=candidate_config,
+            "train_candidate", "stages.candidate.training.step:train_candidate", _SNAPSHOT, configure=candidate_config
         ),
         Step("build_index", "stages.candidate.index.step:build_index", _TOWER, configure=index_config),
         Step(
-            "train_sources",
-            "stages.candidate.retrieval.fit_generators:train_sources",
-            _INDEX,
-            configure=sources_config,
+            "train_sources", "stages.candidate.retrieval.fit_generators:train_sources", _INDEX, configure=sources_config
         ),
         Step(
             "retrieve",
@@ -282,10 +276,7 @@ JOB = Job(
             configure=heavy_config,
         ),
         Step(
-            "rank_baselines",
-            "stages.candidate.linear.baselines:rank_baselines",
-            _SNAPSHOT,
-            configure=baselines_config,
+            "rank_baselines", "stages.candidate.linear.baselines:rank_baselines", _SNAPSHOT, configure=baselines_config
         ),
         Step(
             "evaluate",

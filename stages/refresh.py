@@ -186,11 +186,7 @@ JOB = Job(
             configure=released(assemble_config),
             left_out=no_sources,
         ),
-        _shared(
-            "register",
-            after=("assemble", "dataset", "refresh_vectors", "build_index"),
-            configure=register_config,
-        ),
+        _shared("register", after=("assemble", "dataset", "refresh_vectors", "build_index"), configure=register_config),
         # The gate is the run's own; it reads the ledger that came with the rankers.
         _shared("promote"),
     ),
