@@ -239,3 +239,24 @@ def test_damaged_files_are_named(champion, tmp_path, months):
     (copy / "state/weights/query_tower.correction.mlp.0.bias.npy").unlink()
     with pytest.raises(ConfigError, match=r"query_tower\.correction\.mlp\.0\.bias\.npy is missing"):
         train(months[1], tmp_path / "out", warm_start={"path": str(copy)})
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "words"),
+    [
+        ("tower.json", "tower_version", "tower_version: missing or not readable"),
+        ("state/state.json", "shape", "shape: Field required"),
+        ("state/state.json", None, "not readable"),
+    ],
+)
+def test_files_of_another_version_are_named_with_what_to_do(champion, tmp_path, months, file, field, words):
+    copy = tmp_path / "copy"
+    shutil.copytree(champion, copy)
+    if field is None:
+        (copy / file).write_text("{")
+    else:
+        write_json(copy / file, {name: value for name, value in read_json(copy / file).items() if name != field})
+    with pytest.raises(ConfigError) as caught:
+        train(months[1], tmp_path / "out", warm_start={"path": str(copy)})
+    assert f"{copy / file}: {words}" in str(caught.value)
+    assert "train anew, or name another train_candidate step" in str(caught.value)

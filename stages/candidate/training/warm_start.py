@@ -20,7 +20,7 @@ from stages import __version__
 from stages.candidate.artifacts import TOWER_JSON
 from stages.candidate.config import GIVES_SHAPE, NO_PART_OF_THE_RESULT, CandidateConfig, TrainCandidateConfig
 from stages.contracts.code import code_digest
-from stages.contracts.config import Config, under_new_names
+from stages.contracts.config import Config, parse_config, under_new_names
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.contracts.files import canonical_json, read_json, sha256_text
 from stages.contracts.id_map import IdMap, IdMapVersion
@@ -145,7 +145,7 @@ def warm_start_version(path: str) -> str:
     """Return the tower version of the model at ``path``; of a refreshed one, the version that was trained.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or its summary does not say it.
     """
     tower = Path(path) / TOWER_JSON
     if not tower.is_file():
@@ -153,9 +153,22 @@ def warm_start_version(path: str) -> str:
             f"candidate.warm_start.path = {path!r}: has no {TOWER_JSON}; allowed is the directory of a finished "
             "train_candidate step, or of a release"
         )
-    summary = read_json(tower)
-    version: str = summary.get("trained_version", summary["tower_version"])
+    version = _trained_version(tower)
+    if version is None:
+        raise ConfigError(
+            f"candidate.warm_start.path: {tower}: tower_version: missing or not readable; it was made by another version or "
+            "damaged since: train anew, or name another train_candidate step"
+        )
     return version
+
+
+def _trained_version(tower: Path) -> str | None:
+    try:
+        summary = read_json(tower)
+        version = summary.get("trained_version", summary.get("tower_version"))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return version if isinstance(version, str) else None
 
 
 def warm_state(config: TrainCandidateConfig, snapshot: Snapshot, beside: Path) -> Path | None:
@@ -175,14 +188,33 @@ def warm_state(config: TrainCandidateConfig, snapshot: Snapshot, beside: Path) -
     if path is None:
         return None
     state = _find_state(Path(path), warm_start_version(path), beside)
-    _check(path, StateDescription.model_validate(read_json(state / STATE_JSON)), config, snapshot)
+    _check(path, _read_description(state / STATE_JSON), config, snapshot)
     return state
+
+
+def _read_description(file: Path) -> StateDescription:
+    """Read ``state.json``.
+
+    Raises:
+        ConfigError: naming the file, the field and what to do, if another version wrote it.
+    """
+    try:
+        return parse_config(StateDescription, read_json(file), f"candidate.warm_start.path: {file}")
+    except (ValueError, ConfigError) as error:
+        words = (
+            str(error)
+            if isinstance(error, ConfigError)
+            else f"candidate.warm_start.path: {file}: not readable ({error})"
+        )
+        raise ConfigError(
+            f"{words}; it was made by another version or damaged since: train anew, or name another train_candidate step"
+        ) from None
 
 
 def _find_state(path: Path, version: str, beside: Path) -> Path:
     for step in (path, *sorted(beside.iterdir())):
         state, tower = step / STATE, step / TOWER_JSON
-        if (state / STATE_JSON).is_file() and read_json(tower)["tower_version"] == version:
+        if (state / STATE_JSON).is_file() and _trained_version(tower) == version:
             return state
     raise ConfigError(
         f"candidate.warm_start.path = {str(path)!r}: holds no training state, and no finished step below {beside} has "
