@@ -207,7 +207,8 @@ def _read_description(file: Path) -> StateDescription:
             else f"candidate.warm_start.path: {file}: not readable ({error})"
         )
         raise ConfigError(
-            f"{words}; it was made by another version or damaged since: train anew, or name another train_candidate step"
+            f"{words}; it was made by another version or damaged since: train anew, or name another "
+            "train_candidate step"
         ) from None
 
 
