@@ -156,8 +156,8 @@ def warm_start_version(path: str) -> str:
     version = _trained_version(tower)
     if version is None:
         raise ConfigError(
-            f"candidate.warm_start.path: {tower}: tower_version: missing or not readable; it was made by another version or "
-            "damaged since: train anew, or name another train_candidate step"
+            f"candidate.warm_start.path: {tower}: tower_version: missing or not readable; another version made it, or "
+            "it was damaged since: train anew, or name another train_candidate step"
         )
     return version
 
@@ -198,16 +198,13 @@ def _read_description(file: Path) -> StateDescription:
     Raises:
         ConfigError: naming the file, the field and what to do, if another version wrote it.
     """
+    origin = f"candidate.warm_start.path: {file}"
     try:
-        return parse_config(StateDescription, read_json(file), f"candidate.warm_start.path: {file}")
+        return parse_config(StateDescription, read_json(file), origin)
     except (ValueError, ConfigError) as error:
-        words = (
-            str(error)
-            if isinstance(error, ConfigError)
-            else f"candidate.warm_start.path: {file}: not readable ({error})"
-        )
+        words = str(error) if isinstance(error, ConfigError) else f"{origin}: not readable ({error})"
         raise ConfigError(
-            f"{words}; it was made by another version or damaged since: train anew, or name another "
+            f"{words}; another version made it, or it was damaged since: train anew, or name another "
             "train_candidate step"
         ) from None
 
