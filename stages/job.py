@@ -124,12 +124,12 @@ class Step:
             ConfigError: if there is no such module or function.
         """
         module, _, name = self.function.partition(":")
+        found: Callable[..., Any] | None = None
         try:
             found = getattr(import_module(module), name, None)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
-            found = None
         if not callable(found):
             raise ConfigError(f"step {self.name}: function = {self.function!r}: there is no such function")
         return found
