@@ -29,11 +29,13 @@ FROM base AS wheel
 COPY requirements/cpu.txt /tmp/cpu.txt
 RUN grep -E '^(build|packaging|pyproject-hooks|setuptools)==' /tmp/cpu.txt > /tmp/build.txt \
     && pip install --no-deps -r /tmp/build.txt
-COPY LICENSE README.md pyproject.toml ./
+COPY LICENSE README.md pyproject.toml setup.py ./
 COPY stages stages
 COPY serving serving
 COPY cli cli
-COPY dags/sluice_airflow dags/sluice_airflow
+COPY sluice sluice
+COPY configs configs
+COPY dags dags
 RUN python -m build --wheel --no-isolation --outdir /wheels
 
 FROM base AS train

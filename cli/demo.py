@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import httpx
 from cli.airflow import DAG_ID, run_dag
 from stages.contracts.errors import DataError, TransientError
 from stages.contracts.files import atomic_file, read_json
+from stages.contracts.shipped import DAGS, IN_CLONE
 from stages.release.registry import ReleaseRegistry
 from stages.settings import SYNTHETIC, load_settings
 
@@ -28,21 +30,17 @@ MLFLOW, AIRFLOW = "http://127.0.0.1:5000", "http://127.0.0.1:8081"
 """Where ``make mlflow`` and ``make airflow`` serve."""
 
 
-def demo(data: str | None, config: str | None, dags: Path, keep_serving: bool, port: int) -> None:
+def demo(data: str | None, config: str | None, dags: Path | None, keep_serving: bool, port: int) -> None:
     """Run the DAG, serve its release, show its answers, and stop."""
     data = data or os.environ.get("SLUICE_DATA") or SYNTHETIC
     home = _home(data)
-    environ = {
-        **os.environ,
-        "SLUICE_HOME": str(home),
-        "SLUICE_CONFIGS": str(dags.resolve().parent / "configs"),
-    }
+    environ = {**os.environ, "SLUICE_HOME": str(home)}
     settings = load_settings(environ, data=data, config=config)
     shown = "the synthetic world" if settings.data == SYNTHETIC else settings.data
     click.secho(f"Running the DAG train_funnel on {shown} (home: {home})", bold=True)
     started = time.monotonic()
     params = {"data": settings.data, "config": settings.config_path}
-    log = run_dag(home, dags, params, environ, echo=lambda line: click.echo(f"  {line}"))
+    log = run_dag(home, dags or DAGS, params, environ, echo=lambda line: click.echo(f"  {line}"))
     click.echo(f"DAG run finished in {time.monotonic() - started:.0f} s; its log: {log}")
     _point_to(home)
     port = port or _free_port()
@@ -149,11 +147,24 @@ def _print_answer(head: str, answer: Any) -> None:
 
 def _closing_words(base: str, home: Path, keep_serving: bool, runs_page: str) -> None:
     click.secho("\nTry it", bold=True)
+    serve, mlflow = ("make serve", "make mlflow") if IN_CLONE else (_serve(home), _mlflow(home))
     if not keep_serving:
-        click.echo("  make serve                      # serve this release on port 8080, then")
+        click.echo(f"  {serve:30s}  # serve this release on port 8080, then")
     address = base if keep_serving else "http://127.0.0.1:8080"
     click.echo(f"  curl '{address}/v1/recommendations?user_id=someone&k=5&explain=true'")
-    click.echo("  make mlflow                     # runs, metrics and the release registry, at")
+    click.echo(f"  {mlflow:30s}  # runs, metrics and the release registry, at")
     click.echo(f"    {runs_page}")
-    click.echo(f"  make airflow                    # the DAG and its runs: {AIRFLOW}/dags/{DAG_ID}")
+    if IN_CLONE:
+        click.echo(f"  {'make airflow':30s}  # the DAG and its runs: {AIRFLOW}/dags/{DAG_ID}")
     click.echo(f"  everything this run wrote is below {home}")
+
+
+def _serve(home: Path) -> str:
+    """Return what ``make serve`` runs, for where there is no Makefile."""
+    return f"SLUICE_HOME={shlex.quote(str(home))} sluice serve"
+
+
+def _mlflow(home: Path) -> str:
+    """Return what ``make mlflow`` runs, for where there is no Makefile."""
+    store, artifacts = f"sqlite:///{home / 'mlflow.db'}", str(home / "mlartifacts")
+    return shlex.join(["mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", artifacts])

@@ -320,7 +320,7 @@ def simulate(directory: Path, overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.option("--data", type=click.Path(), help="MovieLens directory; default: the synthetic world.")
 @click.option("--config", type=click.Path(), help="Recipe in YAML; default: the one that suits the data.")
-@click.option("--dags", type=click.Path(path_type=Path), default=Path("dags"), show_default=True, help="DAG folder.")
+@click.option("--dags", type=click.Path(path_type=Path), help="DAG folder; default: the one that came with Sluice.")
 @click.option("--keep-serving", is_flag=True, help="Leave the server running at the end.")
 @click.option("--port", type=int, default=0, help="Port of the demo's server (0: any free one).")
 @reports_errors

@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 
 from stages.contracts.config import Config, merged, read_yaml
 from stages.contracts.errors import ConfigError, DataError
+from stages.contracts.shipped import RECIPES
 from stages.release.config import RegistryConfig
 
 WAREHOUSE = "warehouse"
@@ -92,8 +93,8 @@ def load_settings(
 
     Reads ``SLUICE_HOME`` (default ``var``), ``SLUICE_WAREHOUSE_URL`` (default: a DuckDB file in the
     home), ``SLUICE_MLFLOW_URI`` (default: SQLite in the home), ``SLUICE_MODEL_NAME``,
-    ``SLUICE_CONFIGS`` (the folder of recipes, default ``configs``), and, where the parameter is not
-    given, ``SLUICE_CONFIG`` and ``SLUICE_DATA``.
+    ``SLUICE_CONFIGS`` (the folder of recipes, default: those that came with this version), and, where the
+    parameter is not given, ``SLUICE_CONFIG`` and ``SLUICE_DATA``.
 
     Args:
         environ: usually ``os.environ``.
@@ -143,7 +144,7 @@ def load_settings(
 
 
 def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
-    folder = Path(environ.get("SLUICE_CONFIGS") or "configs")
+    folder = Path(environ.get("SLUICE_CONFIGS") or RECIPES)
     if data == SYNTHETIC:
         return folder / "demo.yaml"
     if data is None:

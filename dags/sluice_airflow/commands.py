@@ -113,8 +113,8 @@ def _with_defaults(params: Mapping[str, Any], around: Surroundings) -> dict[str,
 def _assignments(params: Mapping[str, Any], around: Surroundings) -> list[str]:
     environ = around.environ
     values = {"SLUICE_HOME": around.absolute(environ.get("SLUICE_HOME") or "var")}
-    if not params.get("config"):
-        values["SLUICE_CONFIGS"] = around.absolute(environ.get("SLUICE_CONFIGS") or "configs")
+    if not params.get("config") and environ.get("SLUICE_CONFIGS"):
+        values["SLUICE_CONFIGS"] = around.absolute(environ["SLUICE_CONFIGS"])
     if environ.get("SLUICE_MODEL_NAME"):
         values["SLUICE_MODEL_NAME"] = environ["SLUICE_MODEL_NAME"]
     found = [f"{name}={shlex.quote(value)}" for name, value in values.items()]

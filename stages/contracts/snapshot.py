@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.contracts.config import Config
+from stages.contracts.errors import DataError
 from stages.contracts.files import read_json
 from stages.contracts.id_map import IdMapVersion
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, SERVING, EventTable, RequestTable, row_groups
@@ -198,9 +200,20 @@ class ItemTable:
 class Snapshot:
     """Typed access to a snapshot directory; every property reads its file."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.meta = SnapshotMeta.model_validate(read_json(directory / "snapshot.json"))
+    def __init__(self, directory: str | PathLike[str]) -> None:
+        """Open a snapshot.
+
+        Args:
+            directory: of a finished ``dataset`` step.
+
+        Raises:
+            DataError: if its ``snapshot.json`` cannot be opened.
+        """
+        self.directory = Path(directory)
+        try:
+            self.meta = SnapshotMeta.model_validate(read_json(self.directory / "snapshot.json"))
+        except OSError as error:
+            raise DataError(f"snapshot {directory}: snapshot.json: {error.strerror}") from None
 
     def events(self) -> EventTable:
         """Return all events in time order."""

@@ -52,9 +52,9 @@ def targets() -> dict[str, Target]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy, so that the source tree stays as it is."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("stages", "serving", "cli", "dags", "tests"):
+    for name in ("stages", "serving", "cli", "sluice", "configs", "dags", "tests"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
+    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy(REPOSITORY / name, source / name)
     command = [
         sys.executable,

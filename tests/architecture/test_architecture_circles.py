@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 import grimp
 import pytest
 
-PACKAGES = ("stages", "serving", "cli", "benchmarks", "sluice_airflow")
+PACKAGES = ("stages", "serving", "cli", "sluice", "benchmarks", "sluice_airflow")
 
 
 def circle(imports: dict[str, set[str]]) -> list[str]:
@@ -23,7 +23,7 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
 def test_no_module_reaches_itself(package: str) -> None:
     graph = grimp.build_graph(package, cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
-    assert len(imports) > 5
+    assert len(imports) > 2
     assert circle(imports) == []
 
 

@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = {"stages": "stages", "serving": "serving", "cli": "cli", "sluice_airflow": "dags/sluice_airflow"}
+PACKAGES = {
+    "stages": "stages",
+    "serving": "serving",
+    "cli": "cli",
+    "sluice": "sluice",
+    "sluice_airflow": "dags/sluice_airflow",
+}
 """Where each lies in the source tree."""
+SHIPPED = {"stages/recipes": "configs/*.yaml", "sluice_airflow/dags": "dags/*.py"}
+"""Files beside the packages, by their folder in the wheel."""
+TYPED = {"sluice/py.typed", "serving/py.typed", "stages/py.typed"}
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +32,19 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    archive = zipfile.ZipFile(wheel)
+    held = {name for name in archive.namelist() if ".dist-info/" not in name}
     source = {
         str(package / path.relative_to(REPOSITORY / folder))
         for package, folder in ((Path(name), folder) for name, folder in PACKAGES.items())
         for path in (REPOSITORY / folder).rglob("*.py")
     }
-    assert held == source
+    shipped = {
+        f"{folder}/{path.name}": path for folder, pattern in SHIPPED.items() for path in REPOSITORY.glob(pattern)
+    }
+    assert held == source | set(shipped) | TYPED
+    assert len(shipped) > 5
+    assert {name: archive.read(name) for name in shipped} == {name: path.read_bytes() for name, path in shipped.items()}
 
 
 def test_the_wheel_carries_its_licence_command_and_airflow_plugin(wheel: Path) -> None:

@@ -27,9 +27,20 @@ def test_the_verb_prints_the_address_and_nothing_else(tmp_path: Path, monkeypatc
     assert (wrong.exit_code, wrong.output.count("\n")) == (2, 1)
 
 
-def test_the_demos_last_words_are_those_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demos_last_words_are_those_of_its_page(capsys: pytest.CaptureFixture[str]) -> None:
     _closing_words("http://127.0.0.1:1", Path("var/demo-ml-100k"), False, PAGE)
     words = capsys.readouterr().out
     assert f"\n    {PAGE}\n" in words
     assert "http://127.0.0.1:8081/dags/train_funnel" in words
-    assert words in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert words in (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+
+
+def test_outside_a_clone_the_last_words_name_no_makefile(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.demo.IN_CLONE", False)
+    _closing_words("http://127.0.0.1:1", Path("/srv/my data/demo-world"), False, PAGE)
+    words = capsys.readouterr().out
+    assert "make " not in words
+    assert "SLUICE_HOME='/srv/my data/demo-world' sluice serve" in words
+    assert "mlflow server --backend-store-uri 'sqlite:////srv/my data/demo-world/mlflow.db'" in words

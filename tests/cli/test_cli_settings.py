@@ -54,6 +54,18 @@ def test_the_recipe_suits_the_data(environ: dict[str, str], tmp_path: Path) -> N
         load_settings(environ, data=str(tmp_path / "nowhere"))
 
 
+def test_without_a_folder_of_recipes_those_of_this_version_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of the folder in which a run is started."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").write_text("seed: 99\n")
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings({"SLUICE_HOME": str(tmp_path)}, data="synthetic")
+    assert settings.config_path == str(ROOT / "configs" / "demo.yaml")
+    assert settings.recipe == yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+
+
 def test_the_warehouse_itself_is_no_path_and_needs_a_recipe(environ: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a recipe is needed for data = warehouse"):
         load_settings(environ, data="warehouse")

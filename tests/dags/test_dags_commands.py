@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "dags"))
 
 from sluice_airflow.commands import Surroundings, sluice_command, trigger_command
 
-AROUND = Surroundings({"SLUICE_HOME": "var/home"}, "/srv/sluice", "/opt/bin/sluice")
+AROUND = Surroundings({"SLUICE_HOME": "var/home", "SLUICE_CONFIGS": "configs"}, "/srv/sluice", "/opt/bin/sluice")
 
 
 def test_the_commands_repeat_the_runs_parameters() -> None:
@@ -68,6 +68,12 @@ def test_what_the_environment_says_is_part_of_the_command() -> None:
     prefixed = Surroundings({**environ, "SLUICE_COMMAND_PREFIX": "docker compose exec w"}, "/srv", "sluice")
     assert sluice_command("train_funnel", {}, prefixed).startswith("docker compose exec w sluice run --data warehouse")
     assert trigger_command("train_funnel", {}, prefixed).startswith("docker compose exec w airflow dags trigger")
+
+
+def test_without_a_folder_of_recipes_the_program_takes_its_own() -> None:
+    around = Surroundings({"SLUICE_HOME": "var/home"}, "/srv/sluice", "sluice")
+    command = sluice_command("train_funnel", {"data": "synthetic"}, around)
+    assert command == "SLUICE_HOME=/srv/sluice/var/home sluice run --data synthetic"
 
 
 def test_an_address_with_a_password_is_left_to_the_reader_and_its_want_stops_the_command(tmp_path: Path) -> None:
