@@ -81,7 +81,7 @@ def load_recipe(
     Args:
         recipe: path of a YAML file, nested values, or a recipe; None chooses the one that suits ``data``.
         data: as for ``run``; only its layout is looked at.
-        overrides: values that are laid over the recipe, nested: ``{"candidate": {"epochs": 5}}``.
+        overrides: values that are laid over the recipe, nested: ``{"candidate": {"training": {"epochs": 5}}}``.
 
     Raises:
         ConfigError: naming every wrong field, its value and what is allowed; or if no recipe suits ``data``.
@@ -117,7 +117,7 @@ def run(
         recipe: path of a YAML file (see ``shipped_recipes``), nested values, or a recipe; None chooses the shipped
             recipe that suits ``data``.
         home: directory for everything that the run writes; None = ``SLUICE_HOME``, or ``var``.
-        overrides: values that are laid over the recipe, nested: ``{"candidate": {"epochs": 5}}``.
+        overrides: values that are laid over the recipe, nested: ``{"candidate": {"training": {"epochs": 5}}}``.
         mapping: path of a YAML file that maps the columns of files of an unknown layout.
         as_of: ISO 8601 time; events from then on are left out. None = just after the latest event.
         until: the last step to run.

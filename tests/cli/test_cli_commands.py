@@ -48,12 +48,12 @@ def test_surface_of_the_command_line_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(("name", "command"), _commands(main), ids=str)
-def test_every_command_explains_itself_and_is_in_the_readme(name: str, command: click.Command) -> None:
+def test_every_command_explains_itself_and_is_documented(name: str, command: click.Command) -> None:
     result = CliRunner().invoke(main, [*name.split(), "--help"])
     assert result.exit_code == 0
     assert command.help
     assert command.help.split("\n")[0][:20] in " ".join(result.output.split())
-    assert f"sluice {name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"sluice {name}" in (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("kind", "code"), EXIT_CODES)
