@@ -132,8 +132,9 @@ def run(
             ``promote=False`` it is not asked.
         TransientError: if a service does not answer or a disk is full: repeat the run.
     """
-    options = {"mapping": mapping, "as_of": as_of, "promote": promote, "allow_times": allow_times}
-    settings = _settings(data, recipe, home, overrides, **options)
+    settings = _settings(
+        data, recipe, home, overrides, mapping=mapping, as_of=as_of, promote=promote, allow_times=allow_times
+    )
     return Run(Path(settings.home), pipeline.run_all(settings, until=until, progress=progress))
 
 
@@ -168,8 +169,17 @@ def refresh(
         DataError: if the data are missing, unreadable or break a data contract.
         TransientError: if a service does not answer or a disk is full: repeat the refresh.
     """
-    options = {"mapping": mapping, "as_of": as_of, "promote": promote, "allow_times": allow_times}
-    settings = _settings(data, recipe, home, overrides, needs_recipe=False, **options)
+    settings = _settings(
+        data,
+        recipe,
+        home,
+        overrides,
+        needs_recipe=False,
+        mapping=mapping,
+        as_of=as_of,
+        promote=promote,
+        allow_times=allow_times,
+    )
     return Run(Path(settings.home), refresh_all(settings, progress=progress))
 
 

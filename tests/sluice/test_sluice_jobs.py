@@ -76,7 +76,8 @@ def test_a_run_goes_to_its_home_and_says_how_far_it_came(tmp_path: Path) -> None
     with pytest.raises(sluice.ConfigError, match="no ledger: it ended with the step check_data, before assemble"):
         _ = run.ledger
     with sluice.Warehouse(f"duckdb:///{home / 'warehouse.duckdb'}") as warehouse:
-        assert warehouse.counts()["interactions"] == run.results["ingest"].metrics["rows_loaded"] > 0
+        loaded = run.results["ingest"].info["tables"]["interactions"]["rows_loaded"]
+        assert warehouse.counts()["interactions"] == loaded > 0
 
 
 def test_a_refresh_without_a_champion_says_so(tmp_path: Path) -> None:
