@@ -20,7 +20,6 @@ import io
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, in_a_process
 from stages.dataset.config import DatasetStepConfig
 
 DAY_MS = 86_400_000
@@ -201,13 +200,7 @@ def compare(ours: Path, theirs: Path) -> None:
 
 def child(arguments: list[str]) -> dict[str, Any]:
     """Run one job in a process of its own and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dataset", *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return in_a_process([sys.executable, "-m", "benchmarks.dataset", *arguments])
 
 
 def measure(home: Path, sizes: list[int], memory: str, repeats: int, ids: int | None) -> list[dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,23 @@ def describe(*packages: str) -> dict[str, Any]:
         "versions": {name: version(name) for name in packages},
         "commit": _commit(),
     }
+
+
+def in_a_process(command: Sequence[str], environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a job in a process of its own and return the JSON object that it prints as its last line.
+
+    Args:
+        command: the program and its arguments.
+        environ: of the process; None = this one's.
+
+    Raises:
+        SystemExit: with what the job said, if it fails.
+    """
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def _commit() -> str | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dataset import step_config, write_world
-from benchmarks.environment import describe
+from benchmarks.environment import describe, in_a_process
 from stages.contracts.snapshot import Snapshot
 from stages.dataset.build import build_snapshot
 from stages.dataset.warehouse_source import WarehouseSource
@@ -103,11 +102,7 @@ def child(job: str, home: Path, events: int, memory: str) -> dict[str, Any]:
     """Run one job in a process of its own; this one stays small, for a child's high-water mark begins at it."""
     command = [sys.executable, "-m", "benchmarks.report", "--home", str(home), "--memory", memory]
     command += ["--sizes", str(events), "--job", job]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return in_a_process(command)
 
 
 def main() -> None:

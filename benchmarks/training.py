@@ -21,7 +21,6 @@ import os
 import re
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, in_a_process
 
 HISTORY, BATCH, DIMENSION, CATEGORIES = 20, 4096, 64, 1000
 HOUR_MS = 3_600_000
@@ -274,11 +273,7 @@ def child(work: Path, job: str, kind: str, steps: int, ranks: int = 1) -> dict[s
     command += ["--nproc-per-node", str(ranks), "-m", "benchmarks.training", "--job", job, kind, str(work)]
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command += ["--steps", str(steps)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return in_a_process(command, environment)
 
 
 def run_job(job: str, kind: str, work: Path, steps: int) -> None:

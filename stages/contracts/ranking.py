@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from stages.contracts.ragged import places_in_rows, run_offsets
-from stages.contracts.tables import CandidateTable, RankedTable
+from stages.contracts.tables import CandidateTable, RankedTable, ScoredItems
 
 BASELINES_FILE = "baselines.json"
 """Of the step ``rank_baselines``: ``rows``, names of its rankings, each in ``<name>.parquet`` (RankedTable),
@@ -14,6 +16,22 @@ and ``left_out``, why others have none, by name."""
 SOURCE_TOWER, SOURCE_POPULAR = 0, 1
 """Codes of ``CandidateTable.source``: the two-tower index, or the popular list that answers a
 request without history. Rankers leave requests of the popular list in their order."""
+
+
+def ranked_table(request_id: Sequence[int] | np.ndarray, answers: Sequence[ScoredItems]) -> RankedTable:
+    """Return answers as rows.
+
+    Args:
+        request_id: int ``[Q]``, increasing.
+        answers: one a request.
+    """
+    lengths = np.array([len(items) for items in answers], dtype=np.int64)
+    return RankedTable(
+        request_id=np.repeat(np.asarray(request_id, dtype=np.int64), lengths),
+        item_index=np.concatenate([np.zeros(0, dtype=np.int64), *(items.ids for items in answers)]),
+        score=np.concatenate([np.zeros(0, dtype=np.float32), *(items.scores for items in answers)]),
+        rank=places_in_rows(lengths).astype(np.int32),
+    )
 
 
 def rank_rows(rows: CandidateTable, scores: np.ndarray, keep: int | None = None) -> RankedTable:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stages.contracts.tables import EventTable, RankedTable, RequestTable
+from stages.contracts.ranking import ranked_table
+from stages.contracts.tables import EventTable, RankedTable, RequestTable, ScoredItems
 from stages.contracts.top_k import top_k
 from stages.contracts.touches import first_touches
 
@@ -120,7 +121,8 @@ def popularity_rankings(
     """
     scores = _Scores(touches, len(available_from_ms), half_life_ms)
     is_touched = np.zeros(len(available_from_ms), dtype=bool)
-    parts: list[RankedTable] = []
+    request_ids: list[int] = []
+    answers: list[ScoredItems] = []
     for block in _blocks(requests.request_time_ms, half_life_ms):
         rows = requests.take(np.arange(block.start, block.stop))
         touched = [touches.touched(int(u), int(t)) for u, t in zip(rows.user_index, rows.request_time_ms, strict=True)]
@@ -135,12 +137,14 @@ def popularity_rankings(
             allowed = pool[~is_touched[pool] & (available_from_ms[pool] <= time_ms)]
             is_touched[items] = False
             best = allowed[top_k(scores.values[allowed], k)]
-            parts.append(_answer(int(rows.request_id[row]), best, scores.values[best] * scores.decay(time_ms)))
-        if sum(map(len, parts)) >= _TABLE_ROWS - _BLOCK_REQUESTS * k:
-            yield _concatenate(parts)
-            parts = []
-    if parts:
-        yield _concatenate(parts)
+            weights = scores.values[best] * scores.decay(time_ms)
+            request_ids.append(int(rows.request_id[row]))
+            answers.append(ScoredItems(best, weights.astype(np.float32)))
+        if sum(map(len, answers)) >= _TABLE_ROWS - _BLOCK_REQUESTS * k:
+            yield ranked_table(request_ids, answers)
+            request_ids, answers = [], []
+    if answers:
+        yield ranked_table(request_ids, answers)
 
 
 def _blocks(times: np.ndarray, half_life_ms: float | None) -> Iterator[slice]:
@@ -160,17 +164,3 @@ def _pool(scores: _Scores, available_from_ms: np.ndarray, first_ms: int, last_ms
     best = born[top_k(scores.values[born], size)]
     newborn = np.flatnonzero((available_from_ms > first_ms) & (available_from_ms <= last_ms))
     return np.unique(np.concatenate([best, newborn, scores.pending(last_ms)]))
-
-
-def _answer(request_id: int, items: np.ndarray, scores: np.ndarray) -> RankedTable:
-    return RankedTable(
-        request_id=np.full(len(items), request_id, dtype=np.int64),
-        item_index=items.astype(np.int64),
-        score=scores.astype(np.float32),
-        rank=np.arange(len(items), dtype=np.int32),
-    )
-
-
-def _concatenate(parts: list[RankedTable]) -> RankedTable:
-    columns = ("request_id", "item_index", "score", "rank")
-    return RankedTable(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns})

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from stages.contracts.tables import RankedTable
+from stages.contracts.ranking import ranked_table
+from stages.contracts.tables import RankedTable, ScoredItems
 from stages.contracts.top_k import top_k
 
 _BLOCK = 32
@@ -46,25 +47,18 @@ def answers(
     by_popularity = np.argsort(-tie_break, kind="stable")
     histories, hidden = touched[users], seen[users]
     similar = similarities(touched, np.unique(histories.indices), neighbours)
-    items, scores = [], []
+    found: list[ScoredItems] = []
     for start in range(0, len(users), _BLOCK):
         near = sparse.csr_array(histories[start : start + _BLOCK] @ similar)
         for row in range(near.shape[0]):
             (close, value), (refused, _) = _row(near, row), _row(hidden, start + row)
             # So many popular ones that k remain whatever is refused: nobody after them can win.
             popular = np.setdiff1d(by_popularity[: k + len(refused)], close)
-            found = np.concatenate([close, popular])
+            items = np.concatenate([close, popular])
             score = np.concatenate([value + tie_break[close], tie_break[popular]])
-            best = _best(found, score, refused, k)
-            items.append(found[best])
-            scores.append(score[best])
-    sizes = [len(found) for found in items]
-    return RankedTable(
-        request_id=np.repeat(request_id, sizes),
-        item_index=np.concatenate(items).astype(np.int64),
-        score=np.concatenate(scores).astype(np.float32),
-        rank=np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
-    )
+            best = _best(items, score, refused, k)
+            found.append(ScoredItems(items[best].astype(np.int64), score[best].astype(np.float32)))
+    return ranked_table(request_id, found)
 
 
 def _best(items: np.ndarray, scores: np.ndarray, refused: np.ndarray, k: int) -> np.ndarray:

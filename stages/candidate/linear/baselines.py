@@ -26,7 +26,7 @@ from stages.candidate.data.validation import checked_tables
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.files import write_json
 from stages.contracts.ragged import row_offsets
-from stages.contracts.ranking import BASELINES_FILE
+from stages.contracts.ranking import BASELINES_FILE, ranked_table
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import PART_EVALUATION, EventTable, RankedTable, RequestTable, ScoredItems
@@ -201,14 +201,3 @@ def best_items(scores_N: np.ndarray, allowed_N: np.ndarray, k: int) -> ScoredIte
     """Return the ``k`` best of the allowed items, ties by item index."""
     ids = np.flatnonzero(allowed_N)
     return ScoredItems.sort(ids, scores_N[ids], k)
-
-
-def ranked_table(request_id: Sequence[int], answers: Sequence[ScoredItems]) -> RankedTable:
-    """Return answers, parallel to their requests, as rows."""
-    lengths = [len(items) for items in answers]
-    return RankedTable(
-        request_id=np.repeat(np.array(request_id, dtype=np.int64), lengths),
-        item_index=np.concatenate([items.ids for items in answers]),
-        score=np.concatenate([items.scores for items in answers]),
-        rank=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-    )
