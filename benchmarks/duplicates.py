@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import describe
-from stages.dataset.items.config import DuplicatesConfig
 from stages.dataset.items.duplicates import Items, find_duplicates, normalise_title
 from stages.dataset.items.minhash import jaccard, shingles
+from stages.dataset.items_config import DuplicatesConfig
 from stages.simulator import World, WorldConfig
 
 NEAR = DuplicatesConfig(method="near")

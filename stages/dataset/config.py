@@ -11,7 +11,7 @@ from stages.contracts.snapshot import Task
 from stages.contracts.touches import EXPOSURE_SIGNALS
 from stages.contracts.value_rules import ValueRule
 from stages.dataset.contexts import ContextConfig
-from stages.dataset.items.config import ContentConfig, DuplicatesConfig
+from stages.dataset.items_config import ContentConfig, DuplicatesConfig
 from stages.warehouse.selection.policies import ItemPolicy, RepeatPolicy
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.retrieval.static import tolerances
 from benchmarks.retrieval.static.planted import World
-from benchmarks.retrieval.static.tolerances import Found, measure, read_tolerances
+from benchmarks.retrieval.tolerances import Found, measure, read_tolerances
 from stages.contracts.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stages.dataset.items.clusters import Clusters
-from stages.dataset.items.config import DuplicatesConfig
 from stages.dataset.items.minhash import jaccard, numbers, shingles, similar_pairs
+from stages.dataset.items_config import DuplicatesConfig
 
 _ASCII_SEPARATORS = {
     code: " " for code in range(128) if unicodedata.category(chr(code))[0] in "PZC"

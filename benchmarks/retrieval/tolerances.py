@@ -1,6 +1,6 @@
 """Figures that small made worlds must keep giving: ``tolerances.yaml`` beside this file.
 
-    python -m benchmarks.retrieval.static.tolerances
+    python -m benchmarks.retrieval.tolerances
 
 prints what is expected and what is found. A figure outside its tolerance, to either side, is a fault: a gain is taken
 up by writing the new figure down. The tests run the same file.
