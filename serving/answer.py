@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.candidate.scorer import Asked, Blended
-from stages.contracts.sources import SOURCE_NAMES
+from stages.candidate.scorer import Blended, CandidateRequest
+from stages.contracts.sources import source_name
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
 
@@ -33,11 +33,11 @@ class AnsweredItem:
         item_id, title: from the catalogue.
         score: of the last stage that ranked it.
         rank: position in the answer, from 0.
-        source: which source named it (the first, see ``stages.candidate.generators.blend``), such as ``tower``;
-            ``popular`` for items of the popular list and, without history, for what is trending.
-        places: score and rank at each stage that ran; empty unless asked for.
-        named_by: score and rank in the list of every source that named it; empty unless asked for, and where the
-            index is the only source.
+        source: the candidate generator that it is counted to (see ``stages.candidate.generators.blend``), such as
+            ``tower``; ``popular`` for items of the popular list and, without history, for trending items.
+        places: score and rank at each stage that ran; empty unless an explanation was wanted.
+        named_by: score and rank in the list of every generator that holds it; empty unless an explanation was wanted,
+            and where the index is the only generator.
     """
 
     item_id: str
@@ -63,8 +63,8 @@ class Answer:
         counts: how many items were cut where: ``catalogue``, ``withheld_excluded`` (by the item
             policy), ``filtered_excluded`` (by the request's filter), ``seen_excluded``,
             ``not_yet_available``, ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from
-            the popular list) and ``returned``; with several sources ``retrieved_<source>``, by the first that
-            named an item. A stage that did not run has no count.
+            the popular list) and ``returned``; with several generators ``retrieved_<name>``, the items counted to
+            each. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
         explain: whether the explanation was asked for.
         bypassed: why each ranking stage that the release does not use is bypassed, by name.
@@ -127,8 +127,9 @@ class Trace:
         available_ms: int64 ``[N]``, when each item may be answered with, the request's filter included.
         mask: bool ``[N]``, what the filter allows; None without one.
         context: one code a context column.
-        asked, early: what the sources beside the index are asked with, and the lists of those that read the state.
-        blended: the candidates with their sources.
+        request: the input of the generators beside the index; None without any, or without history.
+        state_lists: the lists of those generators that read the state.
+        blended: the candidates with the generators that they are from.
         stages: (stage, what it passed on).
         counts, timings_ms: for the explanation.
     """
@@ -140,8 +141,8 @@ class Trace:
     available_ms: np.ndarray
     mask: np.ndarray | None = None
     context: tuple[int, ...] = ()
-    asked: Asked | None = None
-    early: dict[str, ScoredItems] = field(default_factory=dict)
+    request: CandidateRequest | None = None
+    state_lists: dict[str, ScoredItems] = field(default_factory=dict)
     blended: Blended | None = None
     stages: list[tuple[str, ScoredItems]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -164,25 +165,25 @@ class Trace:
                 places[position][name] = Place(float(passed.scores[rank]), rank)
         return places
 
-    def first_sources(self, ids: np.ndarray) -> list[str]:
-        """Return the source that each of ``ids`` is due to."""
+    def first_generators(self, ids: np.ndarray) -> list[str]:
+        """Return the generator that each of ``ids`` is counted to."""
         if self.blended is None:
             return ["tower"] * len(ids)
         name_of = dict(zip(self.blended.items.ids.tolist(), self.blended.source.tolist(), strict=True))
-        return [SOURCE_NAMES[name_of[int(item)]] for item in ids]
+        return [source_name(name_of[int(item)]) for item in ids]
 
     def named_by(self, ids: np.ndarray) -> list[dict[str, Place]]:
-        """Return score and rank of each of ``ids`` in every source's list that holds it."""
-        said = None if self.blended is None else self.blended.sources
-        if self.blended is None or said is None:
+        """Return score and rank of each of ``ids`` in every generator's list that holds it."""
+        source_scores = None if self.blended is None else self.blended.sources
+        if self.blended is None or source_scores is None:
             return [{} for _ in ids]
         row_of = {item: row for row, item in enumerate(self.blended.items.ids.tolist())}
         rows = [row_of[int(item)] for item in ids]
         return [
             {
-                name: Place(float(said.scores[row, column]), int(said.ranks[row, column]))
-                for column, name in enumerate(said.names)
-                if said.ranks[row, column] >= 0
+                name: Place(float(source_scores.scores[row, column]), int(source_scores.ranks[row, column]))
+                for column, name in enumerate(source_scores.names)
+                if source_scores.ranks[row, column] >= 0
             }
             for row in rows
         ]

@@ -1,7 +1,7 @@
 """The online funnel: history, retrieval, light ranker, heavy ranker, and the popular list.
 
 Threads: the state is read in two short sections (the user's history and seen items, with the lists of the
-sources that read the state; the ranking features) and written by ``apply_event``, all under one lock. The
+candidate generators that read the state; the ranking features) and written by ``apply_event``, all under one lock. The
 models run outside of it. What was applied before ``recommend`` was called is always taken into account; an
 event that arrives while an answer is being made may or may not reach its features.
 
@@ -23,10 +23,10 @@ from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
 from serving.release import LoadedRelease
-from stages.candidate.scorer import Asked, Blended, ranker_query
+from stages.candidate.scorer import Blended, CandidateRequest, ranker_query
 from stages.contracts.item_filter import FilterIndex, ItemFilter
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
-from stages.contracts.sources import SOURCE_NAMES
+from stages.contracts.sources import source_code
 from stages.contracts.tables import SERVING, ScoredItems
 from stages.contracts.top_k import top_k
 from stages.contracts.value_rules import apply_value_rules
@@ -253,22 +253,22 @@ class Funnel:
                 if len(history.items):
                     moment = Moment(time_ms, user, context)
                     trace.inputs = tower_inputs([history], [moment], config, len(self.release.items))
-                    self._read_sources(trace, history.items)
+                    self._read_state_lists(trace, history.items)
         trace.counts["catalogue"] = len(self.release.items)
         trace.counts["withheld_excluded"] = self._n_withheld
         trace.counts["seen_excluded"] = len(trace.seen)
         trace.lap("history")
         return trace
 
-    def _read_sources(self, trace: Trace, history: np.ndarray) -> None:
-        """Ask the sources that read the state; the caller holds the lock."""
+    def _read_state_lists(self, trace: Trace, history: np.ndarray) -> None:
+        """Get the lists of the generators that read the state; the caller holds the lock."""
         release = self.release
         if release.blend is not None:
-            trace.asked = Asked(history, trace.time_ms, trace.context, trace.seen, trace.available_ms)
-            trace.early = release.blend.read(trace.asked, release.state, release.manifest.funnel.candidate_k)
+            trace.request = CandidateRequest(history, trace.time_ms, trace.context, trace.seen, trace.available_ms)
+            trace.state_lists = release.blend.read(trace.request, release.state, release.manifest.funnel.candidate_k)
 
     def _retrieve(self, trace: Trace, query_BD: np.ndarray) -> Blended:
-        """Search the index, and mix in what the other sources name."""
+        """Search the index, and mix in the lists of the other generators."""
         release, k = self.release, self.release.manifest.funnel.candidate_k
         first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
         to_come, to_come_ms = self._by_birth[first:], self._births[first:]
@@ -276,12 +276,12 @@ class Funnel:
         tower = release.candidate.search(query_BD, k, [excluded], [trace.mask])[0]
         trace.counts["not_yet_available"] = int((to_come_ms < NEVER_AVAILABLE_MS).sum())
         blended = Blended.of_one(tower, "tower")
-        if release.blend is not None and trace.asked is not None:
+        if release.blend is not None and trace.request is not None:
             trace.lap("index")
-            lists = release.blend.complete(trace.early, trace.asked, release.state, tower, k)
+            lists = release.blend.complete(trace.state_lists, trace.request, release.state, tower, k)
             blended = release.blend.mix(lists, k)
             for name in release.blend.names:
-                named = blended.source == SOURCE_NAMES.index(name)
+                named = blended.source == source_code(name)
                 trace.counts[f"retrieved_{name}"] = int(np.count_nonzero(named))
         trace.counts["retrieved"] = len(blended.items)
         return blended
@@ -347,8 +347,8 @@ class Funnel:
     def _fill(self, trace: Trace, chosen: np.ndarray, missing: int) -> ScoredItems:
         """Return up to ``missing`` popular items that are neither seen nor chosen.
 
-        Where every live count has decayed to nothing, the release's own popular list answers first. A request without
-        history gets what is trending before it, where that is a source.
+        Where every live count has decayed to nothing, the release's own popular list comes first. A request without
+        history gets trending items before it, where a generator gives them.
         """
         if missing <= 0:
             return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
@@ -358,8 +358,8 @@ class Funnel:
             if not popular.scores.any():
                 popular = self._stale_list(popular, trace, missing, excluded)
             if trace.inputs is None and release.blend is not None:
-                asked = Asked(_NOTHING, trace.time_ms, trace.context, trace.seen, trace.available_ms)
-                popular = release.blend.for_newcomer(asked, release.state, popular, missing)
+                request = CandidateRequest(_NOTHING, trace.time_ms, trace.context, trace.seen, trace.available_ms)
+                popular = release.blend.for_newcomer(request, release.state, popular, missing)
         trace.lap("popular")
         return popular
 
@@ -377,7 +377,7 @@ class Funnel:
         ids, catalogue = ranked.ids[:found], self.release.items
         nothing: list[dict[str, Place]] = [{} for _ in range(found)]
         places, named_by = (trace.places(ids), trace.named_by(ids)) if explain else (nothing, nothing)
-        first = trace.first_sources(ids)
+        first = trace.first_generators(ids)
         items = []
         for rank, (index, score) in enumerate(zip(ids, ranked.scores, strict=False)):
             item_id, title = str(catalogue.item_id[index]), str(catalogue.title[index])

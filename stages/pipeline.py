@@ -187,7 +187,7 @@ def heavy_config(run: StepRun) -> Config:
 
 def baselines_config(run: StepRun) -> Config:
     """Return the configuration of ``rank_baselines``, which ranks as deep as the ledger looks."""
-    from stages.candidate.config import RankBaselinesConfig
+    from stages.candidate.linear.config import RankBaselinesConfig
 
     recipe = run.recipe
     depth = max(recipe.funnel.candidate_k, recipe.evaluation.ks[-1])

@@ -6,10 +6,11 @@ as YAML, and the resolved recipe travels with every release.
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from stages.candidate.config import BaselinesConfig, CandidateConfig, IndexConfig
+from stages.candidate.config import CandidateConfig, IndexConfig
 from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.linear.config import BaselinesConfig
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
 from stages.contracts.manifest import FunnelSpec
@@ -36,7 +37,7 @@ class Recipe(Config):
         features: histories, counters and ranking features.
         candidate: the two-tower model and its training.
         index: the Faiss index.
-        sources: what names candidates beside it, and how many each.
+        sources: the candidate generators beside it, and how many candidates each gives.
         light_ranker: the LightGBM ranker.
         heavy_ranker: the DCN-v2 ranker.
         baselines: EASE and implicit ALS, rows of the stage ledger.
@@ -53,7 +54,7 @@ class Recipe(Config):
     features: FeatureConfig = FeatureConfig()
     candidate: CandidateConfig = CandidateConfig()
     index: IndexConfig = IndexConfig()
-    sources: SourcesConfig = SourcesConfig()
+    sources: SourcesConfig = Field(default_factory=SourcesConfig)
     light_ranker: LightRankerConfig = LightRankerConfig()
     heavy_ranker: HeavyRankerConfig = HeavyRankerConfig()
     baselines: BaselinesConfig = BaselinesConfig()

@@ -1,4 +1,4 @@
-"""The candidate generator at serving time: user tower in ONNX Runtime, index in Faiss, and the other sources.
+"""The candidate stage at serving time: user tower in ONNX Runtime, index in Faiss, and the other generators.
 
 Serving and the step ``retrieve`` use the same ``CandidateScorer`` and, for a blend, the same ``Blend``.
 
@@ -26,14 +26,14 @@ from stages.candidate.artifacts import (
 )
 from stages.candidate.generators.blend import Blend, Blended
 from stages.candidate.generators.files import SOURCES_DIRECTORY
-from stages.candidate.generators.generators import Asked
+from stages.candidate.generators.generator import CandidateRequest
 from stages.candidate.index.search import ItemSearch
 from stages.candidate.onnx_towers import UserTower, ranker_query
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
 
-__all__ = ["SOURCES_DIRECTORY", "Asked", "Blend", "Blended", "CandidateScorer", "UserTower", "ranker_query"]
+__all__ = ["SOURCES_DIRECTORY", "Blend", "Blended", "CandidateRequest", "CandidateScorer", "UserTower", "ranker_query"]
 
 
 class CandidateScorer:

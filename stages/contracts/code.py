@@ -130,6 +130,7 @@ def _named_by(node: ast.AST, package: str) -> Iterator[str]:
         yield from (f"{base}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
+        yield node.value.partition(":")[0]  # "module:Class" is a name of a module, too
 
 
 def _with_contents(module: str) -> list[str]:

@@ -30,6 +30,11 @@ class Config(BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
     removed: ClassVar[Mapping[str, str]] = {}
 
+    @classmethod
+    def sections(cls) -> dict[str, Any]:
+        """Return the type of each key that is allowed, by name; for a model whose keys are not all fields."""
+        return {name: field.annotation for name, field in cls.model_fields.items()}
+
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
             yield name, redacted(value) if isinstance(value, str) else value
@@ -144,19 +149,26 @@ def _allowed(name: str, names: list[str]) -> str:
 def _names_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed where an unknown one stands, none where its section has several forms."""
     forms = _forms_at(model, loc[:-1])
-    return sorted(forms[0].model_fields) if len(forms) == 1 else []
+    return sorted(_sections(forms[0])) if len(forms) == 1 else []
 
 
 def _forms_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
     """Return the models that a section may be of."""
     forms = [model]
     for part in loc:
-        named = [form.model_fields[str(part)].annotation for form in forms if str(part) in form.model_fields]
+        named = [sections[str(part)] for form in forms if str(part) in (sections := _sections(form))]
         if named:
             forms = [form for annotation in named for form in _forms(annotation)]
         else:  # a place in a list, a key of a mapping, or the tag that says which of several forms it is
             forms = [form for form in forms if _has_tag(form, str(part))] or forms
     return forms
+
+
+def _sections(form: type[BaseModel]) -> dict[str, Any]:
+    """Return the type of each key of a model, by name."""
+    if issubclass(form, Config):
+        return form.sections()
+    return {name: field.annotation for name, field in form.model_fields.items()}
 
 
 def _forms(annotation: Any) -> list[type[BaseModel]]:

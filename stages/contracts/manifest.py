@@ -12,7 +12,7 @@ A release is one directory:
     feature_schema.json  names and hash of the ranking features
     user_tower.onnx, item_tower.onnx, item_vectors.npy, tower.json    the candidate generator
     index.faiss, index.json
-    sources/             sources.json and what the other sources of candidates need
+    sources/             sources.json and the arrays of the other candidate generators
     light_ranker.txt, light_ranker.json      where the light ranker is in use, or the heavy one
     heavy_ranker.onnx, heavy_ranker.json     where the heavy ranker is in use
     fallback.json        popular items for users without history

@@ -1,6 +1,6 @@
-"""Where candidates come from: the names of the sources, and what each says of each candidate.
+"""Candidate generators: the one table of their names, and what each says of every candidate.
 
-Shapes: R candidate rows, S sources.
+Recipes, files and answers call them sources. Shapes: R candidate rows, S generators.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,26 +16,55 @@ import pyarrow.parquet as pq
 
 from stages.contracts.errors import DataError
 
-SOURCE_NAMES = ("tower", "popular", "covisitation", "trending", "ease", "ials", "content")
-"""By their codes in ``CandidateTable.source``; new ones come at the end."""
+
+class GeneratorRow(NamedTuple):
+    """A row of ``GENERATORS``.
+
+    Attributes:
+        code: stands for the name in ``CandidateTable.source``, and as a bit of the column ``sources`` of
+            ``source_scores.parquet``; 0 to 30. Finished steps hold it, so it never changes.
+        path: "module:Class" of its ``CandidateGenerator``; empty for the two-tower index and the popular list.
+    """
+
+    code: int
+    path: str = ""
+
+
+GENERATORS: dict[str, GeneratorRow] = {
+    "tower": GeneratorRow(0),
+    "popular": GeneratorRow(1),
+    "covisitation": GeneratorRow(2, "stages.candidate.generators.covisitation:Covisitation"),
+    "trending": GeneratorRow(3, "stages.candidate.generators.trending:Trending"),
+    "ease": GeneratorRow(4, "stages.candidate.generators.ease:EaseNeighbours"),
+    "ials": GeneratorRow(5, "stages.candidate.generators.ials:IalsNeighbours"),
+    "content": GeneratorRow(6, "stages.candidate.generators.content:ContentNeighbours"),
+}
+"""All candidate generators by name. A new one is a class in a module of its own, and a row at the end."""
 
 SOURCE_SCORES_FILE = "source_scores.parquet"
 _MASK = "sources"
 
 
 def source_code(name: str) -> int:
-    """Return the code of a source."""
-    return SOURCE_NAMES.index(name)
+    """Return the code of a generator."""
+    return GENERATORS[name].code
+
+
+def source_name(code: int) -> str:
+    """Return the name of a generator."""
+    return next(name for name, row in GENERATORS.items() if row.code == code)
 
 
 @dataclass(frozen=True)
 class SourceScores:
-    """What each source says of each candidate (``source_scores.parquet``, rows as in ``candidates.parquet``).
+    """Score and rank of each candidate in the list of each generator.
+
+    They are kept in ``source_scores.parquet``, with the rows of ``candidates.parquet``.
 
     Attributes:
-        names: S sources, in the order of the columns.
-        scores: float32 ``[R, S]``, the source's own score; NaN where its list does not hold the item.
-        ranks: int32 ``[R, S]``, 0-based position in the source's list; -1 where it does not hold the item.
+        names: S generators, in the order of the columns.
+        scores: float32 ``[R, S]``, the generator's own score; NaN where its list does not hold the item.
+        ranks: int32 ``[R, S]``, 0-based position in the generator's list; -1 where it does not hold the item.
     """
 
     names: tuple[str, ...]
@@ -57,18 +87,18 @@ class SourceScores:
 
     @classmethod
     def nothing(cls, names: Sequence[str], rows: int) -> SourceScores:
-        """Return rows that no source names, such as those of the popular list."""
+        """Return rows that are in no generator's list, such as those of the popular list."""
         shape = rows, len(names)
         return cls(tuple(names), np.full(shape, np.nan, dtype=np.float32), np.full(shape, -1, dtype=np.int32))
 
     @classmethod
     def concatenate(cls, parts: Sequence[SourceScores]) -> SourceScores:
-        """Return the rows of at least one part, all of the same sources."""
+        """Return the rows of one or more tables of the same generators."""
         scores, ranks = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "ranks"))
         return cls(parts[0].names, scores, ranks)
 
     def mask(self) -> np.ndarray:
-        """Return int32 ``[R]``: bit c is set where the source of code c names the item."""
+        """Return int32 ``[R]``: bit c is set where the list of the generator of code c holds the item."""
         bits = np.array([1 << source_code(name) for name in self.names], dtype=np.int32)
         mask: np.ndarray = ((self.ranks >= 0) * bits).sum(axis=1, dtype=np.int32)
         return mask
@@ -89,7 +119,7 @@ class SourceScores:
         """Read the columns of ``names``.
 
         Raises:
-            DataError: if the file is unreadable, or was written for other sources.
+            DataError: if the file is unreadable, or was written for other generators.
         """
         try:
             table = pq.read_table(path)  # type: ignore[no-untyped-call]

@@ -30,8 +30,8 @@ class ExamplesConfig(Config):
 
     Attributes:
         features: what the state keeps and the features read.
-        sources: names of the candidates' sources that features tell apart; empty where there is one only.
-        trending: short windows that the state counts for a source; None without one.
+        sources: generators whose scores are features; empty where there is only one generator.
+        trending: windows that the state counts for a generator; None without one.
     """
 
     features: FeatureConfig = FeatureConfig()
@@ -47,7 +47,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     Args:
         config: what the state keeps and the features read.
         inputs: ``snapshot``, ``candidate`` (``item_vectors.npy``) and ``retrieve``
-            (``candidates.parquet``; with several sources ``source_scores.parquet``).
+            (``candidates.parquet``; with several generators ``source_scores.parquet``).
         directory: receives ``rows.parquet``, ``features.npy`` float32 ``[R, F]``, ``relevance.npy``
             float32 ``[R]``, ``labels.npy`` float32 ``[R, T]``, ``feature_schema.json`` and ``state/``.
 
@@ -62,7 +62,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     rows = CandidateTable.read(path)
     _check_inputs(rows, path, requests, vectors, len(items))
 
-    said = _read_sources(config, inputs["retrieve"], len(rows))
+    source_scores = _read_sources(config, inputs["retrieve"], len(rows))
 
     meta, contexts = snapshot.meta, snapshot.contexts()
     schema = feature_schema(config.features, tasks, meta.context, config.sources)
@@ -71,7 +71,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     state = FunnelState.empty(items, config.features, meta.signals, tasks, n_users, meta.context, config.trending)
     features = create_array(directory / "features.npy", np.float32, (len(rows), len(schema.names)))
     moments = replay(snapshot.events(), requests, state, contexts)
-    answered = _fill_features(features, rows, said, requests, moments, state, vectors, contexts)
+    answered = _fill_features(features, rows, source_scores, requests, moments, state, vectors, contexts)
     features.flush()
 
     rows.write(directory / "rows.parquet")
@@ -125,7 +125,7 @@ def _write_schema(directory: Path, schema: FeatureSchema, config: ExamplesConfig
 def _fill_features(
     features: np.ndarray,
     rows: CandidateTable,
-    said: SourceScores | None,
+    source_scores: SourceScores | None,
     requests: RequestTable,
     moments: Iterator[int],
     state: FunnelState,
@@ -149,22 +149,22 @@ def _fill_features(
             rows.rank[of_request],
             vectors,
             contexts[requests.context[request]].tolist(),
-            None if said is None else said.take(of_request),
+            None if source_scores is None else source_scores.take(of_request),
         )
     return answered
 
 
 def _read_sources(config: ExamplesConfig, directory: Path, n_rows: int) -> SourceScores | None:
-    """Return what the sources say of each candidate row, None where there is one source only."""
+    """Return each generator's score and rank of each candidate row, None where there is one generator."""
     path = directory / SOURCE_SCORES_FILE
     if not config.sources:
         if path.is_file():
             raise DataError(f"{path} tells sources apart, but sources = []: retrieve followed another recipe")
         return None
-    said = SourceScores.read(path, config.sources)
-    if len(said) != n_rows:
-        raise DataError(f"{path} has {len(said)} rows, the candidates have {n_rows}")
-    return said
+    source_scores = SourceScores.read(path, config.sources)
+    if len(source_scores) != n_rows:
+        raise DataError(f"{path} has {len(source_scores)} rows, the candidates have {n_rows}")
+    return source_scores
 
 
 def join_labels(rows: CandidateTable, targets: Targets, n_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,8 +36,8 @@ from stages.features.state import FunnelState
 
 FEATURES: tuple[tuple[str, str, str], ...] = (
     # name ({h}, {g}: half-life and the next longer one in days; {task}: task name; {context}: name of
-    # a context column; {source}: name of a source, where there are several), meaning, unit
-    ("retrieval_score", "score of the retrieval source", "as given"),
+    # a context column; {source}: name of a candidate generator, where there are several), meaning, unit
+    ("retrieval_score", "score of the candidate in the retrieved list", "as given"),
     ("retrieval_log_rank", "position in the retrieved list", "log(1 + rank)"),
     ("item_popularity_{h}d", "first touches of the item, decayed", "log(1 + count)"),
     ("item_trend_{h}d_{g}d", "rate of touches at half-life h over that at g, +1 smoothed", "log ratio"),
@@ -88,8 +88,8 @@ FEATURES: tuple[tuple[str, str, str], ...] = (
     ("context_{context}", "share of first touches that had the request's value, 0 where unknown", "share"),
     ("item_context_{context}", "share of that value among the item's touches over its share in all", "log ratio"),
     ("category_context_{context}", "the same of the item's categories, mean", "log ratio"),
-    ("source_{source}_score", "the source's own score, 0 where its list does not hold the item", "as given"),
-    ("source_{source}_reciprocal_rank", "1 / (1 + position in the source's list), 0 where it is not in it", "1"),
+    ("source_{source}_score", "the generator's own score, 0 where its list does not hold the item", "as given"),
+    ("source_{source}_reciprocal_rank", "1 / (1 + position in the generator's list), 0 where it is not in it", "1"),
 )
 """Name, meaning and unit. Every value is finite; what a user or item lacks is 0 unless stated."""
 
@@ -124,7 +124,7 @@ def feature_schema(
         config: what features read.
         tasks: whose rates are features.
         context: columns of the moment.
-        sources: names of the candidates' sources; empty where there is one only, which nothing has to tell.
+        sources: names of the candidate generators; empty where there is only one.
     """
     half_lives = [f"{days:g}" for days in config.half_lives_days]
     names: list[str] = []
@@ -162,7 +162,7 @@ def ranking_features(
     ranks: np.ndarray,
     item_vectors: np.ndarray,
     context: Sequence[int] = (),
-    sources: SourceScores | None = None,
+    source_scores: SourceScores | None = None,
 ) -> np.ndarray:
     """Return the features of one request's candidates, from the state as it stands.
 
@@ -178,7 +178,7 @@ def ranking_features(
         item_vectors: float32 ``[N, D]``, row = item index.
         context: code of each of the state's context columns at the request, 0 where nothing is
             known; empty = nothing is.
-        sources: what every source says of the candidates, n rows; None where there is one source only.
+        source_scores: the candidates' scores and ranks by generator, n rows; None where there is one generator.
 
     Returns:
         float32 ``[n, F]``, finite, columns in the order of ``feature_schema``.
@@ -198,9 +198,9 @@ def ranking_features(
     for name, period in (("hour", DAY_MS), ("weekday", 7 * DAY_MS)):
         angle = 2 * math.pi * (time_ms % period) / period
         columns |= {f"{name}_sin": math.sin(angle), f"{name}_cos": math.cos(angle)}
-    columns |= _source_columns(sources)
-    told_apart = () if sources is None else sources.names
-    names = feature_schema(state.config, state.tasks, state.context, told_apart).names
+    columns |= _source_columns(source_scores)
+    generators = () if source_scores is None else source_scores.names
+    names = feature_schema(state.config, state.tasks, state.context, generators).names
     features = np.empty((len(items), len(names)), dtype=np.float32)
     for position, name in enumerate(names):
         features[:, position] = columns[name]
@@ -235,14 +235,14 @@ def heavy_features(
     return out
 
 
-def _source_columns(sources: SourceScores | None) -> Columns:
+def _source_columns(source_scores: SourceScores | None) -> Columns:
     columns: Columns = {}
-    if sources is None:
+    if source_scores is None:
         return columns
-    for place, name in enumerate(sources.names):
-        named = sources.ranks[:, place] >= 0
-        columns[f"source_{name}_score"] = np.where(named, sources.scores[:, place], 0.0)
-        columns[f"source_{name}_reciprocal_rank"] = np.where(named, 1.0 / (1.0 + np.abs(sources.ranks[:, place])), 0.0)
+    for place, name in enumerate(source_scores.names):
+        scores, ranks = source_scores.scores[:, place], source_scores.ranks[:, place]
+        columns[f"source_{name}_score"] = np.where(ranks >= 0, scores, 0.0)
+        columns[f"source_{name}_reciprocal_rank"] = np.where(ranks >= 0, 1.0 / (1.0 + np.abs(ranks)), 0.0)
     return columns
 
 

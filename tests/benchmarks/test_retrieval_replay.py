@@ -27,6 +27,7 @@ from benchmarks.retrieval.replay.models import (
 )
 from benchmarks.retrieval.replay.protocols import REPLAYS, read_globo, read_movielens_replay
 from benchmarks.retrieval.replay.run import METRICS, Pool, Replay, rank_targets, report, walk
+from stages.candidate.linear.config import EaseSettings
 from stages.candidate.linear.models import Ease
 from stages.contracts.errors import DataError
 
@@ -183,7 +184,7 @@ def test_trained_weights_on_live_histories(replay: Replay, model: ReplayEase, bl
     log, train = replay.log, replay.train
     dense = np.zeros((log.users, log.items))
     dense[log.user[:train], log.item[:train]] = 1
-    weights = Ease.fit(dense, 3.0).weights.astype(float)
+    weights = Ease.fit(dense, EaseSettings(regularisation=3)).weights.astype(float)
     found = walk(Replay(log, replay.parts, train, block), model.prepare(log, train)).tolist()
     for event, rank in zip(range(250, 400), found, strict=True):
         first = 250 if event < 331 else 331

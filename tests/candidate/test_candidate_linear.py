@@ -7,10 +7,16 @@ import pytest
 import scipy.sparse as sparse
 
 from stages.candidate.linear import models as linear
+from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings
 from stages.candidate.linear.models import Ease, ImplicitAls, recency_weights
+from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError
 
 USERS, ITEMS = 40, 13
+
+
+def als(factors: int, **changes: float) -> ImplicitAlsSettings:
+    return ImplicitAlsSettings(**{"factors": factors, "confidence": 5, "regularisation": 2, **changes})
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def constrained_least_squares(dense: np.ndarray, regularisation: float) -> np.nd
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("regularisation", [0.5, 30.0])
 def test_ease_is_the_constrained_optimum(history: sparse.csr_matrix, regularisation: float) -> None:
-    found = Ease.fit(history, regularisation)
+    found = Ease.fit(history, EaseSettings(regularisation=regularisation))
     wanted = constrained_least_squares(history.toarray(), regularisation)
     np.testing.assert_allclose(found.weights, wanted, atol=1e-6)
     assert not np.diagonal(found.weights).any()
@@ -49,14 +55,14 @@ def test_ease_is_the_constrained_optimum(history: sparse.csr_matrix, regularisat
 def test_ease_of_weighted_histories(history: sparse.csr_matrix) -> None:
     weighted = history.copy()
     weighted.data = np.random.default_rng(1).uniform(-1, 2, history.nnz)
-    found = Ease.fit(weighted, 2.0).weights
+    found = Ease.fit(weighted, EaseSettings(regularisation=2)).weights
     np.testing.assert_allclose(found, constrained_least_squares(weighted.toarray(), 2.0), atol=1e-6)
 
 
 def test_ease_refuses_a_catalogue_that_does_not_fit() -> None:
     wide = sparse.csr_matrix(([1.0], ([0], [99_999])), shape=(1, 100_000))
     with pytest.raises(ConfigError, match=r"100,000 items need 120\.0 GB.*memory_gb = 4.*fewer items"):
-        Ease.fit(wide, 1.0)
+        Ease.fit(wide, EaseSettings())
 
 
 def als_gradient(history: np.ndarray, model: ImplicitAls) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +79,7 @@ def als_gradient(history: np.ndarray, model: ImplicitAls) -> tuple[np.ndarray, n
 @pytest.mark.usefixtures("small_blocks")
 def test_als_comes_to_rest_where_the_gradient_is_zero(history: sparse.csr_matrix) -> None:
     history.data = np.random.default_rng(1).uniform(0.2, 3, history.nnz)
-    early, late = (ImplicitAls.fit(history, 4, 5.0, 2.0, iterations=n, seed=3) for n in (1, 800))
+    early, late = (ImplicitAls.fit(history, als(4, iterations=n), 3) for n in (1, 800))
     by_user, by_item = als_gradient(history.toarray(), late)
     assert np.abs(by_user).max() < 1e-9, "folding in is exact at any time"
     assert np.abs(by_item).max() < 1e-6
@@ -81,7 +87,7 @@ def test_als_comes_to_rest_where_the_gradient_is_zero(history: sparse.csr_matrix
 
 
 def test_als_folds_each_history_in_alone(history: sparse.csr_matrix) -> None:
-    model = ImplicitAls.fit(history, 3, 5.0, 2.0, seed=1)
+    model = ImplicitAls.fit(history, als(3), 1)
     together = model.user_vectors(history)
     np.testing.assert_allclose(model.user_vectors(history[7:8])[0], together[7], atol=1e-12)
     cells = history[7].indices
@@ -95,7 +101,7 @@ def test_als_folds_each_history_in_alone(history: sparse.csr_matrix) -> None:
 
 
 def test_als_depends_on_its_seed_alone(history: sparse.csr_matrix) -> None:
-    first, again, other = (ImplicitAls.fit(history, 3, 5.0, 2.0, 2, seed).item_factors for seed in (1, 1, 2))
+    first, again, other = (ImplicitAls.fit(history, als(3, iterations=2), seed).item_factors for seed in (1, 1, 2))
     assert (first == again).all()
     assert not np.allclose(first, other)
 
@@ -107,7 +113,8 @@ def test_planted_groups_are_found() -> None:
     dense = (group == rng.integers(0, 3, 90)[:, None]) & (rng.random((90, 12)) < 0.7)
     matrix = sparse.csr_matrix(dense.astype(float))
     asked = sparse.csr_matrix(([1.0, 1.0], ([0, 0], [0, 3])), shape=(1, 12))
-    for scores in (Ease.fit(matrix, 5.0).score(asked), ImplicitAls.fit(matrix, 3, 5.0, 1.0).score(asked)):
+    fitted = ImplicitAls.fit(matrix, als(3, regularisation=1), 0)
+    for scores in (Ease.fit(matrix, EaseSettings(regularisation=5)).score(asked), fitted.score(asked)):
         assert set(np.argsort(-scores[0])[:4]) >= {6, 9}
 
 
@@ -120,19 +127,22 @@ def test_recency_weights() -> None:
 def test_bad_input(history: sparse.csr_matrix) -> None:
     empty = sparse.csr_matrix((2, 3))
     with pytest.raises(ConfigError, match="regularisation = 0"):
-        Ease.fit(history, 0.0)
+        parse_config(EaseSettings, {"regularisation": 0}, "settings")
     with pytest.raises(ConfigError, match="factors = 0"):
-        ImplicitAls.fit(history, 0, 1.0, 1.0)
-    for fit in (lambda matrix: Ease.fit(matrix, 1.0), lambda matrix: ImplicitAls.fit(matrix, 2, 1.0, 1.0)):
+        parse_config(ImplicitAlsSettings, {"factors": 0}, "settings")
+    for fit in (
+        lambda matrix: Ease.fit(matrix, EaseSettings(regularisation=1)),
+        lambda matrix: ImplicitAls.fit(matrix, als(2), 0),
+    ):
         with pytest.raises(DataError, match=r"\[2, 3\] is empty"):
             fit(empty)
         with pytest.raises(DataError, match="finite"):
             fit(sparse.csr_matrix(np.array([[1.0, np.nan]])))
     twins = sparse.csr_matrix(np.ones((3, 2)))
     with pytest.raises(DataError, match=r"not positive definite.*regularise more"):
-        Ease.fit(twins, 1e-300)
+        Ease.fit(twins, EaseSettings(regularisation=1e-300))
     with pytest.raises(DataError, match="above 0"):
-        ImplicitAls.fit(sparse.csr_matrix(np.array([[1.0, -1.0]])), 2, 1.0, 1.0)
-    for model in (Ease.fit(history, 1.0), ImplicitAls.fit(history, 2, 1.0, 1.0)):
+        ImplicitAls.fit(sparse.csr_matrix(np.array([[1.0, -1.0]])), als(2), 0)
+    for model in (Ease.fit(history, EaseSettings()), ImplicitAls.fit(history, als(2), 0)):
         with pytest.raises(DataError, match="over 3 items, the model has 13"):
             model.score(empty)

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from stages.candidate.config import BaselinesConfig, RankBaselinesConfig
 from stages.candidate.linear import baselines as linear_baselines
 from stages.candidate.linear.baselines import fit_baselines, history_matrix, rank_baselines
+from stages.candidate.linear.config import BaselineAls, BaselineEase, BaselinesConfig, RankBaselinesConfig
 from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import read_json
@@ -22,7 +22,7 @@ from stages.features.config import FeatureConfig
 N_USERS, N_ITEMS, K, HALF_LIFE_MS = 30, 14, 6, 30 * DAY_MS
 TO_COME, WITHHELD = 12, 13  # an item born at 11,600, and one that is withheld from the evaluation
 LATE = 26  # from here on users of the evaluation part alone; the last two touch nothing that training knew
-BASELINES = BaselinesConfig(ease_regularisation=7.0, ials_factors=3, ials_iterations=4)
+BASELINES = BaselinesConfig(ease=BaselineEase(regularisation=7), ials=BaselineAls(factors=3, iterations=4))
 CONFIG = RankBaselinesConfig(baselines=BASELINES, k=K, features=FeatureConfig())
 
 
@@ -82,15 +82,14 @@ def history_by_hand(events: EventTable, user: int, time_ms: int) -> list[int]:
 
 
 def ease_by_hand(touched: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    inverse = np.linalg.inv(touched.T @ touched + BASELINES.ease_regularisation * np.eye(N_ITEMS))
+    inverse = np.linalg.inv(touched.T @ touched + BASELINES.ease.regularisation * np.eye(N_ITEMS))
     coefficients = -inverse / np.diag(inverse)
     np.fill_diagonal(coefficients, 0)
     return weights @ coefficients
 
 
 def als_by_hand(touched: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    settings = (BASELINES.ials_factors, BASELINES.ials_confidence, BASELINES.ials_regularisation)
-    model = ImplicitAls.fit(sparse.csr_matrix(touched), *settings, BASELINES.ials_iterations, BASELINES.seed)
+    model = ImplicitAls.fit(sparse.csr_matrix(touched), BASELINES.ials, BASELINES.ials.seed)
     return model.score(sparse.csr_matrix(weights[None]))[0]
 
 
@@ -156,10 +155,10 @@ def test_every_answer_is_that_of_the_definition(world, answered, name, by_hand):
 
 
 def test_a_history_may_forget(world, tmp_path):
-    baselines = BASELINES.model_copy(update={"ease_decay": 2.0, "ials": False})
+    baselines = BaselinesConfig(rows=("ease",), ease=BaselineEase(regularisation=7, decay=2))
     _, info = rank_baselines(CONFIG.model_copy(update={"baselines": baselines}), {"snapshot": world}, tmp_path)
     check_answers(world, RankedTable.read(tmp_path / "ease.parquet"), ease_by_hand, decay=2.0)
-    assert info["left_out"] == {"ials": "baselines.ials = false"}
+    assert info["left_out"] == {"ials": "baselines.rows = ['ease']"}
     assert not (tmp_path / "ials.parquet").exists()
 
 
@@ -191,7 +190,7 @@ def test_the_block_size_changes_nothing(world, answered, tmp_path, monkeypatch):
 
 def test_what_needs_too_much_memory_is_left_out_with_a_reason():
     wide = sparse.csr_matrix((np.ones(2), ([0, 0], [1, 99_999])), shape=(1, 100_000))
-    config = BaselinesConfig(ials_factors=2, ials_iterations=1)
+    config = BaselinesConfig(ials=BaselineAls(factors=2, iterations=1))
     fitted, left_out = fit_baselines(config, wide)
     assert list(fitted) == ["ials"]
     assert left_out == {"ease": "100,000 items need 120 GB, baselines.memory_gb = 4"}

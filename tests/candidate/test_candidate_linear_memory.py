@@ -12,6 +12,7 @@ import sys
 import numpy as np
 from scipy import linalg, sparse
 from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_gigabytes
+from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
 
 kind, users, items, length = sys.argv[1], *map(int, sys.argv[2:])
@@ -29,13 +30,13 @@ def memory(field):
 
 before = memory("VmRSS")
 if kind == "ease":
-    Ease.fit(history, 500.0)
+    Ease.fit(history, EaseSettings(regularisation=500))
     said = ease_gigabytes(items, history.nnz)
 elif kind == "ridge":
     DirectedRidge.fit(user, item, items, 300.0, 0.7, 200)
     said = ridge_gigabytes(items, min(200, length - 1), len(user))
 else:
-    ImplicitAls.fit(history, 32, 5.0, 10.0, 1)
+    ImplicitAls.fit(history, ImplicitAlsSettings(factors=32, confidence=5, regularisation=10, iterations=1), 0)
     said = als_gigabytes(users, items, history.nnz, 32)
 print((memory("VmHWM") - before) / 1e9, said)
 """

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from stages.candidate.config import BaselinesConfig, RankBaselinesConfig, RetrieveConfig
+from stages.candidate.config import RetrieveConfig
 from stages.candidate.linear.baselines import rank_baselines
+from stages.candidate.linear.config import BaselineAls, BaselinesConfig, RankBaselinesConfig
 from stages.candidate.retrieval.step import retrieve
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
@@ -55,7 +56,7 @@ def ledger(newcomers, trained, indexed, tmp_path_factory):
         inputs[name] = root / name
         inputs[name].mkdir()
     retrieve(RetrieveConfig(candidate_k=K, features=FEATURES), inputs, inputs["retrieve"])
-    config = RankBaselinesConfig(k=K, features=FEATURES, baselines=BaselinesConfig(ials_factors=8))
+    config = RankBaselinesConfig(k=K, features=FEATURES, baselines=BaselinesConfig(ials=BaselineAls(factors=8)))
     rank_baselines(config, inputs, inputs["baselines"])
     evaluate(EvaluationConfig(ks=(10,), candidate_k=K, bootstrap_samples=300), inputs, inputs["out"])
     return read_json(inputs["out"] / "ledger.json")

@@ -1,18 +1,13 @@
-"""The sources of a release, and a catalogue that has grown."""
+"""The candidate generators of a release, and a catalogue that has grown."""
 
 import numpy as np
 import pytest
 
 from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.config import SourcesConfig
-from stages.candidate.generators.files import (
-    SourcesSummary,
-    load_neighbours,
-    read_summary,
-    write_neighbours,
-    write_summary,
-)
+from stages.candidate.generators.files import SourcesSummary, load_arrays, read_summary, write_arrays, write_summary
 from stages.candidate.generators.neighbour_lists import content_neighbours
+from stages.candidate.generators.table import generator_class
 from stages.candidate.refresh.generators import RefreshSourcesConfig, refresh_sources
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import write_json
@@ -20,7 +15,11 @@ from stages.contracts.snapshot import Snapshot
 from tests.candidate.test_candidate_refresh import grow
 
 RELEASED, NEW = 60, 4
-RING = np.arange(RELEASED + 1), (np.arange(RELEASED) + 1) % RELEASED, np.linspace(1, 2, RELEASED)
+RING = {
+    "offsets": np.arange(RELEASED + 1),
+    "items": (np.arange(RELEASED) + 1) % RELEASED,
+    "weights": np.linspace(1, 2, RELEASED),
+}
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def release_sources(champion, *names):
     directory.mkdir()
     files = {}
     for name in {"ease", "content"} & set(names):
-        files |= write_neighbours(directory, name, RING)
+        files |= write_arrays(directory, generator_class(name), RING)
     summary = SourcesSummary(
         names=names,
         quotas=dict.fromkeys(names, 5),
@@ -68,14 +67,15 @@ def test_what_was_fitted_stays_and_content_is_found_anew(inputs, tmp_path):
     snapshot, summary = Snapshot(inputs["snapshot"]), read_summary(target, RELEASED + NEW)
     assert summary.tower_version == "refreshed" and summary.data_fingerprint == snapshot.meta.fingerprint
     assert (summary.quotas, summary.learned, summary.config) == (before.quotas, True, before.config)
-    offsets, items, weights = load_neighbours(target, "ease", summary)
-    np.testing.assert_array_equal(offsets, [*RING[0], *[RELEASED] * NEW])
-    np.testing.assert_array_equal(items, RING[1])
-    np.testing.assert_allclose(weights, RING[2], rtol=1e-6)
-    offsets, items, _ = load_neighbours(target, "content", summary)
-    grown = snapshot.items()
-    for found, wanted in zip((offsets, items), content_neighbours(grown, 100, grown.recommendable())[:2], strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    ease = load_arrays(target, generator_class("ease"), summary)
+    np.testing.assert_array_equal(ease["offsets"], [*RING["offsets"], *[RELEASED] * NEW])
+    np.testing.assert_array_equal(ease["items"], RING["items"])
+    np.testing.assert_allclose(ease["weights"], RING["weights"], rtol=1e-6)
+    content, grown = load_arrays(target, generator_class("content"), summary), snapshot.items()
+    wanted = content_neighbours(grown, 100, grown.recommendable())
+    for name in ("offsets", "items", "weights"):
+        np.testing.assert_array_equal(content[name], wanted[name])
+    offsets, items = content["offsets"], content["items"]
     # New item 0 has its block's category and most of its title's words.
     assert RELEASED in items[offsets[0] : offsets[1]]
     assert all(offsets[RELEASED + new + 1] > offsets[RELEASED + new] for new in range(NEW))
@@ -103,6 +103,6 @@ def test_a_changed_file_and_a_smaller_catalogue_are_refused(inputs, tmp_path):
     with pytest.raises(ReleaseError, match="of 64 items, the snapshot has 60; it must extend the release"):
         run(exchanged, tmp_path / "less")
     path = inputs["champion"] / "sources" / "ease_items.npy"
-    np.save(path, RING[1][::-1].astype(np.int32))
+    np.save(path, RING["items"][::-1].astype(np.int32))
     with pytest.raises(ReleaseError, match=r"ease_items.npy: sha256 \w{12}…, sources.json says"):
         run(inputs, tmp_path / "changed")

@@ -1,11 +1,21 @@
-"""The recipe's section ``sources``: quotas, and what is refused."""
+"""The recipe's section ``sources``: quotas, the sections of generators, and what is refused."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from stages.candidate.generators import trending
+from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.generators.table import generator_class
+from stages.candidate.generators.trending import Trending
+from stages.candidate.linear.config import LimitedEase
+from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
+from stages.contracts.sources import GENERATORS, GeneratorRow
+from stages.features.config import TrendingConfig
 from stages.recipe import Recipe
 
 ALL = ("tower", "covisitation", "trending", "ease", "ials", "content")
@@ -40,19 +50,21 @@ def test_quotas_are_shares_or_counts_and_the_others_share_the_rest(quotas, count
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ({"names": ["ease"]}, "allowed are different sources, one of them 'tower'"),
-        ({"names": ["tower", "tower"]}, "allowed are different sources"),
+        ({"names": ["ease"]}, "allowed are different generators, one of them 'tower'"),
+        ({"names": ["tower", "tower"]}, "allowed are different generators"),
         (
             {"names": ["tower", "magic"]},
-            "Input should be 'tower', 'covisitation', 'trending', 'ease', 'ials' or 'content'",
+            "unknown candidate generator, allowed are tower, covisitation, trending, ease, ials, content",
         ),
-        ({"names": ["tower", "ease"], "quotas": {"ials": 5}}, r"quotas names \['ials'\], the sources in use are"),
+        ({"names": ["tower", "ease"], "quotas": {"ials": 5}}, r"quotas names \['ials'\], the generators in use are"),
         ({"names": ["tower", "ease"], "quotas": {"ease": 5.5}}, "allowed are shares below 1 and whole numbers from 1"),
         ({"names": ["tower", "ease"], "quotas": {"ease": -1}}, "greater than or equal to 0"),
         ({"names": ["tower", "ease"], "quotas": "guessed"}, "Input should be 'learned'"),
         ({"names": ["tower", "ease"], "quotas": {"ease": 301}}, "are 301 items, allowed are candidate_k = 300"),
         ({"names": ["tower", "ease"], "quotas": {"tower": 0.8, "ease": 90}}, "are 330 items, allowed are"),
+        ({"quotas": {"magic": 5}}, r"quotas names \['magic'\], the generators in use are \['tower'\]"),
         ({"quota": {}}, "Extra inputs are not permitted"),
+        ({"covisitation": {}}, "Extra inputs are not permitted"),  # a generator without settings has no section
         (
             {"names": ["tower", "trending"], "trending": {"segment": "region"}},
             r"sources.trending.segment = 'region' must be one of dataset.context.columns = \['device'\]",
@@ -68,6 +80,73 @@ def test_a_segment_of_a_source_that_is_off_is_nobodys_matter():
     assert recipe(sources={"trending": {"segment": "region"}}).sources.counted is None
     on = recipe(sources={"names": ["tower", "trending"], "trending": {"segment": "device"}})
     assert on.sources.counted is not None and on.sources.counted.segment == "device"
+
+
+def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
+    values = {"history_length": 0, "ease": {"regularisation": 0, "lambda": 3}, "magic": {}, "ials": 5}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(SourcesConfig, values, "f.yaml")
+    faults = str(caught.value).removeprefix("f.yaml: ").split("; ")
+    assert sorted(faults) == [
+        "ease.lambda: unknown key, allowed are memory_gb, regularisation",
+        "ease.regularisation = 0: Input should be greater than 0",
+        "history_length = 0: Input should be greater than or equal to 1",
+        "ials = 5: Input should be a valid dictionary or instance of SeededAls",
+        "magic: unknown key, allowed are covisitation_smoothing, ease, history_decay, history_length, ials, learning, "
+        "names, neighbours, quotas, trending",
+    ]
+
+
+def test_sections_go_to_json_and_back():
+    config = SourcesConfig(names=ALL, ease={"regularisation": 7}, trending=TrendingConfig(segment="device"))
+    values = config.model_dump(mode="json")
+    assert values["ease"] == {"regularisation": 7.0, "memory_gb": 4.0}
+    assert (values["trending"]["segment"], values["ials"]["factors"]) == ("device", 64)
+    assert SourcesConfig.model_validate(values) == config != SourcesConfig(names=ALL)
+    assert config.section("ease", LimitedEase).regularisation == 7
+    with pytest.raises(ConfigError, match=r"sources\.content = None: allowed is a LimitedEase"):
+        config.section("content", LimitedEase)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (GeneratorRow(7, "nowhere.at.all:Magic"), "nowhere.at.all:Magic cannot be imported"),
+        (GeneratorRow(7, "stages.candidate.generators.ease:Magic"), "cannot be imported: .* has no attribute 'Magic'"),
+        (GeneratorRow(7, "stages.candidate.generators.ease:EaseNeighbours"), "is no CandidateGenerator of that name"),
+        (GeneratorRow(7, "stages.candidate.generators.config:SourcesConfig"), "is no CandidateGenerator of that name"),
+    ],
+)
+def test_a_row_that_leads_to_no_generator_is_named(monkeypatch, row, message):
+    monkeypatch.setitem(GENERATORS, "magic", row)
+    with pytest.raises(ConfigError, match=f"candidate generator 'magic': .*{message}"):
+        SourcesConfig(names=("tower", "magic"))
+
+
+def test_a_section_is_not_named_like_another_key(monkeypatch):
+    class Learning(Trending):
+        name = "learning"
+
+    monkeypatch.setattr(trending, "Learning", Learning, raising=False)
+    monkeypatch.setitem(GENERATORS, "learning", GeneratorRow(7, f"{trending.__name__}:Learning"))
+    with pytest.raises(ConfigError, match=r"generators \['learning'\] are named like other keys"):
+        SourcesConfig()
+
+
+@pytest.mark.parametrize("name", ["tower", "popular", "magic"])
+def test_what_has_no_class_is_refused_with_the_names_that_have(name):
+    with pytest.raises(ConfigError, match="unknown, allowed are covisitation, trending, ease, ials, content"):
+        generator_class(name)
+
+
+def test_serving_needs_neither_torch_nor_scipy_for_any_generator():
+    program = (
+        "import sys; from stages.candidate.generators import blend, table; "
+        "print([table.generator_class(name).name for name in table.generator_names() if name != 'tower']); "
+        "print([name for name in ('torch', 'scipy', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(list(ALL[1:])), "[]"]
 
 
 def test_learned_quotas_are_not_known_beforehand():

@@ -1,4 +1,4 @@
-"""Each source against brute force on tiny data; the blend's quotas, order and origin."""
+"""Each candidate generator against brute force on tiny data; the blend's quotas, order and origin."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from stages.candidate.generators.blend import RRF_K, Blend, Blended
-from stages.candidate.generators.config import EaseConfig, SourcesConfig
+from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.generators.covisitation import Covisitation
+from stages.candidate.generators.ease import EaseNeighbours
 from stages.candidate.generators.files import SourcesSummary
-from stages.candidate.generators.generators import (
-    Asked,
-    CovisitationSource,
-    ItemSource,
-    NeighbourSource,
-    TrendingSource,
-    best_of,
-)
-from stages.candidate.generators.neighbour_lists import content_neighbours, fitted_neighbours
+from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest, FitData, best_of
+from stages.candidate.generators.ials import IalsNeighbours
+from stages.candidate.generators.neighbour_lists import content_neighbours
+from stages.candidate.generators.trending import Trending
+from stages.candidate.linear.config import LimitedEase, SeededAls
 from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS, ItemTable, Task
@@ -59,11 +57,11 @@ def state_of(touches: list[tuple[int, int, int]], trending: TrendingConfig | Non
     return state
 
 
-def asked(history: list[int], seen: list[int] | None = None, never: tuple[int, ...] = ()) -> Asked:
+def request_for(history: list[int], seen: list[int] | None = None, never: tuple[int, ...] = ()) -> CandidateRequest:
     available = np.zeros(N, dtype=np.int64)
     available[list(never)] = NEVER_AVAILABLE_MS
     seen_items = np.array(history if seen is None else seen, dtype=np.int64)
-    return Asked(np.array(history, dtype=np.int64), NOW, (), seen_items, available)
+    return CandidateRequest(np.array(history, dtype=np.int64), NOW, (), seen_items, available)
 
 
 def scored(*ids: int) -> ScoredItems:
@@ -74,60 +72,95 @@ def test_covisitation_equals_its_formula() -> None:
     """Users 0 to 2 touch 1 then 2; user 3 touches 3, 2, 4: links 1-2 three times 1; 3-2 and 2-4 of 1, 3-4 of 1/2."""
     touches = [(user, item, user) for user in range(3) for item in (1, 2)] + [(3, item, 9) for item in (3, 2, 4)]
     state = state_of(touches)
-    found = best_of(CovisitationSource(CONFIG).pool(asked([2, 3]), state), asked([2, 3]), 5)
+    found = best_of(Covisitation(CONFIG).candidates(request_for([2, 3]), state), request_for([2, 3]), 5)
     link_1 = 3 / math.sqrt(4) / math.sqrt(3 + 3)
     link_4 = (1 / math.sqrt(4) + DECAY * 0.5 / math.sqrt(1)) / math.sqrt(1 + 3)
     assert found.ids.tolist() == [1, 4]
     assert found.scores == pytest.approx([link_1, link_4])
     assert link_1 > link_4, "the order is that of the formula"
-    older = best_of(CovisitationSource(CONFIG).pool(asked([5, 6, 2]), state), asked([5, 6, 2]), 5)
+    older = best_of(Covisitation(CONFIG).candidates(request_for([5, 6, 2]), state), request_for([5, 6, 2]), 5)
     assert len(older) == 0, "the third newest item is not read"
 
 
 def test_trending_names_what_the_last_hours_touched_without_the_seen() -> None:
     windows = TrendingConfig(windows_minutes=(60, 600), weights=(1.0, 0.1))
     state = state_of([(0, 1, 0), (1, 2, NOW - 5 * HOUR), (2, 2, NOW - 1), (3, 3, NOW - 1), (4, 5, NOW - 1)], windows)
-    found = best_of(TrendingSource().pool(asked([3]), state), asked([3]), 5)
+    found = best_of(Trending().candidates(request_for([3]), state), request_for([3]), 5)
     assert found.ids.tolist() == [2, 5]
     assert found.scores == pytest.approx([1 / 3 + 0.1 * 2 / 4, 1 / 3 + 0.1 / 4])
-    with pytest.raises(ReleaseError, match="counts nothing for the source 'trending'"):
-        TrendingSource().pool(asked([3]), state_of([]))
+    with pytest.raises(ReleaseError, match="counts nothing for the generator 'trending'"):
+        Trending().candidates(request_for([3]), state_of([]))
 
 
 def test_trained_neighbours_are_summed_over_the_newest_items() -> None:
     offsets = np.array([0, 2, 4, 4, 5, 5, 5, 5, 5])
-    source = NeighbourSource("ease", offsets, np.array([4, 5, 5, 6, 7]), np.array([0.5, 0.3, 0.4, 0.1, 9.0]), CONFIG)
-    found = best_of(source.pool(asked([0, 1, 3]), state_of([])), asked([0, 1, 3]), 9)
+    arrays = {
+        "offsets": offsets,
+        "items": np.array([4, 5, 5, 6, 7]),
+        "weights": np.array([0.5, 0.3, 0.4, 0.1, 9.0]),
+    }
+    source = EaseNeighbours.load(CONFIG, arrays, N)
+    found = best_of(source.candidates(request_for([0, 1, 3]), state_of([])), request_for([0, 1, 3]), 9)
     assert found.ids.tolist() == [5, 4, 6]
     assert found.scores == pytest.approx([0.3 + DECAY * 0.4, 0.5, DECAY * 0.1])
-    assert len(best_of(source.pool(asked([]), state_of([])), asked([]), 9)) == 0
+    assert len(best_of(source.candidates(request_for([]), state_of([])), request_for([]), 9)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("offsets", [0, 2, 4], r"ease_offsets\.npy: 3 offsets from 0 to 4, expected 9 ascending ones from 0 to 3"),
+        ("offsets", [0, 2, 1, 3, 3, 3, 3, 3, 3], r"ease_offsets\.npy: 9 offsets from 0 to 3, expected 9 ascending"),
+        ("offsets", [], r"ease_offsets\.npy: 0 offsets"),
+        ("items", [1, 2, 8], r"ease_items\.npy: allowed are 3 items below 8"),
+        ("items", [1, -1, 2], r"ease_items\.npy: allowed are 3 items below 8"),
+        ("weights", [1.0, 2.0], r"ease_items\.npy: allowed are 2 items below 8"),
+        ("weights", [[1.0], [2.0], [3.0]], r"ease_weights\.npy: shape \[3, 1\], expected one dimension"),
+    ],
+)
+def test_neighbours_that_do_not_fit_together_are_refused(name: str, values: list, message: str) -> None:
+    arrays = {
+        "offsets": np.array([0, 1, 3, 3, 3, 3, 3, 3, 3]),
+        "items": np.array([1, 2, 3]),
+        "weights": np.array([1.0, 2.0, 3.0]),
+    }
+    assert isinstance(EaseNeighbours.load(CONFIG, arrays, N), EaseNeighbours)
+    with pytest.raises(ReleaseError, match=message):
+        EaseNeighbours.load(CONFIG, {**arrays, name: np.array(values)}, N)
 
 
 def test_exclusions_and_filters_act_before_the_cut() -> None:
     """Whatever is left out makes room for what comes after it."""
     pool = np.arange(N), np.linspace(2, 1, N)
-    assert best_of(pool, asked([]), 3).ids.tolist() == [0, 1, 2]
-    assert best_of(pool, asked([], seen=[0, 2], never=(1, 4)), 3).ids.tolist() == [3, 5, 6]
-    ties = best_of((np.array([5, 2, 7]), np.ones(3)), asked([]), 2)
+    assert best_of(pool, request_for([]), 3).ids.tolist() == [0, 1, 2]
+    assert best_of(pool, request_for([], seen=[0, 2], never=(1, 4)), 3).ids.tolist() == [3, 5, 6]
+    ties = best_of((np.array([5, 2, 7]), np.ones(3)), request_for([]), 2)
     assert ties.ids.tolist() == [2, 5], "ties by item index"
-    assert best_of((np.array([1, 2]), np.array([0.0, -1.0])), asked([]), 2).ids.tolist() == []
+    assert best_of((np.array([1, 2]), np.array([0.0, -1.0])), request_for([]), 2).ids.tolist() == []
 
 
 HISTORIES = np.array([[1, 1, 0, 0, 1], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [1, 0, 0, 1, 0]], dtype=float)
 
 
-def rows_of(neighbours) -> list[dict[int, float]]:
-    offsets, items, weights = neighbours
+def fit_data(allowed: range) -> FitData:
+    def touches() -> sparse.csr_matrix:
+        return sparse.csr_matrix(HISTORIES)
+
+    return FitData(None, FeatureConfig(), None, np.arange(allowed.stop), touches)
+
+
+def rows_of(arrays) -> list[dict[int, float]]:
+    offsets, items, weights = (arrays[name] for name in ("offsets", "items", "weights"))
     return [dict(zip(items[a:b].tolist(), weights[a:b].tolist(), strict=True)) for a, b in pairwise(offsets)]
 
 
 def test_ease_neighbours_are_the_best_positive_weights_of_the_closed_form() -> None:
-    config = SourcesConfig(ease=EaseConfig(regularisation=2.0), neighbours=2)
+    config = SourcesConfig(ease=LimitedEase(regularisation=2.0), neighbours=2)
     inverse = np.linalg.inv(HISTORIES.T @ HISTORIES + 2.0 * np.eye(5))
     weights = -inverse / np.diagonal(inverse)
     np.fill_diagonal(weights, 0)
     weights[:, 4] = 0  # may not be named
-    found = rows_of(fitted_neighbours("ease", sparse.csr_matrix(HISTORIES), config, np.arange(4)))
+    found = rows_of(EaseNeighbours.fit(config, fit_data(range(4))))
     for item, row in enumerate(found):
         best = sorted((other for other in range(5) if weights[item, other] > 0), key=lambda o: -weights[item, o])[:2]
         assert list(row) == best
@@ -136,12 +169,10 @@ def test_ease_neighbours_are_the_best_positive_weights_of_the_closed_form() -> N
 
 
 def test_ials_neighbours_are_the_answers_to_histories_of_one_item() -> None:
-    config = SourcesConfig(neighbours=3)
-    ials = config.ials.model_copy(update={"factors": 2})
-    config = config.model_copy(update={"ials": ials})
-    matrix = sparse.csr_matrix(HISTORIES)
-    model = ImplicitAls.fit(matrix, 2, ials.confidence, ials.regularisation, ials.iterations, ials.seed)
-    found = rows_of(fitted_neighbours("ials", matrix, config, np.arange(5)))
+    ials = SeededAls(factors=2, seed=5)
+    config = SourcesConfig(neighbours=3, ials=ials)
+    model = ImplicitAls.fit(sparse.csr_matrix(HISTORIES), ials, 5)
+    found = rows_of(IalsNeighbours.fit(config, fit_data(range(5))))
     for item, row in enumerate(found):
         scores = model.score(sparse.csr_matrix(np.eye(5)[[item]]))[0]
         scores[item] = 0
@@ -150,9 +181,9 @@ def test_ials_neighbours_are_the_answers_to_histories_of_one_item() -> None:
 
 
 def test_ease_of_a_large_catalogue_says_what_to_do() -> None:
-    config = SourcesConfig(ease=EaseConfig(memory_gb=1e-7))
+    config = SourcesConfig(ease=LimitedEase(memory_gb=1e-7))
     with pytest.raises(ConfigError, match=r"5 items need .* memory_gb = 1e-07: .* or use implicit ALS"):
-        fitted_neighbours("ease", sparse.csr_matrix(HISTORIES), config, np.arange(5))
+        EaseNeighbours.fit(config, fit_data(range(5)))
 
 
 def test_content_neighbours_equal_dense_tf_idf_cosines() -> None:
@@ -182,7 +213,7 @@ def test_equally_similar_items_are_told_apart_by_their_time() -> None:
     assert found[4] == {}
 
 
-def blend_of(quotas: dict[str, int], k: int, sources: tuple[ItemSource, ...] = ()) -> Blend:
+def blend_of(quotas: dict[str, int], k: int, sources: tuple[CandidateGenerator, ...] = ()) -> Blend:
     names = tuple(quotas)
     config = SourcesConfig(names=names)
     summary = SourcesSummary(
@@ -262,9 +293,9 @@ def test_nothing_left_is_an_empty_answer() -> None:
 
 def test_a_newcomer_gets_what_is_trending_and_then_what_is_popular() -> None:
     windows = TrendingConfig(windows_minutes=(60,), weights=(1.0,))
-    popular, request = scored(0, 2, 1, 4), asked([], never=(5,))
+    popular, request = scored(0, 2, 1, 4), request_for([], never=(5,))
     state = state_of([(1, 2, NOW - 2), (2, 2, NOW - 1), (3, 3, NOW - 1), (4, 5, NOW - 1)], windows)
-    blend = blend_of({"tower": 3, "trending": 1}, 4, (TrendingSource(),))
+    blend = blend_of({"tower": 3, "trending": 1}, 4, (Trending(),))
     found = blend.for_newcomer(request, state, popular, 4)
     assert found.ids.tolist() == [2, 3, 0, 1], "item 5 may not be named"
     assert (np.diff(found.scores) < 0).all()

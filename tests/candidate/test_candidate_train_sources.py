@@ -124,10 +124,10 @@ def test_every_source_answers_each_request_with_unseen_items_that_exist(world, t
     _, inputs = run(world, tmp_path / "sources", names=ALL, trending=WINDOWS)
     metrics = retrieved(inputs, tmp_path / "retrieved")
     table = CandidateTable.read(tmp_path / "retrieved" / "candidates.parquet")
-    said = SourceScores.read(tmp_path / "retrieved" / SOURCE_SCORES_FILE, ALL)
+    source_scores = SourceScores.read(tmp_path / "retrieved" / SOURCE_SCORES_FILE, ALL)
     snapshot = Snapshot(world["snapshot"])
     requests, events, born = snapshot.requests(), snapshot.events(), snapshot.items().created_at_ms
-    assert len(said) == len(table) == K * len(requests)
+    assert len(source_scores) == len(table) == K * len(requests)
     assert (born[table.item_index] <= requests.request_time_ms[table.request_id]).all()
     for request in range(0, len(requests), 9):
         before = events.event_time_ms < requests.request_time_ms[request]
@@ -135,12 +135,12 @@ def test_every_source_answers_each_request_with_unseen_items_that_exist(world, t
         items = table.item_index[table.request_id == request].tolist()
         assert len(set(items)) == K and not set(items) & set(seen.tolist())
     popular = table.source == 1
-    assert (said.ranks[popular] == -1).all()
-    assert (said.mask()[~popular] > 0).all()
+    assert (source_scores.ranks[popular] == -1).all()
+    assert (source_scores.mask()[~popular] > 0).all()
     assert set(np.unique(table.source)) == set(range(7)), "each source is the first for something"
     # A source names its first items itself: its quota's worth, ranks 0 and on.
     for column, name in enumerate(ALL):
-        ranks = said.ranks[:, column]
+        ranks = source_scores.ranks[:, column]
         assert ranks.max() < K and (ranks >= 0).any(), name
         assert 0 <= metrics[f"evaluation_recall_{name}"] <= 1
     listed = list(metrics)[:5]

@@ -97,6 +97,17 @@ def test_a_digest_is_the_same_wherever_the_package_lies(package: Path, own: dict
             {"candidate.training.step", "candidate.refresh.vectors", "shared", "tower"},
             {"dataset.build"},
         ),
+        # Found by its name in the table of generators.
+        (
+            "candidate/generators/content.py",
+            {
+                "candidate.retrieval.fit_generators",
+                "candidate.retrieval.step",
+                "candidate.refresh.generators",
+                "shared",
+            },
+            {"dataset.build", "light_ranker.train", "candidate.training.step", "tower"},
+        ),
         ("heavy_ranker/scorer.py", {"features.build", "shared"}, {"dataset.build", "candidate.training.step", "tower"}),
         # Imported inside a function, and run by its name in a subprocess.
         (

@@ -1,4 +1,4 @@
-"""What sources say of candidates: checks, the mask, and the file."""
+"""What candidate generators say of candidates: the table of names, checks, the mask, and the file."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,30 +8,38 @@ from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
-from stages.contracts.sources import SOURCE_NAMES, SourceScores, source_code
+from stages.contracts.sources import GENERATORS, SourceScores, source_code, source_name
 
 NAMES = ("tower", "trending", "content")
 
 
-def said(*ranks: tuple[int, ...]) -> SourceScores:
+def scores_of(*ranks: tuple[int, ...]) -> SourceScores:
     table = np.array(ranks, dtype=np.int32).reshape(-1, len(NAMES))
     return SourceScores(NAMES, np.where(table < 0, np.nan, 10.0 - table).astype(np.float32), table)
 
 
 def test_codes_never_change():
     """Files of finished steps hold them."""
-    assert SOURCE_NAMES == ("tower", "popular", "covisitation", "trending", "ease", "ials", "content")
+    known = ("tower", "popular", "covisitation", "trending", "ease", "ials", "content")
+    assert [source_code(name) for name in known] == list(range(7))
+    assert [source_name(code) for code in range(7)] == list(known)
     assert (source_code("tower"), source_code("popular")) == (SOURCE_TOWER, SOURCE_POPULAR)
 
 
+def test_each_code_is_that_of_one_name_and_fits_the_mask():
+    codes = [row.code for row in GENERATORS.values()]
+    assert len(set(codes)) == len(codes)
+    assert min(codes) >= 0 and max(codes) < 31, "a bit of an int32"
+
+
 def test_the_mask_has_a_bit_a_source():
-    assert said((0, -1, -1), (-1, -1, -1), (2, 0, 5)).mask().tolist() == [1 << 0, 0, 1 << 0 | 1 << 3 | 1 << 6]
+    assert scores_of((0, -1, -1), (-1, -1, -1), (2, 0, 5)).mask().tolist() == [1 << 0, 0, 1 << 0 | 1 << 3 | 1 << 6]
 
 
 @given(st.lists(st.tuples(*[st.integers(-1, 5)] * 3), max_size=8))
 def test_the_file_gives_back_what_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("sources") / "source_scores.parquet"
-    written = said(*rows)
+    written = scores_of(*rows)
     pq.write_table(written.table(), path)
     read = SourceScores.read(path, NAMES)
     np.testing.assert_array_equal(read.scores, written.scores)
@@ -40,7 +48,7 @@ def test_the_file_gives_back_what_was_written(tmp_path_factory, rows):
 
 
 def test_rows_of_no_source_join_the_others():
-    joined = SourceScores.concatenate([said((1, 0, -1)), SourceScores.nothing(NAMES, 2)])
+    joined = SourceScores.concatenate([scores_of((1, 0, -1)), SourceScores.nothing(NAMES, 2)])
     assert joined.mask().tolist() == [1 | 1 << 3, 0, 0]
     assert len(joined.take(slice(1, 3))) == 2
 
@@ -54,7 +62,7 @@ def test_malformed_tables_are_refused(tmp_path):
     with pytest.raises(DataError, match="a score exactly where it has a rank"):
         SourceScores(NAMES, np.zeros((1, 3), np.float32), ranks)
     path = tmp_path / "source_scores.parquet"
-    pq.write_table(said((0, 1, 2)).table(), path)
+    pq.write_table(scores_of((0, 1, 2)).table(), path)
     with pytest.raises(DataError, match=r"holds the sources \['tower', 'trending', 'content'\], expected \['tower'\]"):
         SourceScores.read(path, ["tower"])
     path.write_bytes(b"PAR1")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contracts.errors import ConfigError
-from stages.dataset.items_config import DuplicatesConfig
 from stages.dataset.items.duplicates import Items, Known, normalise_title
 from stages.dataset.items.duplicates import find_duplicates as find
+from stages.dataset.items_config import DuplicatesConfig
 from stages.simulator import World, WorldConfig
 
 NONE: frozenset[str] = frozenset()

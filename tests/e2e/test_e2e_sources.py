@@ -13,7 +13,7 @@ from serving.release import load_release
 from stages import pipeline
 from stages.contracts.examples import Examples
 from stages.contracts.snapshot import Snapshot
-from stages.contracts.sources import SOURCE_NAMES, SOURCE_SCORES_FILE, SourceScores
+from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores, source_name
 from stages.contracts.tables import PART_EVALUATION, CandidateTable, RankedTable
 from stages.features.replay import replay
 from stages.features.state import FunnelState
@@ -61,7 +61,7 @@ def test_served_answers_and_their_sources_equal_the_offline_ones(blended: dict[s
     snapshot = Snapshot(blended["dataset"].directory)
     requests, retrieved = snapshot.requests(), Path(blended["retrieve"].path)
     table = CandidateTable.read(retrieved / "candidates.parquet")
-    said = SourceScores.read(retrieved / SOURCE_SCORES_FILE, NAMES)
+    source_scores = SourceScores.read(retrieved / SOURCE_SCORES_FILE, NAMES)
     ranked = RankedTable.read(blended["train_heavy"].directory / "ranked.parquet")
     examples = Examples.read(blended["build_examples"].directory)
     assert {f"source_{name}_score" for name in NAMES} <= set(examples.feature_names)
@@ -88,10 +88,10 @@ def test_served_answers_and_their_sources_equal_the_offline_ones(blended: dict[s
         row_of = {str(release.items.item_id[item]): row for row, item in zip(rows, table.item_index[rows], strict=True)}
         for item in answer.items:
             row = row_of[item.item_id]
-            assert item.source == SOURCE_NAMES[table.source[row]]
+            assert item.source == source_name(table.source[row])
             assert item.places["candidate"].rank == table.rank[row]
             assert {name: place.rank for name, place in item.named_by.items()} == {
-                name: rank for name, rank in zip(NAMES, said.ranks[row].tolist(), strict=True) if rank >= 0
+                name: rank for name, rank in zip(NAMES, source_scores.ranks[row].tolist(), strict=True) if rank >= 0
             }
         compared += 1
     assert compared > 10

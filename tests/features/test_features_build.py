@@ -144,16 +144,23 @@ def test_examples_of_a_blend_hold_what_the_sources_said_and_a_state_that_counts_
     names = ("tower", "trending")
     scores = np.array([[3, np.nan], [2, 7], [1, np.nan], [np.nan, np.nan], [np.nan, 5]], dtype=np.float32)
     ranks = np.array([[0, -1], [1, 2], [2, -1], [-1, -1], [-1, 0]], dtype=np.int32)
-    said = SourceScores(names, scores, ranks)
+    source_scores = SourceScores(names, scores, ranks)
     path = inputs["retrieve"] / SOURCE_SCORES_FILE
-    pq.write_table(said.table(), path)
+    pq.write_table(source_scores.table(), path)
     windows = TrendingConfig(windows_minutes=(1,), weights=(1,))
     config = CONFIG.model_copy(update={"sources": names, "trending": windows})
     build_examples(config, inputs, inputs["out"])
     examples = Examples.read(inputs["out"])
     state = make_state(EVENTS[:3], history_length=3)
     table = examples.rows.take(np.arange(3))
-    arguments = (table.item_index, table.score, table.rank, np.eye(N, 4, dtype=np.float32), (), said.take(slice(0, 3)))
+    arguments = (
+        table.item_index,
+        table.score,
+        table.rank,
+        np.eye(N, 4, dtype=np.float32),
+        (),
+        source_scores.take(slice(0, 3)),
+    )
     np.testing.assert_array_equal(examples.features[:3], ranking_features(state, *REQUESTS[0], *arguments))
     column = examples.feature_names.index("source_trending_score")
     assert examples.features[:, column].tolist() == [0, 7, 0, 0, 5]
@@ -170,7 +177,7 @@ def test_examples_of_a_blend_hold_what_the_sources_said_and_a_state_that_counts_
     ):
         with pytest.raises(DataError, match=message):
             build_examples(config.model_copy(update={"sources": other}), inputs, inputs["out"])
-    pq.write_table(said.take(slice(0, 4)).table(), path)
+    pq.write_table(source_scores.take(slice(0, 4)).table(), path)
     with pytest.raises(DataError, match="has 4 rows, the candidates have 5"):
         build_examples(config, inputs, inputs["out"])
 

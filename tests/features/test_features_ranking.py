@@ -186,7 +186,7 @@ def test_what_the_moment_says_about_items_and_categories(make_state: MakeState) 
     # Item 1 has categories 1 and 3, both touched once, on the phone.
     assert got["category_context_device"] == approx(*[math.log(lift[item] / share) for item in (0, 1, 2)], 0)
     assert got["context_region"] == got["item_context_region"] == [0, 0, 0, 0], "unknown"
-    assert columns(state, 9, [0])["item_context_device"] == [0], "nothing is said"
+    assert columns(state, 9, [0])["item_context_device"] == [0], "nothing is known"
     assert columns(state, 9, [0], context=(3, 0))["item_context_device"] == [0], "never seen before"
     assert state.context_codes({"device": "tv", "region": "east", "age": "9"}) == (2, 0)
 
@@ -285,17 +285,19 @@ def test_heavy_features_layout() -> None:
 
 
 def test_what_each_source_says_of_each_candidate(state: FunnelState) -> None:
-    said = SourceScores(
+    source_scores = SourceScores(
         ("tower", "ease"),
         np.array([[0.5, np.nan], [np.nan, -2.0], [0.25, 8.0]], dtype=np.float32),
         np.array([[0, -1], [-1, 3], [9, 0]], dtype=np.int32),
     )
     items, scores, ranks = np.array([2, 3, 5]), np.ones(3, dtype=np.float32), np.arange(3, dtype=np.int32)
-    values = ranking_features(state, 0, NOW, items, scores, ranks, VECTORS, (), said)
-    names = feature_schema(state.config, state.tasks, (), said.names).names
+    values = ranking_features(state, 0, NOW, items, scores, ranks, VECTORS, (), source_scores)
+    names = feature_schema(state.config, state.tasks, (), source_scores.names).names
     assert names[:-4] == feature_schema(state.config, state.tasks).names
     got = {name: values[:, place].tolist() for place, name in enumerate(names)}
-    assert list(got)[-4:] == [f"source_{name}_{what}" for what in ("score", "reciprocal_rank") for name in said.names]
+    assert list(got)[-4:] == [
+        f"source_{name}_{what}" for what in ("score", "reciprocal_rank") for name in source_scores.names
+    ]
     assert got["source_tower_score"] == [0.5, 0, 0.25]
     assert got["source_ease_score"] == [0, -2, 8]
     assert got["source_tower_reciprocal_rank"] == approx(1, 0, 0.1)

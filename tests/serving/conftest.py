@@ -25,7 +25,8 @@ from serving.release_source import DirectorySource
 from serving.server import configure, listen
 from serving.service import Service
 from stages.candidate.generators.config import SourcesConfig
-from stages.candidate.generators.files import SourcesSummary, write_neighbours, write_summary
+from stages.candidate.generators.files import SourcesSummary, write_arrays, write_summary
+from stages.candidate.generators.table import generator_class
 from stages.contracts.files import read_json, sha256_file, sha256_tree, write_json
 from stages.contracts.manifest import FunnelSpec, ReleaseManifest
 from stages.contracts.release_code import shared_code
@@ -183,8 +184,9 @@ def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:
     files = {}
     for name in set(config.names) & {"ease", "ials", "content"}:
         lists = [rng.choice(N_ITEMS, 30, replace=False) for _ in range(N_ITEMS)]
-        neighbours = np.arange(0, 30 * N_ITEMS + 1, 30), np.concatenate(lists), rng.random(30 * N_ITEMS)
-        files |= write_neighbours(target, name, neighbours)
+        arrays = {"offsets": np.arange(0, 30 * N_ITEMS + 1, 30), "items": np.concatenate(lists)}
+        arrays["weights"] = rng.random(30 * N_ITEMS)
+        files |= write_arrays(target, generator_class(name), arrays)
     summary = SourcesSummary(
         names=config.names,
         quotas=config.counts(60),

@@ -14,11 +14,11 @@ from serving.funnel import Funnel
 from serving.release import load_release
 from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.config import SourcesConfig
-from stages.candidate.generators.generators import Asked
+from stages.candidate.generators.generator import CandidateRequest
 from stages.contracts.errors import ReleaseError
 from stages.contracts.item_filter import ItemFilter
 from stages.contracts.manifest import FunnelSpec
-from stages.contracts.sources import SOURCE_NAMES
+from stages.contracts.sources import source_name
 from stages.contracts.tables import DAY_MS, SERVING
 from stages.features.config import TrendingConfig
 from stages.features.history import Moment, tower_inputs
@@ -62,8 +62,8 @@ def offline(release, user: int, time_ms: int, available_ms: np.ndarray, k: int =
     queries = scorer.embed(tower_inputs([history], [Moment(time_ms, user)], release.config, N_ITEMS))
     excluded = np.union1d(seen, np.flatnonzero(available_ms > time_ms))
     tower = scorer.search(queries, k, [excluded])[0]
-    asked = Asked(history.items, time_ms, (), seen, available_ms)
-    blended = blend.mix(blend.complete(blend.read(asked, state, k), asked, state, tower, k), k)
+    request = CandidateRequest(history.items, time_ms, (), seen, available_ms)
+    blended = blend.mix(blend.complete(blend.read(request, state, k), request, state, tower, k), k)
     items, ranks = blended.items, np.arange(len(blended.items), dtype=np.int32)
     arguments = (state, user, time_ms, items.ids, items.scores, ranks, scorer.item_vectors, (), blended.sources)
     return blended, ranking_features(*arguments)
@@ -84,13 +84,13 @@ def test_online_candidates_features_and_scores_equal_offline(funnel, directory):
             assert item.places["candidate"].rank == row
             assert item.places["candidate"].score == float(blended.items.scores[row])
             assert light[item.places["light"].rank] == row
-            assert item.source == SOURCE_NAMES[blended.source[row]]
-            said = {
+            assert item.source == source_name(blended.source[row])
+            listed = {
                 name: (float(blended.sources.scores[row, column]), int(blended.sources.ranks[row, column]))
                 for column, name in enumerate(SOURCES.names)
                 if blended.sources.ranks[row, column] >= 0
             }
-            assert {name: (place.score, place.rank) for name, place in item.named_by.items()} == said
+            assert {name: (place.score, place.rank) for name, place in item.named_by.items()} == listed
         assert answer.counts["retrieved"] == 60
 
 

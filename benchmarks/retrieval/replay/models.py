@@ -26,6 +26,7 @@ from benchmarks.retrieval.replay.shares import (
     segment_shares,
     spread,
 )
+from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.config import Config
 from stages.contracts.ragged import ranges
@@ -212,21 +213,18 @@ class SegmentBlend(Blend):
         return walk
 
 
-class ReplayEase(ReplayModel):
+class ReplayEase(ReplayModel, LimitedEase):
     """EASE trained on the past, on histories as they are at each event; without one, what is popular.
 
     Attributes:
-        regularisation, memory_gb: as in ``Ease.fit``.
         decay: a history's weight is exp(-rank / decay); None for 1.
     """
 
-    regularisation: Positive = 200.0
     decay: Positive | None = None
-    memory_gb: Positive = 4.0
 
     def prepare(self, log: Log, train: int) -> Walker:
         """Solve in closed form."""
-        ease = Ease.fit(training_matrix(log, train), self.regularisation, self.memory_gb)
+        ease = Ease.fit(training_matrix(log, train), self, self.memory_gb)
         return _personal(log, ease, self.decay)
 
     def gigabytes(self, log: Log, train: int) -> float:
@@ -240,25 +238,20 @@ class RecencyReplayEase(ReplayEase):
     decay: Positive | None = 5.0
 
 
-class ReplayIals(ReplayModel):
+class ReplayIals(ReplayModel, ImplicitAlsSettings):
     """Implicit ALS trained on the past; histories are folded in as they are at each event.
 
     Attributes:
-        factors, confidence, regularisation, iterations, seed: as in ``ImplicitAls.fit``.
+        seed: of the first factors.
     """
 
     factors: Count = 32
-    confidence: Positive = 5.0
-    regularisation: Positive = 10.0
-    iterations: Count = 15
     seed: int = Field(default=1, ge=0)
 
     def prepare(self, log: Log, train: int) -> Walker:
         """Alternate least squares."""
         matrix = training_matrix(log, train)
-        als = ImplicitAls.fit(
-            matrix, self.factors, self.confidence, self.regularisation, self.iterations, seed=self.seed
-        )
+        als = ImplicitAls.fit(matrix, self, self.seed)
         return _personal(log, als, None)
 
     def gigabytes(self, log: Log, train: int) -> float:

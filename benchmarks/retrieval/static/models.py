@@ -17,6 +17,7 @@ from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
 from benchmarks.retrieval.static.judge import Scorer, top_k
+from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
 from stages.contracts.config import Config
 
@@ -87,16 +88,10 @@ class ItemKnn(Model):
         return (48 * min(_COLUMNS, train.items) * train.items + kept + 32 * len(train)) / 1e9
 
 
-class EaseModel(Model):
-    """EASE on the whole history.
-
-    Attributes:
-        regularisation: lambda of the paper.
-        memory_gb: what fitting may take, see ``ease_gigabytes``.
-    """
+class EaseModel(Model, LimitedEase):
+    """EASE on the whole history."""
 
     regularisation: Positive = 500.0
-    memory_gb: Positive = 4.0
 
     def gigabytes(self, train: Interactions) -> float:
         """Two item-item matrices, and the histories."""
@@ -104,7 +99,7 @@ class EaseModel(Model):
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
-        ease = Ease.fit(train.matrix, self.regularisation, self.memory_gb)
+        ease = Ease.fit(train.matrix, self, self.memory_gb)
         return lambda users: ease.score(train.matrix[users])
 
 
@@ -124,30 +119,18 @@ class RecencyEase(EaseModel):
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form from unweighted histories; the weights count when answering."""
         history = train.recency_matrix(self.decay)
-        ease = Ease.fit(train.matrix, self.regularisation, self.memory_gb)
+        ease = Ease.fit(train.matrix, self, self.memory_gb)
         return lambda users: ease.score(history[users])
 
 
-class Ials(Model):
-    """Implicit ALS; histories are folded in.
-
-    Attributes:
-        factors, iterations: size of the vectors, and pairs of half-steps.
-        confidence: of a cell of the history, where every other cell has 1.
-        regularisation: lambda of the paper.
-    """
+class Ials(Model, ImplicitAlsSettings):
+    """Implicit ALS; histories are folded in."""
 
     deterministic: ClassVar[bool] = False
-    factors: Count = 64
-    confidence: Positive = 5.0
-    regularisation: Positive = 10.0
-    iterations: Count = 15
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Alternate least squares from factors drawn with ``seed``."""
-        als = ImplicitAls.fit(
-            train.matrix, self.factors, self.confidence, self.regularisation, self.iterations, seed=seed
-        )
+        als = ImplicitAls.fit(train.matrix, self, seed)
         return lambda users: als.score(train.matrix[users])
 
     def gigabytes(self, train: Interactions) -> float:

@@ -20,6 +20,7 @@ from benchmarks.retrieval.static.judge import CELLS, METRICS, Scorer, judge
 from benchmarks.retrieval.static.models import Count, Model, Positive
 from benchmarks.retrieval.static.protocols import deal_by_user, leave_last_out
 from stages.candidate.config import CandidateConfig
+from stages.candidate.linear.config import LimitedEase
 from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_gigabytes
 from stages.candidate.linear.models import Ease, ease_gigabytes
 from stages.contracts.errors import DataError
@@ -110,16 +111,14 @@ class DirectedRidgeModel(Model):
         return ridge_gigabytes(train.items, longest, len(train))
 
 
-class BlendEase(Model):
+class BlendEase(Model, LimitedEase):
     """EASE as a part of a blend.
 
     Attributes:
-        regularisation, memory_gb: as of the model ``ease``.
         decay: of the history's weights, as of ``ease_recency``; None weighs all items alike.
     """
 
     regularisation: Positive = 500.0
-    memory_gb: Positive = 4.0
     decay: Positive | None = None
 
     def check(self, train: Interactions) -> None:
@@ -134,7 +133,7 @@ class BlendEase(Model):
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
         history = train.matrix if self.decay is None else train.recency_matrix(self.decay)
-        ease = Ease.fit(train.matrix, self.regularisation, self.memory_gb)
+        ease = Ease.fit(train.matrix, self, self.memory_gb)
         return lambda users: ease.score(history[users])
 
 

@@ -14,20 +14,13 @@ from stages.candidate.config.sections import (
     TrainingConfig,
     WarmStartConfig,
 )
-from stages.candidate.config.steps import (
-    BaselinesConfig,
-    IndexConfig,
-    IndexKind,
-    RankBaselinesConfig,
-    RetrieveConfig,
-)
+from stages.candidate.config.steps import IndexConfig, IndexKind, RetrieveConfig
 from stages.candidate.config.two_tower import CandidateConfig, TrainCandidateConfig
 
 __all__ = [
     "GIVES_SHAPE",
     "NO_PART_OF_THE_RESULT",
     "AverageConfig",
-    "BaselinesConfig",
     "CandidateConfig",
     "CheckpointsConfig",
     "DistributedConfig",
@@ -37,7 +30,6 @@ __all__ = [
     "ModelConfig",
     "NegativesConfig",
     "OptimizerConfig",
-    "RankBaselinesConfig",
     "RetrieveConfig",
     "ScheduleConfig",
     "TrainCandidateConfig",

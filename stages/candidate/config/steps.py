@@ -1,4 +1,4 @@
-"""Configuration of the steps beside the training: baselines, index and retrieval."""
+"""Configuration of the steps beside the training: index and retrieval."""
 
 from __future__ import annotations
 
@@ -11,46 +11,6 @@ from stages.contracts.manifest import RECALL_FLOOR
 from stages.features.config import FeatureConfig
 
 Positive = Annotated[float, Field(gt=0.0)]
-
-
-class BaselinesConfig(Config):
-    """The linear baselines of the stage ledger, see ``linear.models``.
-
-    Attributes:
-        ease, ials: whether each has a row.
-        memory_gb: 10^9 bytes that fitting either may take; one that needs more is left out, and the ledger
-            says why.
-        ease_regularisation: of ``Ease.fit``.
-        ease_decay: the item r places before a history's newest one weighs exp(-r / ease_decay); None
-            weighs all alike, as published.
-        ials_factors, ials_confidence, ials_regularisation, ials_iterations: of ``ImplicitAls.fit``.
-        seed: of its first factors.
-    """
-
-    ease: bool = True
-    ials: bool = True
-    memory_gb: Positive = 4.0
-    ease_regularisation: Positive = 200.0
-    ease_decay: Positive | None = None
-    ials_factors: int = Field(default=32, ge=1)
-    ials_confidence: Positive = 5.0
-    ials_regularisation: Positive = 10.0
-    ials_iterations: int = Field(default=15, ge=1)
-    seed: int = Field(default=42, ge=0)
-
-
-class RankBaselinesConfig(Config):
-    """Configuration of the step ``rank_baselines``.
-
-    Attributes:
-        baselines: what is fitted, and how.
-        k: items that a request is answered with.
-        features: which signals are exposures.
-    """
-
-    baselines: BaselinesConfig = BaselinesConfig()
-    k: int = Field(default=200, ge=1)
-    features: FeatureConfig = FeatureConfig()
 
 
 IndexKind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "hnsw"]

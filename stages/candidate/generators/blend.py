@@ -1,12 +1,12 @@
-"""Candidates from several sources: quotas, no item twice, and what each source says of each candidate.
+"""Mixes the candidates of several generators, and keeps what each of them says of each candidate.
 
-The candidates are the first q_s items of each source's list; what is left of ``candidate_k``, because an item was named
-twice or a list was short, is filled from the two-tower list. Their order is that of weighted reciprocal rank fusion
+The candidates are the first q_s items of each generator's list. Where generators agree, or a list is short, fewer than
+``candidate_k`` are chosen; the two-tower list fills the rest. They are ordered by weighted reciprocal rank fusion
 (Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
-2009): the sum over the sources of q_s / candidate_k / (60 + rank), with rank from 1, so that scores of different scales
-are never compared. Ties go to the better best rank, then to the lower item index.
+2009): the sum over the generators of q_s / candidate_k / (60 + rank), with rank from 1, so that scores of different
+scales are never compared. Ties go to the better best rank, then to the lower item index.
 
-Shapes: n candidates of one request, S sources.
+Shapes: n candidates of one request, S generators.
 """
 
 from __future__ import annotations
@@ -17,23 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.candidate.generators.config import TOWER
-from stages.candidate.generators.files import SourcesSummary, load_neighbours, read_summary
-from stages.candidate.generators.generators import (
-    Asked,
-    CovisitationSource,
-    ItemSource,
-    NeighbourSource,
-    TrendingSource,
-    best_of,
-)
+from stages.candidate.generators.files import SourcesSummary, load_arrays, read_summary
+from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest, best_of
+from stages.candidate.generators.table import TOWER, generator_class
+from stages.contracts.errors import ReleaseError
 from stages.contracts.sources import SourceScores, source_code
 from stages.contracts.tables import ScoredItems
 from stages.features.config import TrendingConfig
 from stages.features.state import FunnelState
 
 RRF_K = 60
-"""The constant of the paper: how much less the first ranks differ from the next ones."""
+"""The constant of the paper: the larger it is, the less the first ranks weigh against the next ones."""
 
 _UNRANKED = np.iinfo(np.int32).max
 
@@ -44,9 +38,9 @@ class Blended:
 
     Attributes:
         items: n items by fused score.
-        source: int8 ``[n]``, code of the source in whose quota the item stands highest (of equal ones the first by
-            configuration); the tower's for what fills the rest.
-        sources: what every source says of each, ``[n, S]``; None where there is one source only.
+        source: int8 ``[n]``, code of the generator in whose quota the item has the best rank (of equal ones the first
+            by configuration); the tower's for an item that fills the rest.
+        sources: score and rank of each in every generator's list, ``[n, S]``; None where there is one generator.
     """
 
     items: ScoredItems
@@ -55,41 +49,41 @@ class Blended:
 
     @classmethod
     def of_one(cls, items: ScoredItems, name: str, names: tuple[str, ...] = ()) -> Blended:
-        """Return candidates of one source; with ``names`` they are taken as named by none of these."""
+        """Return the candidates of one generator; given ``names``, they are in none of these generators' lists."""
         source = np.full(len(items), source_code(name), dtype=np.int8)
         return cls(items, source, SourceScores.nothing(names, len(items)) if names else None)
 
 
 class Blend:
-    """The sources of one funnel; shared by threads, each of which brings its request.
+    """The candidate generators of one funnel; threads share it, and each brings its request.
 
     Args:
         summary: names, settings and quotas.
-        sources: all but the two-tower index, in the order of ``summary.names``.
+        generators: all but the two-tower index, in the order of ``summary.names``.
 
     Attributes:
-        names: sources in the order of the columns of ``SourceScores``.
+        names: generators in the order of the columns of ``SourceScores``.
         quotas: items of each, by name.
-        trending: what the state has to count, None where nothing.
+        trending: the windows that the state must count; None without any.
     """
 
-    def __init__(self, summary: SourcesSummary, sources: list[ItemSource]) -> None:
+    def __init__(self, summary: SourcesSummary, generators: list[CandidateGenerator]) -> None:
         self.summary = summary
         self.names: tuple[str, ...] = summary.names
         self.quotas: dict[str, int] = dict(summary.quotas)
         self.trending: TrendingConfig | None = summary.config.counted
-        self._sources = sources
+        self._generators = generators
 
     @classmethod
     def load(cls, directory: Path, n_items: int) -> Blend | None:
         """Load what the step ``train_sources`` wrote.
 
         Args:
-            directory: holds ``sources.json`` and the neighbours' arrays.
+            directory: holds ``sources.json`` and the generators' arrays.
             n_items: size of the catalogue.
 
         Returns:
-            The blend, None where the two-tower index is the only source.
+            The blend, None where the two-tower index is the only generator.
 
         Raises:
             ReleaseError: if a file is missing, changed or made for another catalogue.
@@ -97,75 +91,96 @@ class Blend:
         summary = read_summary(directory, n_items)
         if not summary.config.blends:
             return None
-        sources: list[ItemSource] = []
+        generators: list[CandidateGenerator] = []
         for name in summary.names:
-            if name == "covisitation":
-                sources.append(CovisitationSource(summary.config))
-            elif name == "trending":
-                sources.append(TrendingSource())
-            elif name != TOWER:
-                sources.append(NeighbourSource(name, *load_neighbours(directory, name, summary), summary.config))
-        return cls(summary, sources)
+            if name != TOWER:
+                kind = generator_class(name)
+                arrays = load_arrays(directory, kind, summary)
+                try:
+                    generators.append(kind.load(summary.config, arrays, n_items))
+                except ReleaseError as error:
+                    raise ReleaseError(f"{directory}: {error}") from None
+        return cls(summary, generators)
 
-    def read(self, asked: Asked, state: FunnelState, k: int) -> dict[str, ScoredItems]:
-        """Return up to ``k`` items of each source that depends on the state, as it stands now.
+    def read(self, request: CandidateRequest, state: FunnelState, k: int) -> dict[str, ScoredItems]:
+        """Return up to ``k`` items of each generator that reads the state, from the state as it is now.
 
-        Whoever shares the state holds its lock.
+        Where threads share the state, the caller holds its lock.
         """
-        return self._lists(asked, state, k, reads_state=True)
+        return self._lists(request, state, k, reads_state=True)
 
     def complete(
-        self, lists: Mapping[str, ScoredItems], asked: Asked, state: FunnelState, tower: ScoredItems, k: int
+        self,
+        state_lists: Mapping[str, ScoredItems],
+        request: CandidateRequest,
+        state: FunnelState,
+        tower: ScoredItems,
+        k: int,
     ) -> dict[str, ScoredItems]:
-        """Add the two-tower list, and those of the sources that do not read the state; no lock is needed."""
-        found = {**lists, TOWER: tower, **self._lists(asked, state, k, reads_state=False)}
-        return {name: found[name] for name in self.names}
-
-    def _lists(self, asked: Asked, state: FunnelState, k: int, reads_state: bool) -> dict[str, ScoredItems]:
-        return {
-            source.name: best_of(source.pool(asked, state), asked, k)
-            for source in self._sources
-            if source.reads_state == reads_state
-        }
-
-    def for_newcomer(self, asked: Asked, state: FunnelState, popular: ScoredItems, k: int) -> ScoredItems:
-        """Return up to ``k`` items for a request without history: what is trending, then what is popular.
-
-        Whoever shares the state holds its lock.
+        """Add the two-tower list, and the lists of the generators that do not read the state; no lock is needed.
 
         Args:
-            asked: with an empty history.
-            state: as it stands at the moment of the request.
-            popular: what the request is answered with where nothing is trending, or that is no source.
+            state_lists: of ``read``.
+            request: as given to ``read``.
+            state: not read.
+            tower: the two-tower list.
+            k: items of a list, at most.
+        """
+        found = {**state_lists, TOWER: tower, **self._lists(request, state, k, reads_state=False)}
+        return {name: found[name] for name in self.names}
+
+    def _lists(
+        self, request: CandidateRequest, state: FunnelState, k: int, reads_state: bool
+    ) -> dict[str, ScoredItems]:
+        return {
+            generator.name: best_of(generator.candidates(request, state), request, k)
+            for generator in self._generators
+            if generator.reads_state == reads_state
+        }
+
+    def for_newcomer(self, request: CandidateRequest, state: FunnelState, popular: ScoredItems, k: int) -> ScoredItems:
+        """Return up to ``k`` items for a request without history: what is trending, then what is popular.
+
+        Where threads share the state, the caller holds its lock.
+
+        Args:
+            request: with an empty history.
+            state: as it is at the moment of the request.
+            popular: the popular items, which are the answer where no generator has one.
             k: items wanted.
 
         Returns:
-            ``popular`` itself, or both lists with 1 / (60 + rank) as scores, rank from 1, since their own have
-            different units.
+            ``popular`` itself, or all lists joined with 1 / (60 + rank) as scores, rank from 1, since their own scores
+            have different units.
         """
-        source = next((each for each in self._sources if each.name == "trending"), None)
-        trending = None if source is None else best_of(source.pool(asked, state), asked, k)
-        if trending is None or not len(trending):
+        lists = [
+            best_of(generator.candidates(request, state), request, k)
+            for generator in self._generators
+            if generator.answers_newcomers
+        ]
+        if not any(len(items) for items in lists):
             return popular
-        ids = np.concatenate([trending.ids, popular.ids[~np.isin(popular.ids, trending.ids)]])[:k]
+        joined = np.concatenate([items.ids for items in (*lists, popular)])
+        _, first = np.unique(joined, return_index=True)
+        ids = joined[np.sort(first)][:k]
         return ScoredItems(ids=ids, scores=(1.0 / (RRF_K + 1.0 + np.arange(len(ids)))).astype(np.float32))
 
     def mix(self, lists: Mapping[str, ScoredItems], k: int) -> Blended:
         """Choose by quotas and order by fused rank; see the module.
 
         Args:
-            lists: of every source, see ``complete``.
-            k: ``candidate_k``; fewer come back only where fewer may be returned at all.
+            lists: of every generator, see ``complete``.
+            k: ``candidate_k``. Fewer are returned only where the request allows fewer items.
         """
         within = [lists[name].ids[: self.quotas[name]] for name in self.names]
         chosen = np.unique(np.concatenate(within))
         tower = lists[TOWER].ids
         filling = tower[~np.isin(tower, chosen)][: max(k - len(chosen), 0)]
         items = np.concatenate([chosen, filling])
-        said = _look_up(items, lists, self.names)
+        source_scores = _look_up(items, lists, self.names)
         quotas = np.array([self.quotas[name] for name in self.names])
-        fused = np.where(said.ranks >= 0, quotas / k / (RRF_K + said.ranks + 1.0), 0.0).sum(axis=1)
-        ranks = np.where(said.ranks >= 0, said.ranks, _UNRANKED)
+        fused = np.where(source_scores.ranks >= 0, quotas / k / (RRF_K + source_scores.ranks + 1.0), 0.0).sum(axis=1)
+        ranks = np.where(source_scores.ranks >= 0, source_scores.ranks, _UNRANKED)
         order = np.lexsort((items, ranks.min(axis=1, initial=_UNRANKED), -fused))
         inside = np.where(ranks < quotas, ranks, _UNRANKED)
         codes = np.array([source_code(name) for name in self.names], dtype=np.int8)
@@ -173,7 +188,7 @@ class Blend:
         return Blended(
             items=ScoredItems(ids=items[order], scores=fused[order].astype(np.float32)),
             source=first[order].astype(np.int8),
-            sources=said.take(order),
+            sources=source_scores.take(order),
         )
 
 
@@ -182,7 +197,7 @@ _TOWER_CODE = source_code(TOWER)
 
 def _look_up(items: np.ndarray, lists: Mapping[str, ScoredItems], names: tuple[str, ...]) -> SourceScores:
     """Return rank and score of each item in every list."""
-    said = SourceScores.nothing(names, len(items))
+    source_scores = SourceScores.nothing(names, len(items))
     for column, name in enumerate(names):
         ids = lists[name].ids
         if not len(ids):
@@ -190,6 +205,6 @@ def _look_up(items: np.ndarray, lists: Mapping[str, ScoredItems], names: tuple[s
         by_id = np.argsort(ids)
         place = by_id[np.minimum(np.searchsorted(ids[by_id], items), len(ids) - 1)]
         found = ids[place] == items
-        said.ranks[found, column] = place[found]
-        said.scores[found, column] = lists[name].scores[place[found]]
-    return said
+        source_scores.ranks[found, column] = place[found]
+        source_scores.scores[found, column] = lists[name].scores[place[found]]
+    return source_scores

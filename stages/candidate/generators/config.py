@@ -1,57 +1,43 @@
-"""Configuration of the sources that candidates come from."""
+"""Configuration of the candidate generators: a recipe's section ``sources``, and the step ``train_sources``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
+from stages.candidate.generators.settings import GeneratorSettings, NotNegative
+from stages.candidate.generators.table import TOWER, generator_class, generator_names
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
 from stages.features.config import FeatureConfig, TrendingConfig
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-SourceName = Literal["tower", "covisitation", "trending", "ease", "ials", "content"]
-TOWER: Literal["tower"] = "tower"
+
+def _known(name: str) -> str:
+    if name not in generator_names():
+        raise ValueError(f"unknown candidate generator, allowed are {', '.join(generator_names())}")
+    return name
 
 
-class EaseConfig(Config):
-    """As in ``linear.Ease.fit``.
-
-    Attributes:
-        regularisation: above 0; some hundreds for a million touches.
-        memory_gb: what its dense item-item matrix may take while it is fitted.
-    """
-
-    regularisation: Positive = 200.0
-    memory_gb: Positive = 4.0
-
-
-class IalsConfig(Config):
-    """As in ``linear.ImplicitAls.fit``.
-
-    Attributes:
-        factors: D.
-        confidence: of a touch.
-        regularisation: above 0.
-        iterations: pairs of half-steps.
-        seed: of the first factors.
-    """
-
-    factors: int = Field(default=64, ge=1)
-    confidence: Positive = 5.0
-    regularisation: Positive = 10.0
-    iterations: int = Field(default=15, ge=1)
-    seed: int = Field(default=42, ge=0)
+GeneratorName = Annotated[str, AfterValidator(_known)]
 
 
 class LearningConfig(Config):
-    """How quotas are learned, see ``quotas``.
+    """How quotas are learned, see ``generators.quotas``.
 
     Attributes:
-        block_share: share of ``candidate_k`` that is given away at a time.
-        max_requests: requests of the ranker part that are looked at, at most.
+        block_share: share of ``candidate_k`` that moves from one generator to another at a time.
+        max_requests: how many requests of the ranker period are read, at most.
         seed: of their choice.
     """
 
@@ -60,47 +46,68 @@ class LearningConfig(Config):
     seed: int = Field(default=42, ge=0)
 
 
-class SourcesConfig(Config):
-    """Which sources name candidates, and how many each.
+class SourcesConfig(GeneratorSettings):
+    """Which generators give candidates, and how many each.
+
+    A generator that has settings of its own has a section of its name, such as ``trending``. Sections that are not
+    given have their defaults.
 
     Attributes:
-        names: the sources in use. ``tower`` is always one of them: it fills what the others leave.
-        quotas: ``learned``, or a number by source: below 1 a share of ``candidate_k``, from 1 on a whole number of
-            items. Sources that are not named share the rest evenly.
-        history_length: newest items of a history that ``covisitation``, ``ease``, ``ials`` and ``content`` read.
-        history_decay: the weight of position r (0 = newest) is ``exp(-r / history_decay)``.
-        neighbours: neighbours kept of each item for ``ease``, ``ials`` and ``content``.
-        covisitation_smoothing: added to an item's popularity in its normalisation, so that a link with a rare item
-            does not count more than many with a common one.
-        trending: windows and segment.
-        ease, ials, learning: settings of each.
+        names: the generators in use. ``tower``, the two-tower index, is always one of them: it fills the places that
+            the others leave.
+        quotas: ``learned``, or a number for each generator: a share of ``candidate_k`` below 1, a whole number of items
+            from 1 on. Generators without a quota share the rest evenly.
+        learning: how quotas are learned.
     """
 
-    names: tuple[SourceName, ...] = (TOWER,)
-    quotas: Literal["learned"] | dict[SourceName, NotNegative] = {}
-    history_length: int = Field(default=20, ge=1)
-    history_decay: Positive = 5.0
-    neighbours: int = Field(default=100, ge=1)
-    covisitation_smoothing: NotNegative = 10.0
-    trending: TrendingConfig = TrendingConfig()
-    ease: EaseConfig = EaseConfig()
-    ials: IalsConfig = IalsConfig()
+    names: tuple[GeneratorName, ...] = (TOWER,)
+    quotas: Literal["learned"] | dict[str, NotNegative] = {}
     learning: LearningConfig = LearningConfig()
+
+    @classmethod
+    def sections(cls) -> dict[str, Any]:
+        """Return the type of each key, the generators' sections among them."""
+        return super().sections() | {name: field.annotation for name, field in _own_sections().model_fields.items()}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _parse_sections(cls, values: Any, parse: ModelWrapValidatorHandler[SourcesConfig]) -> SourcesConfig:
+        """Parse the generators' sections, and report their faults together with those of the fields."""
+        if not isinstance(values, dict):
+            return parse(values)
+        fields = {name: value for name, value in values.items() if name in cls.model_fields}
+        faults: list[Any] = []
+        try:
+            own = _own_sections().model_validate({name: values[name] for name in values if name not in fields})
+            fields |= {name: getattr(own, name) for name in type(own).model_fields}
+        except ValidationError as error:
+            faults += error.errors()
+        try:
+            found = parse(fields)
+        except ValidationError as error:
+            faults += error.errors()
+        if faults:
+            details = [
+                InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
+                for fault in faults
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, details)
+        return found
 
     @field_validator("names")
     @classmethod
     def _each_once_and_the_tower(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if TOWER not in names or len(set(names)) != len(names):
-            raise ValueError("allowed are different sources, one of them 'tower'")
+            raise ValueError("allowed are different generators, one of them 'tower'")
         return names
 
     @model_validator(mode="after")
-    def _quotas_are_of_sources_in_use(self) -> SourcesConfig:
+    def _quotas_are_of_generators_in_use(self) -> SourcesConfig:
         if self.quotas == "learned":
             return self
         unused = [name for name in self.quotas if name not in self.names]
         if unused:
-            raise ValueError(f"quotas names {unused}, the sources in use are {list(self.names)}")
+            raise ValueError(f"quotas names {unused}, the generators in use are {list(self.names)}")
         broken = {name: quota for name, quota in self.quotas.items() if quota > 1 and not quota.is_integer()}
         if broken:
             raise ValueError(f"quotas = {broken}: allowed are shares below 1 and whole numbers from 1")
@@ -108,21 +115,30 @@ class SourcesConfig(Config):
 
     @property
     def blends(self) -> bool:
-        """Whether there is anything beside the two-tower index."""
+        """Whether there is a generator beside the two-tower index."""
         return len(self.names) > 1
 
     @property
     def read_names(self) -> tuple[str, ...]:
-        """The sources that the ranking features tell apart: none where there is one only."""
+        """The generators whose scores are ranking features: none where there is only one."""
         return self.names if self.blends else ()
 
     @property
     def counted(self) -> TrendingConfig | None:
-        """What the state has to count for ``trending``, None where it is not in use."""
-        return self.trending if "trending" in self.names else None
+        """The windows that the state must count for a generator in use, None where none needs them.
+
+        Raises:
+            ConfigError: if two generators need different ones; the state counts one set of windows.
+        """
+        wanted = {name: generator_class(name).counted(self) for name in self.names if name != TOWER}
+        needed = {name: windows for name, windows in wanted.items() if windows is not None}
+        found = list(needed.values())
+        if any(windows != found[0] for windows in found):
+            raise ConfigError(f"sources.names: {', '.join(needed)} need different windows; the state counts one set")
+        return found[0] if found else None
 
     def counts(self, candidate_k: int) -> dict[str, int]:
-        """Return the configured quota of each source in items, in the order of ``names``.
+        """Return the configured quota of each generator in items, in the order of ``names``.
 
         Raises:
             ConfigError: if they are learned, or are more than ``candidate_k``.
@@ -144,11 +160,26 @@ class TrainSourcesConfig(Config):
     """Configuration of the step ``train_sources``.
 
     Attributes:
-        sources: which sources, and their settings.
-        candidate_k: items retrieved for each request.
+        sources: which generators, and their settings.
+        candidate_k: candidates of a request.
         features: must equal the configuration that the tower was trained with.
     """
 
-    sources: SourcesConfig = SourcesConfig()
+    sources: SourcesConfig = Field(default_factory=SourcesConfig)
     candidate_k: int = Field(default=200, ge=1)
     features: FeatureConfig = FeatureConfig()
+
+
+def _own_sections() -> type[Config]:
+    """Return a model of the sections of all generators that have one, by the table as it stands."""
+    known = {name: generator_class(name).own_settings for name in generator_names() if name != TOWER}
+    return _sections_model(tuple((name, kind) for name, kind in known.items() if kind is not None))
+
+
+@lru_cache(maxsize=16)
+def _sections_model(kinds: tuple[tuple[str, type[Config]], ...]) -> type[Config]:
+    taken = [name for name, _ in kinds if name in SourcesConfig.model_fields]
+    if taken:
+        raise ConfigError(f"candidate generators {taken} are named like other keys of a recipe's section sources")
+    fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds}
+    return create_model("Sections", __base__=Config, **fields)

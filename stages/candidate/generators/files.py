@@ -1,11 +1,9 @@
-"""The files of the sources: ``sources.json``, and neighbours of items as CSR arrays.
+"""The files of the candidate generators in a release's directory ``sources/``.
 
     sources.json           SourcesSummary: names, settings, quotas, what the files belong to, their sha256
-    <name>_offsets.npy     int64 ``[N + 1]``
-    <name>_items.npy       int32 ``[E]``, the neighbours of item i at ``offsets[i]:offsets[i + 1]``, best first
-    <name>_weights.npy     float32 ``[E]``, above 0
+    <name>_<array>.npy     each array of each generator in use that is fitted, see ``CandidateGenerator.arrays``
 
-for ``name`` in ``ease``, ``ials`` and ``content``. Shapes: N items, E neighbours of all items.
+Shapes: N items.
 """
 
 from __future__ import annotations
@@ -17,19 +15,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.generators.generator import Arrays, CandidateGenerator
 from stages.contracts.arrays import load_npy
 from stages.contracts.config import Config
-from stages.contracts.errors import ReleaseError
+from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 
 SOURCES_DIRECTORY, SOURCES_JSON = "sources", "sources.json"
-COLUMNS: dict[str, np.dtype] = {
-    "offsets": np.dtype(np.int64),
-    "items": np.dtype(np.int32),
-    "weights": np.dtype(np.float32),
-}
-Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Offsets, items and weights."""
 
 
 class SourcesSummary(Config):
@@ -37,10 +29,10 @@ class SourcesSummary(Config):
 
     Attributes:
         format_version: of these files.
-        names: the sources in use.
-        quotas: items of each source by name, at most ``candidate_k`` together.
+        names: the generators in use.
+        quotas: items of each generator by name, at most ``candidate_k`` together.
         learned: whether the quotas were learned.
-        candidate_k: what the quotas are parts of.
+        candidate_k: candidates of a request; the quotas share them out.
         n_items: N.
         tower_version: of the two-tower model that the quotas were made with.
         data_fingerprint: of the snapshot.
@@ -60,12 +52,18 @@ class SourcesSummary(Config):
     files: dict[str, str] = {}
 
 
-def write_neighbours(directory: Path, name: str, neighbours: Neighbours) -> dict[str, str]:
-    """Write one source's arrays; return their sha256 by file name."""
+def write_arrays(directory: Path, kind: type[CandidateGenerator], arrays: Arrays) -> dict[str, str]:
+    """Write what a generator was fitted to; return the files' sha256 by name.
+
+    Raises:
+        DataError: if these are not the arrays that the generator declares.
+    """
+    if set(arrays) != set(kind.arrays):
+        raise DataError(f"generator {kind.name!r}: fitted arrays {sorted(arrays)}, expected {sorted(kind.arrays)}")
     hashes = {}
-    for column, values in zip(COLUMNS, neighbours, strict=True):
-        path = directory / f"{name}_{column}.npy"
-        np.save(path, values.astype(COLUMNS[column], copy=False))
+    for name, dtype in kind.arrays.items():
+        path = directory / f"{kind.name}_{name}.npy"
+        np.save(path, arrays[name].astype(dtype, copy=False))
         hashes[path.name] = sha256_file(path)
     return hashes
 
@@ -90,7 +88,7 @@ def read_summary(directory: Path, n_items: int) -> SourcesSummary:
         "format_version": (summary.format_version, 1),
         "n_items": (summary.n_items, n_items),
         "names": (summary.names, summary.config.names),
-        "sources with a quota": (sorted(summary.quotas), sorted(summary.names)),
+        "generators with a quota": (sorted(summary.quotas), sorted(summary.names)),
         "sum of quotas above candidate_k": (max(sum(summary.quotas.values()) - summary.candidate_k, 0), 0),
         "smallest quota below 0": (min(0, *summary.quotas.values()), 0),
     }
@@ -100,25 +98,16 @@ def read_summary(directory: Path, n_items: int) -> SourcesSummary:
     return summary
 
 
-def load_neighbours(directory: Path, name: str, summary: SourcesSummary) -> Neighbours:
-    """Map one source's arrays into memory.
+def load_arrays(directory: Path, kind: type[CandidateGenerator], summary: SourcesSummary) -> Arrays:
+    """Read the arrays of a generator; a large one is mapped from its file.
 
     Raises:
-        ReleaseError: if one is missing, changed, of another type, or names items that do not exist.
+        ReleaseError: if one is missing, changed or of another type.
     """
-    offsets, items, weights = (_load(directory / f"{name}_{column}.npy", column, summary) for column in COLUMNS)
-    ends = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (-1, -1)
-    if len(offsets) != summary.n_items + 1 or ends != (0, len(items)) or (np.diff(offsets) < 0).any():
-        raise ReleaseError(
-            f"{directory / name}_offsets.npy: {len(offsets)} offsets from {ends[0]} to {ends[1]}, expected "
-            f"{summary.n_items + 1} ascending ones from 0 to {len(items)}"
-        )
-    if len(items) != len(weights) or (len(items) and not 0 <= items.min() <= items.max() < summary.n_items):
-        raise ReleaseError(f"{directory / name}_items.npy: allowed are {len(weights)} items below {summary.n_items}")
-    return offsets, items, weights
+    return {name: _load(directory / f"{kind.name}_{name}.npy", dtype, summary) for name, dtype in kind.arrays.items()}
 
 
-def _load(path: Path, column: str, summary: SourcesSummary) -> np.ndarray:
+def _load(path: Path, dtype: np.dtype, summary: SourcesSummary) -> np.ndarray:
     if path.name not in summary.files:
         raise ReleaseError(f"{path.parent / SOURCES_JSON} does not list {path.name}")
     if not path.is_file():
@@ -129,6 +118,6 @@ def _load(path: Path, column: str, summary: SourcesSummary) -> np.ndarray:
         values = load_npy(path)
     except (OSError, ValueError) as error:
         raise ReleaseError(f"{path} is not a readable array: {error}") from None
-    if values.ndim != 1 or values.dtype != COLUMNS[column]:
-        raise ReleaseError(f"{path}: {values.dtype} {list(values.shape)}, expected {COLUMNS[column]} of one dimension")
+    if values.dtype != dtype:
+        raise ReleaseError(f"{path}: {values.dtype} {list(values.shape)}, expected {dtype}")
     return values

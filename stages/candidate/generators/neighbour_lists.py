@@ -1,4 +1,4 @@
-"""Neighbours of items that are learned once: from what users did (EASE, implicit ALS), and from what items are.
+"""Finds the neighbours of items, by a model of the users' touches or by the content of the items.
 
 Legend: U users, N items, B rows of a block, V words and categories, E neighbours of all items.
 """
@@ -13,8 +13,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from stages.candidate.generators.config import SourcesConfig
-from stages.candidate.generators.files import Neighbours
+from stages.candidate.generators.generator import Arrays
 from stages.candidate.linear.models import Ease, ImplicitAls
 from stages.contracts.ragged import row_offsets
 from stages.contracts.snapshot import ItemTable
@@ -27,36 +26,19 @@ Row = tuple[np.ndarray, np.ndarray]
 
 
 def fitted_neighbours(
-    name: str, history_UN: sparse.csr_matrix, config: SourcesConfig, allowed: np.ndarray
-) -> Neighbours:
-    """Fit a model of the user-item matrix and keep each item's best neighbours.
+    name: str, model: Ease | ImplicitAls, history_UN: sparse.csr_matrix, neighbours: int, allowed: np.ndarray
+) -> Arrays:
+    """Keep each item's best neighbours by a fitted model.
 
-    An item's neighbours are what the model answers a history of that item alone with. Of EASE that is its row of
-    weights, and their sum over a history is EASE's own score, but for what was cut. Of implicit ALS it is the folded-in
-    answer, and the sum over a history approximates folding all of it in, which would take a D x D system a request.
+    An item's neighbours are the model's answer to a history of that item alone. An item that nobody touched has none.
 
     Args:
-        name: ``ease`` or ``ials``.
-        history_UN: from ``touch_matrix``.
-        config: settings of the model, and how many neighbours are kept.
-        allowed: int64 items that may be named.
-
-    Raises:
-        ConfigError: if the catalogue is too large for EASE; the message says what to do.
-        DataError: if there are no touches.
+        name: of the generator, for the progress bar.
+        model: fitted to ``history_UN``.
+        history_UN: the users' touches.
+        neighbours: kept for each item.
+        allowed: int64 items that may be candidates.
     """
-    if name == "ease":
-        model: Ease | ImplicitAls = Ease.fit(history_UN, config.ease.regularisation, config.ease.memory_gb)
-    else:
-        settings = config.ials
-        model = ImplicitAls.fit(
-            history_UN,
-            settings.factors,
-            settings.confidence,
-            settings.regularisation,
-            settings.iterations,
-            settings.seed,
-        )
     items = history_UN.shape[1]
     known = np.diff(history_UN.tocsc().indptr) > 0
     closed = np.ones(items, dtype=bool)
@@ -70,22 +52,22 @@ def fitted_neighbours(
             for item, scores in enumerate(scores_BN, start=start):
                 scores[item] = 0
                 found = np.flatnonzero(scores > 0) if known[item] else np.zeros(0, dtype=np.int64)
-                yield _cut(found, scores[found], found, config.neighbours)
+                yield _cut(found, scores[found], found, neighbours)
 
     return _as_arrays(rows())
 
 
-def content_neighbours(items: ItemTable, neighbours: int, allowed: np.ndarray) -> Neighbours:
+def content_neighbours(items: ItemTable, neighbours: int, allowed: np.ndarray) -> Arrays:
     """Return the items that share categories and words of the title, by cosine of tf-idf vectors.
 
-    Each word and category of an item weighs 1 + ln(N / items that have it) (Salton and Buckley, 1988). Equally similar
-    items are told apart by how close to the item's their creation was, then by item index: items of the same
-    categories are many, and what is of its time is nearer.
+    Each word and category of an item weighs 1 + ln(N / items that have it) (Salton and Buckley, 1988). Of equally
+    similar items, which are many within a category, those come first that were created closest in time to the item;
+    then the lower item index decides.
 
     Args:
         items: the catalogue, N.
-        neighbours: kept an item.
-        allowed: int64 items that may be named.
+        neighbours: kept for each item.
+        allowed: int64 items that may be candidates.
     """
     content_NV = _content(items)
     others_VN = content_NV[allowed].T.tocsr()
@@ -128,16 +110,16 @@ def _content(items: ItemTable) -> sparse.csr_matrix:
 def _cut(found: np.ndarray, weights: np.ndarray, ties: np.ndarray, keep: int) -> Row:
     """Return the ``keep`` strongest neighbours, the best first, equal ones by ``ties``.
 
-    Rounded, so that how a sum was ordered decides no tie.
+    Weights are rounded for the comparison, so that the order of a sum decides no tie.
     """
     order = top_k(np.round(weights, 6), keep, ties)
     return found[order], weights[order]
 
 
-def _as_arrays(rows: Iterator[Row]) -> Neighbours:
+def _as_arrays(rows: Iterator[Row]) -> Arrays:
     """Join the rows of all items."""
     pieces = list(rows)
     offsets = row_offsets([len(found) for found, _ in pieces])
     items = np.concatenate([np.zeros(0, dtype=np.int64), *(found for found, _ in pieces)])
     weights = np.concatenate([np.zeros(0, dtype=np.float32), *(weights for _, weights in pieces)])
-    return offsets, items.astype(np.int32), weights.astype(np.float32)
+    return {"offsets": offsets, "items": items.astype(np.int32), "weights": weights.astype(np.float32)}

@@ -1,6 +1,6 @@
-"""Quotas that are learned: from the two-tower index alone, parts of a quota move to the source that gains most.
+"""Learns quotas: from the two-tower index alone, blocks of places move to the generator that gains most recall.
 
-Shapes: R requests, E listed items of all requests, S sources.
+Shapes: R requests, E listed items of all requests, S generators.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.candidate.generators.config import TOWER
+from stages.candidate.generators.table import TOWER
 from stages.contracts.tables import ScoredItems
 
 
 @dataclass(frozen=True)
 class ListedItems:
-    """Every item that some source named for some requests, request by request, the two-tower list first in its order.
+    """Every item of the generators' lists, request by request; each begins with the two-tower list in its order.
 
     Attributes:
-        names: S sources.
-        ranks: int32 ``[E, S]``, 0-based position in the source's list, -1 where it is not in it.
+        names: S generators.
+        ranks: int32 ``[E, S]``, 0-based position in the generator's list, -1 where it is not in it.
         request: int64 ``[E]``, 0 to R - 1, ascending.
-        gains: float64 ``[E]``, what the item adds to its request's recall; 0 for what is no target.
+        gains: float64 ``[E]``, what the item adds to its request's recall; 0 for an item that is no target.
         n_requests: R.
     """
 
@@ -37,8 +37,8 @@ class ListedItems:
         """Line the lists up.
 
         Args:
-            names: S sources, one of them ``tower``.
-            requests: each one's lists by source, and its int64 targets.
+            names: S generators, one of them ``tower``.
+            requests: the lists of each by generator, and its int64 targets.
         """
         ranks, lengths, gains = [], [], []
         for lists, targets in requests:
@@ -70,28 +70,28 @@ class ListedItems:
         return recalls
 
     def alone(self, name: str, k: int) -> float:
-        """Return the mean recall of one source's first ``k`` items."""
+        """Return the mean recall of one generator's first ``k`` items."""
         place = self.names.index(name)
         found = (self.ranks[:, place] >= 0) & (self.ranks[:, place] < k)
         return float(self.gains[found].sum() / max(self.n_requests, 1))
 
 
 def learn_quotas(listed: ListedItems, candidate_k: int, block: int) -> dict[str, int]:
-    """Begin with the two-tower index alone, and move parts of quotas between sources while recall grows.
+    """Begin with the two-tower index alone, and move places between generators while recall grows.
 
-    Each step tries to move a block from every source that has some to every other, and takes what has the largest mean
-    recall (of equals the first). Where that gain is not above the standard error of the gain over requests, it tries
-    four blocks, then all that a source has and everything to one source, and goes on with blocks if one of those
-    gains as much; else what is left is chance. So on these requests the result is never below the two-tower index, and
-    below no other source by more than chance.
+    Each step tries to move a block from every generator that has places to every other, and takes the move with the
+    largest mean recall (of equals the first). A gain counts if it is above its standard error over the requests. Where
+    no block gains, the step tries four blocks, then a generator's whole quota and everything to one generator; after
+    a gain it tries single blocks again. So on these requests the result is never below the two-tower index, and below
+    no other generator by more than chance.
 
     Args:
-        listed: of requests that nothing is judged on.
-        candidate_k: items to give away.
-        block: items at a time.
+        listed: of requests that no evaluation reads.
+        candidate_k: places to share out.
+        block: places that move at a time.
 
     Returns:
-        The quota of each source; their sum is ``candidate_k``.
+        The quota of each generator; their sum is ``candidate_k``.
     """
     quotas = dict.fromkeys(listed.names, 0) | {TOWER: candidate_k}
     best = listed.recalls(quotas, candidate_k)
@@ -109,9 +109,9 @@ def learn_quotas(listed: ListedItems, candidate_k: int, block: int) -> dict[str,
 
 
 def _moves(quotas: Mapping[str, int], amount: int) -> list[dict[str, int]]:
-    """Return the quotas after moving up to ``amount`` from each source to each other, the two-tower index first.
+    """Return the quotas after moving up to ``amount`` from each generator to each other, the two-tower index first.
 
-    Where ``amount`` is everything, everything to one source is among them.
+    Where ``amount`` is all places, giving all of them to one generator is among the moves.
     """
     whole = sum(quotas.values())
     donors = [name for name in (TOWER, *(name for name in quotas if name != TOWER)) if quotas[name]]

@@ -20,9 +20,9 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from stages.candidate.config import BaselinesConfig, RankBaselinesConfig
 from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.data.validation import checked_tables
+from stages.candidate.linear.config import BaselinesConfig, RankBaselinesConfig
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
 from stages.contracts.files import write_json
 from stages.contracts.ragged import row_offsets
@@ -38,7 +38,7 @@ _REQUESTS, _SCORES = 1024, 1 << 24
 
 
 class Baseline(NamedTuple):
-    """A fitted model and how it weighs a history, see ``BaselinesConfig.ease_decay``."""
+    """A fitted model and how it weighs a history, see ``BaselineEase.decay``."""
 
     model: Ease | ImplicitAls
     decay: float | None = None
@@ -119,27 +119,20 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
     users, items = touched_UN.shape
     needed = {
         "ease": ease_gigabytes(items, touched_UN.nnz),
-        "ials": als_gigabytes(users, items, touched_UN.nnz, config.ials_factors),
+        "ials": als_gigabytes(users, items, touched_UN.nnz, config.ials.factors),
     }
     left_out = {}
     for name, gigabytes in needed.items():
-        if not getattr(config, name):
-            left_out[name] = f"baselines.{name} = false"
+        if name not in config.rows:
+            left_out[name] = f"baselines.rows = {list(config.rows)}"
         elif gigabytes > config.memory_gb:
             left_out[name] = f"{items:,} items need {gigabytes:.3g} GB, baselines.memory_gb = {config.memory_gb:g}"
     fitted = {}
     if "ease" not in left_out:
-        ease = Ease.fit(touched_UN, config.ease_regularisation, config.memory_gb)
-        fitted["ease"] = Baseline(ease, config.ease_decay)
+        ease = Ease.fit(touched_UN, config.ease, config.memory_gb)
+        fitted["ease"] = Baseline(ease, config.ease.decay)
     if "ials" not in left_out:
-        als = ImplicitAls.fit(
-            touched_UN,
-            config.ials_factors,
-            config.ials_confidence,
-            config.ials_regularisation,
-            config.ials_iterations,
-            config.seed,
-        )
+        als = ImplicitAls.fit(touched_UN, config.ials, config.ials.seed)
         fitted["ials"] = Baseline(als)
     return fitted, left_out
 
@@ -176,10 +169,10 @@ class Answering:
     def answer(self, baseline: Baseline, block: Block) -> RankedTable:
         """Return the block's answers, sorted by request and rank."""
         found = {place: items for place, items in enumerate(block.popular) if items is not None}
-        asked = [place for place in range(len(block.seen)) if place not in found]
-        if asked:
-            history_BN = history_matrix([block.seen[place] for place in asked], len(self.trained), baseline.decay)
-            for place, scores_N in zip(asked, baseline.model.score(history_BN), strict=True):
+        rest = [place for place in range(len(block.seen)) if place not in found]
+        if rest:
+            history_BN = history_matrix([block.seen[place] for place in rest], len(self.trained), baseline.decay)
+            for place, scores_N in zip(rest, baseline.model.score(history_BN), strict=True):
                 allowed_N = self._available_ms <= block.time_ms[place]
                 allowed_N[block.seen[place]] = False
                 found[place] = best_items(scores_N, allowed_N, self._k)

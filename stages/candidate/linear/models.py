@@ -14,8 +14,10 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
 
+from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, MemoryLimit
 from stages.contracts.errors import ConfigError, DataError
 
+_MEMORY_GB = MemoryLimit().memory_gb
 _COLUMNS = 1024
 _SYSTEMS = 256
 _EASE_BYTES = 12
@@ -64,7 +66,7 @@ class Ease:
     weights: np.ndarray
 
     @classmethod
-    def fit(cls, history_UN: sparse.csr_matrix, regularisation: float, memory_gb: float = 4.0) -> Ease:
+    def fit(cls, history_UN: sparse.csr_matrix, settings: EaseSettings, memory_gb: float = _MEMORY_GB) -> Ease:
         """Minimise |X - X W|^2 + regularisation |W|^2 over W with a diagonal of zeros.
 
         Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", 2019, equation 8: with P the inverse of
@@ -72,15 +74,13 @@ class Ease:
 
         Args:
             history_UN: what users did, weights of any sign; 1 in the paper.
-            regularisation: above 0; some hundreds for a million rows.
-            memory_gb: what fitting may take, see ``ease_gigabytes``; 12 bytes N squared for a large catalogue.
+            settings: the regularisation.
+            memory_gb: in 10^9 bytes, see ``ease_gigabytes``; 12 bytes N squared for a large catalogue.
 
         Raises:
-            ConfigError: if the regularisation is not above 0, or the catalogue is too large for ``memory_gb``.
+            ConfigError: if the catalogue is too large for ``memory_gb``.
             DataError: if the matrix is empty or not finite.
         """
-        if not regularisation > 0:
-            raise ConfigError(f"regularisation = {regularisation}: allowed is a number above 0")
         history_UN = _checked(history_UN)
         items = history_UN.shape[1]
         needed = ease_gigabytes(items, history_UN.nnz)
@@ -89,7 +89,7 @@ class Ease:
                 f"EASE: {items:,} items need {needed:.1f} GB for a dense item-item matrix, memory_gb = {memory_gb:g}: "
                 "allow more, select fewer items, or use implicit ALS"
             )
-        return cls(_zero_diagonal_weights(_inverse(_gram(history_UN, regularisation))))
+        return cls(_zero_diagonal_weights(_inverse(_gram(history_UN, settings.regularisation))))
 
     def score(self, history_BN: sparse.csr_matrix) -> np.ndarray:
         """Return float32 scores ``[B, N]`` of the catalogue; items of the history are scored as well.
@@ -111,15 +111,7 @@ class ImplicitAls:
     regularisation: float
 
     @classmethod
-    def fit(
-        cls,
-        history_UN: sparse.csr_matrix,
-        factors: int,
-        confidence: float,
-        regularisation: float,
-        iterations: int = 15,
-        seed: int = 0,
-    ) -> ImplicitAls:
+    def fit(cls, history_UN: sparse.csr_matrix, settings: ImplicitAlsSettings, seed: int) -> ImplicitAls:
         """Alternate exact least squares over users and items.
 
         Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008, section 4: minimise
@@ -131,25 +123,17 @@ class ImplicitAls:
 
         Args:
             history_UN: what users did; values above 0.
-            factors: D.
-            confidence: of a cell with value 1, above 0.
-            regularisation: above 0.
-            iterations: pairs of half-steps, users first.
+            settings: factors, confidence, regularisation and iterations.
             seed: of the first factors.
 
         Raises:
-            ConfigError: if a number is out of range.
             DataError: if the matrix is empty, or a value is not finite and above 0.
         """
-        if factors < 1 or iterations < 1 or not confidence > 0 or not regularisation > 0:
-            raise ConfigError(
-                f"factors = {factors}, iterations = {iterations}, confidence = {confidence}, regularisation = "
-                f"{regularisation}: allowed are whole numbers from 1 and numbers above 0"
-            )
         history_UN = _checked(history_UN, positive=True)
         history_NU = history_UN.T.tocsr()
+        factors, confidence, regularisation = settings.factors, settings.confidence, settings.regularisation
         item_ND = np.random.default_rng(seed).normal(0, 0.1 / np.sqrt(factors), (history_UN.shape[1], factors))
-        for _ in range(iterations):
+        for _ in range(settings.iterations):
             user_UD = _least_squares(history_UN, item_ND, confidence, regularisation)
             item_ND = _least_squares(history_NU, user_UD, confidence, regularisation)
         return cls(item_ND, confidence, regularisation)

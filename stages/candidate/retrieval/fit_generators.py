@@ -1,4 +1,4 @@
-"""The step ``train_sources``: neighbours of items for the sources that need them, and the quota of each source.
+"""The step ``train_sources``: fits the candidate generators in use, and settles the quota of each.
 
 Shapes: N items.
 """
@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 from tqdm import tqdm
 
 from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.generators.blend import Blend
-from stages.candidate.generators.config import TOWER, TrainSourcesConfig
-from stages.candidate.generators.files import SOURCES_DIRECTORY, SourcesSummary, write_neighbours, write_summary
-from stages.candidate.generators.neighbour_lists import content_neighbours, fitted_neighbours
+from stages.candidate.generators.config import TrainSourcesConfig
+from stages.candidate.generators.files import SOURCES_DIRECTORY, SourcesSummary, write_arrays, write_summary
+from stages.candidate.generators.generator import FitData
 from stages.candidate.generators.quotas import ListedItems, learn_quotas
+from stages.candidate.generators.table import TOWER, generator_class
 from stages.candidate.retrieval.retriever import Block, Retriever, check_features, empty_state
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import EmptyDatasetError
@@ -30,22 +33,23 @@ _BLOCK = 512
 
 
 def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Fit what the sources in use need, and settle their quotas.
+    """Fit the generators in use, and settle their quotas.
 
-    EASE and implicit ALS see touches of the candidate part, like the towers. Quotas are learned, where asked for, from
-    requests of the ranker part; nothing of the evaluation part is looked at.
+    They are fitted to the candidate period, like the towers. Quotas are learned, where the recipe asks for it, from
+    requests of the ranker period. Nothing of the evaluation period is read.
 
     Args:
-        config: which sources, and their settings.
+        config: which generators, and their settings.
         inputs: ``snapshot``, ``candidate`` and ``index``.
         directory: receives ``sources/``; with the two-tower index alone it holds ``sources.json`` only.
 
     Returns:
-        Quotas as shares of ``candidate_k``; where they are learned, recall of the requests looked at.
+        Quotas as shares of ``candidate_k``. Where they are learned, also the recall of each generator, and of all with
+        these quotas, at the requests that were read.
 
     Raises:
-        ConfigError: if a source cannot be fitted within its limits, or the tower has other history features.
-        EmptyDatasetError: if quotas are to be learned and no request of the ranker part has history and targets.
+        ConfigError: if a generator cannot be fitted within its limits, or the tower has other history features.
+        EmptyDatasetError: if quotas are to be learned and no request of the ranker period has history and targets.
     """
     target = directory / SOURCES_DIRECTORY
     target.mkdir()
@@ -53,7 +57,7 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
     scorer = CandidateScorer.load(inputs["candidate"], inputs["index"])
     learned = config.sources.quotas == "learned" and config.sources.blends
     names: tuple[str, ...] = config.sources.names
-    # Lists do not depend on quotas: until these are learned, none are good enough.
+    # Lists do not depend on quotas: zeros will do until these are learned.
     quotas = dict.fromkeys(names, 0) if learned else _configured(config)
     summary = SourcesSummary(
         names=names,
@@ -86,32 +90,34 @@ def _configured(config: TrainSourcesConfig) -> dict[str, int]:
 
 
 def _write_files(config: TrainSourcesConfig, snapshot: Snapshot, target: Path) -> dict[str, str]:
-    """Fit and write the neighbours of every source that has some; return the files' sha256."""
-    sources, items = config.sources, snapshot.items()
-    allowed = items.recommendable()
+    """Fit every generator beside the index and write its arrays; return the files' sha256."""
+    items = snapshot.items()
+
+    @cache
+    def touches() -> sparse.csr_matrix:
+        return touch_matrix(training_examples(snapshot.events(), snapshot.meta, config.features), len(items))
+
+    data = FitData(snapshot, config.features, items, items.recommendable(), touches)
     hashes: dict[str, str] = {}
-    fitted = [name for name in sources.names if name in ("ease", "ials")]
-    if fitted:
-        history_UN = touch_matrix(training_examples(snapshot.events(), snapshot.meta, config.features), len(items))
-        for name in fitted:
-            hashes |= write_neighbours(target, name, fitted_neighbours(name, history_UN, sources, allowed))
-    if "content" in sources.names:
-        hashes |= write_neighbours(target, "content", content_neighbours(items, sources.neighbours, allowed))
+    for name in config.sources.names:
+        if name != TOWER:
+            kind = generator_class(name)
+            hashes |= write_arrays(target, kind, kind.fit(config.sources, data))
     return hashes
 
 
 def listed_items(
     config: TrainSourcesConfig, snapshot: Snapshot, scorer: CandidateScorer, directory: Path
 ) -> ListedItems:
-    """Ask every source for lists of ``candidate_k`` at requests of the ranker part.
+    """Return every generator's list of ``candidate_k`` items for requests of the ranker period.
 
-    Requests without history are left out: the popular list answers them.
+    Requests without history are left out, since the popular list answers them.
 
     Args:
         config: see ``TrainSourcesConfig``.
         snapshot: of the run.
         scorer: the two-tower index.
-        directory: holds the sources' files.
+        directory: holds the generators' files.
 
     Raises:
         ConfigError: if the tower was trained with other history features.
@@ -120,9 +126,9 @@ def listed_items(
     check_features(config.features, scorer)
     targets = snapshot.targets()
     wanted = _sample(snapshot.requests(), targets, config)
-    answered = _lists(config, snapshot, scorer, Blend.load(directory, scorer.n_items), wanted)
+    answers = _lists(config, snapshot, scorer, Blend.load(directory, scorer.n_items), wanted)
     starts = np.searchsorted(targets.request_id, np.arange(len(snapshot.requests()) + 1))
-    pairs = ((lists, targets.item_index[starts[row] : starts[row + 1]]) for row, lists in answered)
+    pairs = ((lists, targets.item_index[starts[row] : starts[row + 1]]) for row, lists in answers)
     listed = ListedItems.of(config.sources.names, pairs)
     if not listed.n_requests:
         raise EmptyDatasetError(
@@ -134,17 +140,17 @@ def listed_items(
 def _lists(
     config: TrainSourcesConfig, snapshot: Snapshot, scorer: CandidateScorer, blend: Blend | None, wanted: np.ndarray
 ) -> Iterator[tuple[int, dict[str, ScoredItems]]]:
-    """Yield each wanted request that has a history with the lists of all sources, from the state of its moment."""
+    """Yield each wanted request that has a history, with the lists of all generators at its moment."""
     state = empty_state(snapshot, config.features, blend)
-    answering = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
+    retriever = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
     moments = replay(snapshot.events(), snapshot.requests(), state, snapshot.contexts() if state.context else None)
     left, block = set(wanted.tolist()), Block()
     for row in tqdm(moments, "quotas", mininterval=1, file=sys.stderr):
         if row in left:
             left.discard(row)
-            answering.read(row, block)
+            retriever.read(row, block)
         if len(block.rows) == _BLOCK or (block.rows and not left):
-            answering.answer(block)
+            retriever.answer(block)
             yield from block.lists.items()
             block = Block()
         if not left:
@@ -152,7 +158,7 @@ def _lists(
 
 
 def _sample(requests: RequestTable, targets: Targets, config: TrainSourcesConfig) -> np.ndarray:
-    """Return int64 rows of requests of the ranker part with targets, at most ``max_requests`` of them."""
+    """Return int64 rows of requests of the ranker period with targets, at most ``max_requests`` of them."""
     rows = np.flatnonzero((requests.part == PART_RANKER) & np.isin(requests.request_id, targets.request_id))
     limit = config.sources.learning.max_requests
     if len(rows) > limit:

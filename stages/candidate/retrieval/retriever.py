@@ -1,4 +1,4 @@
-"""Answers requests with candidates, block by block, from a state that stands at the moment of each.
+"""Answers requests with candidates in blocks, each from the state at its moment.
 
 Shapes: D dimensions, N items, B requests of a block.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stages.candidate.generators.blend import Blend, Blended
-from stages.candidate.generators.generators import Asked
+from stages.candidate.generators.generator import CandidateRequest
 from stages.candidate.onnx_towers import ranker_query
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
@@ -29,12 +29,13 @@ class Block:
 
     Attributes:
         rows: request rows in order.
-        waiting: of these, what the tower answers; the lists below are parallel to it.
-        histories, moments, exclude: what the tower and the index are asked with.
-        asked, early: what the other sources are asked with, and the lists of those that read the state.
-        popular: answers without history, from the popular list or what is trending, by request row.
+        waiting: the rows among them that have a history; the lists below are parallel to it.
+        histories, moments, exclude: inputs of the tower and the index.
+        requests: inputs of the other generators.
+        state_lists: the lists of the generators that read the state.
+        popular: answers to rows without history, by request row.
         answers: all answers by request row.
-        lists: every source's list by request row, where there are several sources.
+        lists: every generator's list by request row, where there are several generators.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -42,8 +43,8 @@ class Block:
     histories: list[History] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     exclude: list[np.ndarray] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
-    early: list[dict[str, ScoredItems]] = field(default_factory=list)
+    requests: list[CandidateRequest] = field(default_factory=list)
+    state_lists: list[dict[str, ScoredItems]] = field(default_factory=list)
     popular: dict[int, ScoredItems] = field(default_factory=dict)
     answers: dict[int, Blended] = field(default_factory=dict)
     lists: dict[int, dict[str, ScoredItems]] = field(default_factory=dict)
@@ -61,21 +62,21 @@ class Block:
         )
 
     def sources(self) -> SourceScores:
-        """Return what the sources say, rows as in ``table``; only where there are several sources."""
-        said = [self.answers[row].sources for row in self.rows]
-        return SourceScores.concatenate([each for each in said if each is not None])
+        """Return scores and ranks by generator, rows as in ``table``; only where there are several generators."""
+        source_scores = [self.answers[row].sources for row in self.rows]
+        return SourceScores.concatenate([each for each in source_scores if each is not None])
 
 
 class Retriever:
-    """Reads what a request needs while the state stands at its moment, and answers block by block.
+    """Reads what a request needs from the state at its moment, and answers in blocks.
 
     Args:
         scorer: the two-tower index.
-        state: advanced by whoever calls.
-        snapshot: whose requests they are.
+        state: the caller advances it.
+        snapshot: holds the requests.
         features: those of the tower.
-        candidate_k: items an answer.
-        blend: the other sources, None without any.
+        candidate_k: items of an answer.
+        blend: the other generators, None without any.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class Retriever:
         available_ms = self._available_ms[part]
         block.rows.append(row)
         history, seen = self._state.history(user), self._state.touched(user)
-        asked = Asked(history.items, time_ms, context, seen, available_ms)
+        request = CandidateRequest(history.items, time_ms, context, seen, available_ms)
         if len(history.items) == 0:
             popular = self._state.popular(time_ms, self._k, seen, available_ms)
             if self._blend is not None:
-                popular = self._blend.for_newcomer(asked, self._state, popular, self._k)
+                popular = self._blend.for_newcomer(request, self._state, popular, self._k)
             block.popular[row] = popular
             return
         block.waiting.append(row)
@@ -115,8 +116,8 @@ class Retriever:
         block.moments.append(Moment(time_ms, user, context))
         block.exclude.append(np.concatenate([seen, self._births[part].after(time_ms)]))
         if self._blend is not None:
-            block.asked.append(asked)
-            block.early.append(self._blend.read(asked, self._state, self._k))
+            block.requests.append(request)
+            block.state_lists.append(self._blend.read(request, self._state, self._k))
 
     def answer(self, block: Block) -> np.ndarray:
         """Fill ``block.answers``; return float32 ``[B, D]`` queries, zeros without history."""
@@ -136,8 +137,10 @@ class Retriever:
                 row: Blended.of_one(items, "tower") for row, items in zip(block.waiting, tower, strict=True)
             }
             return
-        for row, asked, early, items in zip(block.waiting, block.asked, block.early, tower, strict=True):
-            block.lists[row] = self._blend.complete(early, asked, self._state, items, self._k)
+        for row, request, state_lists, items in zip(
+            block.waiting, block.requests, block.state_lists, tower, strict=True
+        ):
+            block.lists[row] = self._blend.complete(state_lists, request, self._state, items, self._k)
             block.answers[row] = self._blend.mix(block.lists[row], self._k)
 
 
@@ -159,7 +162,7 @@ class Births:
 
 
 def empty_state(snapshot: Snapshot, features: FeatureConfig, blend: Blend | None) -> FunnelState:
-    """Return a state before any event that keeps what the sources read."""
+    """Return a state before any event that keeps what the generators read."""
     meta, trending = snapshot.meta, None if blend is None else blend.trending
     segmented = trending is not None and trending.segment is not None
     context = meta.context if segmented else ()

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from stages.candidate.config import RetrieveConfig
 from stages.candidate.generators.blend import Blend
-from stages.candidate.generators.config import TOWER
 from stages.candidate.generators.files import SOURCES_DIRECTORY
+from stages.candidate.generators.table import TOWER
 from stages.candidate.retrieval.retriever import Block, Retriever, check_features, empty_state
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ReleaseError
@@ -29,7 +29,7 @@ from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable
 from stages.features.replay import replay
 
 _BLEND = ""
-"""What the sources give together, in ``Recalls``."""
+"""Key of the blend of all generators in ``Recalls``."""
 
 
 def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
@@ -39,19 +39,20 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
 
     Args:
         config: sizes; its features must be those of the tower.
-        inputs: ``snapshot``, ``candidate`` and ``index``; ``sources`` where there may be several.
-        directory: receives ``candidates.parquet`` and ``queries.npy``, with several sources ``source_scores.parquet``.
+        inputs: ``snapshot``, ``candidate`` and ``index``; ``sources`` where there may be several generators.
+        directory: receives ``candidates.parquet`` and ``queries.npy``, with several generators
+            ``source_scores.parquet``.
 
     Raises:
         ConfigError: if the tower was trained with other history features.
-        ReleaseError: if tower, vectors, index and sources do not belong together.
+        ReleaseError: if tower, vectors, index and generators do not belong together.
     """
     snapshot = Snapshot(inputs["snapshot"])
     scorer = CandidateScorer.load(inputs["candidate"], inputs["index"])
     check_features(config.features, scorer)
     blend = _load_blend(config, inputs, snapshot, scorer)
     requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
-    answering = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
+    retriever = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
     measured = Recalls(snapshot.targets(), len(requests), () if blend is None else blend.names)
     moments = replay(snapshot.events(), requests, state, snapshot.contexts() if state.context else None)
@@ -62,9 +63,9 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     ):
         block = Block()
         for row in rows:
-            answering.read(row, block)
+            retriever.read(row, block)
             if len(block.rows) == config.block or row == len(requests) - 1:
-                queries_QD[block.rows] = answering.answer(block)
+                queries_QD[block.rows] = retriever.answer(block)
                 write(block.table())
                 if blend is not None:
                     write_sources(block.sources().table())
@@ -77,19 +78,19 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
 def _load_blend(
     config: RetrieveConfig, inputs: Mapping[str, Path], snapshot: Snapshot, scorer: CandidateScorer
 ) -> Blend | None:
-    """Load the sources beside the index, None without any.
+    """Load the generators beside the index, None without any.
 
     Raises:
-        ReleaseError: naming what they were made for, if that is something else.
+        ReleaseError: if they were made for another tower, snapshot or ``candidate_k``; the message names it.
     """
     blend = Blend.load(inputs["sources"] / SOURCES_DIRECTORY, scorer.n_items) if "sources" in inputs else None
     if blend is None:
         return None
-    said = blend.summary
+    summary = blend.summary
     pairs = {
-        "tower_version": (said.tower_version, scorer.tower_version),
-        "data_fingerprint": (said.data_fingerprint, snapshot.meta.fingerprint),
-        "candidate_k": (said.candidate_k, config.candidate_k),
+        "tower_version": (summary.tower_version, scorer.tower_version),
+        "data_fingerprint": (summary.data_fingerprint, snapshot.meta.fingerprint),
+        "candidate_k": (summary.candidate_k, config.candidate_k),
     }
     wrong = [f"{what} = {found!r}, expected {wanted!r}" for what, (found, wanted) in pairs.items() if found != wanted]
     if wrong:
@@ -116,14 +117,14 @@ def source_writer(path: Path) -> Iterator:
 
 
 class Recalls:
-    """Recall of each request's answer, and of every source's list alone where there are several.
+    """Recall of each request's answer, and of every generator's list alone where there are several.
 
-    A request that the popular list answers counts with that answer everywhere, so that the numbers compare.
+    A request without history counts with the popular list for every generator, so that the numbers compare.
 
     Args:
         targets: of all requests.
         n_requests: Q.
-        names: the sources, where there are several.
+        names: the generators, where there are several.
     """
 
     def __init__(self, targets: Targets, n_requests: int, names: Sequence[str]) -> None:

@@ -1,0 +1,121 @@
+"""Settings of EASE and implicit ALS, wherever they are fitted, and of the step ``rank_baselines``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from stages.contracts.config import Config
+from stages.features.config import FeatureConfig
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class EaseSettings(Config):
+    """What ``Ease.fit`` minimises.
+
+    Attributes:
+        regularisation: lambda of the paper; some hundreds for a million touches.
+    """
+
+    regularisation: Positive = 200.0
+
+
+class MemoryLimit(Config):
+    """How much memory a fit may take.
+
+    Attributes:
+        memory_gb: in 10^9 bytes. A fit that needs more is refused before it starts.
+    """
+
+    memory_gb: Positive = 4.0
+
+
+class LimitedEase(EaseSettings, MemoryLimit):
+    """EASE within a limit of its own: its item-item matrix grows with the square of the catalogue."""
+
+
+class ImplicitAlsSettings(Config):
+    """What ``ImplicitAls.fit`` minimises.
+
+    Attributes:
+        factors: D, the width of the vectors.
+        confidence: weight of a touch, where every other cell of the user-item matrix weighs 1.
+        regularisation: lambda of the paper.
+        iterations: pairs of half-steps, users first.
+    """
+
+    factors: int = Field(default=64, ge=1)
+    confidence: Positive = 5.0
+    regularisation: Positive = 10.0
+    iterations: int = Field(default=15, ge=1)
+
+
+class SeededAls(ImplicitAlsSettings):
+    """Implicit ALS with the seed of its first factors.
+
+    Attributes:
+        seed: of the first factors.
+    """
+
+    seed: int = Field(default=42, ge=0)
+
+
+class BaselineEase(EaseSettings):
+    """EASE as a row of the stage ledger.
+
+    Attributes:
+        decay: the item r places before a history's newest one weighs exp(-r / decay). With None all items weigh the
+            same, as published.
+    """
+
+    decay: Positive | None = None
+
+
+class BaselineAls(SeededAls):
+    """Implicit ALS as a row of the stage ledger."""
+
+    factors: int = Field(default=32, ge=1)
+
+
+class BaselinesConfig(MemoryLimit):
+    """The linear baselines of the stage ledger.
+
+    Attributes:
+        rows: which baselines are rows of the ledger.
+        memory_gb: in 10^9 bytes, for the fit of either. A baseline that needs more is left out, and the ledger says
+            why.
+        ease, ials: settings of each.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "ease": "rows",
+        "ials": "rows",
+        "ease_regularisation": "ease.regularisation",
+        "ease_decay": "ease.decay",
+        "ials_factors": "ials.factors",
+        "ials_confidence": "ials.confidence",
+        "ials_regularisation": "ials.regularisation",
+        "ials_iterations": "ials.iterations",
+        "seed": "ials.seed",
+    }
+
+    rows: tuple[Literal["ease", "ials"], ...] = ("ease", "ials")
+    ease: BaselineEase = BaselineEase()
+    ials: BaselineAls = BaselineAls()
+
+
+class RankBaselinesConfig(Config):
+    """Configuration of the step ``rank_baselines``.
+
+    Attributes:
+        baselines: what is fitted, and how.
+        k: items of an answer.
+        features: which signals are exposures.
+    """
+
+    baselines: BaselinesConfig = BaselinesConfig()
+    k: int = Field(default=200, ge=1)
+    features: FeatureConfig = FeatureConfig()
