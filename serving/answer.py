@@ -19,7 +19,7 @@ AnswerPath = Literal["funnel", "popular"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where one stage put an item: its score there, and its rank counted from 0."""
+    """Score and rank of an item at one stage; ranks count from 0."""
 
     score: float
     rank: int
@@ -56,7 +56,7 @@ class Answer:
     Attributes:
         release_id: of that release.
         request_id: a fresh UUID.
-        user_id: as it was asked for.
+        user_id: of the request.
         path: ``funnel``, or ``popular`` for a user without history.
         time_ms: the moment that the answer is for.
         items: best first, no duplicates, nothing that the user has seen.
@@ -66,7 +66,7 @@ class Answer:
             the popular list) and ``returned``; with several generators ``retrieved_<name>``, the items counted to
             each. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
-        explain: whether the explanation was asked for.
+        explain: whether the request wanted an explanation.
         bypassed: why each ranking stage that the release does not use is bypassed, by name.
     """
 
@@ -82,7 +82,7 @@ class Answer:
     bypassed: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; the explanation only where it was asked for."""
+        """Return plain JSON values; the explanation only where the request wanted it."""
         body: dict[str, Any] = {
             "release_id": self.release_id,
             "request_id": self.request_id,
@@ -117,20 +117,20 @@ def _plain(places: dict[str, Place]) -> dict[str, Any]:
 
 @dataclass
 class Trace:
-    """What becomes of one request.
+    """The intermediate results of one request.
 
     Attributes:
-        user: index, below 0 for somebody unknown.
+        user: index, below 0 for an unknown user.
         time_ms: the moment to answer for.
-        seen: int64 items that are not answered with.
+        seen: int64 items that must not be returned.
         inputs: of the user tower, None without history.
-        available_ms: int64 ``[N]``, when each item may be answered with, the request's filter included.
+        available_ms: int64 ``[N]``, when each item may be returned; the request's filter is applied.
         mask: bool ``[N]``, what the filter allows; None without one.
-        context: one code a context column.
+        context: one code for each context column.
         request: the input of the generators beside the index; None without any, or without history.
         state_lists: the lists of those generators that read the state.
         blended: the candidates with the generators that they are from.
-        stages: (stage, what it passed on).
+        stages: (stage, its output) of each stage that ran.
         counts, timings_ms: for the explanation.
     """
 

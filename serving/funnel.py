@@ -77,7 +77,7 @@ class Funnel:
 
     @property
     def max_k(self) -> int:
-        """The largest ``k`` that may be asked for."""
+        """The largest ``k`` that a request may have."""
         return self.release.manifest.funnel.max_k
 
     def recommend(
@@ -92,15 +92,15 @@ class Funnel:
         """Answer one request.
 
         Args:
-            user_id: need not be known.
+            user_id: may be unknown.
             k: how many items, 1 to ``max_k``; fewer come back only if the user has seen nearly
                 everything.
             time_ms: the moment to answer for; None = now.
             explain: whether the items carry their score and rank at every stage.
             context: what is known about the moment, by the names of the release's context columns;
                 a value that the release does not know is taken as unknown.
-            wanted: which items may be answered with, the popular ones included; fewer than k come
-                back where fewer pass.
+            wanted: which items may be returned, also from the popular list; fewer than k are returned where
+                fewer pass.
 
         Raises:
             FieldError: if ``user_id`` or ``k`` is out of range, or the release has no such column or
@@ -287,7 +287,7 @@ class Funnel:
         return blended
 
     def _rank(self, trace: Trace, inputs: TowerInputs) -> None:
-        """Retrieve and rank; appends (stage, what it passed on) to the trace."""
+        """Retrieve and rank; appends (stage, its output) to the trace."""
         release, spec = self.release, self.release.manifest.funnel
         query_BD = release.candidate.embed(inputs)
         trace.lap("embed")
@@ -321,8 +321,7 @@ class Funnel:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return features ``[n, F]``, light scores ``[n]`` and 0-based light ranks ``[n]``.
 
-        A heavy ranker was trained on them, so that they are computed even where the light ranker is
-        bypassed and neither orders nor cuts.
+        The heavy ranker reads them as features. So they are computed even where the light ranker is bypassed.
         """
         release = self.release
         ranks = np.arange(len(retrieved), dtype=np.int32)

@@ -1,6 +1,6 @@
 """The candidate stage at serving time: user tower in ONNX Runtime, index in Faiss, and the other generators.
 
-Serving and the step ``retrieve`` use the same ``CandidateScorer`` and, for a blend, the same ``Blend``.
+Serving and the step ``retrieve`` use the same ``CandidateScorer`` and ``Blend``.
 
 Shapes: B queries, D dimensions, L history length, N items. No torch here.
 """

@@ -22,7 +22,7 @@ class GeneratorRow(NamedTuple):
 
     Attributes:
         code: stands for the name in ``CandidateTable.source``, and as a bit of the column ``sources`` of
-            ``source_scores.parquet``; 0 to 30. Finished steps hold it, so it never changes.
+            ``source_scores.parquet``, an int32; 0 to ``LAST_CODE``. Finished steps hold it, so it never changes.
         path: "module:Class" of its ``CandidateGenerator``; empty for the two-tower index and the popular list.
     """
 
@@ -30,6 +30,7 @@ class GeneratorRow(NamedTuple):
     path: str = ""
 
 
+LAST_CODE = 30
 GENERATORS: dict[str, GeneratorRow] = {
     "tower": GeneratorRow(0),
     "popular": GeneratorRow(1),

@@ -115,6 +115,8 @@ def test_sections_go_to_json_and_back():
         (GeneratorRow(7, "stages.candidate.generators.ease:Magic"), "cannot be imported: .* has no attribute 'Magic'"),
         (GeneratorRow(7, "stages.candidate.generators.ease:EaseNeighbours"), "is no CandidateGenerator of that name"),
         (GeneratorRow(7, "stages.candidate.generators.config:SourcesConfig"), "is no CandidateGenerator of that name"),
+        (GeneratorRow(6, "nowhere:Magic"), "code = 6: allowed are codes from 0 to 30 .* 'content' has it"),
+        (GeneratorRow(31, "nowhere:Magic"), "code = 31: allowed are codes from 0 to 30 that no other generator has$"),
     ],
 )
 def test_a_row_that_leads_to_no_generator_is_named(monkeypatch, row, message):

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from stages.candidate.generators.generator import CandidateGenerator
 from stages.contracts.errors import ConfigError
-from stages.contracts.sources import GENERATORS
+from stages.contracts.sources import GENERATORS, LAST_CODE
 
 TOWER = "tower"
 """The two-tower index: always in use, and no class of this kind."""
@@ -28,6 +28,13 @@ def generator_class(name: str) -> type[CandidateGenerator]:
     if row is None or not row.path:
         known = [each for each in generator_names() if each != TOWER]
         raise ConfigError(f"candidate generator {name!r}: unknown, allowed are {', '.join(known)}")
+    taken = [other for other, its in GENERATORS.items() if its.code == row.code and other != name]
+    if taken or not 0 <= row.code <= LAST_CODE:
+        owner = f"; {taken[0]!r} has it" if taken else ""
+        raise ConfigError(
+            f"candidate generator {name!r}: code = {row.code}: allowed are codes from 0 to {LAST_CODE} that no other "
+            f"generator has{owner}"
+        )
     module, _, attribute = row.path.partition(":")
     try:
         found = getattr(import_module(module), attribute)

@@ -1,8 +1,8 @@
 """The step ``rank_baselines``: EASE and implicit ALS answer the held-out requests, for the stage ledger.
 
-Both learn from the touches that the two-tower model learns from, and answer from the history as it stood
-strictly before each request. A history of somebody whom training never met is folded in like any other:
-through the item-item weights, or as the best factors of a new row.
+Both are fitted to the touches that the two-tower model trains on, and answer from the history strictly before each
+request. The history of a user without training rows is folded in like any other: through the item-item weights, or as
+the best factors of a new row.
 
 Shapes: B requests of a block, N items, U users with training rows.
 """
@@ -64,8 +64,8 @@ class Block:
 def rank_baselines(config: RankBaselinesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Answer the evaluation part's requests with the best ``k`` of all unseen items that existed at the time.
 
-    A request whose history holds nothing that training knew gets the popular list, as requests without
-    history do everywhere. A model that needs more than the memory it may take is left out.
+    A request whose history holds no item of the training gets the popular list, like a request without history. A
+    model that needs more memory than it may take is left out.
 
     Args:
         config: what is fitted, and how deep answers are.
@@ -111,7 +111,7 @@ def answer_all(fitted: Mapping[str, Baseline], answering: Answering, events: Eve
 
 
 def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tuple[dict[str, Baseline], dict[str, str]]:
-    """Fit what is asked for and fits into memory.
+    """Fit the baselines in ``config.rows`` that fit into memory.
 
     Returns:
         Models by the name of their row, and for every other row why there is none.
@@ -138,10 +138,10 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
 
 
 class Answering:
-    """Reads what a request needs while the state stands at its moment, and ranks the catalogue block by block.
+    """Reads what a request needs from the state at its moment, and ranks the catalogue in blocks.
 
     Args:
-        state: advanced by whoever replays.
+        state: the replay advances it.
         requests: to answer.
         trained: bool ``[N]``, items with a training row.
         k: items an answer holds, at most.
@@ -156,7 +156,7 @@ class Answering:
         self.n_popular = 0
 
     def read(self, row: int, block: Block) -> None:
-        """Copy what the request of ``row`` is answered from into ``block``."""
+        """Copy what the answer to the request of ``row`` needs into ``block``."""
         time_ms = int(self.requests.request_time_ms[row])
         seen = self.state.touched(int(self.requests.user_index[row]))
         known = bool(self.trained[seen].any())

@@ -1,7 +1,6 @@
 """Models of the user-item matrix that are solved exactly: EASE and implicit ALS.
 
-Neither has a row a user when it answers: both score a history, so that somebody who came a second ago is answered
-like everybody else. numpy and scipy only.
+Neither keeps rows of users: both score a history, so that a new user is answered like any other. numpy and scipy only.
 
 Legend: U users, N items, B histories of a block, D factors, R rows of either kind.
 """
