@@ -1,6 +1,7 @@
 """EASE and implicit ALS answer requests as their definitions say, from raw events read by hand."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,8 @@ from stages.candidate.linear import baselines as linear_baselines
 from stages.candidate.linear.baselines import fit_baselines, history_matrix, rank_baselines
 from stages.candidate.linear.config import BaselineAls, BaselineEase, BaselinesConfig, RankBaselinesConfig
 from stages.candidate.linear.models import ImplicitAls
-from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import DAY_MS, EventTable, RankedTable
@@ -206,6 +208,19 @@ def test_a_run_without_any_row_still_says_why(world, tmp_path):
     assert read_json(tmp_path / "baselines.json") == {"rows": [], "left_out": info["left_out"]}
     assert sorted(info["left_out"]) == ["ease", "ials"]
     assert "requests" not in metrics
+
+
+@pytest.mark.parametrize(("former", "now"), BaselinesConfig.renamed.items())
+def test_a_former_key_is_refused_with_the_new_one(former, now):
+    with pytest.raises(ConfigError, match=rf"f\.yaml: {former} = False: this key is now {re.escape(now)}$"):
+        parse_config(BaselinesConfig, {former: False}, "f.yaml")
+    section, _, key = now.partition(".")
+    assert section in BaselinesConfig.model_fields and (not key or hasattr(getattr(BASELINES, section), key))
+
+
+def test_settings_that_are_not_given_are_those_of_a_baseline():
+    config = parse_config(BaselinesConfig, {"rows": ["ials"], "ials": {"confidence": 3}}, "f.yaml")
+    assert config.ials == BaselineAls(confidence=3, factors=32, regularisation=10, iterations=15, seed=42)
 
 
 def test_histories_weigh_by_place():
