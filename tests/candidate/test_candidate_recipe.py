@@ -169,7 +169,9 @@ def test_tastes_take_the_full_softmax_too(small_world):
 
 def test_the_full_softmax_has_a_largest_catalogue(small_world, monkeypatch):
     monkeypatch.setattr(negatives, "FULL_SOFTMAX_ITEMS", 11)
-    with pytest.raises(ConfigError, match=r"loss = 'full_softmax' with 12 items: allowed are up to 11; take 'softmax'"):
+    with pytest.raises(
+        ConfigError, match=r"loss\.kind = 'full_softmax' with 12 items: allowed are up to 11; take 'softmax'"
+    ):
         SharedNegatives(small_world[1], recipe())
 
 

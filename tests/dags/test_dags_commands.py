@@ -29,7 +29,10 @@ def test_the_commands_repeat_the_runs_parameters() -> None:
         "as_of": "2026-01-01T00:00:00Z",
         "n_processes": 2,
         "warm_start": "runs/train_candidate/0123",
-        "overrides": {"candidate": {"dim": 32, "name": "it's"}, "dataset": {"base": "runs/dataset/1"}},
+        "overrides": {
+            "candidate": {"name": "it's", "warm_start": {"path": "runs/train_candidate/9"}},
+            "dataset": {"base": "runs/dataset/1"},
+        },
         "promote": False,
     }
     trigger = shlex.split(trigger_command("train_funnel", params, AROUND))
@@ -43,7 +46,7 @@ def test_the_commands_repeat_the_runs_parameters() -> None:
     assert run[7:9] == ["--warm-start", "/srv/sluice/runs/train_candidate/0123"]
     assert run[9:13:2] == ["--set", "--set"]
     assert parse_overrides((run[10], run[12], run[14])) == {
-        "candidate": {"dim": 32, "name": "it's"},
+        "candidate": {"name": "it's", "warm_start": {"path": "/srv/sluice/runs/train_candidate/9"}},
         "dataset": {"base": "/srv/sluice/runs/dataset/1"},
     }
     assert run[15:] == ["--no-promote"]
