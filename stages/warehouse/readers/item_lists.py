@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.contracts.ragged import places_in_rows
+from stages.contracts.ragged import places_in_rows, row_offsets
 from stages.warehouse.mapping import FileSource
 from stages.warehouse.readers.blocks import Progress
 from stages.warehouse.readers.chunk import Chunk, Reject, check_columns
@@ -47,7 +47,7 @@ def _items(file: FileSource, lines: Lines) -> Chunk:
     for row in kept[counts == 1]:
         rejects.append(Reject(int(lines.numbers[row]), "no_items", lines.text[int(row)].as_py()))
     starts = np.cumsum(counts) - counts
-    flat = words.flatten()
+    starts, flat = row_offsets(counts)[:-1], words.flatten()
     place = places_in_rows(counts)
     is_item = place > 0
     users = flat.take(pa.array(np.repeat(starts, counts)[is_item]))
