@@ -45,10 +45,10 @@ def recommend(
     alias: str,
 ) -> None:
     """Print one answer."""
-    directory, error = fetch_or_last_known(_source(alias, None))
+    fetched, error = fetch_or_last_known(_source(alias, None))
     if error is not None:
         click.echo(f"the registry cannot be asked, this is the release it named last: {error}", err=True)
-    release = load_release(directory)
+    release = load_release(fetched)
     wanted = parse_config(ItemFilter, {"categories": category, "max_age_days": max_age_days}, "recommend")
     answer = Funnel(release).recommend(user_id, k, explain=explain, context=parse_context(context), wanted=wanted)
     if explain:

@@ -1,4 +1,4 @@
-"""The online funnel: history, retrieval, light ranker, heavy ranker, and the popular list.
+"""The online funnel: history, retrieval, the ranking stages, and the popular list.
 
 Threads: the state is read in two short sections (the user's history and seen items, with the lists of the
 candidate generators that read the state; the ranking features) and written by ``apply_event``, all under one lock. The
@@ -22,17 +22,17 @@ from serving.answer import Answer, AnsweredItem, AnswerPath, Place, Trace
 from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
-from serving.release import LoadedRelease
+from serving.release import LoadedRelease, ServedStage
 from stages.candidate.scorer import Blended, CandidateRequest, ranker_query
 from stages.contracts.item_filter import FilterIndex, ItemFilter
+from stages.contracts.ranking import RankingInputs
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
 from stages.contracts.sources import source_code
 from stages.contracts.tables import SERVING, ScoredItems
 from stages.contracts.top_k import top_k
 from stages.contracts.value_rules import apply_value_rules
 from stages.features.history import Moment, TowerInputs, tower_inputs
-from stages.features.ranking import heavy_features, ranking_features
-from stages.light_ranker.scorer import LightScorer
+from stages.features.ranking import ranking_features
 
 MAX_ID_LENGTH = 256
 UNKNOWN = -1
@@ -288,43 +288,51 @@ class Funnel:
 
     def _rank(self, trace: Trace, inputs: TowerInputs) -> None:
         """Retrieve and rank; appends (stage, its output) to the trace."""
-        release, spec = self.release, self.release.manifest.funnel
+        release = self.release
         query_BD = release.candidate.embed(inputs)
         trace.lap("embed")
         trace.blended = self._retrieve(trace, query_BD)
         retrieved = trace.blended.items
         trace.stages.append(("candidate", retrieved))
         trace.lap("candidate")
-        if release.light is None or not len(retrieved):
+        if not len(retrieved):
             return
-        features, scores, ranks = self._light_scores(trace, retrieved, release.light)
-        if "light" in spec.stages:
-            kept = top_k(scores, spec.light_k)
-            trace.stages.append(("light", ScoredItems(retrieved.ids[kept], scores[kept])))
-            trace.counts["after_light"] = len(kept)
-        else:
-            kept = np.arange(min(spec.light_k, len(retrieved)))
-        trace.lap("light")
-        if release.heavy is None:
-            return
-        ids = retrieved.ids[kept]
-        vectors_nD = np.asarray(release.candidate.item_vectors[ids])
-        inputs_nX = heavy_features(features[kept], scores[kept], ranks[kept], ranker_query(query_BD)[0], vectors_nD)
-        heavy_scores = release.heavy.score(inputs_nX)
-        order = np.lexsort((kept, -heavy_scores))  # ties in retrieval order, as in the evaluation
-        trace.stages.append(("heavy", ScoredItems(ids[order], heavy_scores[order])))
-        trace.counts["after_heavy"] = len(ids)
-        trace.lap("heavy")
+        query_D = ranker_query(query_BD)[0]
+        request = RankingInputs(
+            retrieved.ids, query_D, release.candidate.item_vectors, lambda: self._features(trace, retrieved)
+        )
+        rows = np.arange(len(retrieved))
+        for stage in release.stages:
+            rows = self._run_stage(trace, request, stage, rows)
 
-    def _light_scores(
-        self, trace: Trace, retrieved: ScoredItems, light: LightScorer
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return features ``[n, F]``, light scores ``[n]`` and 0-based light ranks ``[n]``.
+    def _run_stage(self, trace: Trace, request: RankingInputs, stage: ServedStage, rows: np.ndarray) -> np.ndarray:
+        """Let a stage score; return which rows it passes on, in its order where it is not bypassed.
 
-        The heavy ranker reads them as features. So they are computed even where the light ranker is bypassed.
+        Another stage may have been trained on the scores of one that is bypassed: they are computed all the same.
+
+        Args:
+            trace: of the request.
+            request: what the stages read.
+            stage: with its scorer.
+            rows: int64 ``[m]``, rows of what was retrieved, in the order of the stage before.
         """
+        name, spec = stage.row.name, self.release.manifest.funnel
+        cut = len(rows) if stage.row.cut is None else int(getattr(spec, stage.row.cut))
+        scores = stage.scorer.score_rows(request, rows)
+        order = request.keep(name, rows, scores)
+        if stage.is_used:
+            kept = order[:cut]
+            rows = rows[kept]
+            trace.stages.append((name, ScoredItems(request.ids[rows], scores[kept])))
+            trace.counts[f"after_{name}"] = len(rows)
+        else:
+            rows = rows[:cut]
+        trace.lap(name)
+        return rows
+
+    def _features(self, trace: Trace, retrieved: ScoredItems) -> np.ndarray:
+        """Return the ranking features, float32 ``[n, F]``, as the state stands now."""
         release = self.release
-        ranks = np.arange(len(retrieved), dtype=np.int32)
         with self._lock:
             features = ranking_features(
                 release.state,
@@ -332,16 +340,13 @@ class Funnel:
                 trace.time_ms,
                 retrieved.ids,
                 retrieved.scores,
-                ranks,
+                np.arange(len(retrieved), dtype=np.int32),
                 release.candidate.item_vectors,
                 trace.context,
                 None if trace.blended is None else trace.blended.sources,
             )
         trace.lap("features")
-        scores = light.score(features)
-        light_ranks = np.empty_like(ranks)
-        light_ranks[np.argsort(-scores, kind="stable")] = ranks
-        return features, scores, light_ranks
+        return features
 
     def _fill(self, trace: Trace, chosen: np.ndarray, missing: int) -> ScoredItems:
         """Return up to ``missing`` popular items that are neither seen nor chosen.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from serving.parts import Stamps, stamp
 from stages.candidate.scorer import SOURCES_DIRECTORY, Blend, CandidateScorer
+from stages.contracts.artifacts import (
+    AGAIN,
+    CONFIG_FILE,
+    SCHEMA_FILE,
+    SOURCES_JSON,
+    TOWER_JSON,
+    Artifact,
+    SchemaSummary,
+    TowerSummary,
+)
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ReleaseError, SluiceError
 from stages.contracts.files import read_json
-from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
+from stages.contracts.hashed_files import HashedFiles
+from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, VerifiedRelease, verified_release
+from stages.contracts.ranking import StageScorer
+from stages.contracts.ranking_stages import (
+    RANKING_STAGES,
+    RankingStage,
+    needed_stages,
+    release_artifacts,
+    unknown_stages,
+)
+from stages.contracts.release_check import CheckedArtifacts, Claim, check_together, refuse_disagreements
 from stages.contracts.release_code import check_code
 from stages.contracts.snapshot import ItemTable, SnapshotMeta, read_items
 from stages.contracts.tables import ScoredItems
@@ -28,29 +48,21 @@ from stages.features.config import FeatureConfig
 from stages.features.ranking import FeatureSchema, feature_schema
 from stages.features.state import FunnelState
 from stages.features.state_files import observed_ranges
-from stages.heavy_ranker.scorer import HeavyScorer
-from stages.light_ranker.scorer import LightScorer
 
-STAGES = ("light", "heavy")
-_REQUIRED = (
-    "config.json",
-    "snapshot.json",
-    "items.parquet",
-    "users.parquet",
-    "blocked.parquet",
-    "aliases.parquet",
-    "feature_schema.json",
-    "user_tower.onnx",
-    "item_vectors.npy",
-    "tower.json",
-    "index.faiss",
-    "index.json",
-    "fallback.json",
-)
-_RANKER_PARTS = {
-    "light": ("light_ranker.txt", "light_ranker.json"),
-    "heavy": ("heavy_ranker.onnx", "heavy_ranker.json", "light_ranker.txt", "light_ranker.json"),
-}
+
+@dataclass(frozen=True)
+class ServedStage:
+    """One ranking stage of a release.
+
+    Attributes:
+        row: of the table of ranking stages.
+        scorer: its model.
+        is_used: whether it orders and cuts; a stage that is bypassed still scores where another one reads its scores.
+    """
+
+    row: RankingStage
+    scorer: StageScorer
+    is_used: bool
 
 
 @dataclass(frozen=True)
@@ -69,9 +81,8 @@ class LoadedRelease:
         candidate: the candidate generator.
         blend: the sources beside its index, None without any.
         fallback: the popular list as of ``manifest.as_of_ms``, for a state without live popularity.
-        light, heavy: the rankers, None where the funnel does not need them. A heavy ranker reads the
-            light ranker's score, so that it needs both.
-        stamps: what the file system said of every file before it was verified.
+        stages: the ranking stages that the funnel needs, in the order in which they run.
+        files: every file, with its hash and what the file system said of it before it was hashed.
         value_ranges: what a posted event's value may be, by signal.
     """
 
@@ -88,23 +99,26 @@ class LoadedRelease:
     candidate: CandidateScorer
     blend: Blend | None
     fallback: ScoredItems
-    light: LightScorer | None
-    heavy: HeavyScorer | None
-    stamps: Stamps
+    stages: tuple[ServedStage, ...]
+    files: HashedFiles
     value_ranges: dict[str, ValueRange]
 
 
-def load_release(directory: Path) -> LoadedRelease:
-    """Verify and load a release directory.
+def load_release(release: Path | VerifiedRelease) -> LoadedRelease:
+    """Verify and load a release; what was verified before is not hashed again.
+
+    Args:
+        release: its directory, or what ``verified_release`` gave.
 
     Raises:
-        ReleaseError: if a part is missing, changed or unreadable, if two parts do not belong together, or
-            if other code than this computed the features; the message names both values.
+        ReleaseError: if a file is missing, changed or unreadable, if two do not belong together, or
+            if other code than this computed the features; the message names both values and what to do.
     """
-    stamps = stamp(directory, [MANIFEST_FILE, *read_manifest(directory).parts])
-    manifest = verify_release(directory)
-    _check_parts(directory, manifest)
+    verified = release if isinstance(release, VerifiedRelease) else verified_release(release)
+    directory, manifest = verified.directory, verified.manifest
+    _check_listed(verified)
     check_code(directory)
+    checked = _check_together(verified)
     with _reading(directory, "snapshot.json"):
         meta = SnapshotMeta.model_validate(read_json(directory / "snapshot.json"))
     with _reading(directory, "config.json"):
@@ -115,17 +129,14 @@ def load_release(directory: Path) -> LoadedRelease:
         aliases = _pairs(directory / "aliases.parquet", "item_id", "item_index")
         users = _pairs(directory / "users.parquet", "user_id", "user_index")
         blocked = _pairs(directory / "blocked.parquet", "item_id", "reason")
-    blend = _blend(directory, manifest, len(items))
+    blend = _blend(verified, len(items))
     schema = feature_schema(config, meta.tasks, meta.context, () if blend is None else blend.names)
-    _check_equal(directory, _claims(directory, manifest, meta, schema))
     with _reading(directory, "the candidate generator"):
-        candidate = CandidateScorer.load(directory)
-        claims = _tower_claims(manifest, items, config, candidate)
-    _check_equal(directory, claims)
+        candidate = CandidateScorer.of(checked)
+        refuse_disagreements(_claims(checked, schema, config))
     trending = None if blend is None else blend.trending
     with _reading(directory, "state/"):
         state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks, meta.context, trending)
-    light, heavy = _rankers(directory, manifest, schema)
     item_index = _item_index(directory, items, aliases, blocked)
     return LoadedRelease(
         directory=directory,
@@ -141,91 +152,84 @@ def load_release(directory: Path) -> LoadedRelease:
         candidate=candidate,
         blend=blend,
         fallback=_fallback(directory, item_index),
-        light=light,
-        heavy=heavy,
-        stamps=stamps,
+        stages=_stages(directory, manifest, schema),
+        files=verified.files,
         value_ranges=_value_ranges(directory, meta, config),
     )
 
 
-Claim = tuple[str, str, Any, str, Any]
-"""(what, first source, its value, second source, its value): the values have to be equal."""
-
-
-def _claims(directory: Path, manifest: ReleaseManifest, meta: SnapshotMeta, schema: FeatureSchema) -> list[Claim]:
-    with _reading(directory, "feature_schema.json"):
-        written = read_json(directory / "feature_schema.json")["hash"]
-    return [
-        ("feature schema hash", "manifest.json", manifest.feature_schema_hash, "feature_schema.json", written),
-        ("feature schema hash", "manifest.json", manifest.feature_schema_hash, "this version's features", schema.hash),
-        ("data fingerprint", "manifest.json", manifest.data_fingerprint, "snapshot.json", meta.fingerprint),
-        ("as_of_ms", "manifest.json", manifest.as_of_ms, "snapshot.json", meta.borders.as_of_ms),
-    ]
-
-
-def _tower_claims(
-    manifest: ReleaseManifest, items: ItemTable, config: FeatureConfig, candidate: CandidateScorer
-) -> list[Claim]:
-    vectors = len(candidate.item_vectors)
-    trained = parse_config(FeatureConfig, candidate.features, "tower.json, config.features")
-    return [
-        ("tower_version", "manifest.json", manifest.tower_version, "tower.json", candidate.tower_version),
-        ("number of items", "items.parquet", len(items), "index.faiss", candidate.n_items),
-        ("number of items", "items.parquet", len(items), "item_vectors.npy", vectors),
-        ("history_length", "config.json", config.history_length, "tower.json", trained.history_length),
-        ("history_decay", "config.json", config.history_decay, "tower.json", trained.history_decay),
-    ]
-
-
-def _check_equal(directory: Path, claims: list[Claim]) -> None:
-    faults = [
-        f"{what}: {first} says {a!r}, {second} says {b!r}; they must be equal"
-        for what, first, a, second, b in claims
-        if a != b
-    ]
-    if faults:
-        raise ReleaseError(f"release {directory}: " + "; ".join(faults))
-
-
-def _check_parts(directory: Path, manifest: ReleaseManifest) -> None:
-    """Refuse unknown stages, and parts that the funnel needs but nobody listed."""
-    unknown = [stage for stage in manifest.funnel.stages if stage not in STAGES]
-    if unknown:
-        raise ReleaseError(f"release {directory}: manifest.funnel.stages has {unknown}, allowed are {list(STAGES)}")
-    needed = {*_REQUIRED, *(part for stage in manifest.funnel.stages for part in _RANKER_PARTS[stage])}
-    missing = sorted(needed - set(manifest.parts))
-    if missing:
-        raise ReleaseError(f"release {directory}: the manifest does not list {missing}, which the funnel needs")
-
-
-def _blend(directory: Path, manifest: ReleaseManifest, n_items: int) -> Blend | None:
-    """Load the sources beside the index; a release without any, such as an older one, has no such directory."""
-    if not any(part.startswith(f"{SOURCES_DIRECTORY}/") for part in manifest.parts):
-        return None
-    with _reading(directory, "the sources"):
-        blend = Blend.load(directory / SOURCES_DIRECTORY, n_items)
-    if blend is not None:
-        said, k = blend.summary, manifest.funnel.candidate_k
-        pairs = (
-            ("candidate_k", k, said.candidate_k),
-            ("tower_version", manifest.tower_version, said.tower_version),
-            ("data fingerprint", manifest.data_fingerprint, said.data_fingerprint),
+def _check_listed(release: VerifiedRelease) -> None:
+    """Refuse unknown stages, files that changed since they were hashed, and files that nobody listed."""
+    directory, manifest = release.directory, release.manifest
+    if unknown := unknown_stages(manifest.funnel.stages):
+        allowed = list(RANKING_STAGES)
+        raise ReleaseError(f"release {directory}: manifest.funnel.stages has {unknown}, allowed are {allowed}")
+    if changed := release.files.changed():
+        raise ReleaseError(
+            f"release {directory}: {', '.join(changed[:5])} changed after the release was verified; copy or pull the "
+            "release again"
         )
-        _check_equal(directory, [(what, "manifest.json", a, "sources.json", b) for what, a, b in pairs])
-    return blend
+    missing = sorted(
+        artifact.name
+        for artifact in _served(manifest)
+        if not (artifact.is_optional or artifact.name.endswith("/") or artifact.name in manifest.parts)
+    )
+    if missing:
+        raise ReleaseError(
+            f"release {directory}: the manifest does not list {missing}, which the funnel needs; assemble the release "
+            "again"
+        )
 
 
-def _rankers(
-    directory: Path, manifest: ReleaseManifest, schema: FeatureSchema
-) -> tuple[LightScorer | None, HeavyScorer | None]:
-    light, heavy = None, None
-    if manifest.funnel.stages:
-        with _reading(directory, "light_ranker.txt"):
-            light = LightScorer.load(directory, schema.hash)
-    if "heavy" in manifest.funnel.stages:
-        with _reading(directory, "heavy_ranker.onnx"):
-            heavy = HeavyScorer.load(directory, schema.hash, manifest.funnel.objective)
-    return light, heavy
+def _served(manifest: ReleaseManifest) -> list[Artifact]:
+    return [artifact for artifact in release_artifacts(manifest.funnel.stages) if artifact.is_served]
+
+
+def _check_together(release: VerifiedRelease) -> CheckedArtifacts:
+    manifest, again = release.manifest, AGAIN[""]
+    said = {
+        "tower_version": manifest.tower_version,
+        "feature_schema_hash": manifest.feature_schema_hash,
+        "data_fingerprint": manifest.data_fingerprint,
+        "as_of_ms": manifest.as_of_ms,
+        "candidate_k": manifest.funnel.candidate_k,
+    }
+    claims = [Claim(what, MANIFEST_FILE, value, again) for what, value in said.items()]
+    with _reading(release.directory, "its files"):
+        return check_together(release.files, _served(manifest), claims)
+
+
+def _claims(checked: CheckedArtifacts, schema: FeatureSchema, config: FeatureConfig) -> list[Claim]:
+    """Return what this code makes of the configuration, beside what the files say of it."""
+    tower, written = checked.summary(TOWER_JSON, TowerSummary), checked.summary(SCHEMA_FILE, SchemaSummary)
+    trained = parse_config(FeatureConfig, tower.config.features, f"{TOWER_JSON}, config.features")
+    return [
+        Claim("feature_schema_hash", "this version's features", schema.hash),
+        Claim("feature_schema_hash", SCHEMA_FILE, written.hash, written.AGAIN),
+        Claim("history_length", CONFIG_FILE, config.history_length),
+        Claim("history_length", TOWER_JSON, trained.history_length, tower.AGAIN),
+        Claim("history_decay", CONFIG_FILE, config.history_decay),
+        Claim("history_decay", TOWER_JSON, trained.history_decay, tower.AGAIN),
+    ]
+
+
+def _blend(release: VerifiedRelease, n_items: int) -> Blend | None:
+    """Load the sources beside the index; a release without any, such as an older one, has no such directory."""
+    if SOURCES_JSON not in release.files.paths:
+        return None
+    with _reading(release.directory, "the sources"):
+        return Blend.load(release.directory / SOURCES_DIRECTORY, n_items, release.files.hashes)
+
+
+def _stages(directory: Path, manifest: ReleaseManifest, schema: FeatureSchema) -> tuple[ServedStage, ...]:
+    """Load the ranking stages that the funnel needs; here alone their scorers are imported, by the table's names."""
+    stages = []
+    for row in needed_stages(manifest.funnel.stages):
+        with _reading(directory, row.model_file):
+            scorer: type[StageScorer] = getattr(import_module(row.module), row.scorer)
+            loaded = scorer.load(directory, schema.hash, manifest.funnel.objective)
+        stages.append(ServedStage(row, loaded, row.name in manifest.funnel.stages))
+    return tuple(stages)
 
 
 def _value_ranges(directory: Path, meta: SnapshotMeta, config: FeatureConfig) -> dict[str, ValueRange]:

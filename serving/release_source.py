@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stages.contracts.deadline import Deadline
 from stages.contracts.errors import RegistryError, TransientError
-from stages.contracts.manifest import read_manifest
+from stages.contracts.manifest import VerifiedRelease, read_manifest
 from stages.release.cache import copy_release
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class ReleaseSource(Protocol):
         """Return the id of the release that should be served."""
         ...
 
-    def fetch(self) -> Path:
-        """Return a local directory with that release, which nobody else writes to."""
+    def fetch(self) -> Path | VerifiedRelease:
+        """Return that release, which nobody else writes to: verified, or its local directory."""
         ...
 
     def last_known(self) -> Path | None:
@@ -61,7 +61,7 @@ class DirectorySource:
         """Return the release id in the directory's manifest."""
         return read_manifest(self._directory).release_id
 
-    def fetch(self) -> Path:
+    def fetch(self) -> VerifiedRelease:
         """Copy the directory, links resolved, so that switching a link does not mix two releases."""
         if self._cache_dir is None:
             self._cache_dir = Path(tempfile.mkdtemp(prefix="sluice-releases-"))
@@ -94,7 +94,7 @@ class RegistrySource:
         """
         return self._deadline.call(lambda: self._registry.resolve(self._alias), ASK_SECONDS).release_id
 
-    def fetch(self) -> Path:
+    def fetch(self) -> VerifiedRelease:
         """Pull the alias' release into the cache.
 
         Raises:
@@ -105,14 +105,14 @@ class RegistrySource:
         ask, pull = (START_ASK_SECONDS, START_PULL_SECONDS) if hurried else (ASK_SECONDS, PULL_SECONDS)
         self._started = True
         self._deadline.call(lambda: self._registry.resolve(self._alias), ask)
-        return self._deadline.call(lambda: self._registry.pull(self._alias, self._cache_dir), pull)
+        return self._deadline.call(lambda: self._registry.pull_verified(self._alias, self._cache_dir), pull)
 
     def last_known(self) -> Path | None:
         """Return the cached release that the alias pointed at when it was pulled last."""
         return self._registry.last_pulled(self._alias, self._cache_dir)
 
 
-def fetch_or_last_known(source: ReleaseSource) -> tuple[Path, Exception | None]:
+def fetch_or_last_known(source: ReleaseSource) -> tuple[Path | VerifiedRelease, Exception | None]:
     """Return the wanted release or, where the source cannot be asked, the one that was wanted before, and why.
 
     Raises:

@@ -22,12 +22,12 @@ from serving.errors import Fault, FieldError, public_reason
 from serving.events import Event, EventLog
 from serving.funnel import Funnel
 from serving.metrics import Metrics
-from serving.parts import changed_parts
 from serving.release import load_release
 from serving.release_source import UNREACHABLE, ReleaseSource, fetch_or_last_known
 from stages.contracts.deadline import start_daemon
 from stages.contracts.errors import ReleaseError, RequestError, SluiceError
 from stages.contracts.item_filter import ItemFilter
+from stages.contracts.manifest import VerifiedRelease
 from stages.contracts.redaction import redacted
 
 MAX_BACK_OFF = 5
@@ -141,10 +141,10 @@ class Service:
         self.metrics.torn_bytes.set(self._log.torn_bytes)
         self.metrics.damaged_lines.set(self._log.damaged_lines)
         with self._refreshing:
-            directory, error = fetch_or_last_known(self._source)
+            fetched, error = fetch_or_last_known(self._source)
             if error is not None:
                 self._fail_to_ask(error)
-            self._load(directory)
+            self._load(fetched)
         if self.config.poll_seconds > 0:
             self._poller = start_daemon(self._poll, "release-poller")
 
@@ -272,8 +272,8 @@ class Service:
         damaged = self._changed_parts()
         if damaged:
             _logger.error("files of the served release were changed on the disk: %s", ", ".join(damaged))
-            directory, error = fetch_or_last_known(self._source)
-            self._load(directory)
+            fetched, error = fetch_or_last_known(self._source)
+            self._load(fetched)
             if error is not None:
                 raise error
             return True
@@ -282,9 +282,9 @@ class Service:
         self._load(self._source.fetch())
         return True
 
-    def _load(self, directory: Path) -> None:
+    def _load(self, fetched: Path | VerifiedRelease) -> None:
         """Load completely, catch up with the log, try it on real users, then swap one reference."""
-        release = load_release(directory)
+        release = load_release(fetched)
         as_of_ms = release.manifest.as_of_ms
         clock = choose_clock(self.config.clock, as_of_ms, self._log.newest_ms, self._clock)
         funnel = Funnel(release, clock or wall_clock_ms, self.config.max_clock_skew_ms)
@@ -306,7 +306,7 @@ class Service:
     def _changed_parts(self) -> list[str]:
         """Return the files of the served release that were changed since it was loaded; counts each once."""
         release = self.funnel.release
-        found = changed_parts(release.directory, release.stamps)
+        found = release.files.changed()
         self.metrics.changed_parts.inc(len(set(found) - set(self._changed)))
         self._changed = found
         return found

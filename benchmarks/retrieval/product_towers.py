@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.retrieval.data import Interactions
 from stages import __version__
-from stages.candidate.artifacts import TOWER_FILE, VECTORS_FILE
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training.step import train_candidate
+from stages.contracts.artifacts import TOWER_FILE, VECTORS_FILE
 from stages.contracts.config import Config
 from stages.contracts.files import write_json
 from stages.contracts.results import StageResult

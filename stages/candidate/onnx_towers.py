@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.candidate.artifacts import ITEM_TOWER_FILE
 from stages.candidate.data.words import hashed_words
 from stages.contracts.errors import ReleaseError
 from stages.contracts.onnx_session import open_onnx
@@ -114,18 +113,18 @@ class PortableItemTower:
         return np.concatenate(vectors), np.concatenate(content)
 
 
-def item_tower_deviation(directory: Path, items: ItemTable, vectors_ND: np.ndarray, at_ms: int) -> float:
+def item_tower_deviation(path: Path, items: ItemTable, vectors_ND: np.ndarray, at_ms: int) -> float:
     """Return how far the portable tower's vectors are from exported ones.
 
     Where vectors are longer than one, it is relative to the largest number among them.
 
     Args:
-        directory: holds ``item_tower.onnx``.
+        path: of ``item_tower.onnx``.
         items: of the training.
         vectors_ND: float32, what training exported.
         at_ms: the moment that the exported vectors belong to.
     """
-    found_ND, _ = PortableItemTower(directory / ITEM_TOWER_FILE).embed(items, at_ms)
+    found_ND, _ = PortableItemTower(path).embed(items, at_ms)
     return float(np.abs(found_ND - vectors_ND).max() / max(1.0, np.abs(vectors_ND).max()))
 
 

@@ -14,22 +14,24 @@ from typing import Any
 import faiss
 import numpy as np
 
-from stages.candidate.artifacts import (
-    INDEX_FILE,
-    INDEX_JSON,
-    TOWER_FILE,
-    TOWER_JSON,
-    VECTORS_FILE,
-    check_hash,
-    load_vectors,
-    read_summary,
-)
 from stages.candidate.generators.blend import Blend, Blended
 from stages.candidate.generators.files import SOURCES_DIRECTORY
 from stages.candidate.generators.generator import CandidateRequest
 from stages.candidate.index.search import ItemSearch
 from stages.candidate.onnx_towers import UserTower, ranker_query
+from stages.contracts.artifacts import (
+    INDEX_FILE,
+    INDEX_JSON,
+    TOWER_FILE,
+    TOWER_JSON,
+    VECTORS_FILE,
+    IndexSummary,
+    TowerSummary,
+    load_vectors,
+    made_by,
+)
 from stages.contracts.errors import DataError, ReleaseError
+from stages.contracts.release_check import CheckedArtifacts, check_steps
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
 
@@ -49,13 +51,13 @@ class CandidateScorer:
     """
 
     def __init__(
-        self, tower: UserTower, index: Any, item_vectors: np.ndarray, summary: dict[str, Any], refine: int = 1
+        self, tower: UserTower, index: Any, item_vectors: np.ndarray, summary: TowerSummary, refine: int = 1
     ) -> None:
         self._tower = tower
         self.item_vectors = item_vectors
         self.n_items, self.dim = item_vectors.shape
-        self.tower_version: str = summary["tower_version"]
-        self.features: dict[str, Any] = summary["config"]["features"]
+        self.tower_version = summary.tower_version
+        self.features = summary.config.features
         self._search = ItemSearch(index, item_vectors, refine)
         self.indexed = self._search.indexed
 
@@ -70,30 +72,28 @@ class CandidateScorer:
         Raises:
             ReleaseError: if a part is missing, corrupt or belongs to another tower.
         """
-        index_dir = candidate_dir if index_dir is None else index_dir
-        summary = read_summary(candidate_dir / TOWER_JSON, ("tower_version", "item_vectors_sha256", "n_items", "dim"))
-        described = read_summary(
-            index_dir / INDEX_JSON, ("tower_version", "item_vectors_sha256", "index_sha256", "n_indexed")
-        )
-        check_hash(candidate_dir / TOWER_FILE, summary["tower_version"], TOWER_JSON)
-        check_hash(candidate_dir / VECTORS_FILE, summary["item_vectors_sha256"], TOWER_JSON)
-        check_hash(index_dir / INDEX_FILE, described["index_sha256"], INDEX_JSON)
-        if described["tower_version"] != summary["tower_version"]:
-            raise ReleaseError(
-                f"{index_dir / INDEX_JSON}: tower_version {described['tower_version'][:12]}…, "
-                f"the tower in {candidate_dir} is {summary['tower_version'][:12]}…; build the index again"
-            )
-        if described["item_vectors_sha256"] != summary["item_vectors_sha256"]:
-            raise ReleaseError(f"{index_dir / INDEX_JSON}: made of other item vectors; build the index again")
-        vectors = load_vectors(candidate_dir, summary)
-        index = faiss.read_index(str(index_dir / INDEX_FILE))
-        wanted = (described["n_indexed"], vectors.shape[1])
+        directories = {"candidate": candidate_dir, "index": index_dir or candidate_dir}
+        return cls.of(check_steps(made_by("candidate", "index"), directories))
+
+    @classmethod
+    def of(cls, artifacts: CheckedArtifacts) -> CandidateScorer:
+        """Load a tower with its vectors and index, which were found to belong together.
+
+        Raises:
+            ReleaseError: if one is not readable, or the index has another size than its summary says.
+        """
+        tower = artifacts.summary(TOWER_JSON, TowerSummary)
+        described = artifacts.summary(INDEX_JSON, IndexSummary)
+        vectors = load_vectors(artifacts.path(VECTORS_FILE), tower)
+        path = artifacts.path(INDEX_FILE)
+        index = _read_index(path)
+        wanted = (described.n_indexed, vectors.shape[1])
         if (index.ntotal, index.d) != wanted or index.ntotal > len(vectors):
             raise ReleaseError(
-                f"{index_dir / INDEX_FILE}: {index.ntotal} x {index.d}, {INDEX_JSON} and the vectors {vectors.shape} "
-                f"say {wanted}"
+                f"{path}: {index.ntotal} x {index.d}, {INDEX_JSON} and the vectors {vectors.shape} say {wanted}; "
+                f"{described.AGAIN}"
             )
-        return cls(UserTower(candidate_dir / TOWER_FILE), index, vectors, summary, described.get("refine", 1))
+        return cls(UserTower(artifacts.path(TOWER_FILE)), index, vectors, tower, described.refine)
 
     def embed(self, inputs: TowerInputs) -> np.ndarray:
         """Return float32 ``[B, D]`` or ``[B, T, D]``; see ``UserTower.embed``.
@@ -127,3 +127,10 @@ class CandidateScorer:
             filters: for each query bool ``[N]`` from ``ItemFilter``, or None for the whole index.
         """
         return self._search.search(queries, k, exclude, filters)
+
+
+def _read_index(path: Path) -> Any:
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:  # how Faiss says that a file is none of its own
+        raise ReleaseError(f"{path} is not a readable index: {error}; {IndexSummary.AGAIN}") from None

@@ -20,9 +20,6 @@ from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import canonical_json
 
 LEDGER_FILE, HELD_OUT_FILE = "ledger.json", "held_out.parquet"
-RANKING_STAGES = ("light", "heavy")
-"""The stages after retrieval, in their order."""
-
 SERVED = "served"
 """In the names of metrics: the ledger row of what a release answers with."""
 

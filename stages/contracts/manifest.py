@@ -1,6 +1,6 @@
-"""The release manifest: written last, it binds the parts of one compatible set together.
+"""The release manifest: written last, it binds the artifacts of one compatible set together.
 
-A release is one directory:
+A release is one directory; ``stages.contracts.artifacts`` has the table of what is in it:
 
     manifest.json        ReleaseManifest
     config.json          the resolved configuration of the run that made it
@@ -20,17 +20,18 @@ A release is one directory:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from stages.contracts.config import Config
 from stages.contracts.errors import ReleaseError
-from stages.contracts.files import read_json, sha256_file
+from stages.contracts.files import read_json
+from stages.contracts.hashed_files import HashedFiles
+from stages.contracts.ranking_stages import RANKING_STAGES
 
 MANIFEST_FILE = "manifest.json"
-RECALL_FLOOR = 0.95
-"""No index is published below this recall against exact search, whatever a recipe says."""
 
 
 class FunnelSpec(Config):
@@ -41,14 +42,14 @@ class FunnelSpec(Config):
         light_k: items that the light ranker passes to the heavy ranker.
         max_k: largest ``k`` that a request may ask for.
         stages: the ranking stages after retrieval: in a recipe those that are asked for, in a release those in use.
-            Leaving one out bypasses it; ``heavy`` alone still reads the scores of the light ranker.
+            Leaving one out bypasses it; it still runs where another one reads its scores.
         objective: weight of each task's probability in the heavy ranker's score.
     """
 
     candidate_k: int = 1000
     light_k: int = 200
     max_k: int = 100
-    stages: tuple[str, ...] = ("light", "heavy")
+    stages: tuple[str, ...] = tuple(RANKING_STAGES)
     objective: dict[str, float] = {}
 
 
@@ -106,21 +107,47 @@ def read_manifest(directory: Path) -> ReleaseManifest:
     return manifest
 
 
-def verify_release(directory: Path) -> ReleaseManifest:
-    """Check every part of a release against its manifest.
+@dataclass(frozen=True)
+class VerifiedRelease:
+    """A release whose every byte is what its manifest says.
+
+    Attributes:
+        directory: where it lies.
+        manifest: of the release.
+        files: every file, hashed once, the manifest among them.
+    """
+
+    directory: Path
+    manifest: ReleaseManifest
+    files: HashedFiles
+
+    def moved(self, directory: Path) -> VerifiedRelease:
+        """Return the same release after its directory was renamed to ``directory``."""
+        return replace(self, directory=directory, files=self.files.moved(directory))
+
+
+def verified_release(directory: Path) -> VerifiedRelease:
+    """Hash every file of a release, each once, and compare it with the manifest.
 
     Raises:
-        ReleaseError: naming each part that is missing, changed or not listed.
+        ReleaseError: naming each file that is missing, changed or not listed, and what to do.
     """
     manifest = read_manifest(directory)
-    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    faults = []
+    files = HashedFiles.below(directory)
+    faults, listed = [], {*manifest.parts, MANIFEST_FILE}
     for name, wanted in manifest.parts.items():
-        if name not in present:
+        if name not in files.hashes:
             faults.append(f"{name}: missing")
-        elif (found := sha256_file(directory / name)) != wanted:
+        elif (found := files.hashes[name]) != wanted:
             faults.append(f"{name}: sha256 {found[:12]}…, the manifest says {wanted[:12]}…")
-    faults += [f"{name}: not in the manifest" for name in sorted(present - set(manifest.parts) - {MANIFEST_FILE})]
+    faults += [f"{name}: not in the manifest" for name in files.paths if name not in listed]
     if faults:
-        raise ReleaseError(f"release {manifest.release_id} in {directory}: " + "; ".join(faults))
-    return manifest
+        raise ReleaseError(
+            f"release {manifest.release_id} in {directory}: {'; '.join(faults)}; copy or pull the release again"
+        )
+    return VerifiedRelease(directory, manifest, files)
+
+
+def verify_release(directory: Path) -> ReleaseManifest:
+    """Return the manifest of a release that is whole, see ``verified_release``."""
+    return verified_release(directory).manifest

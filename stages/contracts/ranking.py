@@ -1,8 +1,15 @@
-"""Sorting scored rows into rankings, the same way for every stage."""
+"""Ranking, the same way for every stage: scored rows of many requests offline, one request online.
+
+Shapes: n items that were retrieved for one request, m of them that a stage scores, F ranking features, D vector
+dimensions, N items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -59,3 +66,81 @@ def rank_rows(rows: CandidateTable, scores: np.ndarray, keep: int | None = None)
         score=final[order][kept],
         rank=rank[kept],
     )
+
+
+class RankingInputs:
+    """What the ranking stages read of one request, in the order of retrieval.
+
+    Attributes:
+        ids: int64 ``[n]``, the items that were retrieved, best first.
+        query: float32 ``[D]``, the user's vector.
+        scores: float32 ``[n]`` by the stage that gave them; NaN where it scored nothing.
+        ranks: int32 ``[n]`` by stage, counted from 0 among what it scored; -1 where it scored nothing.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, query: np.ndarray, item_vectors: np.ndarray, features: Callable[[], np.ndarray]
+    ) -> None:
+        """Take what is there; features are computed when a stage first reads them.
+
+        Args:
+            ids: see the attributes.
+            query: see the attributes.
+            item_vectors: float32 ``[N, D]``.
+            features: returns float32 ``[n, F]``, the ranking features.
+        """
+        self.ids = ids
+        self.query = query
+        self.scores: dict[str, np.ndarray] = {}
+        self.ranks: dict[str, np.ndarray] = {}
+        self._item_vectors = item_vectors
+        self._compute = features
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """The ranking features, float32 ``[n, F]``."""
+        return self._compute()
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Return the item vectors, float32 ``[m, D]``, of int64 ``[m]`` rows of ``ids``."""
+        return np.asarray(self._item_vectors[self.ids[rows]])
+
+    def keep(self, stage: str, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Write down a stage's scores for the stages after it.
+
+        Args:
+            stage: its name.
+            rows: int64 ``[m]``, rows of ``ids`` that it scored.
+            scores: float32 ``[m]``.
+
+        Returns:
+            int64 ``[m]``, the positions in ``rows`` by score, best first, ties in the order of retrieval.
+        """
+        order: np.ndarray = np.lexsort((rows, -scores))
+        self.scores[stage] = np.full(len(self.ids), np.nan, dtype=np.float32)
+        self.scores[stage][rows] = scores
+        self.ranks[stage] = np.full(len(self.ids), -1, dtype=np.int32)
+        self.ranks[stage][rows[order]] = np.arange(len(rows), dtype=np.int32)
+        return order
+
+
+class StageScorer(Protocol):
+    """What a row of ``stages.contracts.ranking_stages`` names: scores the items of one request."""
+
+    @classmethod
+    def load(cls, directory: Path, feature_schema_hash: str, objective: Mapping[str, float]) -> Self:
+        """Load a trained stage.
+
+        Args:
+            directory: a release, or the finished step that trained the stage.
+            feature_schema_hash: of the ranking features that the caller computes.
+            objective: weight of each task in a score; empty means those that the stage was trained for.
+
+        Raises:
+            ReleaseError: if a file is missing or unreadable, or was trained on other features.
+        """
+        ...
+
+    def score_rows(self, inputs: RankingInputs, rows: np.ndarray) -> np.ndarray:
+        """Return float32 ``[m]`` scores, higher is better, of int64 ``[m]`` rows of ``inputs.ids``."""
+        ...

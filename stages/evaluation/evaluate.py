@@ -20,8 +20,9 @@ from pydantic import Field, field_validator
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.files import read_json, write_json
-from stages.contracts.ledger import HELD_OUT_FILE, LEDGER_FILE, RANKING_STAGES, ledger_metrics
+from stages.contracts.ledger import HELD_OUT_FILE, LEDGER_FILE, ledger_metrics
 from stages.contracts.ranking import BASELINES_FILE
+from stages.contracts.ranking_stages import RANKING_STAGES, stages_before
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import DAY_MS, PART_EVALUATION, CandidateTable, RankedTable, RequestTable
@@ -32,15 +33,8 @@ from stages.evaluation.metrics import HeldOut, popular_head
 from stages.evaluation.report import render_markdown
 from stages.evaluation.served import RETRIEVAL, choose_served, judged_requests, untrained_stages
 
-AGAINST = {
-    "trending": "popularity",
-    "ease": "popularity",
-    "ials": "popularity",
-    "candidates": "popularity",
-    "light": "candidates",
-    "heavy": "light",
-}
-"""Which row each row of the ledger is compared with; a row that is absent is skipped over."""
+POPULARITY = "popularity"
+"""The row that every other one is compared with, directly or through the rows between."""
 
 HISTORY_SLICES = ((0, 0), (1, 1), (2, 5), (6, 20), (21, None))
 
@@ -65,7 +59,7 @@ class EvaluationConfig(Config):
     seed: int = Field(default=42, ge=0)
     half_life_days: float = Field(default=7.0, gt=0)
     bypass: Literal["not_gaining", "never"] = "not_gaining"
-    stages: tuple[str, ...] = RANKING_STAGES
+    stages: tuple[str, ...] = tuple(RANKING_STAGES)
 
     @field_validator("ks")
     @classmethod
@@ -91,7 +85,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
 
     Args:
         config: cut-offs, bootstrap and baseline.
-        inputs: ``snapshot`` and ``retrieve``; ``baselines``, ``light`` and ``heavy`` where those steps ran.
+        inputs: ``snapshot`` and ``retrieve``; ``baselines`` and the ranking stages where those steps ran.
         directory: where the ledger goes.
 
     Returns:
@@ -169,12 +163,12 @@ def _rankings(
 ) -> Iterator[tuple[str, Iterable[RankedTable | CandidateTable]]]:
     depth = max(config.candidate_k, config.ks[-1])
     half_life_ms = config.half_life_days * DAY_MS
-    yield "popularity", popularity_rankings(touches, requests.table, available_from_ms, depth)
+    yield POPULARITY, popularity_rankings(touches, requests.table, available_from_ms, depth)
     yield "trending", popularity_rankings(touches, requests.table, available_from_ms, depth, half_life_ms)
     for name in _baselines(inputs)["rows"]:
         yield name, [_read(RankedTable, inputs["baselines"] / f"{name}.parquet", requests.held)]
     yield "candidates", [_read(CandidateTable, inputs["retrieve"] / "candidates.parquet", requests.held)]
-    for name in ("light", "heavy"):
+    for name in RANKING_STAGES:
         if name in inputs:
             yield name, [_read(RankedTable, inputs[name] / "ranked.parquet", requests.held)]
 
@@ -212,20 +206,20 @@ def _ledger_row(
         gain = _gain(name, against, rows, requests, config)
         row["gain"] = gain
         row["verdict"] = gain["verdict"]
-        row["gain_over_popularity"] = (
-            gain if against == "popularity" else _gain(name, "popularity", rows, requests, config)
-        )
+        row["gain_over_popularity"] = gain if against == POPULARITY else _gain(name, POPULARITY, rows, requests, config)
     return row
 
 
 def _against(name: str, rows: Mapping[str, RowMeasures], stages: tuple[str, ...]) -> str | None:
-    """Return the row to compare with: the nearest one before that there is and that would be served."""
-    if name == "heavy" and name in stages and "light" not in stages:
-        return RETRIEVAL
-    against = AGAINST.get(name)
-    while against is not None and against not in rows:
-        against = AGAINST[against]
-    return against
+    """Return the row to compare with, None for the first.
+
+    A ranking stage is compared with the nearest row before it that there is and that would be served, every other row
+    with the most popular items.
+    """
+    if name not in RANKING_STAGES:
+        return None if name == POPULARITY else POPULARITY
+    before = (stage for stage in stages_before(name) if stage in rows and (stage in stages or name not in stages))
+    return next(before, RETRIEVAL)
 
 
 def _gain(

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from stages.contracts.artifacts import read_summary
 from stages.contracts.errors import DataError
-from stages.contracts.files import read_json
-from stages.contracts.ledger import RANKING_STAGES, JudgedRequests, request_key
+from stages.contracts.ledger import JudgedRequests, request_key
 from stages.contracts.ragged import row_offsets
+from stages.contracts.ranking_stages import RANKING_STAGES, stages_before
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import RequestTable
 from stages.evaluation.metrics import HeldOut
@@ -26,10 +27,10 @@ def choose_served(
 ) -> dict[str, Any]:
     """Return the ledger's entry ``served``: its row, the stages in use and the reasons of those bypassed.
 
-    A stage is kept if its interval lies above zero. The heavy ranker reads the light ranker's scores and
-    re-ranks its cut: where the light ranker is bypassed for its results the heavy one is too, so that the served
-    row is always one that was measured. A recipe that asks for the heavy ranker alone gets it: then only the
-    order and the cut of the light ranker are left out.
+    A stage is kept if its interval lies above zero. One that reads the scores of an earlier stage re-ranks what that
+    one passes on: where the earlier one is bypassed for its results the later one is too, so that the served row is
+    always one that was measured. A recipe that asks for the later one alone gets it: then only the order and the cut
+    of the earlier one are left out.
 
     Args:
         rows: of the ledger.
@@ -61,8 +62,9 @@ def _reason(
     untrained: Mapping[str, str],
 ) -> str | None:
     """Return why a stage does not earn its place, None if it does."""
-    if stage == "heavy" and "light" in stages and "light" in bypassed:
-        return "reads the scores of the light ranker, which is bypassed"
+    for earlier in RANKING_STAGES[stage].reads:
+        if earlier in stages and earlier in bypassed:
+            return f"reads the scores of the {earlier} ranker, which is bypassed"
     if stage in untrained:
         return untrained[stage]
     if row["verdict"] == "gains":
@@ -71,16 +73,25 @@ def _reason(
 
 
 def untrained_stages(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Return why each stage whose training chose to stay untrained did so, by name."""
-    path = inputs["heavy"] / "heavy_ranker.json" if "heavy" in inputs else None
-    if path is None or not path.is_file():
-        return {}
-    metrics = read_json(path).get("metrics", {})
-    if metrics.get("epochs") != 0:
-        return {}
-    before = metrics.get("validation_light_ndcg@10")
-    found = "" if before is None else f" ({before:.4f} NDCG@10 on the latest ranker requests)"
-    return {"heavy": f"chose 0 epochs: no epoch of training did better than the light ranker's order{found}"}
+    """Return why each stage whose training chose to stay untrained did so, by name.
+
+    Raises:
+        ReleaseError: if a stage's summary is not readable.
+    """
+    reasons: dict[str, str] = {}
+    for name, stage in RANKING_STAGES.items():
+        path = inputs[name] / stage.summary_file if name in inputs else None
+        if path is None or not path.is_file():
+            continue
+        metrics = read_summary(path, stage.summary).metrics
+        if metrics.get("epochs") != 0:
+            continue
+        before = next(iter(stages_before(name)), RETRIEVAL)
+        ndcg = metrics.get(f"validation_{before}_ndcg@10")
+        found = "" if ndcg is None else f" ({ndcg:.4f} NDCG@10 on the latest ranker requests)"
+        order = f"{before} ranker's order" if before in RANKING_STAGES else "order of the candidates"
+        reasons[name] = f"chose 0 epochs: no epoch of training did better than the {order}{found}"
+    return reasons
 
 
 def judged_requests(

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from stages.contracts.artifacts import SCHEMA_FILE, VECTORS_FILE, SchemaSummary, read_summary
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import read_array
-from stages.contracts.files import create_array, read_json, write_json
-from stages.contracts.release_code import SCHEMA_FILE, shared_code
+from stages.contracts.files import create_array
+from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.steps import Outcome
@@ -57,7 +58,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     """
     snapshot = Snapshot(inputs["snapshot"])
     requests, items, tasks = snapshot.requests(), snapshot.items(), snapshot.meta.tasks
-    vectors = read_array(inputs["candidate"] / "item_vectors.npy")
+    vectors = read_array(inputs["candidate"] / VECTORS_FILE)
     path = inputs["retrieve"] / "candidates.parquet"
     rows = CandidateTable.read(path)
     _check_inputs(rows, path, requests, vectors, len(items))
@@ -98,11 +99,12 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
 
     Raises:
         DataError: if the champion's rankers read other features than these, or features of other code.
+        ReleaseError: if the champion's ``feature_schema.json`` is not readable by this version.
     """
     snapshot = Snapshot(inputs["snapshot"])
     meta = snapshot.meta
     schema = feature_schema(config.features, meta.tasks, meta.context, config.sources)
-    wanted = read_json(inputs["champion"] / SCHEMA_FILE)["hash"]
+    wanted = read_summary(inputs["champion"] / SCHEMA_FILE, SchemaSummary).hash
     if schema.hash != wanted:
         raise DataError(f"feature schema {schema.hash[:12]}…, the champion's rankers read {wanted[:12]}…; train anew")
     items, users = snapshot.items(), snapshot.n_users()
@@ -118,8 +120,8 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
 
 
 def _write_schema(directory: Path, schema: FeatureSchema, config: ExamplesConfig) -> None:
-    described = {"names": list(schema.names), "hash": schema.hash, "sources": list(config.sources)}
-    write_json(directory / SCHEMA_FILE, {**described, "code": shared_code()})
+    summary = SchemaSummary(names=schema.names, hash=schema.hash, sources=config.sources, code=shared_code())
+    summary.write(directory / SCHEMA_FILE)
 
 
 def _fill_features(

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnxruntime import InferenceSession
 
+from stages.contracts.artifacts import HeavySummary, read_summary
 from stages.contracts.errors import ReleaseError
-from stages.contracts.files import read_json
 from stages.contracts.onnx_session import open_onnx
+from stages.contracts.ranking import RankingInputs
+from stages.features.ranking import heavy_features
 
 MODEL_FILE = "heavy_ranker.onnx"
 META_FILE = "heavy_ranker.json"
 INPUT_NAME, OUTPUT_NAME = "features", "probabilities"
-
-
-@dataclass(frozen=True)
-class _Description:
-    feature_schema_hash: str
-    width: int
-    tasks: tuple[str, ...]
-    objective: dict[str, float]
+LIGHT = "light"
+"""The stage whose scores this one reads."""
 
 
 class HeavyScorer:
@@ -47,7 +42,7 @@ class HeavyScorer:
 
     @classmethod
     def load(cls, directory: Path, feature_schema_hash: str, objective: Mapping[str, float]) -> HeavyScorer:
-        """Load ``heavy_ranker.onnx`` and check it against its description.
+        """Load ``heavy_ranker.onnx`` and check it against its summary.
 
         Args:
             directory: a finished ``train_heavy`` directory or a release.
@@ -59,22 +54,22 @@ class HeavyScorer:
             ReleaseError: if a file is missing or unreadable, was trained on other features, or the
                 objective names an unknown task or weighs nothing.
         """
-        meta = _read_meta(directory / META_FILE)
-        if meta.feature_schema_hash != feature_schema_hash:
+        summary = read_summary(directory / META_FILE, HeavySummary)
+        if summary.feature_schema_hash != feature_schema_hash:
             raise ReleaseError(
-                f"{directory / META_FILE}: feature_schema_hash = {meta.feature_schema_hash!r}, "
+                f"{directory / META_FILE}: feature_schema_hash = {summary.feature_schema_hash!r}, "
                 f"the features at hand have {feature_schema_hash!r}"
             )
         session = open_onnx(directory / MODEL_FILE)
         found = (session.get_inputs()[0].shape[-1], session.get_outputs()[0].shape[-1])
-        if found != (meta.width, len(meta.tasks)):
+        if found != (summary.input_width, len(summary.tasks)):
             raise ReleaseError(
                 f"{directory / MODEL_FILE} maps {found[0]} inputs to {found[1]} tasks, "
-                f"{META_FILE} says {meta.width} and {len(meta.tasks)}"
+                f"{META_FILE} says {summary.input_width} and {len(summary.tasks)}"
             )
-        weights = dict(objective) or meta.objective
-        check_objective(weights, meta.tasks)
-        return cls(session, meta.width, meta.tasks, weights)
+        weights = dict(objective) or summary.objective
+        check_objective(weights, summary.tasks)
+        return cls(session, summary.input_width, summary.tasks, weights)
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Return float32 ``[n, T]`` probabilities of float32 ``[n, W]`` inputs.
@@ -94,6 +89,12 @@ class HeavyScorer:
         scores: np.ndarray = self.probabilities(inputs) @ self._weights
         return scores
 
+    def score_rows(self, inputs: RankingInputs, rows: np.ndarray) -> np.ndarray:
+        """Return float32 ``[m]`` scores of int64 ``[m]`` rows of a request; the light ranker has scored them before."""
+        light_scores, light_ranks = inputs.scores[LIGHT][rows], inputs.ranks[LIGHT][rows]
+        vectors_mD = inputs.vectors(rows)
+        return self.score(heavy_features(inputs.features[rows], light_scores, light_ranks, inputs.query, vectors_mD))
+
 
 def check_objective(objective: Mapping[str, float], tasks: tuple[str, ...]) -> None:
     """Refuse an objective that this model cannot serve.
@@ -111,18 +112,3 @@ def check_objective(objective: Mapping[str, float], tasks: tuple[str, ...]) -> N
         raise ReleaseError(f"objective = {dict(objective)}: at least one of {', '.join(tasks)} needs a weight")
 
 
-def _read_meta(path: Path) -> _Description:
-    try:
-        meta = read_json(path)
-        return _Description(
-            feature_schema_hash=str(meta["feature_schema_hash"]),
-            width=int(meta["input_width"]),
-            tasks=tuple(str(task) for task in meta["tasks"]),
-            objective={str(task): float(weight) for task, weight in meta["objective"].items()},
-        )
-    except OSError as error:
-        raise ReleaseError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReleaseError(
-            f"{path} must hold feature_schema_hash, input_width, tasks and objective: {error!r}"
-        ) from None

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from stages.contracts.artifacts import VECTORS_FILE, HeavySummary
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.examples import Examples, mean_ndcg, read_array
-from stages.contracts.files import write_json
 from stages.contracts.ranking import SOURCE_POPULAR, rank_rows
 from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.steps import Outcome
@@ -26,7 +26,7 @@ from stages.heavy_ranker.export import export_onnx
 from stages.heavy_ranker.loss import listwise_loss, log_score, pointwise_loss
 from stages.heavy_ranker.model import HeavyRanker
 from stages.heavy_ranker.platt import platt_scaling
-from stages.heavy_ranker.scorer import META_FILE, HeavyScorer
+from stages.heavy_ranker.scorer import META_FILE, MODEL_FILE, HeavyScorer
 
 
 def train_heavy(config: HeavyRankerConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
@@ -59,22 +59,22 @@ def train_heavy(config: HeavyRankerConfig, inputs: Mapping[str, Path], directory
     trainer = Trainer(config, data, np.array([objective[task.name] for task in tasks]))
     epochs, metrics = trainer.choose_epochs(lists)
     model = trainer.fit(lists, epochs)
-    export_onnx(model, directory / "heavy_ranker.onnx")
+    export_onnx(model, directory / MODEL_FILE)
     metrics |= {
         "epochs": float(epochs),
         "training_requests": float(len(lists)),
         "training_rows": float(len(lists.rows)),
     }
-    description = {
-        "feature_schema_hash": data.examples.schema_hash,
-        "input_width": data.width,
-        "vector_dim": int(data.vectors.shape[1]),
-        "light_k": config.light_k,
-        "tasks": [task.name for task in tasks],
-        "objective": objective,
-        "metrics": metrics,
-    }
-    write_json(directory / META_FILE, description)
+    summary = HeavySummary(
+        feature_schema_hash=data.examples.schema_hash,
+        input_width=data.width,
+        vector_dim=int(data.vectors.shape[1]),
+        light_k=config.light_k,
+        tasks=tuple(task.name for task in tasks),
+        objective=objective,
+        metrics=metrics,
+    )
+    summary.write(directory / META_FILE)
     _rank_evaluation(config, data, part == PART_EVALUATION, directory)
     return metrics, {"feature_schema_hash": data.examples.schema_hash, "objective": objective}
 
@@ -100,7 +100,7 @@ def _read(inputs: Mapping[str, Path]) -> HeavyData:
         examples=Examples.read(inputs["examples"]),
         light_scores=np.asarray(read_array(inputs["light"] / "scores.npy")),
         queries=read_array(inputs["retrieve"] / "queries.npy"),
-        vectors=read_array(inputs["candidate"] / "item_vectors.npy"),
+        vectors=read_array(inputs["candidate"] / VECTORS_FILE),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightgbm as lgb
 import numpy as np
 
+from stages.contracts.artifacts import LightSummary, read_summary
 from stages.contracts.errors import ReleaseError
-from stages.contracts.files import read_json
+from stages.contracts.ranking import RankingInputs
 
 MODEL_FILE = "light_ranker.txt"
 META_FILE = "light_ranker.json"
@@ -22,20 +24,23 @@ class LightScorer:
         self.n_features = n_features
 
     @classmethod
-    def load(cls, directory: Path, feature_schema_hash: str) -> LightScorer:
-        """Load ``light_ranker.txt`` and check it against its description.
+    def load(
+        cls, directory: Path, feature_schema_hash: str, objective: Mapping[str, float] | None = None
+    ) -> LightScorer:
+        """Load ``light_ranker.txt`` and check it against its summary.
 
         Args:
             directory: a finished ``train_light`` directory or a release.
             feature_schema_hash: hash of the features that the caller computes.
+            objective: not read: the model scores relevance as it was trained for.
 
         Raises:
             ReleaseError: if a file is missing or unreadable, or was trained on other features.
         """
-        meta = _read_meta(directory / META_FILE)
-        if meta["feature_schema_hash"] != feature_schema_hash:
+        summary = read_summary(directory / META_FILE, LightSummary)
+        if summary.feature_schema_hash != feature_schema_hash:
             raise ReleaseError(
-                f"{directory / META_FILE}: feature_schema_hash = {meta['feature_schema_hash']!r}, "
+                f"{directory / META_FILE}: feature_schema_hash = {summary.feature_schema_hash!r}, "
                 f"the features at hand have {feature_schema_hash!r}"
             )
         path = directory / MODEL_FILE
@@ -43,8 +48,8 @@ class LightScorer:
             booster = lgb.Booster(model_str=path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, lgb.basic.LightGBMError) as error:
             raise ReleaseError(f"{path} is not a readable LightGBM model: {error}") from None
-        if booster.num_feature() != meta["n_features"]:
-            raise ReleaseError(f"{path} reads {booster.num_feature()} features, {META_FILE} says {meta['n_features']}")
+        if booster.num_feature() != summary.n_features:
+            raise ReleaseError(f"{path} reads {booster.num_feature()} features, {META_FILE} says {summary.n_features}")
         return cls(booster, booster.num_feature())
 
     def score(self, features: np.ndarray) -> np.ndarray:
@@ -60,12 +65,6 @@ class LightScorer:
         scores = self._booster.predict(features, raw_score=True, num_threads=1)
         return np.asarray(scores, dtype=np.float32)
 
-
-def _read_meta(path: Path) -> dict[str, str | int]:
-    try:
-        meta = read_json(path)
-        return {"feature_schema_hash": str(meta["feature_schema_hash"]), "n_features": int(meta["n_features"])}
-    except OSError as error:
-        raise ReleaseError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseError(f"{path} must hold feature_schema_hash and n_features: {error!r}") from None
+    def score_rows(self, inputs: RankingInputs, rows: np.ndarray) -> np.ndarray:
+        """Return float32 ``[m]`` scores of int64 ``[m]`` rows of a request, from their features."""
+        return self.score(inputs.features[rows])

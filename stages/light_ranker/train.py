@@ -14,9 +14,9 @@ import lightgbm as lgb
 import numpy as np
 from tqdm import tqdm
 
+from stages.contracts.artifacts import LightSummary
 from stages.contracts.errors import DataError
 from stages.contracts.examples import Examples, mean_ndcg
-from stages.contracts.files import write_json
 from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.ranking import SOURCE_POPULAR, rank_rows
 from stages.contracts.snapshot import Snapshot
@@ -82,7 +82,7 @@ def train_light(config: LightRankerConfig, inputs: Mapping[str, Path], directory
     np.save(directory / "scores.npy", scores, allow_pickle=False)
     rank_rows(examples.rows.take(held_out), scores[held_out]).write(directory / "ranked.parquet")
     metrics = _metrics(examples, training, scores, rounds)
-    write_json(directory / META_FILE, _description(examples, booster, rounds, metrics))
+    _summary(examples, booster, rounds, metrics).write(directory / META_FILE)
     return metrics, {"feature_schema_hash": examples.schema_hash}
 
 
@@ -267,15 +267,15 @@ def _metrics(examples: Examples, training: TrainingSet, scores: np.ndarray, roun
     }
 
 
-def _description(examples: Examples, booster: lgb.Booster, rounds: int, metrics: dict[str, float]) -> dict[str, Any]:
+def _summary(examples: Examples, booster: lgb.Booster, rounds: int, metrics: dict[str, float]) -> LightSummary:
     importance = booster.feature_importance(importance_type="gain")
     total = max(float(importance.sum()), 1e-12)
-    return {
-        "feature_schema_hash": examples.schema_hash,
-        "n_features": len(examples.feature_names),
-        "rounds": rounds,
-        "metrics": metrics,
-        "importance": {
+    return LightSummary(
+        feature_schema_hash=examples.schema_hash,
+        n_features=len(examples.feature_names),
+        rounds=rounds,
+        metrics=metrics,
+        importance={
             name: round(float(gain) / total, 6) for name, gain in zip(examples.feature_names, importance, strict=True)
         },
-    }
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,37 +12,32 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from stages.contracts.artifacts import (
+    CONFIG_FILE,
+    FALLBACK_FILE,
+    SCHEMA_FILE,
+    TOWER_JSON,
+    Artifact,
+    RankerSummary,
+    SchemaSummary,
+    TowerSummary,
+    collect,
+)
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError, ReleaseError
-from stages.contracts.files import canonical_json, read_json, sha256_text, sha256_tree, write_json
-from stages.contracts.ledger import HELD_OUT_FILE, LEDGER_FILE, RANKING_STAGES, ledger_metrics
+from stages.contracts.files import canonical_json, read_json, sha256_text, write_json
+from stages.contracts.hashed_files import HashedFiles
+from stages.contracts.ledger import LEDGER_FILE, ledger_metrics
 from stages.contracts.manifest import MANIFEST_FILE, FunnelSpec, ReleaseManifest
+from stages.contracts.ranking_stages import RANKING_STAGES, release_artifacts, unknown_stages
+from stages.contracts.release_check import CheckedArtifacts, Claim, check_together
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import DAY_MS, SERVING
 from stages.contracts.top_k import top_k
 from stages.contracts.touches import first_touches
-from stages.release.parts import check_parts
 
 RELEASE_DIRECTORY = "release"
-
-PARTS = {
-    "snapshot": ("snapshot.json", "items.parquet", "users.parquet", "aliases.parquet", "blocked.parquet"),
-    "candidate": ("user_tower.onnx", "item_tower.onnx", "item_vectors.npy", "tower.json"),
-    "index": ("index.faiss", "index.json"),
-    "sources": ("sources",),
-    "examples": ("feature_schema.json", "state"),
-    "light": ("light_ranker.txt", "light_ranker.json"),
-    "heavy": ("heavy_ranker.onnx", "heavy_ranker.json"),
-    "evaluate": (LEDGER_FILE, HELD_OUT_FILE),
-}
-"""What a release takes from each input; ``state`` and ``sources`` are directories."""
-
-NOT_IN_OLD = (HELD_OUT_FILE,)
-"""Files that releases of older versions, which a refresh takes parts from, do not have."""
-
-IF_GIVEN = ("sources",)
-"""Inputs that may be absent: without them the two-tower index is the only source."""
 
 
 class AssembleConfig(Config):
@@ -72,8 +67,7 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
 
     Args:
         config: see ``AssembleConfig``.
-        inputs: directories ``snapshot``, ``candidate``, ``index``, ``sources``, ``examples``, ``light``,
-            ``heavy`` and ``evaluate``.
+        inputs: directories of the steps in the table of artifacts, and of the ranking stages in use.
         directory: where the release goes.
 
     Returns:
@@ -85,26 +79,26 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
         ConfigError: if the funnel names an unknown stage or task.
     """
     funnel, bypassed = _served(config.funnel, inputs)
-    needed = _needed(funnel, inputs)
+    artifacts = release_artifacts(funnel.stages)
+    _check_inputs(artifacts, inputs)
     target = directory / RELEASE_DIRECTORY
     target.mkdir()
-    for name in needed:
-        for file in PARTS[name]:
-            if file not in NOT_IN_OLD or (inputs[name] / file).is_file():
-                _place(inputs[name] / file, target / file)
+    for name, path in collect((each for each in artifacts if each.step), inputs).items():
+        _place(path, target / name)
     snapshot = Snapshot(inputs["snapshot"])
-    write_json(target / "config.json", config.resolved)
-    write_json(target / "fallback.json", popular_list(snapshot, config.fallback_k, config.fallback_half_life_days))
-    identity = check_parts(target)
+    write_json(target / CONFIG_FILE, config.resolved)
+    write_json(target / FALLBACK_FILE, popular_list(snapshot, config.fallback_k, config.fallback_half_life_days))
+    asked = Claim("candidate_k", "funnel", funnel.candidate_k)
+    checked = check_together(HashedFiles.below(target), artifacts, [asked])
     metrics = ledger_metrics(read_json(target / LEDGER_FILE))
     body = {
         "as_of_ms": snapshot.meta.borders.as_of_ms,
         "trained_as_of_ms": config.trained_as_of_ms,
-        "parts": sha256_tree(target),
-        "feature_schema_hash": identity.feature_schema_hash,
-        "tower_version": identity.tower_version,
+        "parts": dict(checked.files.hashes),
+        "feature_schema_hash": checked.summary(SCHEMA_FILE, SchemaSummary).hash,
+        "tower_version": checked.summary(TOWER_JSON, TowerSummary).tower_version,
         "data_fingerprint": snapshot.meta.fingerprint,
-        "funnel": _with_objective(funnel, target).model_dump(mode="json"),
+        "funnel": _with_objective(funnel, checked).model_dump(mode="json"),
         "metrics": metrics,
         "bypassed": bypassed,
     }
@@ -140,8 +134,7 @@ def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> li
 
 def _served(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> tuple[FunnelSpec, dict[str, str]]:
     """Return the funnel with the stages that the ledger serves, and why the others are bypassed."""
-    unknown = [stage for stage in funnel.stages if stage not in RANKING_STAGES]
-    if unknown:
+    if unknown := unknown_stages(funnel.stages):
         raise ConfigError(f"funnel.stages: unknown {unknown}, allowed are {list(RANKING_STAGES)}")
     ledger = read_json(inputs["evaluate"] / LEDGER_FILE) if "evaluate" in inputs else {}
     served = ledger.get("served")
@@ -155,25 +148,16 @@ def _served(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> tuple[FunnelSpec,
     return funnel.model_copy(update={"stages": tuple(served["stages"])}), dict(served["bypassed"])
 
 
-def _needed(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> list[str]:
-    """Return the inputs that the release takes parts from; the heavy ranker reads the light one's scores."""
-    rankers = {*funnel.stages, *(("light",) if "heavy" in funnel.stages else ())}
-    needed = [name for name in PARTS if name not in (*RANKING_STAGES, *IF_GIVEN) or name in rankers]
+def _check_inputs(artifacts: Sequence[Artifact], inputs: Mapping[str, Path]) -> None:
+    """Refuse inputs that lack a step whose artifacts the release cannot do without."""
+    needed = list(dict.fromkeys(each.step for each in artifacts if each.step and not each.is_optional))
     missing = [name for name in needed if name not in inputs]
     if missing:
         raise ReleaseError(f"assemble: inputs {missing} are missing; this funnel needs {needed}")
-    return [*needed, *(name for name in IF_GIVEN if name in inputs)]
 
 
 def _place(source: Path, target: Path) -> None:
-    """Hard-link a file, or a directory's files, and copy where links are not possible."""
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.is_file():
-                _place(path, target / path.relative_to(source))
-        return
-    if not source.is_file():
-        raise ReleaseError(f"{source}: missing; a release needs {target.name}")
+    """Hard-link a file, and copy where links are not possible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -181,12 +165,20 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _with_objective(funnel: FunnelSpec, target: Path) -> FunnelSpec:
+def _with_objective(funnel: FunnelSpec, checked: CheckedArtifacts) -> FunnelSpec:
     """Write the weights out, so that a release does not depend on another file's defaults."""
-    if "heavy" not in funnel.stages:
-        return funnel
-    meta = read_json(target / "heavy_ranker.json")
-    unknown = sorted(set(funnel.objective) - set(meta["tasks"]))
-    if unknown:
-        raise ConfigError(f"funnel.objective: unknown tasks {unknown}, the heavy ranker predicts {meta['tasks']}")
-    return funnel if funnel.objective else funnel.model_copy(update={"objective": meta["objective"]})
+    for name in funnel.stages:
+        summary = _summary(name, checked)
+        if not summary.tasks:
+            continue
+        unknown = sorted(set(funnel.objective) - set(summary.tasks))
+        if unknown:
+            known = list(summary.tasks)
+            raise ConfigError(f"funnel.objective: unknown tasks {unknown}, the {name} ranker predicts {known}")
+        funnel = funnel if funnel.objective else funnel.model_copy(update={"objective": summary.objective})
+    return funnel
+
+
+def _summary(stage: str, checked: CheckedArtifacts) -> RankerSummary:
+    row = RANKING_STAGES[stage]
+    return checked.summary(row.summary_file, row.summary)

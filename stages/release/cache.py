@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from stages.contracts.errors import ReleaseError, TransientError
 from stages.contracts.files import read_json, sha256_file, write_json
-from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
+from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, VerifiedRelease, read_manifest, verified_release
 
 _TEMPORARY = ".pull-"
 _logger = logging.getLogger("sluice")
@@ -48,28 +48,29 @@ def temporary(cache_dir: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def is_whole(directory: Path) -> bool:
-    """Return whether a cached release is there and matches its manifest; a damaged one is removed."""
+def cached(directory: Path) -> VerifiedRelease | None:
+    """Return a cached release, None if it is not there or does not match its manifest; a damaged one is removed."""
     if not directory.is_dir():
-        return False
+        return None
     try:
-        verify_release(directory)
+        release = verified_release(directory)
     except ReleaseError:
         shutil.rmtree(directory)
-        return False
+        return None
     with suppress(OSError):  # another user's files, or a disk that is mounted read-only
         _protect(directory)
-    return True
+    return release
 
 
-def place(copy: Path, final: Path) -> None:
+def place(copy: VerifiedRelease, final: Path) -> VerifiedRelease:
     """Make a verified copy read-only and give it its name."""
-    _protect(copy)
-    copy.rename(final)
+    _protect(copy.directory)
+    copy.directory.rename(final)
+    return copy.moved(final)
 
 
-def copy_release(source: Path, cache_dir: Path) -> Path:
-    """Return a verified, read-only copy of a release directory.
+def copy_release(source: Path, cache_dir: Path) -> VerifiedRelease:
+    """Return a verified, read-only copy of a release directory; each file of it was hashed once.
 
     A release that lies in the cache itself is only verified.
 
@@ -80,27 +81,25 @@ def copy_release(source: Path, cache_dir: Path) -> Path:
     source = source.resolve()
     manifest = read_manifest(source)
     if source.parent == cache_dir.resolve():
-        verify_release(source)
-        return source
+        return verified_release(source)
     final = cache_dir / f"{_checked_name(manifest)}-{sha256_file(source / MANIFEST_FILE)[:12]}"
     try:
         with locked(cache_dir):
-            if not is_whole(final):
-                with temporary(cache_dir) as directory:
-                    place(_copied(source, directory / final.name), final)
+            if (release := cached(final)) is not None:
+                return release
+            with temporary(cache_dir) as directory:
+                return place(_copied(source, directory / final.name), final)
     except (OSError, shutil.Error) as error:
         raise TransientError(f"release {source}: could not be copied to {cache_dir}: {error}") from None
-    return final
 
 
-def _copied(source: Path, copy: Path) -> Path:
+def _copied(source: Path, copy: Path) -> VerifiedRelease:
     # Contents, not permissions. Hard links would not protect: they share what is written.
     shutil.copytree(source, copy, copy_function=shutil.copyfile)
     try:
-        verify_release(copy)
+        return verified_release(copy)
     except ReleaseError as error:
         raise ReleaseError(str(error).replace(str(copy), str(source))) from None
-    return copy
 
 
 def _checked_name(manifest: ReleaseManifest) -> str:

@@ -19,10 +19,10 @@ from typing import Any
 from stages.contracts.errors import GateError, ReleaseError, TransientError
 from stages.contracts.files import sha256_text
 from stages.contracts.ledger import HELD_OUT_FILE
-from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
+from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, VerifiedRelease, read_manifest, verified_release
 from stages.contracts.redaction import redacted
 from stages.contracts.release_code import check_code
-from stages.release.cache import AliasKey, is_whole, locked, place, recall_alias, remember_alias, temporary
+from stages.release.cache import AliasKey, cached, locked, place, recall_alias, remember_alias, temporary
 from stages.release.config import RegistryConfig
 from stages.release.gate import BY_HAND, Comparison, Contender, GateConfig, check_gate, compare, read_contender
 from stages.release.mlflow_client import (
@@ -34,13 +34,11 @@ from stages.release.mlflow_client import (
     open_client,
     opened_late,
 )
-from stages.release.runs import log_release, page_of_runs
+from stages.release.runs import lineage, log_release, page_of_runs
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 FORCED = "forced"
 """Tag of a model version that was promoted past the gate; it says over which champion."""
-LINEAGE = {"candidate": "user_tower.onnx", "light-ranker": "light_ranker.txt", "heavy-ranker": "heavy_ranker.onnx"}
-"""Suffix of each stage's registered model, and the part that shows the release has it."""
 
 _RELEASE_ID = re.compile(r"\d{8}-[0-9a-f]{12}")
 
@@ -139,7 +137,7 @@ class ReleaseRegistry:
             ReleaseError: if the release is incomplete or corrupt.
             TransientError: if MLflow does not answer.
         """
-        manifest = verify_release(release_dir)
+        manifest = verified_release(release_dir).manifest
         _check_id(manifest.release_id)
         steps = {
             f"{step}/{name}": value for step, group in (stage_metrics or {}).items() for name, value in group.items()
@@ -264,7 +262,11 @@ class ReleaseRegistry:
         )
 
     def pull(self, reference: str | int, cache_dir: Path) -> Path:
-        """Return a verified local copy of a release, ``cache_dir / release_id``.
+        """Return where a verified local copy of a release lies, see ``pull_verified``."""
+        return self.pull_verified(reference, cache_dir).directory
+
+    def pull_verified(self, reference: str | int, cache_dir: Path) -> VerifiedRelease:
+        """Return a verified local copy of a release, ``cache_dir / release_id``; each file of it was hashed once.
 
         A cached copy is verified and used again, or replaced if it is corrupt. Processes that pull
         at the same time wait for one another. Its files are read-only. What an alias pointed at is
@@ -279,16 +281,15 @@ class ReleaseRegistry:
         final = cache_dir / release.release_id
         try:
             with locked(cache_dir):
-                if not is_whole(final):
+                if (copy := cached(final)) is None:
                     with temporary(cache_dir) as directory:
-                        copy = download(release.source, directory, self.config.tracking_uri)
-                        _check_copy(copy, release)
-                        place(copy, final)
+                        downloaded = download(release.source, directory, self.config.tracking_uri)
+                        copy = place(_check_copy(downloaded, release), final)
                 if str(reference) in release.aliases:
                     remember_alias(cache_dir, self._key(str(reference)), release.release_id, release.version)
         except OSError as error:
             raise TransientError(f"release cache {cache_dir}: {error.strerror or error}") from None
-        return final
+        return copy
 
     def last_pulled(self, alias: str, cache_dir: Path) -> Path | None:
         """Return the cached release that an alias pointed at when it was pulled last, without asking MLflow.
@@ -321,9 +322,8 @@ class ReleaseRegistry:
 
     def _add_versions(self, manifest: ReleaseManifest, run: Any) -> Any:
         """Register the stages' models, then the funnel's: its version says that all is there."""
-        for suffix, part in LINEAGE.items():
-            if part in manifest.parts:
-                self._add_version(f"{self.config.model_name}-{suffix}", manifest, run)
+        for suffix in lineage(manifest):
+            self._add_version(f"{self.config.model_name}-{suffix}", manifest, run)
         return self._add_version(self.config.model_name, manifest, run)
 
     def _add_version(self, model: str, manifest: ReleaseManifest, run: Any) -> Any:
@@ -384,16 +384,16 @@ def _check_id(release_id: str) -> None:
 
 
 def _check_servable(directory: Path, release: RegisteredRelease) -> ReleaseManifest:
-    manifest = _check_copy(directory, release)
+    manifest = _check_copy(directory, release).manifest
     check_code(directory)
     return manifest
 
 
-def _check_copy(directory: Path, release: RegisteredRelease) -> ReleaseManifest:
-    manifest = verify_release(directory)
-    if manifest.release_id != release.release_id:
+def _check_copy(directory: Path, release: RegisteredRelease) -> VerifiedRelease:
+    verified = verified_release(directory)
+    if verified.manifest.release_id != release.release_id:
         raise ReleaseError(
             f"version {release.version} is registered as {release.release_id}, "
-            f"its manifest in {directory} says {manifest.release_id}"
+            f"its manifest in {directory} says {verified.manifest.release_id}"
         )
-    return manifest
+    return verified

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from stages.contracts.artifacts import TOWER_FILE
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.manifest import ReleaseManifest
+from stages.contracts.ranking_stages import RANKING_STAGES
 from stages.contracts.redaction import redacted
 from stages.release.mlflow_client import flatten, legal_name, mlflow_errors
 
@@ -54,6 +56,12 @@ def log_release(
         client.log_artifact(run.info.run_id, str(path), "reports")
     client.set_terminated(run.info.run_id)
     return client.get_run(run.info.run_id)
+
+
+def lineage(manifest: ReleaseManifest) -> list[str]:
+    """Return the suffix of the registered model of every stage that a release has."""
+    models = {"candidate": TOWER_FILE, **{f"{name}-ranker": stage.model_file for name, stage in RANKING_STAGES.items()}}
+    return [suffix for suffix, file in models.items() if file in manifest.parts]
 
 
 def page_of_runs(client: Any, experiment: str, server: str) -> str:

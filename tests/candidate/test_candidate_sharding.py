@@ -171,7 +171,7 @@ def test_a_rank_keeps_to_its_share_of_five_cores(monkeypatch, rank, ranks, threa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_portable_tower_is_the_sharded_one(results, kind):
-    assert max(results[kind, ranks][0]["export_deviation"] for ranks in (1, 2)) < 1e-5
+    assert max(results[kind, ranks][0].export_deviation for ranks in (1, 2)) < 1e-5
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])

@@ -94,7 +94,7 @@ def test_equal_seeds_give_equal_bytes(planted, trained, one_rank, tmp_path):
     for name in ("first", "second"):
         catalogue, _ = run_here(config, planted, tmp_path / name)
         (tmp_path / f"{name}-out").mkdir()
-        versions.append(export(tmp_path / f"{name}-out", tmp_path / name, config, catalogue)["tower_version"])
+        versions.append(export(tmp_path / f"{name}-out", tmp_path / name, config, catalogue).tower_version)
     assert versions[0] == versions[1]
 
 
@@ -107,7 +107,7 @@ def test_two_tables_and_adagrad_train_and_export(planted, trained, one_rank, tmp
     catalogue, losses = run_here(config, planted, tmp_path / "work")
     assert losses[-1] < losses[0] - 0.3
     (tmp_path / "out").mkdir()
-    assert export(tmp_path / "out", tmp_path / "work", config, catalogue)["export_deviation"] < 1e-5
+    assert export(tmp_path / "out", tmp_path / "work", config, catalogue).export_deviation < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_every_kind_of_tower_trains_sharded_and_exports(planted, trained, one_ra
     assert losses[-1] < losses[0]
     (tmp_path / "out").mkdir()
     summary = export(tmp_path / "out", tmp_path / "work", config, catalogue)
-    assert summary["export_deviation"] < 1e-5
-    assert summary["inputs"][3:] == (["user"] if config.candidate.model.user_id else [])
-    assert summary["tastes"] == (4 if config.candidate.model.encoder == "tastes" else 1)
+    assert summary.export_deviation < 1e-5
+    assert summary.inputs[3:] == (("user",) if config.candidate.model.user_id else ())
+    assert summary.tastes == (4 if config.candidate.model.encoder == "tastes" else 1)
 
 
 def test_a_tower_that_does_not_match_is_never_published(planted, trained, one_rank, tmp_path):

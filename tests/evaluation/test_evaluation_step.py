@@ -307,7 +307,8 @@ def test_the_heavy_ranker_alone_is_compared_with_the_candidates(inputs, tmp_path
 def test_a_heavy_ranker_without_an_epoch_is_bypassed_with_its_number(inputs, tmp_path):
     inputs["heavy"] = write_ranking(tmp_path / "better", "ranked.parquet", first_place)
     inputs["light"] = write_ranking(tmp_path / "third", "ranked.parquet", lambda user: second_place(user)[:2])
-    described = {"metrics": {"epochs": 0.0, "validation_light_ndcg@10": 0.25}}
+    described = {"feature_schema_hash": "abc", "input_width": 2, "tasks": ["click"], "objective": {"click": 1.0}}
+    described["metrics"] = {"epochs": 0.0, "validation_light_ndcg@10": 0.25}
     write_json(inputs["heavy"] / "heavy_ranker.json", described)
     (tmp_path / "out").mkdir()
     evaluate(CONFIG, inputs, tmp_path / "out")

@@ -109,10 +109,18 @@ def test_a_truncated_model_is_refused(release: Path, keep: int) -> None:
         HeavyScorer.load(release, "abc", {})
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"feature_schema_hash": "abc"}', json.dumps(META | {"objective": 3})])
-def test_a_broken_description_is_refused(release: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not a JSON object"),
+        ("[]", "is not a JSON object"),
+        ('{"feature_schema_hash": "abc"}', "lacks tasks, objective, input_width"),
+        (json.dumps(META | {"objective": 3}), "objective = '3': input should be an object"),
+    ],
+)
+def test_a_broken_description_is_refused(release: Path, text: str, words: str) -> None:
     (release / "heavy_ranker.json").write_text(text)
-    with pytest.raises(ReleaseError, match="must hold feature_schema_hash"):
+    with pytest.raises(ReleaseError, match=rf"heavy_ranker.json {words}.* train the heavy ranker again"):
         HeavyScorer.load(release, "abc", {})
 
 

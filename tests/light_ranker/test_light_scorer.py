@@ -64,10 +64,18 @@ def test_a_broken_model_is_refused(release: Path, text: str) -> None:
         LightScorer.load(release, "abc")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"feature_schema_hash": "abc"}'])
-def test_a_broken_description_is_refused(release: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not a JSON object"),
+        ("[]", "is not a JSON object"),
+        ('{"feature_schema_hash": "abc"}', "lacks n_features"),
+        ('{"feature_schema_hash": "abc", "n_features": "2"}', "n_features = '2': input should be a valid integer"),
+    ],
+)
+def test_a_broken_description_is_refused(release: Path, text: str, words: str) -> None:
     (release / "light_ranker.json").write_text(text)
-    with pytest.raises(ReleaseError, match="feature_schema_hash and n_features"):
+    with pytest.raises(ReleaseError, match=rf"light_ranker.json {words}.* train the light ranker again"):
         LightScorer.load(release, "abc")
 
 

@@ -33,12 +33,12 @@ def write_inputs(root: Path, salt: str = "", as_of_ms: int = AS_OF_MS) -> dict[s
     version = sha256_file(candidate / "user_tower.onnx")
     vectors = sha256_file(candidate / "item_vectors.npy")
     tower = {"tower_version": version, "item_vectors_sha256": vectors, "n_items": N_ITEMS, "dim": DIM}
-    tower["code"] = tower_code()
+    tower |= {"code": tower_code(), "config": {"features": {}}}
     tower["item_tower_sha256"] = sha256_file(candidate / "item_tower.onnx")
     write_json(candidate / "tower.json", tower)
     (index / "index.faiss").write_bytes(b"index")
     described = {"tower_version": version, "index_sha256": sha256_file(index / "index.faiss"), "n_items": N_ITEMS}
-    described |= {"item_vectors_sha256": vectors, "recall": 0.97}
+    described |= {"item_vectors_sha256": vectors, "recall": 0.97, "n_indexed": N_ITEMS}
     write_json(index / "index.json", described)
     schema = {"names": ["age"], "hash": "schema-1", "code": shared_code()}
     write_json(inputs["examples"] / "feature_schema.json", schema)
@@ -47,10 +47,11 @@ def write_inputs(root: Path, salt: str = "", as_of_ms: int = AS_OF_MS) -> dict[s
     np.save(inputs["examples"] / "state" / "counts.npy", np.zeros(N_ITEMS))
     (inputs["examples"] / "rows.parquet").write_bytes(b"stays behind")
     (inputs["light"] / "light_ranker.txt").write_text(f"tree{salt}")
-    write_json(inputs["light"] / "light_ranker.json", {"feature_schema_hash": "schema-1"})
+    write_json(inputs["light"] / "light_ranker.json", {"feature_schema_hash": "schema-1", "n_features": 1})
     (inputs["heavy"] / "heavy_ranker.onnx").write_bytes(b"cross")
     meta = {
         "feature_schema_hash": "schema-1",
+        "input_width": 3 + 3 * DIM,
         "vector_dim": DIM,
         "tasks": ["click", "like"],
         "objective": {"click": 1.0},

@@ -152,13 +152,16 @@ def other_dimension(inputs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_tower, r"tower_version is '\w+' in user_tower.onnx, '\w+' in tower.json"),
-        (other_item_tower, r"sha256 of item_tower.onnx is '\w+', item_tower_sha256 in tower.json is '\w+'"),
+        (other_tower, r"tower_version is '\w+…' in user_tower.onnx, '\w+…' in tower.json"),
+        (other_item_tower, r"item_tower_sha256 is '\w+…' in item_tower.onnx, '\w+…' in tower.json"),
         (other_index, r"tower_version is .* 'of another tower' in index.json"),
-        (other_index_bytes, r"sha256 of index.faiss is '\w+', index_sha256 in index.json is '\w+'"),
-        (index_of_other_vectors, r"item_vectors_sha256 is '\w+' in tower.json, 'others' in index.json"),
+        (other_index_bytes, r"index_sha256 is '\w+…' in index.faiss, '\w+…' in index.json \(build the index again\)"),
+        (
+            index_of_other_vectors,
+            r"item_vectors_sha256 is .*'\w+…' in tower.json, 'others' in index.json \(build the index again\)",
+        ),
         (index_below_the_floor, r"recall is 0.949 in index.json, allowed is 0.95 or more"),
-        (other_vectors, r"sha256 of item_vectors.npy is '\w+', item_vectors_sha256 in tower.json is '\w+'"),
+        (other_vectors, r"item_vectors_sha256 is '\w+…' in item_vectors.npy, '\w+…' in tower.json"),
         (fewer_vectors, r"n_items is 5 in items.parquet, 4 in item_vectors.npy, 5 in tower.json"),
         (fewer_items, r"n_items is 4 in items.parquet, 5 in item_vectors.npy"),
         (other_state, r"n_items is .* 99 in state/state.json"),
@@ -167,7 +170,7 @@ def other_dimension(inputs):
             r"feature_schema_hash is 'schema-1' in feature_schema.json, 'schema-2' in light_ranker.json",
         ),
         (other_heavy_schema, r"'schema-1' in light_ranker.json, 'schema-2' in heavy_ranker.json"),
-        (other_dimension, r"vector dimension is 3 in item_vectors.npy, 3 in tower.json, 64 in heavy_ranker.json"),
+        (other_dimension, r"dim is 3 in item_vectors.npy, 3 in tower.json, 64 in heavy_ranker.json \(train the heavy"),
     ],
 )
 def test_parts_that_do_not_match_are_refused_with_both_values(inputs, tmp_path, change, message):
@@ -183,7 +186,7 @@ def test_a_missing_part_and_a_lacking_key_are_named(inputs, tmp_path):
         assemble_into(tmp_path / "one", inputs)
     (inputs["light"] / "light_ranker.txt").write_text("tree")
     write_json(inputs["candidate"] / "tower.json", {"dim": 3})
-    with pytest.raises(ReleaseError, match=r"tower\.json lacks the key 'tower_version', found \['dim'\]"):
+    with pytest.raises(ReleaseError, match=r"tower\.json lacks tower_version, .*: train the two-tower model again"):
         assemble_into(tmp_path / "two", inputs)
 
 
@@ -196,6 +199,7 @@ def blended(inputs):
     np.save(target / "ease_items.npy", np.arange(3, dtype=np.int32))
     meta = {
         "names": ["tower", "ease"],
+        "candidate_k": 1000,
         "n_items": 5,
         "tower_version": sha256_file(inputs["candidate"] / "user_tower.onnx"),
         "data_fingerprint": "f" * 64,
@@ -224,9 +228,13 @@ def test_the_sources_are_parts_of_the_release(blended, inputs, tmp_path):
     [
         ({"tower_version": "other"}, r"tower_version is .* 'other' in sources/sources.json"),
         ({"n_items": 6}, r"n_items is .* 6 in sources/sources.json"),
-        ({"data_fingerprint": "0"}, r"data_fingerprint is 'f+' in snapshot.json, '0' in sources/sources.json"),
+        ({"data_fingerprint": "0"}, r"data_fingerprint is 'f+…' in snapshot.json, '0' in sources/sources.json"),
         ({"names": ["tower"]}, r"sources is \['tower', 'ease'\] in feature_schema.json, \[\] in sources/sources.json"),
-        ({"files": {"ease_items.npy": "0"}}, r"sha256 of ease_items.npy is '\w+' in the file, '0' in sources"),
+        (
+            {"files": {"ease_items.npy": "0"}},
+            r"sha256 of sources/ease_items.npy is '0' in sources/sources.json, '\w+…' in sources/ease_items",
+        ),
+        ({"candidate_k": 70}, r"candidate_k is 1000 in funnel, 70 in sources/sources.json \(train the sources again\)"),
         ({"files": {"ials_items.npy": "0"}}, r"ials_items.npy is missing, sources/sources.json names it"),
     ],
 )

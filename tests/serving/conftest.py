@@ -144,7 +144,7 @@ def _write_tower(directory: Path, seed: int) -> None:
     }
     write_json(directory / "tower.json", tower)
     described = {"tower_version": tower["tower_version"], "index_sha256": sha256_file(directory / "index.faiss")}
-    described |= {"n_indexed": len(indexed), "item_vectors_sha256": tower["item_vectors_sha256"]}
+    described |= {"n_indexed": len(indexed), "item_vectors_sha256": tower["item_vectors_sha256"], "recall": 1.0}
     write_json(directory / "index.json", described)
 
 

@@ -98,21 +98,21 @@ def test_a_poll_mends_it(releases, start, tmp_path):
 
 
 def test_copies_are_read_only_and_used_again(releases, tmp_path):
-    first = copy_release(releases["alpha"], tmp_path)
+    first = copy_release(releases["alpha"], tmp_path).directory
     files = [path for path in first.rglob("*") if path.is_file()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o444}
     inodes = {path: path.stat().st_ino for path in files}
     assert not any(path.samefile(releases["alpha"] / path.relative_to(first)) for path in files)
-    assert copy_release(releases["alpha"], tmp_path) == first
+    assert copy_release(releases["alpha"], tmp_path).directory == first
     assert {path: path.stat().st_ino for path in files} == inodes
-    assert copy_release(first, tmp_path) == first
+    assert copy_release(first, tmp_path).directory == first
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", first.name]
 
 
 def test_two_releases_of_one_id_do_not_share_a_copy(releases, reseal, tmp_path):
     other = shutil.copytree(releases["beta"], tmp_path / "other")
     reseal(other, read_manifest(releases["alpha"]).release_id)
-    first, second = (copy_release(source, tmp_path / "cache") for source in (releases["alpha"], other))
+    first, second = (copy_release(source, tmp_path / "cache").directory for source in (releases["alpha"], other))
     assert first != second
     assert read_manifest(first).release_id == read_manifest(second).release_id
 

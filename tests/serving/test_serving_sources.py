@@ -77,7 +77,7 @@ def test_online_candidates_features_and_scores_equal_offline(funnel, directory):
     for user in (0, 3, 25):
         blended, features = offline(release, user, NOW_MS, release.items.available_from_ms(SERVING))
         answer = funnel.recommend(f"u{user}", 20, explain=True)
-        light = np.argsort(-release.light.score(features), kind="stable")
+        light = np.argsort(-release.stages[0].scorer.score(features), kind="stable")
         rank_of = {int(item): rank for rank, item in enumerate(blended.items.ids)}
         for item, index in zip(answer.items, indices_of(answer), strict=True):
             row = rank_of[index]
@@ -206,15 +206,18 @@ def other_weights(copy):
     [
         (
             lambda copy: edit(copy, tower_version="other"),
-            "tower_version: manifest.json says .* sources.json says 'other'",
+            r"tower_version is .*'other' in sources/sources.json.* \(train the sources again\)",
         ),
-        (lambda copy: edit(copy, candidate_k=70), "candidate_k: manifest.json says 60, sources.json says 70"),
-        (lambda copy: edit(copy, n_items=3), "n_items = 3, expected 300"),
+        (lambda copy: edit(copy, candidate_k=70), "candidate_k is 70 in sources/sources.json, 60 in manifest.json"),
+        (lambda copy: edit(copy, n_items=3), "n_items is 300 in items.parquet, .*3 in sources/sources.json"),
         (lambda copy: edit(copy, names=["tower", "ease"]), "names = .* expected"),
         (lambda copy: edit(copy, secret=1), "not a readable description of sources"),
-        (other_weights, r"ease_weights\.npy: sha256 \w+…, sources\.json says"),
-        (lambda copy: shutil.rmtree(copy / "sources"), "feature schema hash"),
-        (lambda copy: (copy / "sources" / "content_items.npy").unlink(), r"content_items\.npy: missing"),
+        (other_weights, r"sha256 of sources/ease_weights\.npy is '\w+…' in sources/sources.json, '\w+…' in"),
+        (lambda copy: shutil.rmtree(copy / "sources"), "feature_schema_hash is"),
+        (
+            lambda copy: (copy / "sources" / "content_items.npy").unlink(),
+            r"content_items\.npy is missing, sources/sources.json names it",
+        ),
     ],
 )
 def test_sources_that_do_not_belong_to_the_release_are_refused_even_when_sealed(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.contracts.config import Config
-from stages.contracts.manifest import RECALL_FLOOR
+from stages.contracts.artifacts import RECALL_FLOOR
 from stages.features.config import FeatureConfig
 
 Positive = Annotated[float, Field(gt=0.0)]

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.candidate.artifacts import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.export.item_tower import write_item_tower
@@ -24,8 +23,9 @@ from stages.candidate.export.user_tower_tables import PROTOBUF_LIMIT, item_table
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
+from stages.contracts.artifacts import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE, TowerConfig, TrainedTower
 from stages.contracts.errors import DataError
-from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.files import read_json, sha256_file
 from stages.contracts.ragged import row_offsets
 from stages.contracts.tower_code import tower_code
 from stages.features.history import TowerInputs
@@ -106,7 +106,7 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
         return self.tower(histories, sum(extra) if extra else None)
 
 
-def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue: Catalogue) -> dict[str, Any]:
+def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue: Catalogue) -> TrainedTower:
     """Write ``user_tower.onnx``, ``item_tower.onnx``, ``item_vectors.npy`` and ``tower.json``.
 
     Args:
@@ -136,24 +136,24 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
     if not deviation <= PARITY:
         raise DataError(f"{TOWER_FILE}: differs by {deviation:.2g} from the sharded model, allowed is {PARITY:g}")
     trained = read_json(work / "metrics.json")
-    summary = {
-        "tower_version": sha256_file(directory / TOWER_FILE),
-        "code": tower_code(),
-        "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
-        "item_tower_sha256": sha256_file(directory / ITEM_TOWER_FILE),
-        "dim": config.candidate.model.dimension,
-        "inputs": list(tower.inputs),
-        "tastes": config.candidate.model.vectors_a_user,
-        "vectors_as_of_ms": int(catalogue.end_ms),
-        "n_items": len(catalogue),
-        "n_cold_items": int((catalogue.frequency == 0).sum()),
-        "history_length": config.features.history_length,
-        "config": config.model_dump(mode="json"),
-        "losses": trained["losses"],
-        "device": trained["device"],
-        "export_deviation": deviation,
-    }
-    write_json(directory / TOWER_JSON, summary)
+    summary = TrainedTower(
+        tower_version=sha256_file(directory / TOWER_FILE),
+        code=tower_code(),
+        item_vectors_sha256=sha256_file(directory / VECTORS_FILE),
+        item_tower_sha256=sha256_file(directory / ITEM_TOWER_FILE),
+        dim=config.candidate.model.dimension,
+        inputs=tower.inputs,
+        tastes=config.candidate.model.vectors_a_user,
+        vectors_as_of_ms=int(catalogue.end_ms),
+        n_items=len(catalogue),
+        n_cold_items=int((catalogue.frequency == 0).sum()),
+        history_length=config.features.history_length,
+        config=TowerConfig.model_validate(config.model_dump(mode="json")),
+        losses=tuple(trained["losses"]),
+        device=trained["device"],
+        export_deviation=deviation,
+    )
+    summary.write(directory / TOWER_JSON)
     return summary
 
 

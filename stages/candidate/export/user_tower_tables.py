@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from stages.candidate.artifacts import TOWER_FILE
+from stages.contracts.artifacts import TOWER_FILE
 from stages.contracts.errors import DataError, ReleaseError
 
 IDS, CONTENT, IS_ITEM = "ids", "content", "is_item"

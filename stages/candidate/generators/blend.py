@@ -75,12 +75,13 @@ class Blend:
         self._generators = generators
 
     @classmethod
-    def load(cls, directory: Path, n_items: int) -> Blend | None:
+    def load(cls, directory: Path, n_items: int, hashes: Mapping[str, str] | None = None) -> Blend | None:
         """Load what the step ``train_sources`` wrote.
 
         Args:
             directory: holds ``sources.json`` and the generators' arrays.
             n_items: size of the catalogue.
+            hashes: sha256 of the files as they are, by path in a release; None hashes them.
 
         Returns:
             The blend, None where the two-tower index is the only generator.
@@ -95,7 +96,7 @@ class Blend:
         for name in summary.names:
             if name != TOWER:
                 kind = generator_class(name)
-                arrays = load_arrays(directory, kind, summary)
+                arrays = load_arrays(directory, kind, summary, hashes)
                 try:
                     generators.append(kind.load(summary.config, arrays, n_items))
                 except ReleaseError as error:

@@ -98,21 +98,33 @@ def read_summary(directory: Path, n_items: int) -> SourcesSummary:
     return summary
 
 
-def load_arrays(directory: Path, kind: type[CandidateGenerator], summary: SourcesSummary) -> Arrays:
+def load_arrays(
+    directory: Path, kind: type[CandidateGenerator], summary: SourcesSummary, hashes: Mapping[str, str] | None = None
+) -> Arrays:
     """Read the arrays of a generator; a large one is mapped from its file.
+
+    Args:
+        directory: holds them.
+        kind: of the generator.
+        summary: says their sha256.
+        hashes: sha256 of the files as they are, by path in a release; None hashes them.
 
     Raises:
         ReleaseError: if one is missing, changed or of another type.
     """
-    return {name: _load(directory / f"{kind.name}_{name}.npy", dtype, summary) for name, dtype in kind.arrays.items()}
+    return {
+        name: _load(directory / f"{kind.name}_{name}.npy", dtype, summary, hashes)
+        for name, dtype in kind.arrays.items()
+    }
 
 
-def _load(path: Path, dtype: np.dtype, summary: SourcesSummary) -> np.ndarray:
+def _load(path: Path, dtype: np.dtype, summary: SourcesSummary, hashes: Mapping[str, str] | None) -> np.ndarray:
     if path.name not in summary.files:
         raise ReleaseError(f"{path.parent / SOURCES_JSON} does not list {path.name}")
     if not path.is_file():
         raise ReleaseError(f"{path}: missing")
-    if (found := sha256_file(path)) != summary.files[path.name]:
+    found = sha256_file(path) if hashes is None else hashes[f"{SOURCES_DIRECTORY}/{path.name}"]
+    if found != summary.files[path.name]:
         raise ReleaseError(f"{path}: sha256 {found[:12]}…, {SOURCES_JSON} says {summary.files[path.name][:12]}…")
     try:
         values = load_npy(path)

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from stages.candidate.config import IndexConfig
 from stages.candidate.index.choice import choose_index
+from stages.contracts.artifacts import TOWER_JSON, VECTORS_FILE, TowerSummary, read_summary
 from stages.contracts.errors import ConfigError, DataError
-from stages.contracts.files import atomic_file, read_json
+from stages.contracts.files import atomic_file
 from stages.contracts.snapshot import Snapshot
 
 _BLOCK = 4096
@@ -77,9 +78,9 @@ def similar_pairs(
 def tower_vectors(snapshot: Path, candidate: Path) -> tuple[list[str], np.ndarray]:
     """Return item ids and the released tower's float32 vectors ``[N, D]``, without retired or withheld items."""
     items = Snapshot(snapshot).items()
-    summary = read_json(candidate / "tower.json")
-    vectors: np.ndarray = np.load(candidate / "item_vectors.npy", allow_pickle=False)
-    if len(vectors) != len(items) or summary["n_items"] != len(items):
+    summary = read_summary(candidate / TOWER_JSON, TowerSummary)
+    vectors: np.ndarray = np.load(candidate / VECTORS_FILE, allow_pickle=False)
+    if len(vectors) != len(items) or summary.n_items != len(items):
         raise DataError(f"{candidate}: {len(vectors)} vectors, the snapshot has {len(items)} items")
     rows = items.recommendable()
     return [str(name) for name in items.item_id[rows]], vectors[rows]

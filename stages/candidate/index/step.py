@@ -10,18 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
 
-from stages.candidate.artifacts import INDEX_FILE, INDEX_JSON, TOWER_FILE, TOWER_JSON, load_vectors
 from stages.candidate.config import IndexConfig
 from stages.candidate.data.examples import latest_inputs
 from stages.candidate.index.choice import choose_index
 from stages.candidate.onnx_towers import UserTower
+from stages.contracts.artifacts import (
+    INDEX_FILE,
+    INDEX_JSON,
+    TOWER_FILE,
+    TOWER_JSON,
+    VECTORS_FILE,
+    IndexSummary,
+    TowerSummary,
+    load_vectors,
+    read_summary,
+)
 from stages.contracts.errors import EmptyDatasetError
-from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.files import sha256_file
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.features.config import FeatureConfig
@@ -39,9 +48,10 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
         ConfigError: if CUDA is wanted and Faiss sees no GPU.
         DataError: if no index reaches ``wanted_recall`` within the memory; nothing is published then.
         EmptyDatasetError: if no item may be recommended.
+        ReleaseError: if the tower's files are not readable by this version.
     """
-    summary = read_json(inputs["candidate"] / TOWER_JSON)
-    vectors_MD = load_vectors(inputs["candidate"], summary)
+    summary = read_summary(inputs["candidate"] / TOWER_JSON, TowerSummary)
+    vectors_MD = load_vectors(inputs["candidate"] / VECTORS_FILE, summary)
     snapshot = Snapshot(inputs["snapshot"])
     ids_N = snapshot.items().recommendable()
     if len(ids_N) == 0:
@@ -55,8 +65,8 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
         "n_items": len(vectors_MD),
         "n_indexed": len(ids_N),
         "dim": vectors_MD.shape[1],
-        "tower_version": summary["tower_version"],
-        "item_vectors_sha256": summary["item_vectors_sha256"],
+        "tower_version": summary.tower_version,
+        "item_vectors_sha256": summary.item_vectors_sha256,
         "index_sha256": sha256_file(directory / INDEX_FILE),
         "recall_k": min(config.recall_k, len(ids_N)),
         "n_queries": len(queries_BD),
@@ -65,7 +75,7 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
         "wanted_recall": config.wanted_recall,
         "tried": [asdict(trial) for trial in chosen.tried],
     }
-    write_json(directory / INDEX_JSON, described)
+    IndexSummary.model_validate(described).write(directory / INDEX_JSON)
     names = (
         "n_items",
         "n_indexed",
@@ -84,13 +94,13 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
 
 
 def measuring_queries(
-    snapshot: Snapshot, candidate_dir: Path, summary: dict[str, Any], vectors_ND: np.ndarray, config: IndexConfig
+    snapshot: Snapshot, candidate_dir: Path, summary: TowerSummary, vectors_ND: np.ndarray, config: IndexConfig
 ) -> np.ndarray:
     """Return float32 ``[B, D]`` vectors of users' histories, as serving will ask.
 
     Where the candidate part holds no history at all, item vectors stand in for queries.
     """
-    features = FeatureConfig.model_validate(summary["config"]["features"])
+    features = FeatureConfig.model_validate(summary.config.features)
     rng = np.random.default_rng(config.seed)
     try:
         inputs = latest_inputs(snapshot, features, len(vectors_ND), config.n_queries, rng)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.candidate.artifacts import TOWER_JSON
 from stages.candidate.generators.files import (
     SOURCES_DIRECTORY,
     SOURCES_JSON,
@@ -18,9 +17,10 @@ from stages.candidate.generators.files import (
     write_summary,
 )
 from stages.candidate.generators.table import TOWER, generator_class
+from stages.contracts.artifacts import TOWER_JSON, TowerSummary
+from stages.contracts.artifacts import read_summary as read_any
 from stages.contracts.config import Config
 from stages.contracts.errors import ReleaseError
-from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 
@@ -62,7 +62,7 @@ def refresh_sources(config: RefreshSourcesConfig, inputs: Mapping[str, Path], di
             files |= write_arrays(target, kind, found)
     changes = {
         "n_items": len(items),
-        "tower_version": read_json(inputs["candidate"] / TOWER_JSON)["tower_version"],
+        "tower_version": read_any(inputs["candidate"] / TOWER_JSON, TowerSummary).tower_version,
         "data_fingerprint": snapshot.meta.fingerprint,
         "files": files,
     }

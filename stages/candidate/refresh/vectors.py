@@ -5,19 +5,28 @@ Shapes: D dimensions, K content dimensions, N items of the release, M items of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from stages.candidate.artifacts import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE, load_vectors
 from stages.candidate.export.user_tower_tables import content_of, extended
 from stages.candidate.onnx_towers import PortableItemTower
+from stages.contracts.artifacts import (
+    ITEM_TOWER_FILE,
+    TOWER_FILE,
+    TOWER_JSON,
+    VECTORS_FILE,
+    TrainedTower,
+    load_vectors,
+    made_by,
+    read_summary,
+)
 from stages.contracts.config import Config
-from stages.contracts.errors import DataError, ReleaseError
-from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.errors import DataError
+from stages.contracts.files import sha256_file
+from stages.contracts.release_check import check_steps
 from stages.contracts.snapshot import ItemTable, Snapshot
 from stages.contracts.steps import Outcome
 
@@ -47,43 +56,40 @@ def refresh_vectors(config: RefreshVectorsConfig, inputs: Mapping[str, Path], di
         DataError: if the snapshot does not extend the release, or is too large for one ONNX file.
     """
     champion, snapshot = inputs["champion"], Snapshot(inputs["snapshot"])
-    summary = _summary(champion)
-    items, n_old = snapshot.items(), summary["n_items"]
-    _check_extends(snapshot, items, Snapshot(champion), summary["inputs"])
+    summary = _released_tower(champion)
+    items, n_old = snapshot.items(), summary.n_items
+    _check_extends(snapshot, items, Snapshot(champion), summary.inputs)
     at_ms = snapshot.meta.borders.as_of_ms
     vectors_MD, content_MK = PortableItemTower(champion / ITEM_TOWER_FILE).embed(items, at_ms)
-    changed = _settle(vectors_MD, load_vectors(champion, summary))
+    changed = _settle(vectors_MD, load_vectors(champion / VECTORS_FILE, summary))
     np.save(directory / VECTORS_FILE, vectors_MD)
     model = onnx.load_model(str(champion / TOWER_FILE))
     _settle(content_MK, content_of(model, n_old))
     onnx.save_model(extended(model, n_old, content_MK), str(directory / TOWER_FILE))
     (directory / ITEM_TOWER_FILE).write_bytes((champion / ITEM_TOWER_FILE).read_bytes())
-    refreshed = {
-        "tower_version": sha256_file(directory / TOWER_FILE),
-        "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
-        "vectors_as_of_ms": at_ms,
-        "n_items": len(items),
-        "n_cold_items": summary["n_cold_items"] + len(items) - n_old,
-        "refreshed_from": summary["tower_version"],
-        "trained_version": summary.get("trained_version", summary["tower_version"]),
-    }
-    write_json(directory / TOWER_JSON, {**summary, **refreshed})
+    refreshed = summary.model_copy(
+        update={
+            "tower_version": sha256_file(directory / TOWER_FILE),
+            "item_vectors_sha256": sha256_file(directory / VECTORS_FILE),
+            "vectors_as_of_ms": at_ms,
+            "n_items": len(items),
+            "n_cold_items": summary.n_cold_items + len(items) - n_old,
+            "refreshed_from": summary.tower_version,
+            "trained_version": summary.trained,
+        }
+    )
+    refreshed.write(directory / TOWER_JSON)
     metrics = {"items": len(items), "new_items": len(items) - n_old, "changed_items": changed}
-    return {name: float(value) for name, value in metrics.items()}, {"tower_version": refreshed["tower_version"]}
+    return {name: float(value) for name, value in metrics.items()}, {"tower_version": refreshed.tower_version}
 
 
-def _summary(champion: Path) -> dict[str, Any]:
-    """Return the release's ``tower.json``, having checked the item tower against it."""
-    summary: dict[str, Any] = read_json(champion / TOWER_JSON)
-    path = champion / ITEM_TOWER_FILE
-    if not path.is_file() or "item_tower_sha256" not in summary:
-        raise ReleaseError(f"{champion}: no {ITEM_TOWER_FILE}; this release is older than the refresh, train a new one")
-    if (found := sha256_file(path)) != summary["item_tower_sha256"]:
-        raise ReleaseError(f"{path}: sha256 {found[:12]}…, {TOWER_JSON} says {summary['item_tower_sha256'][:12]}…")
-    return summary
+def _released_tower(champion: Path) -> TrainedTower:
+    """Return the release's ``tower.json``, having checked that towers and vectors are those that it describes."""
+    check_steps(made_by("candidate", served_only=False), {"candidate": champion})
+    return read_summary(champion / TOWER_JSON, TrainedTower)
 
 
-def _check_extends(snapshot: Snapshot, items: ItemTable, released: Snapshot, reads: list[str]) -> None:
+def _check_extends(snapshot: Snapshot, items: ItemTable, released: Snapshot, reads: Sequence[str]) -> None:
     """Refuse a snapshot whose rows and codes mean something else than the tower's, naming all that differs."""
     old, new, old_ids = released.meta, snapshot.meta, released.items().item_id
     faults = []

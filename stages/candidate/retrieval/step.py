@@ -21,7 +21,8 @@ from stages.candidate.generators.files import SOURCES_DIRECTORY
 from stages.candidate.generators.table import TOWER
 from stages.candidate.retrieval.retriever import Block, Retriever, check_features, empty_state
 from stages.candidate.scorer import CandidateScorer
-from stages.contracts.errors import ReleaseError
+from stages.contracts.artifacts import made_by
+from stages.contracts.release_check import Claim, check_steps
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE
 from stages.contracts.steps import Outcome
@@ -48,9 +49,8 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
         ReleaseError: if tower, vectors, index and generators do not belong together.
     """
     snapshot = Snapshot(inputs["snapshot"])
-    scorer = CandidateScorer.load(inputs["candidate"], inputs["index"])
+    scorer, blend = _load(config, inputs, snapshot)
     check_features(config.features, scorer)
-    blend = _load_blend(config, inputs, snapshot, scorer)
     requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
     retriever = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
@@ -75,27 +75,23 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     return measured.metrics(requests), {"tower_version": scorer.tower_version}
 
 
-def _load_blend(
-    config: RetrieveConfig, inputs: Mapping[str, Path], snapshot: Snapshot, scorer: CandidateScorer
-) -> Blend | None:
-    """Load the generators beside the index, None without any.
+def _load(
+    config: RetrieveConfig, inputs: Mapping[str, Path], snapshot: Snapshot
+) -> tuple[CandidateScorer, Blend | None]:
+    """Load the two-tower index and, where there are any, the generators beside it.
 
     Raises:
-        ReleaseError: if they were made for another tower, snapshot or ``candidate_k``; the message names it.
+        ReleaseError: naming what does not belong together, and what to do.
     """
-    blend = Blend.load(inputs["sources"] / SOURCES_DIRECTORY, scorer.n_items) if "sources" in inputs else None
-    if blend is None:
-        return None
-    summary = blend.summary
-    pairs = {
-        "tower_version": (summary.tower_version, scorer.tower_version),
-        "data_fingerprint": (summary.data_fingerprint, snapshot.meta.fingerprint),
-        "candidate_k": (summary.candidate_k, config.candidate_k),
-    }
-    wrong = [f"{what} = {found!r}, expected {wanted!r}" for what, (found, wanted) in pairs.items() if found != wanted]
-    if wrong:
-        raise ReleaseError(f"{inputs['sources'] / SOURCES_DIRECTORY}: made for something else: " + "; ".join(wrong))
-    return blend
+    given = [
+        Claim("candidate_k", "the configuration", config.candidate_k),
+        Claim("data_fingerprint", "snapshot.json", snapshot.meta.fingerprint),
+    ]
+    checked = check_steps(made_by("candidate", "index", "sources"), inputs, given)
+    scorer = CandidateScorer.of(checked)
+    if "sources" not in inputs:
+        return scorer, None
+    return scorer, Blend.load(inputs["sources"] / SOURCES_DIRECTORY, scorer.n_items, checked.files.hashes)
 
 
 @contextmanager

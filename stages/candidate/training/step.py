@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.candidate.artifacts import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data.examples import training_examples
 from stages.candidate.data.item_features import Catalogue
@@ -27,6 +26,7 @@ from stages.candidate.training.warm_start import (
     kept_checkpoints,
     warm_state,
 )
+from stages.contracts.artifacts import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 from stages.contracts.errors import (
     ConfigError,
     DataError,
@@ -90,25 +90,25 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
         trained = read_json(work / "metrics.json")
         shutil.move(work / STATE, directory / STATE)
     write_json(directory / STATE / STATE_JSON, describe(config, snapshot).model_dump(mode="json"))
-    vectors_ND = load_vectors(directory, summary)
-    deviation = item_tower_deviation(directory, snapshot.items(), vectors_ND, catalogue.end_ms)
+    vectors_ND = load_vectors(directory / VECTORS_FILE, summary)
+    deviation = item_tower_deviation(directory / ITEM_TOWER_FILE, snapshot.items(), vectors_ND, catalogue.end_ms)
     if not deviation <= PARITY:
         raise DataError(f"{ITEM_TOWER_FILE}: differs by {deviation:.2g} from {VECTORS_FILE}, allowed is {PARITY:g}")
-    losses = summary["losses"]
+    losses = list(summary.losses)
     metrics = {
         "examples": float(catalogue.frequency.sum()),
         "items": float(len(catalogue)),
-        "cold_items": float(summary["n_cold_items"]),
+        "cold_items": float(summary.n_cold_items),
         "steps": float(trained["steps"] * len(losses)),
         "loss_first": losses[0],
         "loss_last": losses[-1],
-        "export_deviation": summary["export_deviation"],
+        "export_deviation": summary.export_deviation,
         "item_tower_deviation": deviation,
         "examples_per_s": round(trained["examples_per_s"], 1),
         "input_wait_share": round(trained["input_wait_share"], 4),
         "resumed_at_step": float(trained["first_step"]),
     }
-    return metrics, {"tower_version": summary["tower_version"], "device": summary["device"], "losses": losses}
+    return metrics, {"tower_version": summary.tower_version, "device": summary.device, "losses": losses}
 
 
 def prepare(

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from stages import __version__
-from stages.candidate.artifacts import TOWER_JSON
 from stages.candidate.config import GIVES_SHAPE, NO_PART_OF_THE_RESULT, CandidateConfig, TrainCandidateConfig
+from stages.contracts.artifacts import TOWER_JSON
 from stages.contracts.code import code_digest
 from stages.contracts.config import Config, parse_config, under_new_names
 from stages.contracts.errors import ConfigError, DataError, TransientError

@@ -1,0 +1,103 @@
+"""The ranking stages of the funnel, in their order: a further one is a row here and a scorer.
+
+A row says which files a stage has, what of the earlier stages it reads, and which class scores at serving time. The
+evaluation, ``assemble``, the registry and the server go through the rows and know no stage by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from stages.contracts.artifacts import ARTIFACTS, Artifact, HeavySummary, LightSummary, RankerSummary
+
+
+@dataclass(frozen=True)
+class RankingStage:
+    """One ranking stage.
+
+    Attributes:
+        name: in recipes, the ledger, answers, and of the input of ``assemble`` that holds its files.
+        model_file: what its scorer scores with.
+        summary_file: describes the model.
+        summary: how that is read.
+        module, scorer: where its scorer is and what it is called, a ``stages.contracts.ranking.StageScorer``. The
+            module's name stands alone: digests of code follow such names (``stages.contracts.code``).
+        reads: earlier stages whose scores it reads; they run for it even where they are bypassed.
+        cut: key of ``FunnelSpec`` that says how many items it passes on; None passes all on.
+    """
+
+    name: str
+    model_file: str
+    summary_file: str
+    summary: type[RankerSummary]
+    module: str
+    scorer: str
+    reads: tuple[str, ...] = ()
+    cut: str | None = None
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Its rows in the table of artifacts."""
+        again = self.summary.AGAIN
+        return (
+            Artifact(self.model_file, self.name, again=again),
+            Artifact(self.summary_file, self.name, self.summary, again=again),
+        )
+
+
+RANKING_STAGES: dict[str, RankingStage] = {
+    stage.name: stage
+    for stage in (
+        RankingStage(
+            name="light",
+            model_file="light_ranker.txt",
+            summary_file="light_ranker.json",
+            summary=LightSummary,
+            module="stages.light_ranker.scorer",
+            scorer="LightScorer",
+            cut="light_k",
+        ),
+        RankingStage(
+            name="heavy",
+            model_file="heavy_ranker.onnx",
+            summary_file="heavy_ranker.json",
+            summary=HeavySummary,
+            module="stages.heavy_ranker.scorer",
+            scorer="HeavyScorer",
+            reads=("light",),
+        ),
+    )
+}
+"""The rows by name, in the order in which the stages run."""
+
+
+def unknown_stages(names: Iterable[str]) -> list[str]:
+    """Return the names that are no ranking stage's."""
+    return [name for name in names if name not in RANKING_STAGES]
+
+
+def stages_before(name: str) -> tuple[str, ...]:
+    """Return the names of the stages that run before one, the nearest first."""
+    names = list(RANKING_STAGES)
+    return tuple(reversed(names[: names.index(name)]))
+
+
+def needed_stages(names: Iterable[str]) -> tuple[RankingStage, ...]:
+    """Return the stages of ``names`` and those whose scores they read, in the order in which they run."""
+    wanted, waiting = set[str](), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += RANKING_STAGES[name].reads
+    return tuple(stage for name, stage in RANKING_STAGES.items() if name in wanted)
+
+
+def release_artifacts(names: Iterable[str]) -> tuple[Artifact, ...]:
+    """Return the whole table of a release that uses these ranking stages.
+
+    Args:
+        names: the stages in use.
+    """
+    return (*ARTIFACTS, *(artifact for stage in needed_stages(names) for artifact in stage.artifacts))
