@@ -121,13 +121,10 @@ def test_training_publishes_it_with_its_hash(planted, trained):
     summary, items = read_json(trained / "tower.json"), Snapshot(planted).items()
     assert summary["item_tower_sha256"] == sha256_file(trained / "item_tower.onnx")
     vectors = np.load(trained / "item_vectors.npy")
-    assert item_tower_deviation(trained / "item_tower.onnx", items, vectors, summary["vectors_as_of_ms"]) < 1e-5
-    assert item_tower_deviation(trained / "item_tower.onnx", items, 3 * vectors, 0) == pytest.approx(2 / 3, abs=1e-4), (
-        "relative"
-    )
-    assert item_tower_deviation(trained / "item_tower.onnx", items, np.zeros_like(vectors), 0) == pytest.approx(
-        np.abs(vectors).max()
-    )
+    path, zeros = trained / "item_tower.onnx", np.zeros_like(vectors)
+    assert item_tower_deviation(path, items, vectors, summary["vectors_as_of_ms"]) < 1e-5
+    assert item_tower_deviation(path, items, 3 * vectors, 0) == pytest.approx(2 / 3, abs=1e-4), "relative"
+    assert item_tower_deviation(path, items, zeros, 0) == pytest.approx(np.abs(vectors).max())
 
 
 def test_training_does_not_publish_one_that_differs(planted, trained, tmp_path, monkeypatch):

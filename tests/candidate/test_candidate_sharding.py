@@ -138,7 +138,7 @@ def test_two_ranks_reach_what_one_reaches(results, kind):
 def test_batches_are_drawn_while_gradients_travel(results, kind):
     """Once a step on each rank, where there are gradients of rows that travel."""
     summary, _, _, place = results[kind, 2]
-    steps = read_json(place / "metrics.json")["steps"] * len(summary["losses"])
+    steps = read_json(place / "metrics.json")["steps"] * len(summary.losses)
     wanted = 0 if kind[0] == "data_parallel" else steps
     assert [read_json(place / f"seen-{rank}.json")["draws_of_backward"] for rank in range(2)] == [wanted] * 2
 

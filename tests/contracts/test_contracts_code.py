@@ -223,21 +223,31 @@ def test_a_body_is_known_by_its_file(tmp_path: Path) -> None:
         run_step("own", "1", scope["body"], _Nothing(), {}, tmp_path)  # type: ignore[arg-type]
 
 
+TOWER_JSON = {
+    "tower_version": "t",
+    "item_vectors_sha256": "v",
+    "n_items": 1,
+    "dim": 1,
+    "config": {"features": {}},
+}
+
+
 @pytest.mark.parametrize(
     ("schema", "tower", "words"),
     [
         ({"code": "0" * 64}, {}, r"features were computed by other code \(000000000000…\).*train again"),
         ({"code": None}, {}, "features were computed by a version that did not note its code"),
         ({}, {"code": "1" * 64}, r"tower's inputs were computed by other code \(111111111111…\)"),
-        (["names"], {}, r"feature_schema\.json is not readable"),
+        (["names"], {}, r"feature_schema\.json is not a JSON object"),
     ],
 )
 def test_a_release_of_other_code_is_refused(tmp_path: Path, schema: object, tower: dict[str, str], words: str) -> None:
-    for name, own, changes in (("feature_schema", shared_code(), schema), ("tower", tower_code(), tower)):
-        described = {"code": own, **changes} if isinstance(changes, dict) else changes
+    own = {"feature_schema": {"hash": "h", "code": shared_code()}, "tower": {**TOWER_JSON, "code": tower_code()}}
+    for name, changes in (("feature_schema", schema), ("tower", tower)):
+        described = {**own[name], **changes} if isinstance(changes, dict) else changes
         write_json(tmp_path / f"{name}.json", described)
     with pytest.raises(ReleaseError, match=words):
         check_code(tmp_path)
-    write_json(tmp_path / "feature_schema.json", {"code": shared_code()})
-    write_json(tmp_path / "tower.json", {"code": tower_code()})
+    for name, described in own.items():
+        write_json(tmp_path / f"{name}.json", described)
     check_code(tmp_path)

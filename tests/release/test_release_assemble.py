@@ -229,7 +229,7 @@ def test_the_sources_are_parts_of_the_release(blended, inputs, tmp_path):
         ({"tower_version": "other"}, r"tower_version is .* 'other' in sources/sources.json"),
         ({"n_items": 6}, r"n_items is .* 6 in sources/sources.json"),
         ({"data_fingerprint": "0"}, r"data_fingerprint is 'f+…' in snapshot.json, '0' in sources/sources.json"),
-        ({"names": ["tower"]}, r"sources is \['tower', 'ease'\] in feature_schema.json, \[\] in sources/sources.json"),
+        ({"names": ["tower"]}, r"sources is \[\] in sources/sources.json, \['tower', 'ease'\] in feature_schema.json"),
         (
             {"files": {"ease_items.npy": "0"}},
             r"sha256 of sources/ease_items.npy is '0' in sources/sources.json, '\w+…' in sources/ease_items",
