@@ -1,6 +1,7 @@
 """The step on a hand-made snapshot: items 0 and 1 are popular, each user wants item 2 + user % 6."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import write_json
 from stages.contracts.ledger import JudgedRequests, request_key
+from stages.contracts.ranking_stages import RANKING_STAGES
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, EventTable, RankedTable, RequestTable
 from stages.evaluation.evaluate import EvaluationConfig, evaluate, history_slices
 from stages.evaluation.report import render_ledger, write_html
@@ -341,3 +343,30 @@ def test_the_served_rows_results_are_kept_by_request_without_user_ids(inputs, le
     evaluate(CONFIG, inputs, tmp_path / "other")
     other = JudgedRequests.read(tmp_path / "other" / "held_out.parquet")
     assert len(set(other.key.tolist()) & known) == N_USERS - 1  # all but the one whose item differs
+
+
+@pytest.fixture
+def third(monkeypatch):
+    """A row of the table that only these tests know: it reads what the heavy ranker says."""
+    row = replace(RANKING_STAGES["heavy"], name="third", summary_file="third.json", reads=("heavy",))
+    monkeypatch.setitem(RANKING_STAGES, "third", row)
+
+
+@pytest.mark.parametrize(
+    ("stages", "against", "served"),
+    [
+        (("light", "heavy", "third"), "heavy", "light"),
+        (("light", "third"), "light", "light"),
+        (("third",), "candidates", "third"),
+    ],
+)
+def test_a_third_stage_is_a_row_like_any_other(inputs, tmp_path, third, stages, against, served):
+    inputs["third"] = write_ranking(tmp_path / "third", "ranked.parquet", first_place)
+    inputs["retrieve"] = write_ranking(tmp_path / "missed", "candidates.parquet", lambda user: [0, 1], CandidateTable)
+    (tmp_path / "out").mkdir()
+    _, info = evaluate(CONFIG.model_copy(update={"stages": stages}), inputs, tmp_path / "out")
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert [row["name"] for row in ledger["rows"]][-3:] == ["light", "heavy", "third"]
+    assert (row_of(ledger, "third")["against"], info["served"]) == (against, served)
+    if stages == ("light", "heavy", "third"):
+        assert ledger["served"]["bypassed"]["third"] == "reads the scores of the heavy ranker, which is bypassed"

@@ -10,6 +10,7 @@ from stages.contracts.files import sha256_file, write_json
 from stages.contracts.manifest import FunnelSpec, read_manifest, verify_release
 from stages.contracts.snapshot import Snapshot
 from stages.release.assemble import AssembleConfig, assemble, popular_list
+from tests.counted_hashes import count_hashes, times_hashed
 
 CONFIG = AssembleConfig(resolved={"seed": 1, "paths": None}, fallback_k=3)
 
@@ -54,6 +55,14 @@ def test_a_release_holds_every_part_and_verifies(inputs, tmp_path):
     assert manifest.feature_schema_hash == "schema-1"
     assert manifest.data_fingerprint == "f" * 64
     assert json.loads((release / "config.json").read_text()) == {"seed": 1, "paths": None}
+
+
+def test_each_file_is_hashed_once(blended, tmp_path, monkeypatch):
+    counted = count_hashes(monkeypatch)
+    _, release = assemble_into(tmp_path / "out", blended)
+    parts = read_manifest(release).parts
+    assert "sources/ease_items.npy" in parts
+    assert times_hashed(counted, parts) == dict.fromkeys(parts, 1)
 
 
 def test_the_objective_is_written_out(inputs, tmp_path):

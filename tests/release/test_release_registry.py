@@ -9,6 +9,7 @@ from stages.release.config import RegistryConfig
 from stages.release.gate import GateConfig
 from stages.release.mlflow_client import flatten, legal_name, local_path
 from stages.release.registry import ReleaseRegistry
+from tests.counted_hashes import count_hashes, times_hashed
 
 _NUMBERS = count()
 
@@ -192,3 +193,16 @@ def test_names_and_parameters_fit_mlflow():
     assert legal_name("a[0]=%") == "a_0___"
     assert flatten({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": "[1, 2]", "a.c": "{}", "d": "None"}
     assert len(flatten({"long": "x" * 9000})["long"]) == 6000
+
+
+def test_a_pulled_release_was_hashed_once_and_hands_its_hashes_on(registry, releases, tmp_path, monkeypatch):
+    registry.register(releases[0])
+    parts = read_manifest(releases[0]).parts
+    for _ in ("downloaded", "found in the cache"):
+        with monkeypatch.context() as patch:
+            counted = count_hashes(patch)
+            pulled = registry.pull_verified("challenger", tmp_path / "cache")
+        assert times_hashed(counted, parts) == dict.fromkeys(parts, 1)
+        assert {name: pulled.files.hashes[name] for name in parts} == parts
+        assert pulled.directory == tmp_path / "cache" / id_of(releases[0])
+        assert pulled.files.changed() == [], "what was looked at is what lies there"
