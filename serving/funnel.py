@@ -29,7 +29,6 @@ from stages.contracts.ranking import RankingInputs
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
 from stages.contracts.sources import source_code
 from stages.contracts.tables import SERVING, ScoredItems
-from stages.contracts.top_k import top_k
 from stages.contracts.value_rules import apply_value_rules
 from stages.features.history import Moment, TowerInputs, tower_inputs
 from stages.features.ranking import ranking_features

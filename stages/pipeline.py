@@ -216,7 +216,8 @@ _SNAPSHOT = {"snapshot": "dataset"}
 _TOWER = {**_SNAPSHOT, "candidate": "train_candidate"}
 _INDEX = {**_TOWER, "index": "build_index"}
 _EXAMPLES = {**_SNAPSHOT, "examples": "build_examples"}
-_RANKERS = {"light": "train_light", "heavy": "train_heavy"}
+RANKERS = {"light": "train_light", "heavy": "train_heavy"}
+"""The step that trains each row of ``stages.contracts.ranking_stages``."""
 
 JOB = Job(
     "main",
@@ -281,13 +282,13 @@ JOB = Job(
         Step(
             "evaluate",
             "stages.evaluation.evaluate:evaluate",
-            {**_SNAPSHOT, "baselines": "rank_baselines", "retrieve": "retrieve", **_RANKERS},
+            {**_SNAPSHOT, "baselines": "rank_baselines", "retrieve": "retrieve", **RANKERS},
             configure=evaluation_config,
         ),
         Step(
             "assemble",
             "stages.release.assemble:assemble",
-            {**_INDEX, **_EXAMPLES, "sources": "train_sources", **_RANKERS, "evaluate": "evaluate"},
+            {**_INDEX, **_EXAMPLES, "sources": "train_sources", **RANKERS, "evaluate": "evaluate"},
             configure=assemble_config,
         ),
         Step(

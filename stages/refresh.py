@@ -179,8 +179,7 @@ JOB = Job(
                 "examples": "refresh_state",
                 "sources": "refresh_sources",
                 # The rankers and the ledger are the champion's; ``assemble`` takes those that it serves.
-                "light": "champion",
-                "heavy": "champion",
+                **dict.fromkeys(pipeline.RANKERS, "champion"),
                 "evaluate": "champion",
             },
             configure=released(assemble_config),

@@ -15,6 +15,7 @@ import numpy as np
 
 from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.tables import CandidateTable, RankedTable, ScoredItems
+from stages.contracts.top_k import top_k
 
 BASELINES_FILE = "baselines.json"
 """Of the step ``rank_baselines``: ``rows``, names of its rankings, each in ``<name>.parquet`` (RankedTable),
@@ -115,8 +116,11 @@ class RankingInputs:
 
         Returns:
             int64 ``[m]``, the positions in ``rows`` by score, best first, ties in the order of retrieval.
+
+        Raises:
+            DataError: if a score is NaN.
         """
-        order: np.ndarray = np.lexsort((rows, -scores))
+        order = top_k(scores, len(scores), rows)
         self.scores[stage] = np.full(len(self.ids), np.nan, dtype=np.float32)
         self.scores[stage][rows] = scores
         self.ranks[stage] = np.full(len(self.ids), -1, dtype=np.int32)

@@ -110,5 +110,3 @@ def check_objective(objective: Mapping[str, float], tasks: tuple[str, ...]) -> N
             raise ReleaseError(f"objective.{task} = {weight}, a finite weight is needed")
     if not any(objective.values()):
         raise ReleaseError(f"objective = {dict(objective)}: at least one of {', '.join(tasks)} needs a weight")
-
-

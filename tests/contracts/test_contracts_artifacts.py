@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages import pipeline
 from stages.contracts.artifacts import (
     AGAIN,
     IndexSummary,
@@ -135,7 +136,7 @@ def test_every_ranking_stage_is_covered_by_digests_import_rules_and_the_funnels_
         assert stage.module in scorers, "a server loads neither torch nor training code with it"
         assert stage.cut is None or stage.cut in FunnelSpec.model_fields
         assert set(stage.reads) <= set(stages_before(name))
-    assert FunnelSpec().stages == tuple(RANKING_STAGES) == ("light", "heavy")
+    assert FunnelSpec().stages == tuple(RANKING_STAGES) == tuple(pipeline.RANKERS) == ("light", "heavy")
     assert [stage.name for stage in needed_stages(["heavy"])] == ["light", "heavy"]
     assert [stage.name for stage in needed_stages(["light"])] == ["light"]
     assert stages_before("heavy") == ("light",)
