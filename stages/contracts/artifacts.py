@@ -29,6 +29,8 @@ INDEX_FILE, INDEX_JSON = "index.faiss", "index.json"
 SOURCES_JSON, SCHEMA_FILE, STATE_JSON = "sources/sources.json", "feature_schema.json", "state/state.json"
 SNAPSHOT_FILE, ITEMS_FILE = "snapshot.json", "items.parquet"
 CONFIG_FILE, FALLBACK_FILE = "config.json", "fallback.json"
+LIGHT_FILE, LIGHT_JSON = "light_ranker.txt", "light_ranker.json"
+HEAVY_FILE, HEAVY_JSON = "heavy_ranker.onnx", "heavy_ranker.json"
 
 RECALL_FLOOR = 0.95
 """No index is published below this recall against exact search, whatever a recipe says."""

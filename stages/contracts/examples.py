@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.contracts.artifacts import SCHEMA_FILE
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json
 from stages.contracts.ndcg import dcg, ideal_dcg
@@ -72,7 +73,7 @@ class Examples:
         Raises:
             DataError: if a file is missing, unreadable, of another shape, or holds NaN.
         """
-        names, schema_hash = _read_schema(directory / "feature_schema.json")
+        names, schema_hash = _read_schema(directory / SCHEMA_FILE)
         return cls(
             rows=CandidateTable.read(directory / "rows.parquet"),
             features=read_array(directory / "features.npy"),

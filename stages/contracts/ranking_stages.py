@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stages.contracts.artifacts import ARTIFACTS, Artifact, HeavySummary, LightSummary, RankerSummary
+from stages.contracts.artifacts import (
+    ARTIFACTS,
+    HEAVY_FILE,
+    HEAVY_JSON,
+    LIGHT_FILE,
+    LIGHT_JSON,
+    Artifact,
+    HeavySummary,
+    LightSummary,
+    RankerSummary,
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,8 @@ RANKING_STAGES: dict[str, RankingStage] = {
     for stage in (
         RankingStage(
             name="light",
-            model_file="light_ranker.txt",
-            summary_file="light_ranker.json",
+            model_file=LIGHT_FILE,
+            summary_file=LIGHT_JSON,
             summary=LightSummary,
             module="stages.light_ranker.scorer",
             scorer="LightScorer",
@@ -60,8 +70,8 @@ RANKING_STAGES: dict[str, RankingStage] = {
         ),
         RankingStage(
             name="heavy",
-            model_file="heavy_ranker.onnx",
-            summary_file="heavy_ranker.json",
+            model_file=HEAVY_FILE,
+            summary_file=HEAVY_JSON,
             summary=HeavySummary,
             module="stages.heavy_ranker.scorer",
             scorer="HeavyScorer",

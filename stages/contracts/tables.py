@@ -244,22 +244,3 @@ class ScoredItems:
         """Sort by score, best first; ties keep the order of ``ids`` (stable); keep the first ``k``."""
         order = top_k(scores, len(scores) if k is None else k)
         return cls(ids=ids[order].astype(np.int64), scores=scores[order].astype(np.float32))
-
-
-@dataclass(frozen=True)
-class ItemVectors:
-    """Item embeddings of one tower.
-
-    Attributes:
-        vectors: float32 ``[N, D]``, row i belongs to item index i.
-        tower_version: hex sha256 of the user tower that these vectors belong to.
-    """
-
-    vectors: np.ndarray
-    tower_version: str
-
-    def __post_init__(self) -> None:
-        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
-            raise DataError(f"ItemVectors must be float32 [N, D], found {self.vectors.dtype} {self.vectors.shape}")
-        if not np.isfinite(self.vectors).all():
-            raise DataError("ItemVectors: NaN or infinite values")

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from onnxruntime import InferenceSession
 
-from stages.contracts.artifacts import HeavySummary, read_summary
+from stages.contracts.artifacts import HEAVY_FILE, HEAVY_JSON, HeavySummary, read_summary
 from stages.contracts.errors import ReleaseError
 from stages.contracts.onnx_session import open_onnx
 from stages.contracts.ranking import RankingInputs
 from stages.features.ranking import heavy_features
 
-MODEL_FILE = "heavy_ranker.onnx"
-META_FILE = "heavy_ranker.json"
+MODEL_FILE, META_FILE = HEAVY_FILE, HEAVY_JSON
 INPUT_NAME, OUTPUT_NAME = "features", "probabilities"
 LIGHT = "light"
 """The stage whose scores this one reads."""

@@ -8,12 +8,11 @@ from pathlib import Path
 import lightgbm as lgb
 import numpy as np
 
-from stages.contracts.artifacts import LightSummary, read_summary
+from stages.contracts.artifacts import LIGHT_FILE, LIGHT_JSON, LightSummary, read_summary
 from stages.contracts.errors import ReleaseError
 from stages.contracts.ranking import RankingInputs
 
-MODEL_FILE = "light_ranker.txt"
-META_FILE = "light_ranker.json"
+MODEL_FILE, META_FILE = LIGHT_FILE, LIGHT_JSON
 
 
 class LightScorer:

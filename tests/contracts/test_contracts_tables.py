@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER, rank_rows
-from stages.contracts.tables import CandidateTable, ItemVectors, RequestTable, ScoredItems, row_groups
+from stages.contracts.tables import CandidateTable, RequestTable, ScoredItems, row_groups
 
 
 def _candidates(request: list[int], item: list[int], score: list[float], source: int = SOURCE_TOWER) -> CandidateTable:
@@ -98,10 +98,3 @@ def test_rank_rows_drops_minus_infinity_before_counting_ranks() -> None:
     ranked = rank_rows(rows, np.array([-np.inf, 1.0, 2.0], dtype=np.float32))
     assert ranked.item_index.tolist() == [3, 2]
     assert ranked.rank.tolist() == [0, 1]
-
-
-def test_item_vectors_must_be_finite_float32() -> None:
-    with pytest.raises(DataError, match="float64"):
-        ItemVectors(np.zeros((2, 2)), "v")
-    with pytest.raises(DataError, match="NaN"):
-        ItemVectors(np.full((2, 2), np.nan, dtype=np.float32), "v")
