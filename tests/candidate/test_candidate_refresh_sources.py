@@ -15,6 +15,7 @@ from stages.contracts.snapshot import Snapshot
 from tests.candidate.test_candidate_refresh import grow
 
 RELEASED, NEW = 60, 4
+TOWER = {"item_vectors_sha256": "v", "n_items": 64, "dim": 2, "config": {"features": {}}}
 RING = {
     "offsets": np.arange(RELEASED + 1),
     "items": (np.arange(RELEASED) + 1) % RELEASED,
@@ -28,7 +29,7 @@ def inputs(planted, tmp_path):
     grown, champion = grow(planted, tmp_path / "grown"), grow(planted, tmp_path / "champion")
     (champion / "items.parquet").write_bytes((planted / "items.parquet").read_bytes())
     (tmp_path / "candidate").mkdir()
-    write_json(tmp_path / "candidate" / "tower.json", {"tower_version": "refreshed"})
+    write_json(tmp_path / "candidate" / "tower.json", {"tower_version": "refreshed", **TOWER})
     return {"champion": champion, "snapshot": grown, "candidate": tmp_path / "candidate"}
 
 

@@ -17,8 +17,7 @@ from stages.candidate.generators.files import (
     write_summary,
 )
 from stages.candidate.generators.table import TOWER, generator_class
-from stages.contracts.artifacts import TOWER_JSON, TowerSummary
-from stages.contracts.artifacts import read_summary as read_any
+from stages.contracts import artifacts
 from stages.contracts.config import Config
 from stages.contracts.errors import ReleaseError
 from stages.contracts.snapshot import Snapshot
@@ -52,6 +51,7 @@ def refresh_sources(config: RefreshSourcesConfig, inputs: Mapping[str, Path], di
             f"{released}: of {n_released} items, the snapshot has {len(items)}; it must extend the release"
         )
     summary = read_summary(released, n_released)
+    tower = artifacts.read_summary(inputs["candidate"] / artifacts.TOWER_JSON, artifacts.TowerSummary)
     target = directory / SOURCES_DIRECTORY
     target.mkdir()
     files: dict[str, str] = {}
@@ -62,7 +62,7 @@ def refresh_sources(config: RefreshSourcesConfig, inputs: Mapping[str, Path], di
             files |= write_arrays(target, kind, found)
     changes = {
         "n_items": len(items),
-        "tower_version": read_any(inputs["candidate"] / TOWER_JSON, TowerSummary).tower_version,
+        "tower_version": tower.tower_version,
         "data_fingerprint": snapshot.meta.fingerprint,
         "files": files,
     }
