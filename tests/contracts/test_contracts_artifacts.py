@@ -127,6 +127,13 @@ def test_every_row_says_what_to_do_and_who_says_its_hash() -> None:
     assert {row.step for row in rows.values()} == {*AGAIN, *RANKING_STAGES}
 
 
+def test_the_documentation_has_every_row() -> None:
+    text = (ROOT / "docs" / "contracts.md").read_text(encoding="utf-8")
+    _, _, section = text.partition("## A release\n")
+    section, _, _ = section.partition("\n## ")
+    assert [row.name for row in release_artifacts(RANKING_STAGES) if f"`{row.name}`" not in section] == []
+
+
 def test_every_ranking_stage_is_covered_by_digests_import_rules_and_the_funnels_keys() -> None:
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     scorers = next(rule["source_modules"] for rule in rules if rule["id"] == "no-torch-online")
