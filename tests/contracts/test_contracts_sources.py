@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
@@ -36,6 +36,7 @@ def test_the_mask_has_a_bit_a_source():
     assert scores_of((0, -1, -1), (-1, -1, -1), (2, 0, 5)).mask().tolist() == [1 << 0, 0, 1 << 0 | 1 << 3 | 1 << 6]
 
 
+@settings(deadline=None)  # writes a file
 @given(st.lists(st.tuples(*[st.integers(-1, 5)] * 3), max_size=8))
 def test_the_file_gives_back_what_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("sources") / "source_scores.parquet"

@@ -124,7 +124,7 @@ def test_a_wrong_setting_of_it_names_the_key(job: Any, tiny: dict[str, Any], row
     wrong = {"names": ["tower", "newest", "oldest"], "newest": {"half_life_days": 0, "half_life": 3}}
     settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "sources": wrong})
     with pytest.raises(ConfigError) as caught:
-        pipeline.check_recipe(settings)
+        pipeline.checked_recipe(settings)
     words = str(caught.value)
     assert "sources.newest.half_life: unknown key, allowed are half_life_days" in words
     assert "sources.newest.half_life_days = 0: Input should be greater than 0" in words
