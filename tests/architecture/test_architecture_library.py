@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TOPICS, N_USERS, N_ITEMS, N_RATINGS = 6, 200, 150, 25
+TOPICS, N_USERS, N_ITEMS, N_RATINGS = 6, 160, 120, 25
 DAY_S = 86_400
 NO_NETWORK = """
 import sys
