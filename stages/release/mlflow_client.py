@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ _SHUT = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPO
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///(?!file:|:memory:)(?P<path>[^?]+)")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _LOCK_SECONDS = 2.0
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_CONNECT_SECONDS = 10.0
 _MAX_VALUE, _MAX_KEY = 6000, 250
 
 
@@ -60,6 +63,7 @@ def open_client(tracking_uri: str, create: bool = True) -> Any:
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
     if not create:
         _check_there(tracking_uri, file)
+    _check_listening(tracking_uri)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from mlflow import MlflowClient
@@ -101,6 +105,25 @@ def _check_there(tracking_uri: str, file: Path | None) -> None:
         raise RegistryError(f"tracking_uri = {tracking_uri!r}: {error}") from None
     if found is None:
         raise RegistryError(f"tracking_uri = {tracking_uri!r}: holds no MLflow registry, hence no champion")
+
+
+def _check_listening(tracking_uri: str) -> None:
+    """Refuse a database whose server is away at once: MLflow 3.17 would try ten times, for 100 s, and has no switch.
+
+    An address that this cannot read (several hosts, a socket's path) is left to the driver.
+    """
+    parsed = urlparse(tracking_uri)
+    usual = _PORTS.get(parsed.scheme.partition("+")[0])
+    try:
+        host, port = parsed.hostname, parsed.port or usual
+    except ValueError:  # no number in the place of the port, as with several hosts
+        return
+    if usual is None or not host:
+        return
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise TransientError(f"MLflow at {redacted(tracking_uri)} does not answer: {error}") from None
 
 
 @contextmanager
