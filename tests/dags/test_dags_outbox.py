@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.pool import NullPool
+
+from tests.builders.postgres import postgres_database
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "dags"))
 
@@ -20,29 +19,14 @@ from sluice_airflow import outbox as module
 from sluice_airflow.backoff import retry_seconds, wait_seconds
 from sluice_airflow.outbox import OUTBOX, Outbox
 
-SERVER = "postgresql+psycopg2://postgres@127.0.0.1:5432/postgres"
-
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     if request.param == "sqlite":
-        made = create_engine(f"sqlite:///{tmp_path / 'airflow.db'}", poolclass=NullPool)
-        yield made
+        yield create_engine(f"sqlite:///{tmp_path / 'airflow.db'}", poolclass=NullPool)
         return
-    name = f"sluice_outbox_{uuid.uuid4().hex[:12]}"
-    server = create_engine(
-        SERVER, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 5}
-    )
-    try:
-        with server.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-    except OperationalError as error:
-        if os.environ.get("SLUICE_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 is not reachable: {error}")
-    yield create_engine(SERVER.removesuffix("postgres") + name, poolclass=NullPool)
-    with server.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    with postgres_database("outbox") as url:
+        yield create_engine(url, poolclass=NullPool)
 
 
 @pytest.fixture

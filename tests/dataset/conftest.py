@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import psycopg2
 import pyarrow as pa
 import pytest
 
@@ -18,8 +15,8 @@ from stages.dataset.config import DatasetStepConfig
 from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.selection.conditions import EventSurvey
 from stages.warehouse.selection.policies import ActivityPolicy, ItemPolicy
+from tests.builders.postgres import postgres_database
 
-SERVER = "postgresql+psycopg2://postgres@127.0.0.1:5432"
 Event = tuple[str, str, str, float, int]
 Item = tuple[str, str, str, int | None, float | None]
 
@@ -203,20 +200,5 @@ def list_source() -> Callable[..., ListSource]:
 
 @pytest.fixture
 def postgres_warehouse() -> Iterator[Warehouse]:
-    name = f"sluice_dataset_{uuid.uuid4().hex[:8]}"
-    try:
-        connection = psycopg2.connect(host="127.0.0.1", port=5432, user="postgres", connect_timeout=3)
-    except psycopg2.OperationalError as error:
-        if os.environ.get("SLUICE_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 is not reachable: {error}")
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f'CREATE DATABASE "{name}"')
-    try:
-        with Warehouse(f"{SERVER}/{name}") as warehouse:
-            yield warehouse
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-        connection.close()
+    with postgres_database("dataset") as url, Warehouse(url) as warehouse:
+        yield warehouse

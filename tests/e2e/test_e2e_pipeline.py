@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 
 from stages import pipeline
 from stages.contracts.files import read_json
@@ -19,8 +17,7 @@ from stages.recipe import Recipe
 from stages.settings import load_settings
 from stages.simulator.config import WorldConfig
 from stages.simulator.world import World
-
-POSTGRES = "postgresql+psycopg2://postgres@127.0.0.1:5432"
+from tests.builders.postgres import postgres_database
 
 
 def test_every_step_left_a_result_and_the_release_is_whole(job) -> None:
@@ -84,21 +81,9 @@ def test_every_stage_answers_with_items_that_users_truly_prefer(job) -> None:
 
 
 @pytest.fixture
-def postgres_url() -> str:
-    """A fresh database, dropped afterwards."""
-    name = f"sluice_e2e_{uuid.uuid4().hex[:12]}"
-    admin = sa.create_engine(f"{POSTGRES}/postgres", isolation_level="AUTOCOMMIT")
-    try:
-        connection = admin.connect()
-    except sa.exc.OperationalError as error:
-        if os.environ.get("SLUICE_REQUIRE_SERVICES"):
-            raise
-        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 does not answer: {error}")
-    with connection:
-        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-        yield f"{POSTGRES}/{name}"
-        connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-    admin.dispose()
+def postgres_url() -> Iterator[str]:
+    with postgres_database("e2e") as url:
+        yield url
 
 
 def test_postgresql_gives_the_dataset_fingerprint_of_duckdb(job, postgres_url: str, tmp_path: Path) -> None:

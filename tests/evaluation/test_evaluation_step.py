@@ -13,9 +13,11 @@ from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import write_json
 from stages.contracts.ledger import JudgedRequests, request_key
 from stages.contracts.ranking_stages import RANKING_STAGES
-from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, EventTable, RankedTable, RequestTable
+from stages.contracts.snapshot import Task
+from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RankedTable
 from stages.evaluation.evaluate import EvaluationConfig, evaluate, history_slices
 from stages.evaluation.report import render_ledger, write_html
+from tests.builders.snapshots import catalogue, event_table, request_table, write_snapshot
 
 N_USERS, N_ITEMS, N_OLD = 40, 8, 30
 CONFIG = EvaluationConfig(ks=(2, 4), candidate_k=6, bootstrap_samples=200, seed=1, half_life_days=1.0)
@@ -25,60 +27,26 @@ def wanted_item(user: int) -> int:
     return 2 + user % 6
 
 
-def write_snapshot(directory, with_targets=True):
-    directory.mkdir()
-    borders = {"start_ms": 0, "candidate_end_ms": 400, "ranker_end_ms": 500, "as_of_ms": 1000}
-    meta = {
-        "signals": ["view"],
-        "categories": ["none"],
-        "tasks": [{"name": "view", "signals": ["view"], "relevance": 1.0}],
-        "borders": borders,
-        "counts": {},
-        "fingerprint": "f" * 64,
-    }
-    write_json(directory / "snapshot.json", meta)
+def write_world(directory, with_targets=True):
     rows = [(user, item, 10 * user + item) for user in range(N_OLD) for item in (0, 1)]
     rows += [(user, wanted_item(user), 700) for user in range(N_USERS)]
-    user, item, time = np.array(sorted(rows, key=lambda row: row[2]), dtype=np.int64).T
-    events = EventTable(
-        user_index=user.copy(),
-        item_index=item.copy(),
-        event_time_ms=time.copy(),
-        signal=np.zeros(len(rows), dtype=np.int16),
-        value=np.ones(len(rows), dtype=np.float32),
-        part=np.where(time < 500, 0, PART_EVALUATION).astype(np.int8),
-        active=np.ones(len(rows), dtype=np.bool_),
-    )
-    events.write(directory / "events.parquet")
+    user, item, time = np.array(sorted(rows, key=lambda row: row[2])).T
     # the first request belongs to the rankers, the last one has no target
-    users = np.array([0, *range(N_USERS), 0], dtype=np.int64)
-    RequestTable(
-        request_id=np.arange(len(users), dtype=np.int64),
-        user_index=users,
-        request_time_ms=np.array([450, *[600] * N_USERS, 900], dtype=np.int64),
-        part=np.array([PART_RANKER, *[PART_EVALUATION] * (N_USERS + 1)], dtype=np.int8),
-    ).write(directory / "requests.parquet")
-    requests = np.arange(N_USERS + 1 if with_targets else 1, dtype=np.int64)
-    targets = {
-        "request_id": requests,
-        "item_index": np.array([wanted_item(users[request]) for request in requests], dtype=np.int64),
-        "relevance": np.ones(len(requests), dtype=np.float32),
-        "task_view": np.ones(len(requests), dtype=np.float32),
-    }
-    pq.write_table(pa.table(targets), directory / "targets.parquet")
-    items = {
-        "item_index": np.arange(N_ITEMS),
-        "item_id": [f"i{i}" for i in range(N_ITEMS)],
-        "title": [f"t{i}" for i in range(N_ITEMS)],
-        "categories": pa.array([[0]] * N_ITEMS, type=pa.list_(pa.int32())),
-        "created_at_ms": np.zeros(N_ITEMS, dtype=np.int64),
-        "duration_s": np.ones(N_ITEMS, dtype=np.float32),
-        "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
-    }
-    pq.write_table(pa.table(items), directory / "items.parquet")
-    names = pa.table({"user_index": np.arange(N_USERS), "user_id": [f"u{user}" for user in range(N_USERS)]})
-    pq.write_table(names, directory / "users.parquet")
-    return directory
+    users = [0, *range(N_USERS), 0]
+    part = [PART_RANKER, *[PART_EVALUATION] * (N_USERS + 1)]
+    requests = np.arange(N_USERS + 1 if with_targets else 1)
+    return write_snapshot(
+        directory,
+        (0, 400, 500, 1000),
+        signals=["view"],
+        tasks=[Task(name="view", signals=("view",), relevance=1.0)],
+        categories=["none"],
+        events=event_table(user, item, time, np.where(time < 500, 0, PART_EVALUATION)),
+        requests=request_table(users, [450, *[600] * N_USERS, 900], part),
+        targets={"request_id": requests, "item_index": [wanted_item(users[request]) for request in requests]},
+        items=catalogue(N_ITEMS, categories=[[0]] * N_ITEMS, duration_s=np.ones(N_ITEMS)),
+        users=[f"u{user}" for user in range(N_USERS)],
+    )
 
 
 def write_ranking(directory, name, order_for, kind=RankedTable):
@@ -109,7 +77,7 @@ def first_place(user):
 @pytest.fixture
 def inputs(tmp_path):
     return {
-        "snapshot": write_snapshot(tmp_path / "snapshot"),
+        "snapshot": write_world(tmp_path / "snapshot"),
         "retrieve": write_ranking(tmp_path / "retrieve", "candidates.parquet", second_place, CandidateTable),
         "light": write_ranking(tmp_path / "light", "ranked.parquet", first_place),
         "heavy": write_ranking(tmp_path / "heavy", "ranked.parquet", second_place),
@@ -260,7 +228,7 @@ def test_the_html_report_loads_nothing_and_escapes(ledger, tmp_path):
 
 
 def test_no_held_out_target_is_an_error_that_says_so(inputs, tmp_path):
-    inputs["snapshot"] = write_snapshot(tmp_path / "bare", with_targets=False)
+    inputs["snapshot"] = write_world(tmp_path / "bare", with_targets=False)
     with pytest.raises(EmptyDatasetError, match="41 requests of the evaluation part, none of them with a target"):
         evaluate(CONFIG, inputs, tmp_path)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -16,13 +15,14 @@ from hypothesis import strategies as st
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import Examples
 from stages.contracts.files import sha256_tree, write_json
-from stages.contracts.snapshot import ItemTable, SnapshotMeta, Targets, Task, TimeBorders
+from stages.contracts.snapshot import ItemTable, Targets, Task
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.tables import DAY_MS, CandidateTable, EventTable, RequestTable
 from stages.features.build import ExamplesConfig, build_examples, build_state, join_labels
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import feature_schema, ranking_features
 from stages.features.state import FunnelState
+from tests.builders.snapshots import catalogue, write_snapshot
 
 T0 = 10_000 * DAY_MS
 N = 8
@@ -56,34 +56,27 @@ def candidates(rows: list[tuple[int, int]]) -> CandidateTable:
     )
 
 
-def write_snapshot(directory: Path, items: ItemTable, events: EventTable, requests: RequestTable) -> None:
-    borders = TimeBorders(start_ms=T0, candidate_end_ms=T0 + 3, ranker_end_ms=T0 + 6, as_of_ms=T0 + 9)
-    meta = SnapshotMeta(
-        signals=SIGNALS, categories=tuple("abcd"), tasks=TASKS, borders=borders, counts={}, fingerprint="0"
-    )
-    write_json(directory / "snapshot.json", meta.model_dump(mode="json"))
-    events.write(directory / "events.parquet")
-    requests.write(directory / "requests.parquet")
+def write_world(directory: Path, items: ItemTable, events: EventTable, requests: RequestTable) -> None:
     spans = zip(items.category_offsets[:-1], items.category_offsets[1:], strict=True)
-    catalogue = {
-        "item_index": np.arange(len(items)),
-        "item_id": items.item_id.tolist(),
-        "title": items.title.tolist(),
-        "categories": pa.array([items.category_codes[a:b].tolist() for a, b in spans], pa.list_(pa.int32())),
-        "created_at_ms": items.created_at_ms,
-        "duration_s": items.duration_s,
-        "eligible": items.eligible,
-    }
-    pq.write_table(pa.table(catalogue), directory / "items.parquet")
-    pq.write_table(pa.table({"user_index": [0, 1, 2], "user_id": ["a", "b", "c"]}), directory / "users.parquet")
-    targets = {
-        "request_id": np.array([0, 0, 1], dtype=np.int64),
-        "item_index": np.array([4, 5, 6], dtype=np.int64),
-        "relevance": np.array([3, 1, 1], dtype=np.float32),
-        "task_click": np.array([1, 1, 1], dtype=np.float32),
-        "task_like": np.array([1, 0, 0], dtype=np.float32),
-    }
-    pq.write_table(pa.table(targets), directory / "targets.parquet")
+    columns = ("item_id", "title", "created_at_ms", "duration_s", "eligible")
+    written = catalogue(
+        len(items),
+        categories=[items.category_codes[start:end].tolist() for start, end in spans],
+        **{name: getattr(items, name) for name in columns},
+    )
+    targets = {"request_id": [0, 0, 1], "item_index": [4, 5, 6], "relevance": [3, 1, 1], "task_like": [1, 0, 0]}
+    write_snapshot(
+        directory,
+        (T0, T0 + 3, T0 + 6, T0 + 9),
+        signals=SIGNALS,
+        tasks=TASKS,
+        categories="abcd",
+        events=events,
+        requests=requests,
+        targets=targets,
+        items=written,
+        users=["a", "b", "c"],
+    )
 
 
 @pytest.fixture
@@ -91,7 +84,7 @@ def inputs(tmp_path: Path, make_items: Callable, make_events: Callable, make_req
     directories = {name: tmp_path / name for name in ("snapshot", "candidate", "retrieve", "out")}
     for directory in directories.values():
         directory.mkdir()
-    write_snapshot(directories["snapshot"], make_items(), make_events(EVENTS), make_requests(REQUESTS))
+    write_world(directories["snapshot"], make_items(), make_events(EVENTS), make_requests(REQUESTS))
     np.save(directories["candidate"] / "item_vectors.npy", np.eye(N, 4, dtype=np.float32))
     candidates([(0, 5), (0, 4), (0, 2), (1, 1), (1, 6)]).write(directories["retrieve"] / "candidates.parquet")
     return directories

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
-from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable
+from stages.contracts.snapshot import Task
+from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable
+from tests.builders.snapshots import request_table, write_snapshot
 
 Inputs = dict[str, Path]
 N_CANDIDATES, N_ITEMS, DIM = 15, 60, 3
@@ -58,25 +60,12 @@ def _best(utility: np.ndarray, count: int) -> np.ndarray:
 
 def _write_snapshot(directory: Path, n_requests: int, n_ranker: int) -> None:
     ids = np.arange(n_requests)
-    RequestTable(
-        request_id=ids,
-        user_index=ids % 30,
-        request_time_ms=ids * 1000,
-        part=np.where(ids < n_ranker, PART_RANKER, PART_EVALUATION).astype(np.int8),
-    ).write(directory / "requests.parquet")
     tasks = [
-        {"name": "click", "signals": ["click"], "relevance": 1.0},
-        {"name": "purchase", "signals": ["purchase"], "weight": 0.1},
+        Task(name="click", signals=("click",), relevance=1.0),
+        Task(name="purchase", signals=("purchase",), weight=0.1),
     ]
-    meta = {
-        "signals": ["click", "purchase"],
-        "categories": [],
-        "tasks": tasks,
-        "borders": {"start_ms": 0, "candidate_end_ms": 0, "ranker_end_ms": 1, "as_of_ms": 2},
-        "counts": {},
-        "fingerprint": "0" * 64,
-    }
-    (directory / "snapshot.json").write_text(json.dumps(meta))
+    requests = request_table(ids % 30, ids * 1000, np.where(ids < n_ranker, PART_RANKER, PART_EVALUATION))
+    write_snapshot(directory, (0, 0, 1, 2), signals=("click", "purchase"), tasks=tasks, requests=requests)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 
 from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable
+from tests.builders.snapshots import request_table, write_snapshot
 
 N_CANDIDATES = 20
 Inputs = dict[str, Path]
@@ -23,12 +24,8 @@ def write_inputs(root: Path, plant: Planter, n_ranker: int = 160, n_evaluation: 
     generator = np.random.default_rng(7)
     n_requests = n_ranker + n_evaluation
     users = generator.permutation(np.arange(n_requests) % n_users).astype(np.int64)
-    requests = RequestTable(
-        request_id=np.arange(n_requests),
-        user_index=users,
-        request_time_ms=np.arange(n_requests) * 1000,
-        part=np.where(np.arange(n_requests) < n_ranker, PART_RANKER, PART_EVALUATION).astype(np.int8),
-    )
+    part = np.where(np.arange(n_requests) < n_ranker, PART_RANKER, PART_EVALUATION)
+    requests = request_table(users, np.arange(n_requests) * 1000, part)
     request_id = np.repeat(np.arange(n_requests), N_CANDIDATES)
     item = np.concatenate([generator.permutation(50)[:N_CANDIDATES] for _ in range(n_requests)])
     features, utility = plant(generator, users[request_id], item)
@@ -53,19 +50,8 @@ def _write(
     root: Path, requests: RequestTable, rows: CandidateTable, features: np.ndarray, relevance: np.ndarray
 ) -> Inputs:
     snapshot, examples = root / "snapshot", root / "examples"
-    snapshot.mkdir(parents=True)
+    write_snapshot(snapshot, (0, 0, 1, 2), requests=requests)
     examples.mkdir()
-    borders = {"start_ms": 0, "candidate_end_ms": 0, "ranker_end_ms": 1, "as_of_ms": 2}
-    meta = {
-        "signals": ["click"],
-        "categories": [],
-        "tasks": [{"name": "click", "signals": ["click"]}],
-        "borders": borders,
-        "counts": {},
-        "fingerprint": "0" * 64,
-    }
-    (snapshot / "snapshot.json").write_text(json.dumps(meta))
-    requests.write(snapshot / "requests.parquet")
     rows.write(examples / "rows.parquet")
     np.save(examples / "features.npy", features.astype(np.float32))
     np.save(examples / "relevance.npy", relevance)

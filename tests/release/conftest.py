@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.ledger import JudgedRequests
 from stages.contracts.manifest import FunnelSpec
 from stages.contracts.release_code import shared_code
-from stages.contracts.tables import DAY_MS, EventTable
+from stages.contracts.snapshot import Task
+from stages.contracts.tables import DAY_MS
 from stages.contracts.tower_code import tower_code
 from stages.release.assemble import AssembleConfig, assemble
+from tests.builders.snapshots import catalogue, event_table, write_snapshot
 
 N_ITEMS, DIM = 5, 3
 AS_OF_MS = 1_700_000_000_000  # 2023-11-14T22:13:20Z
@@ -72,41 +72,28 @@ def serve_row(inputs: dict[str, Path], row: str, stages: list[str], **bypassed: 
 
 
 def _write_snapshot(directory: Path, as_of_ms: int) -> None:
-    borders = {"start_ms": 0, "candidate_end_ms": 1, "ranker_end_ms": 2, "as_of_ms": as_of_ms}
-    meta = {
-        "signals": ["click"],
-        "categories": ["none"],
-        "tasks": [{"name": "click", "signals": ["click"]}],
-        "borders": borders,
-        "counts": {},
-        "fingerprint": "f" * 64,
-    }
-    write_json(directory / "snapshot.json", meta)
     # item 1: three users long ago, one of them twice; item 2: two users of late; item 4 not yet born
     rows = [(0, 1, 100), (0, 1, 100), (1, 1, 100), (2, 1, 100), (0, 2, 1), (1, 2, 1)]
-    user, item, days = np.array(rows, dtype=np.int64).T
-    EventTable(
-        user_index=user.copy(),
-        item_index=item.copy(),
-        event_time_ms=as_of_ms - days * DAY_MS,
-        signal=np.zeros(len(rows), dtype=np.int16),
-        value=np.ones(len(rows), dtype=np.float32),
-        part=np.zeros(len(rows), dtype=np.int8),
-        active=np.ones(len(rows), dtype=np.bool_),
-    ).write(directory / "events.parquet")
-    items = {
-        "item_index": np.arange(N_ITEMS),
-        "item_id": [f"item-{i}" for i in range(N_ITEMS)],
-        "title": [f"Title {i}" for i in range(N_ITEMS)],
-        "categories": pa.array([[0]] * N_ITEMS, type=pa.list_(pa.int32())),
-        "created_at_ms": np.array([0, 0, 0, 0, as_of_ms + 1]),
-        "duration_s": np.ones(N_ITEMS, dtype=np.float32),
-        "eligible": np.full(N_ITEMS, 7, dtype=np.int8),
-    }
-    pq.write_table(pa.table(items), directory / "items.parquet")
-    pq.write_table(pa.table({"user_index": [0, 1, 2], "user_id": ["a", "b", "c"]}), directory / "users.parquet")
-    pq.write_table(pa.table({"item_id": ["item-x"], "item_index": [1]}), directory / "aliases.parquet")
-    pq.write_table(pa.table({"item_id": ["item-y"], "reason": ["illegal"]}), directory / "blocked.parquet")
+    user, item, days = np.array(rows).T
+    items = catalogue(
+        N_ITEMS,
+        item_id=[f"item-{i}" for i in range(N_ITEMS)],
+        title=[f"Title {i}" for i in range(N_ITEMS)],
+        categories=[[0]] * N_ITEMS,
+        created_at_ms=[0, 0, 0, 0, as_of_ms + 1],
+        duration_s=np.ones(N_ITEMS),
+    )
+    write_snapshot(
+        directory,
+        (0, 1, 2, as_of_ms),
+        categories=["none"],
+        tasks=[Task(name="click", signals=("click",))],
+        events=event_table(user, item, as_of_ms - days * DAY_MS),
+        items=items,
+        users=["a", "b", "c"],
+        aliases={"item-x": 1},
+        blocked={"item-y": "illegal"},
+    )
 
 
 @pytest.fixture

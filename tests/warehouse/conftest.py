@@ -4,42 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 
 from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.mapping import IngestSource
-
-SERVER = {"host": "127.0.0.1", "port": 5432, "user": "postgres", "connect_timeout": 5}
-
-
-def _administer(statement: str) -> None:
-    connection = psycopg2.connect(dbname="postgres", **SERVER)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-    finally:
-        connection.close()
+from tests.builders.postgres import empty, postgres_database
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    name = f"sluice_warehouse_{uuid.uuid4().hex[:12]}"
-    # A locale that sorts unlike bytes, so that an order by text in SQL would show.
-    statement = f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
-    try:
-        _administer(statement)
-    except psycopg2.OperationalError as error:
-        if os.environ.get("SLUICE_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 is not reachable: {error}")
-    yield f"postgresql+psycopg2://postgres@127.0.0.1:5432/{name}"
-    _administer(f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_database("warehouse") as url:
+        yield url
 
 
 @pytest.fixture
@@ -54,13 +32,7 @@ def postgres(postgres_url: str) -> Iterator[Warehouse]:
     with Warehouse(postgres_url) as warehouse:
         warehouse.create_tables()
         yield warehouse
-    connection = psycopg2.connect(postgres_url.replace("+psycopg2", ""))
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    finally:
-        connection.close()
+    empty(postgres_url)
 
 
 @pytest.fixture(params=["duckdb", "postgresql"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 import sqlalchemy as sa
 
@@ -20,8 +17,8 @@ from stages.dataset.checks.run import check_warehouse, step_config
 from stages.dataset.config import DatasetConfig
 from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.database.tables import METADATA
+from tests.builders.postgres import empty, postgres_database
 
-SERVER = {"host": "127.0.0.1", "port": 5432, "user": "postgres", "connect_timeout": 5}
 AS_OF_MS = 20 * DAY_MS
 
 Event = tuple[str | None, str | None, str | None, float | None, int | None]
@@ -110,27 +107,10 @@ def world() -> World:
     return World()
 
 
-def _administer(statement: str) -> None:
-    connection = psycopg2.connect(dbname="postgres", **SERVER)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-    finally:
-        connection.close()
-
-
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    name = f"sluice_checks_{uuid.uuid4().hex[:12]}"
-    try:
-        _administer(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
-    except psycopg2.OperationalError as error:
-        if os.environ.get("SLUICE_REQUIRE_SERVICES") == "1":
-            raise
-        pytest.skip(f"PostgreSQL on 127.0.0.1:5432 is not reachable: {error}")
-    yield f"postgresql+psycopg2://postgres@127.0.0.1:5432/{name}"
-    _administer(f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_database("checks") as url:
+        yield url
 
 
 @pytest.fixture
@@ -143,8 +123,7 @@ def duck(tmp_path: Path) -> Iterator[Warehouse]:
 def postgres(postgres_url: str) -> Iterator[Warehouse]:
     with Warehouse(postgres_url) as warehouse:
         yield warehouse
-        with warehouse.begin() as connection:
-            connection.execute(sa.text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    empty(postgres_url)
 
 
 @pytest.fixture(params=["duckdb", "postgresql"])
