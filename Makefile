@@ -10,8 +10,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 MLFLOW_PORT ?= 5000
 AIRFLOW_PORT ?= 8081
-# Processes that share the tests, file by file; 0 runs them in this one.
-JOBS ?= auto
+# Processes that share the tests, file by file; 0 runs them in this one. One more than cores, up to four: a test that
+# waits for a server leaves its core to another.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 4)))
 
 # No dependency reports home.
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -95,7 +96,7 @@ airflow: $(STAMP) demo-home ## Open Airflow's pages on the demo's home (this mac
 	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -P -m sluice_airflow.standalone
 
 test: $(STAMP) ## Run the tests: make test [ARGS="tests/dags -x"] [JOBS=0]
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## Lint, check types, import rules and the images
 	$(BIN)/ruff check .

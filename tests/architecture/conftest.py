@@ -10,8 +10,11 @@ import sys
 from dataclasses import dataclass, field
 from importlib.metadata import distribution
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+
+from tests.shared import Shared
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -49,27 +52,22 @@ def targets() -> dict[str, Target]:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy, so that the source tree stays as it is."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ("stages", "serving", "cli", "sluice", "configs", "dags", "tests"):
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
-        shutil.copy(REPOSITORY / name, source / name)
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(source / "dist"),
-        str(source),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = (source / "dist").glob("*.whl")
+def wheel(shared: Shared) -> Path:
+    """The wheel."""
+    (built,) = shared("wheel", build_wheel).glob("*.whl")
     return built
+
+
+def build_wheel(directory: Path) -> None:
+    """Build the wheel from a copy, so that the source tree stays as it is."""
+    with TemporaryDirectory() as source:
+        for name in ("stages", "serving", "cli", "sluice", "configs", "dags", "tests"):
+            shutil.copytree(REPOSITORY / name, Path(source, name), ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
+            shutil.copy(REPOSITORY / name, Path(source, name))
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), source]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @dataclass

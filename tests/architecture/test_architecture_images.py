@@ -37,6 +37,10 @@ TINY = (
     "funnel.light_k=20",
     "funnel.max_k=10",
     "candidate.training.epochs=1",
+    "light_ranker.max_rounds=10",
+    "heavy_ranker.max_epochs=1",
+    "heavy_ranker.ensemble=1",
+    "evaluation.bootstrap_samples=100",
     "gate.min_gain=-1",
 )
 
@@ -179,16 +183,23 @@ def test_the_serving_command_answers(targets: dict[str, Target], image: ImageMak
 
 
 def _trigger(venv: Path, changes: dict[str, str], params: dict[str, Any]) -> None:
-    """Trigger the DAG from the command line, as soon as the DAG processor has parsed it."""
+    """Trigger the DAG from the command line, once the DAG processor has parsed it."""
+    database = Path(changes["AIRFLOW_HOME"]) / "airflow.db"
     environment = _clean_environment() | changes
     environment["PATH"] = os.pathsep.join([str(venv / "bin"), os.defpath])
     command = [str(venv / "bin" / "airflow"), "dags", "trigger", "train_funnel", "-c", json.dumps(params)]
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return
-        assert time.monotonic() < deadline, done.stdout + done.stderr
+    while not _knows(database, "train_funnel"):
+        assert time.monotonic() < deadline, "the DAG processor has not written the DAG"
+        time.sleep(0.5)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _knows(database: Path, dag_id: str) -> bool:
+    """Whether a DAG is in the metadata database, ready to be run."""
+    with closing(sqlite3.connect(database)) as connection:
+        return bool(connection.execute("SELECT 1 FROM serialized_dag WHERE dag_id = ?", [dag_id]).fetchall())
 
 
 def _finished_run(database: Path, log: Path) -> dict[str, str]:

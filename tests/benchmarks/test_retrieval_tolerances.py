@@ -14,8 +14,11 @@ from stages.contracts.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Found]:
-    return measure(read_tolerances())
+def found(one_rank: None) -> list[Found]:
+    from tests.candidate.one_rank import in_this_process
+
+    with in_this_process():
+        return measure(read_tolerances())
 
 
 def test_every_figure_is_within_its_tolerance(found: list[Found]) -> None:

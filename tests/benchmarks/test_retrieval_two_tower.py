@@ -128,12 +128,14 @@ def test_the_best_taste_counts() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Interactions, Trained]:
+def trained_once(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Interactions, Trained]:
     """The real step on real rows, once."""
+    from tests.candidate.one_rank import in_this_process
+
     rng = np.random.default_rng(2)
     user, item = np.nonzero(rng.random((29, 8)) < 0.5)
     rows, work = Interactions(user, item, rng.permutation(len(user)), 30, 9), tmp_path_factory.mktemp("work")
-    with towers.workplace(work):
+    with towers.workplace(work), in_this_process():
         return work, rows, train_towers(rows, SMALL.changed(training={"seed": 5}), FEATURES)
 
 

@@ -6,16 +6,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # fbgemm and torchrec warn about themselves while they are imported
-    import torch
-    import torch.distributed as dist
-
     import stages.candidate.training.worker  # noqa: F401
 
 from stages.candidate.config import CandidateConfig, IndexConfig, TrainCandidateConfig
@@ -23,11 +18,12 @@ from stages.candidate.data.examples import Examples, first_touches
 from stages.candidate.data.item_features import Catalogue, hashed_words
 from stages.candidate.index.step import build_index
 from stages.candidate.training.step import train_candidate
-from stages.contracts.files import write_json
-from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders
+from stages.contracts.snapshot import Task
 from stages.contracts.tables import EventTable, RequestTable
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER, TowerInputs
+from tests.builders import snapshots
+from tests.shared import Shared
 
 N_USERS, N_BLOCKS, BLOCK = 160, 4, 15
 N_ITEMS = N_BLOCKS * BLOCK
@@ -43,53 +39,23 @@ TINY = CandidateConfig(
 )
 
 
-def make_events(user, item, time_ms, part, signal=None, active=None, value=None, context=None):
-    n = len(user)
-    return EventTable(
-        user_index=np.asarray(user, np.int64),
-        item_index=np.asarray(item, np.int64),
-        event_time_ms=np.asarray(time_ms, np.int64),
-        signal=np.zeros(n, np.int16) if signal is None else np.asarray(signal, np.int16),
-        value=np.ones(n, np.float32) if value is None else np.asarray(value, np.float32),
-        part=np.asarray(part, np.int8),
-        active=np.ones(n, bool) if active is None else np.asarray(active, bool),
-        context=None if context is None else np.asarray(context, np.int32),
-    )
-
-
-def write_snapshot(directory: Path, events: EventTable, requests: RequestTable, targets, created, categories) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    events.write(directory / "events.parquet")
-    requests.write(directory / "requests.parquet")
-    request_id, item = targets
-    ones = np.ones(len(item), np.float32)
-    columns = {"request_id": request_id, "item_index": item, "relevance": ones, "task_like": ones}
-    pq.write_table(pa.table(columns), directory / "targets.parquet")
+def write_world(directory: Path, events: EventTable, requests: RequestTable, targets, created, categories) -> None:
+    """Write a snapshot whose users and items are named by their numbers; ``targets`` are requests and their items."""
     n_items, n_users = len(created), int(events.user_index.max()) + 1
     names = [str(i) for i in range(n_items)]
-    items = {
-        "item_index": np.arange(n_items),
-        "item_id": names,
-        "title": names,
-        "categories": pa.array(categories, pa.list_(pa.int32())),
-        "created_at_ms": np.asarray(created, np.int64),
-        "duration_s": np.full(n_items, np.nan, np.float32),
-        "eligible": np.full(n_items, 7, dtype=np.int8),
-    }
-    pq.write_table(pa.table(items), directory / "items.parquet")
-    users = {"user_index": np.arange(n_users), "user_id": [str(i) for i in range(n_users)]}
-    pq.write_table(pa.table(users), directory / "users.parquet")
-    aliases = {"item_id": pa.array([], pa.string()), "item_index": pa.array([], pa.int64())}
-    pq.write_table(pa.table(aliases), directory / "aliases.parquet")
-    meta = SnapshotMeta(
+    snapshots.write_snapshot(
+        directory,
+        (0, 10_000, 11_000, 12_000),
         signals=("click", "impression"),
-        categories=tuple(f"c{i}" for i in range(N_BLOCKS)),
-        tasks=(Task(name="like", signals=("click",), relevance=1.0),),
-        borders=TimeBorders(start_ms=0, candidate_end_ms=10_000, ranker_end_ms=11_000, as_of_ms=12_000),
-        counts={},
-        fingerprint="f" * 64,
+        tasks=[Task(name="like", signals=("click",), relevance=1.0)],
+        categories=[f"c{i}" for i in range(N_BLOCKS)],
+        events=events,
+        requests=requests,
+        targets=dict(zip(("request_id", "item_index"), targets, strict=True)),
+        items=snapshots.catalogue(n_items, item_id=names, title=names, categories=categories, created_at_ms=created),
+        users=[str(i) for i in range(n_users)],
+        aliases={},
     )
-    write_json(directory / "snapshot.json", meta.model_dump(mode="json"))
 
 
 def planted_world(directory: Path) -> None:
@@ -110,48 +76,32 @@ def planted_world(directory: Path) -> None:
                 if time_ms >= 10_000:
                     request_columns.append((user, time_ms, 1 + int(time_ms >= 11_000)))
                     targets.append(item)
-    events = make_events(*np.array(sorted(columns, key=lambda row: row[2])).T)
+    events = snapshots.event_table(*np.array(sorted(columns, key=lambda row: row[2])).T)
     order = np.argsort([row[1] for row in request_columns], kind="stable")
     user, time_ms, part = np.array(request_columns)[order].T
-    requests = RequestTable(
-        request_id=np.arange(len(order)), user_index=user, request_time_ms=time_ms, part=part.astype(np.int8)
-    )
+    requests = snapshots.request_table(user, time_ms, part)
     created = np.zeros(N_ITEMS, np.int64)
     created[BLOCK - 1] = 11_200  # an item of block 0 that is born between the two parts' requests
     categories = [[i // BLOCK] for i in range(N_ITEMS)]
-    write_snapshot(directory, events, requests, (np.arange(len(order)), np.array(targets)[order]), created, categories)
+    write_world(directory, events, requests, (np.arange(len(order)), np.array(targets)[order]), created, categories)
 
 
 @pytest.fixture(scope="session")
-def planted(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("planted")
-    planted_world(directory)
-    return directory
+def planted(shared: Shared) -> Path:
+    return shared("planted", planted_world)
 
 
 @pytest.fixture(scope="session")
-def trained(planted, tmp_path_factory) -> Path:
+def trained(planted: Path, shared: Shared) -> Path:
     """What ``train_candidate`` writes with one rank under torchrun."""
-    directory = tmp_path_factory.mktemp("trained")
-    train_candidate(TrainCandidateConfig(candidate=TINY, features=FEATURES), {"snapshot": planted}, directory)
-    return directory
+    config = TrainCandidateConfig(candidate=TINY, features=FEATURES)
+    return shared("trained", lambda directory: train_candidate(config, {"snapshot": planted}, directory))
 
 
 @pytest.fixture(scope="session")
-def indexed(planted, trained, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("indexed")
-    build_index(IndexConfig(), {"snapshot": planted, "candidate": trained}, directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def one_rank():
-    """A process group of one rank in this process, to run worker code without the launcher."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    threads = torch.get_num_threads()
-    yield
-    dist.destroy_process_group()
-    torch.set_num_threads(threads)
+def indexed(planted: Path, trained: Path, shared: Shared) -> Path:
+    inputs = {"snapshot": planted, "candidate": trained}
+    return shared("indexed", lambda directory: build_index(IndexConfig(), inputs, directory))
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +111,7 @@ def small_world() -> tuple[Examples, Catalogue]:
     rows = [(user, item, time) for user in range(40) for time, item in enumerate(rng.permutation(11)[:6])]
     user, item, time = np.array(rows).T
     order = np.argsort(time, kind="stable")
-    examples = first_touches(make_events(user[order], item[order], time[order], np.zeros(len(rows))))
+    examples = first_touches(snapshots.event_table(user[order], item[order], time[order], np.zeros(len(rows))))
     counts = np.arange(12) % 3
     offsets = np.concatenate([[0], np.cumsum(counts)])
     codes = rng.integers(0, 5, offsets[-1])
@@ -188,12 +138,12 @@ def single_items():
 
 @pytest.fixture(scope="session")
 def event_table():
-    return make_events
+    return snapshots.event_table
 
 
 @pytest.fixture(scope="session")
 def snapshot_writer():
-    return write_snapshot
+    return write_world
 
 
 @pytest.fixture(scope="session")

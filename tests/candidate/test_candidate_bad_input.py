@@ -25,6 +25,8 @@ from stages.features.config import FeatureConfig
 from stages.features.history import Moment, tower_inputs
 from stages.features.state import FunnelState
 
+pytestmark = pytest.mark.usefixtures("here")
+
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 SETTINGS = {
     "model": {"dimension": 8, "category_dimension": 4, "hidden": (8,)},

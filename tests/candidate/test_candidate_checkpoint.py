@@ -20,6 +20,7 @@ from stages.candidate.training.step import train_candidate
 from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.features.config import FeatureConfig
+from tests.candidate.one_rank import in_this_process
 
 RANKS = (str(Path(__file__).with_name("ranks.py")),)
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
@@ -54,9 +55,10 @@ def killed_ranks(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def unbroken(planted, tmp_path_factory):
+def unbroken(planted, one_rank, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "out"
-    _, info = attempt(planted, out, settings(checkpoints={"every_steps": 0}))
+    with in_this_process():
+        _, info = attempt(planted, out, settings(checkpoints={"every_steps": 0}))
     return out, info["losses"]
 
 
@@ -81,7 +83,8 @@ def test_a_killed_rank_is_resumed_to_the_same_bytes(planted, unbroken, killed, t
     (left,) = tmp_path.glob(".*.checkpoints")
     steps = sorted(path.name for path in left.glob("step-*"))
     assert len(steps) == CandidateConfig().checkpoints.keep
-    metrics, info = attempt(planted, tmp_path / "second", settings())
+    with in_this_process():
+        metrics, info = attempt(planted, tmp_path / "second", settings())
     assert metrics["resumed_at_step"] == int(steps[-1].removeprefix("step-")) > 0
     assert not left.exists()
     np.testing.assert_allclose(info["losses"], unbroken[1], rtol=1e-12)
@@ -99,7 +102,7 @@ def check_same_within_rounding(unbroken, out, metrics, info):
     np.testing.assert_allclose(vectors[1], vectors[0], atol=2e-3)
 
 
-def test_other_code_does_not_go_on_where_this_code_was_killed(planted, killed, tmp_path, monkeypatch):
+def test_other_code_does_not_go_on_where_this_code_was_killed(planted, killed, tmp_path, monkeypatch, here):
     root = tmp_path / "again"
     shutil.copytree(killed, root)
     monkeypatch.setattr(resume, "code_digest", lambda *modules: "0" * 64)
@@ -126,9 +129,9 @@ def test_one_rank_goes_on_where_one_of_two_was_killed(planted, unbroken, tmp_pat
             settings(distributed={"n_processes": 2, "sharding": "row_wise", "timeout_s": 250}),
         )
     assert time.monotonic() - started < 200  # the time-out is 250 s
-    killed_ranks("0:1000")
     out = tmp_path / "second"
-    check_same_within_rounding(unbroken, out, *attempt(planted, out, settings()))
+    with in_this_process():
+        check_same_within_rounding(unbroken, out, *attempt(planted, out, settings()))
 
 
 @pytest.mark.parametrize(

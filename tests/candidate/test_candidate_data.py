@@ -131,7 +131,8 @@ def test_only_active_touches_of_the_candidate_part_are_read(event_table):
 def test_linear_models_see_what_active_users_touched_in_the_candidate_part(event_table):
     rows = [(0, 1, 0, 0, True), (0, 1, 0, 0, True), (1, 2, 0, 0, False), (1, 0, 0, 1, True), (2, 0, 1, 0, True)]
     user, item, signal, part, active = zip(*rows, strict=True)
-    examples = training_examples(event_table(user, item, np.arange(5), part, signal, active), META, FeatureConfig())
+    events = event_table(user, item, np.arange(5), part, signal=signal, active=active)
+    examples = training_examples(events, META, FeatureConfig())
     assert touch_matrix(examples, 4).toarray().tolist() == [[0, 1, 0, 0]]
 
 

@@ -28,19 +28,29 @@ OPTIONS = [
 ]
 
 
-def written(small_world, directory, **changes):
-    settings, items, catalogue, state, _, _ = models(small_world, **changes)
-    write_item_tower(state, catalogue, settings, directory / "item_tower.onnx")
-    return settings, items, catalogue, state
+@pytest.fixture(scope="module")
+def written(small_world, tmp_path_factory):
+    """Return a function that writes the item tower of a kind of model, once; it returns its path and what it is of."""
+    made = {}
+
+    def write(**changes):
+        key = repr(changes)
+        if key not in made:
+            path = tmp_path_factory.mktemp("towers") / "item_tower.onnx"
+            settings, items, catalogue, state, _, _ = models(small_world, **changes)
+            write_item_tower(state, catalogue, settings, path)
+            made[key] = path, settings, items, catalogue, state
+        return made[key]
+
+    return write
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)
-def test_it_gives_the_exported_vectors_and_content(small_world, tmp_path, changes):
-    settings, items, catalogue, state = written(small_world, tmp_path, **changes)
-    tower = PortableItemTower(tmp_path / "item_tower.onnx")
-    optional = [
-        name for name, key in (("word_codes", "word_buckets"), ("age_s", "item_age")) if changes["model"].get(key)
-    ]
+def test_it_gives_the_exported_vectors_and_content(written, changes):
+    path, settings, items, catalogue, state = written(**changes)
+    tower = PortableItemTower(path)
+    read = changes.get("model", {})
+    optional = [name for name, key in (("word_codes", "word_buckets"), ("age_s", "item_age")) if read.get(key)]
     assert tower.inputs == ("item_rows", "category_codes", "duration_s", *optional)
     assert (tower.n_rows, tower.n_words) == (N, settings.candidate.model.word_buckets)
     assert tower.n_categories == catalogue.codes.max() + 1
@@ -52,14 +62,14 @@ def test_it_gives_the_exported_vectors_and_content(small_world, tmp_path, change
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     else:
         assert np.ptp(np.linalg.norm(vectors, axis=1)) > 0.1
-    assert str(tmp_path.parent).encode() not in (tmp_path / "item_tower.onnx").read_bytes()
+    assert str(path.parent.parent).encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)
-def test_new_items_are_embedded_as_training_would_without_an_id(small_world, tmp_path, changes):
+def test_new_items_are_embedded_as_training_would_without_an_id(written, changes):
     """Against ``item_vectors`` of a catalogue that has the new items, with ages at a later moment."""
-    settings, items, catalogue, state = written(small_world, tmp_path, **changes)
-    vectors, content = PortableItemTower(tmp_path / "item_tower.onnx").embed(grow(items), LATER_MS)
+    path, settings, items, catalogue, state = written(**changes)
+    vectors, content = PortableItemTower(path).embed(grow(items), LATER_MS)
     larger = grown_catalogue(catalogue, grow(items), settings.candidate)
     key = "embeddings.embedding_bags.item.weight"
     grown_state = {**state, key: np.concatenate([state[key], np.ones((2, 8), np.float32)])}
@@ -70,19 +80,19 @@ def test_new_items_are_embedded_as_training_would_without_an_id(small_world, tmp
     assert np.abs(content[N]).max() > 0 and not content[N + 1].any()
 
 
-def test_ages_are_those_of_the_moment(small_world, tmp_path):
-    _, items, _, _ = written(small_world, tmp_path, model={"item_age": True})
-    tower = PortableItemTower(tmp_path / "item_tower.onnx")
+def test_ages_are_those_of_the_moment(written):
+    path, _, items, _, _ = written(model={"item_age": True})
+    tower = PortableItemTower(path)
     now, later = tower.embed(items, 6000)[0], tower.embed(items, 6000 + 10**10)[0]
     assert np.abs(later - now).max(axis=1).min() > 1e-3
     np.testing.assert_array_equal(tower.embed(items, 6000)[0], now)
 
 
-def test_words_that_no_item_of_the_training_had_say_nothing(small_world, tmp_path):
+def test_words_that_no_item_of_the_training_had_say_nothing(written):
     """Their buckets were never trained; among known words they must not even count."""
-    _, items, catalogue, _ = written(small_world, tmp_path, model={"word_buckets": BUCKETS})
+    path, _, items, catalogue, _ = written(model={"word_buckets": BUCKETS})
     assert not set(hashed_words(np.array([UNHEARD], object), BUCKETS)[1]) & set(catalogue.word_codes)
-    tower = PortableItemTower(tmp_path / "item_tower.onnx")
+    tower = PortableItemTower(path)
     titles = ["w1 common", f"w1 {UNHEARD} common", UNHEARD, ""]
     same = {name: np.repeat(getattr(items, name)[:1], 4) for name in ("item_id", "created_at_ms", "duration_s")}
     table = dataclasses.replace(
@@ -127,8 +137,7 @@ def test_training_publishes_it_with_its_hash(planted, trained):
     assert item_tower_deviation(path, items, zeros, 0) == pytest.approx(np.abs(vectors).max())
 
 
-def test_training_does_not_publish_one_that_differs(planted, trained, tmp_path, monkeypatch):
-    """Its config is that of the fixture, so that the launched ranks need one epoch only."""
+def test_training_does_not_publish_one_that_differs(planted, trained, tmp_path, monkeypatch, here):
     from stages.candidate.config import TrainCandidateConfig
 
     values = read_json(trained / "tower.json")["config"]

@@ -15,6 +15,7 @@ from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, TransientError
 from stages.contracts.files import read_json, write_json
 from stages.features.config import FeatureConfig
+from tests.candidate.one_rank import in_this_process
 from tests.candidate.test_candidate_recipe import recipe
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
@@ -33,9 +34,10 @@ def state_of(out):
 
 
 @pytest.fixture(scope="module")
-def unbroken(planted, tmp_path_factory):
+def unbroken(planted, one_rank, tmp_path_factory):
     out = tmp_path_factory.mktemp("recipe") / "out"
-    _, info = attempt(planted, out)
+    with in_this_process():
+        _, info = attempt(planted, out)
     return out, info["losses"]
 
 
@@ -44,7 +46,8 @@ def test_two_ranks_reach_what_one_reaches(planted, unbroken, tmp_path):
     _, info = attempt(
         planted, tmp_path / "out", model={"dropout": 0.0}, distributed={"n_processes": 2, "sharding": "row_wise"}
     )
-    _, alone = attempt(planted, tmp_path / "alone", model={"dropout": 0.0})  # dropout is drawn by each rank on its own
+    with in_this_process():  # dropout is drawn by each rank on its own
+        _, alone = attempt(planted, tmp_path / "alone", model={"dropout": 0.0})
     np.testing.assert_allclose(info["losses"], alone["losses"], atol=1e-4)
     assert losses[1] < losses[0] - 0.2, "it did move"
     vectors = [np.load(place / "item_vectors.npy") for place in (tmp_path / "alone", tmp_path / "out")]
@@ -63,8 +66,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(planted, unbroken, tmp_path, mon
     monkeypatch.setenv("KILL_AT", "0:3")
     with pytest.raises(TransientError, match="it was killed"):
         attempt(planted, tmp_path / "first")
-    monkeypatch.setenv("KILL_AT", "0:1000")
-    metrics, info = attempt(planted, tmp_path / "second")
+    with in_this_process():
+        metrics, info = attempt(planted, tmp_path / "second")
     assert metrics["resumed_at_step"] > 0
     np.testing.assert_allclose(info["losses"], unbroken[1], rtol=1e-12)
     again = state_of(tmp_path / "second")
@@ -76,7 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(planted, unbroken, tmp_path, mon
     assert (tmp_path / "second/item_vectors.npy").read_bytes() == (unbroken[0] / "item_vectors.npy").read_bytes()
 
 
-def test_a_warm_start_begins_its_averages_at_the_weights(planted, unbroken, tmp_path):
+def test_a_warm_start_begins_its_averages_at_the_weights(planted, unbroken, tmp_path, here):
     """One tiny step from them: the average is where they were."""
     rates = {"sparse_learning_rate": 1e-9, "dense_learning_rate": 1e-9}
     attempt(planted, tmp_path / "next", optimizer=rates, warm_start={"path": str(unbroken[0]), "epochs": 1})

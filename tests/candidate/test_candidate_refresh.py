@@ -20,6 +20,7 @@ from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.snapshot import Snapshot
 from stages.features.history import UNKNOWN_USER
+from tests.candidate.one_rank import in_this_process
 
 NEW, AS_OF_MS = 4, 40_000
 
@@ -166,7 +167,7 @@ RICH = {
 
 
 @pytest.fixture(scope="module")
-def rich(planted, trained, tmp_path_factory):
+def rich(planted, trained, one_rank, tmp_path_factory):
     """A champion of several tastes that reads words, ages and users, with dot products; its refresh; the snapshot."""
     root = tmp_path_factory.mktemp("rich")
     shutil.copytree(planted, root / "champion")
@@ -175,7 +176,8 @@ def rich(planted, trained, tmp_path_factory):
     grown = grow(root / "champion", root / "grown")
     values = read_json(trained / "tower.json")["config"]
     config = TrainCandidateConfig.model_validate(merged(values, {"candidate": RICH}))
-    metrics, _ = train_candidate(config, {"snapshot": root / "champion"}, root / "champion")
+    with in_this_process():
+        metrics, _ = train_candidate(config, {"snapshot": root / "champion"}, root / "champion")
     assert metrics["item_tower_deviation"] < 1e-5
     metrics, _ = refresh(root / "champion", grown, root / "refreshed")
     return root / "champion", root / "refreshed", grown, metrics

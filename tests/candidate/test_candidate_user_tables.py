@@ -23,13 +23,26 @@ KINDS = [
 ]
 
 
-def exported(small_world, directory, **changes):
-    """Write both towers of a model; return them with the batches and the loss of the grown world."""
-    settings, items, catalogue, state, batches, loss_of = models(small_world, **changes)
-    tower = user_tower(state, item_content(state, catalogue, settings), catalogue, settings)
-    write_onnx(tower, directory / "user.onnx", settings.features.history_length)
-    write_item_tower(state, catalogue, settings, directory / "item.onnx")
-    return onnx.load_model(str(directory / "user.onnx")), items, batches, loss_of
+@pytest.fixture(scope="module")
+def exported(small_world, tmp_path_factory):
+    """Return a function that writes both towers of a kind of model, once, and returns the user tower's own copy.
+
+    With it come the directory, the items, and the batches and the loss of the grown world.
+    """
+    made = {}
+
+    def export(**changes):
+        key = repr(changes)
+        if key not in made:
+            directory = tmp_path_factory.mktemp("towers")
+            settings, items, catalogue, state, batches, loss_of = models(small_world, **changes)
+            tower = user_tower(state, item_content(state, catalogue, settings), catalogue, settings)
+            write_onnx(tower, directory / "user.onnx", settings.features.history_length)
+            write_item_tower(state, catalogue, settings, directory / "item.onnx")
+            made[key] = directory, items, batches, loss_of
+        return onnx.load_model(str(made[key][0] / "user.onnx")), *made[key]
+
+    return export
 
 
 def initializers(model):
@@ -37,11 +50,11 @@ def initializers(model):
 
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
-def test_the_grown_towers_are_the_training_forward_pass(small_world, tmp_path, changes):
+def test_the_grown_towers_are_the_training_forward_pass(exported, tmp_path, changes):
     """Query and item vectors against the model whose tables were grown by rows of zeros; N = U = V."""
-    model, items, batches, loss_of = exported(small_world, tmp_path, **changes)
+    model, directory, items, batches, loss_of = exported(**changes)
     before = initializers(model)
-    vectors, content = PortableItemTower(tmp_path / "item.onnx").embed(grow(items), LATER_MS)
+    vectors, content = PortableItemTower(directory / "item.onnx").embed(grow(items), LATER_MS)
     onnx.save_model(extended(model, N, content), str(tmp_path / "grown.onnx"))
     batch = batches.probe(200)
     with torch.no_grad():
@@ -62,9 +75,9 @@ def test_the_grown_towers_are_the_training_forward_pass(small_world, tmp_path, c
 
 
 @pytest.mark.parametrize("encoder", ["mean", "tastes", "attention"])
-def test_a_new_item_in_a_history_is_no_padding(small_world, tmp_path, encoder):
-    model, items, batches, _ = exported(small_world, tmp_path, model={"encoder": encoder, "word_buckets": BUCKETS})
-    _, content = PortableItemTower(tmp_path / "item.onnx").embed(grow(items), LATER_MS)
+def test_a_new_item_in_a_history_is_no_padding(exported, tmp_path, encoder):
+    model, directory, items, batches, _ = exported(model={"encoder": encoder, "word_buckets": BUCKETS})
+    _, content = PortableItemTower(directory / "item.onnx").embed(grow(items), LATER_MS)
     onnx.save_model(extended(model, N, content), str(tmp_path / "grown.onnx"))
     inputs = batches.probe(3).inputs
     inputs.items[:] = N + NEW
@@ -75,14 +88,14 @@ def test_a_new_item_in_a_history_is_no_padding(small_world, tmp_path, encoder):
     assert np.abs(new - empty).max() > 0.01 and np.abs(both - new).max() > 0.01
 
 
-def test_nothing_new_changes_no_byte(small_world, tmp_path):
-    model, *_ = exported(small_world, tmp_path)
+def test_nothing_new_changes_no_byte(exported):
+    model, directory, *_ = exported(**KINDS[0])
     same = extended(model, N, content_of(model, N).copy())
-    assert same.SerializeToString() == (tmp_path / "user.onnx").read_bytes()
+    assert same.SerializeToString() == (directory / "user.onnx").read_bytes()
 
 
-def test_tables_are_recognised_by_name_and_size(small_world, tmp_path):
-    model, *_ = exported(small_world, tmp_path, **RICH)
+def test_tables_are_recognised_by_name_and_size(exported):
+    model, *_ = exported(**KINDS[0])
     assert list(item_tables(model, N)) == ["ids", "content", "is_item"]
     with pytest.raises(ReleaseError, match=r"of 12 rows are expected, found \{'ids': \[13, 8\], .*train a new one"):
         item_tables(model, N - 1)
@@ -91,8 +104,8 @@ def test_tables_are_recognised_by_name_and_size(small_world, tmp_path):
         item_tables(model, N)
 
 
-def test_more_than_one_file_holds_is_refused(small_world, tmp_path, monkeypatch):
-    model, *_ = exported(small_world, tmp_path)
+def test_more_than_one_file_holds_is_refused(exported, monkeypatch):
+    model, *_ = exported(**KINDS[0])
     monkeypatch.setattr(user_tables, "PROTOBUF_LIMIT", model.ByteSize())
     with pytest.raises(DataError, match=r"14 items make \d+ bytes, one ONNX file holds \d+; train a new release"):
-        extended(model, N, np.zeros((N + NEW, 4), np.float32))
+        extended(model, N, np.zeros((N + NEW, content_of(model, N).shape[1]), np.float32))

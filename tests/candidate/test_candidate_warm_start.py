@@ -19,7 +19,10 @@ from stages.contracts.files import read_json, write_json
 from stages.contracts.id_map import IdMap
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER, TowerInputs
+from tests.candidate.one_rank import in_this_process
 from tests.candidate.towers import joined
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 SETTINGS = {
@@ -40,7 +43,8 @@ def train(snapshot, out, **changes):
     start = candidate.warm_start.path
     version = warm_start_version(start) if start else ""
     config = TrainCandidateConfig(candidate=candidate, features=FEATURES, warm_start_version=version)
-    return train_candidate(config, {"snapshot": snapshot}, out)
+    with in_this_process():
+        return train_candidate(config, {"snapshot": snapshot}, out)
 
 
 def month(n_blocks, seed):

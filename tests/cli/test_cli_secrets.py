@@ -19,7 +19,7 @@ def _run(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complete
         [sys.executable, "-m", "cli", "--verbose", *arguments],
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "started"), str(ROOT)]),
             "SLUICE_HOME": str(tmp_path / "home"),
             "SLUICE_CONFIGS": str(ROOT / "configs"),
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

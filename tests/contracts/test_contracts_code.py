@@ -24,6 +24,7 @@ from stages.contracts.steps import Outcome, run_step
 from stages.contracts.tower_code import TOWER, tower_code
 
 ROOT = Path(__file__).resolve().parents[2]
+STARTED = ROOT / "tests" / "started"
 STEPS = tuple(sorted({step.module.removeprefix("stages.") for step in (*pipeline.JOB, *refresh.JOB)}))
 """Modules of the steps' functions, of both jobs."""
 
@@ -39,7 +40,7 @@ print(json.dumps({{**found, "shared": shared_code(), "tower": tower_code()}}))
 
 def run(program: str, package: Path) -> dict[str, str]:
     """Run a program with ``package`` as the place of ``stages`` and return the JSON that it prints."""
-    environ = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = {**os.environ, "PYTHONPATH": f"{STARTED}{os.pathsep}{package}", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environ, cwd=package, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     found: dict[str, str] = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""An Airflow of its own for every test: a migrated SQLite database is made once and copied."""
+"""An Airflow of its own for every test: a migrated SQLite database is made once for all processes and copied."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ from typing import Any
 
 import pytest
 
+from tests.shared import Shared
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
+WORLD = {"n_users": 30, "n_items": 40, "n_events": 2_000, "days": 20, "n_topics": 4, "n_categories": 2}
+BUSY = {"contracts": {"volume": {"warn_above": 0.01, "fail_above": 0.01, "warn_below": None, "fail_below": None}}}
 
 
 def airflow_environment(home: Path, dags: Path) -> dict[str, str]:
@@ -36,10 +40,39 @@ def airflow_environment(home: Path, dags: Path) -> dict[str, str]:
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "OMP_NUM_THREADS": "1",
         # This checkout's helpers, whichever one the installed plugin came from.
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(DAGS)]),
+        "PYTHONPATH": os.pathsep.join(map(str, [REPOSITORY / "tests" / "started", REPOSITORY, DAGS])),
         "SLUICE_HOME": str(home / "sluice"),
         "SLUICE_RETRY_DELAY_SECONDS": "0.1",
     }
+
+
+RUNS: list[tuple[str, dict[str, object]]] = [
+    ("train_funnel", {"data": "/nowhere/ml-<none>", "config": "configs/movielens.yaml", "promote": False}),
+    ("train_funnel", {"config": "no-such-recipe.yaml"}),
+    ("train_funnel", {"data": "synthetic", "overrides": {"candidate": {"model": {"dim": 32}}}}),
+    ("train_funnel", {"dimension": 32}),
+    ("train_funnel", {"data": "synthetic", "config": "configs/demo.yaml", "overrides": {"world": WORLD, **BUSY}}),
+    ("refresh_index", {"n_processes": 2}),
+    ("refresh_index", {"config": "configs/demo.yaml"}),
+]
+"""Runs that fail, of ``train_funnel`` by what it is given and of ``refresh_index`` where there is no champion."""
+
+ENDED = "the run ended with exit code"
+SEVERAL = f"""
+import json, os, sys
+from airflow.__main__ import main
+runs, homes = json.loads(sys.argv[1]), sys.argv[2]
+for number, (dag_id, conf) in enumerate(runs):
+    os.environ["SLUICE_HOME"] = os.path.join(homes, str(number))
+    sys.argv[1:], code = ["dags", "test", dag_id, "-c", json.dumps(conf)], 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    sys.stderr.flush()
+    print(f"\\n{ENDED} {{code}}", flush=True)
+"""
+"""Runs DAGs one after another: most of the seconds of ``airflow dags test`` are its start."""
 
 
 @dataclass
@@ -50,6 +83,7 @@ class Run:
     output: str
     tasks: dict[str, tuple[str | None, int]]
     run_id: str
+    sluice_home: str = ""
 
 
 @dataclass
@@ -96,9 +130,15 @@ class Airflow:
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
-    """The Airflow that the others are copied from: read only."""
-    home = tmp_path_factory.mktemp("airflow")
+def migrated(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Airflow:
+    """The Airflow that the others of this process are copied from: its database is read only."""
+    made, home = shared("airflow", migrate), tmp_path_factory.mktemp("airflow")
+    shutil.copy(made / "airflow.db", home)
+    return Airflow(home)
+
+
+def migrate(home: Path) -> None:
+    """Make the metadata database; runs that fail from then on are watched."""
     subprocess.run(
         [sys.executable, "-m", "airflow", "db", "migrate"],
         env=airflow_environment(home, home / "no-dags"),
@@ -106,9 +146,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
         capture_output=True,
         timeout=240,
     )
-    made = Airflow(home)
-    made.monitor()  # runs that fail from now on are watched
-    return made
+    Airflow(home).monitor()
 
 
 @pytest.fixture
@@ -117,6 +155,52 @@ def airflow(migrated: Airflow, tmp_path: Path) -> Airflow:
     home.mkdir()
     shutil.copy(migrated.home / "airflow.db", home / "airflow.db")
     return Airflow(home)
+
+
+@pytest.fixture
+def failed(shared: Shared, migrated: Airflow, tmp_path: Path) -> Callable[..., tuple[Airflow, Run]]:
+    """Return a function that gives one of ``RUNS`` and an Airflow of the test's own that knows no other run."""
+
+    def run_of(dag_id: str, conf: dict[str, object]) -> tuple[Airflow, Run]:
+        made = shared("airflow-runs", lambda home: run_several(home, migrated))
+        told = json.loads((made / "runs.json").read_text(encoding="utf-8"))[RUNS.index((dag_id, conf))]
+        run = Run(**told | {"tasks": {name: tuple(found) for name, found in told["tasks"].items()}})
+        home = tmp_path / "airflow"
+        home.mkdir()
+        shutil.copy(made / "airflow.db", home)
+        with contextlib.closing(sqlite3.connect(home / "airflow.db")) as database, database:
+            for table in ("task_instance", "dag_run"):
+                database.execute(f"delete from {table} where run_id != ?", [run.run_id])
+        return Airflow(home), run
+
+    return run_of
+
+
+def run_several(home: Path, migrated: Airflow) -> None:
+    """Run ``RUNS`` in one process; ``runs.json`` says what became of each."""
+    shutil.copy(migrated.home / "airflow.db", home)
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, json.dumps(RUNS), str(home / "sluice")],
+        env=airflow_environment(home, DAGS),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    with contextlib.closing(sqlite3.connect(home / "airflow.db")) as database:
+        ids = [run_id for (run_id,) in database.execute("select run_id from dag_run order by id")]
+        rows = database.execute("select run_id, task_id, state, try_number from task_instance").fetchall()
+    output, *others = done.stdout.split(f"\n{ENDED} ")
+    assert len(ids) == len(others) == len(RUNS), done.stdout
+    runs = []
+    for number, (run_id, other) in enumerate(zip(ids, others, strict=True)):
+        code, _, following = other.partition("\n")
+        tasks = {task_id: (state, tries) for owner, task_id, state, tries in rows if owner == run_id}
+        runs.append(Run(int(code), output, tasks, run_id, str(home / "sluice" / str(number))))
+        output = following
+    (home / "runs.json").write_text(json.dumps([vars(run) for run in runs]), encoding="utf-8")
 
 
 @dataclass

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from conftest import Airflow, Slack
+    from conftest import Airflow, Run, Slack
+
+    Failed = Callable[..., tuple[Airflow, Run]]
 
 TRIAL = '''
 """A DAG with a fault that passes and three that do not, built from the shared helpers."""
@@ -41,9 +44,9 @@ with DAG("trial", schedule=None, default_args=DEFAULT_ARGS, tags=["sluice"]):
 '''
 
 
-def test_a_failed_run_is_told_once_with_the_commands_that_go_on(airflow: Airflow, slack: Slack, tmp_path: Path) -> None:
-    missing = str(tmp_path / "ml-<none>")
-    run = airflow.test("train_funnel", {"data": missing, "config": "configs/movielens.yaml", "promote": False})
+def test_a_failed_run_is_told_once_with_the_commands_that_go_on(failed: Failed, slack: Slack) -> None:
+    missing = "/nowhere/ml-<none>"
+    airflow, run = failed("train_funnel", {"data": missing, "config": "configs/movielens.yaml", "promote": False})
     assert run.code == 1
     assert run.tasks["ingest"] == ("failed", 1), "a broken dataset is not retried"
     assert {state for name, (state, _) in run.tasks.items() if name != "ingest"} == {"upstream_failed"}
@@ -82,8 +85,8 @@ def test_transient_faults_are_retried_and_steps_that_failed_together_share_a_mes
     assert "hush" not in text and "mysql://app:***@db/x" in text
 
 
-def test_without_a_connection_one_line_is_logged_and_nothing_breaks(airflow: Airflow, slack: Slack) -> None:
-    run = airflow.test("train_funnel", {"config": "no-such-recipe.yaml"})
+def test_without_a_connection_one_line_is_logged_and_nothing_breaks(failed: Failed, slack: Slack) -> None:
+    airflow, run = failed("train_funnel", {"config": "no-such-recipe.yaml"})
     assert run.code == 1
     assert run.tasks["ingest"] == ("failed", 1)
     assert "no-such-recipe.yaml" in run.output

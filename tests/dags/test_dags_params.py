@@ -8,6 +8,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from stages.pipeline import load_recipe
 from stages.settings import load_settings
 
 if TYPE_CHECKING:
-    from conftest import Airflow
+    from conftest import Airflow, Run
+
+    Failed = Callable[..., tuple[Airflow, Run]]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,19 +94,19 @@ def test_names_and_values_are_checked_against_the_form(migrated: Airflow) -> Non
         ({"dimension": 32}, "params (--conf): dimension: unknown, allowed are as_of, config, data"),
     ],
 )
-def test_a_wrong_parameter_fails_the_first_task_at_once(airflow: Airflow, conf: dict[str, object], words: str) -> None:
-    run = airflow.test("train_funnel", conf)
+def test_a_wrong_parameter_fails_the_first_task_at_once(failed: Failed, conf: dict[str, object], words: str) -> None:
+    _, run = failed("train_funnel", conf)
     assert run.code == 1
     assert run.tasks.pop("ingest") == ("failed", 1), "no retry can mend this"
     assert {state for state, _ in run.tasks.values()} == {"upstream_failed"}
     assert f"ConfigError: {words}" in run.output
     assert "demo.yaml:" not in run.output, "the recipe is not to blame"
-    assert not (airflow.home / "sluice").exists(), "nothing was done"
+    assert not Path(run.sluice_home).exists(), "nothing was done"
 
 
 @pytest.mark.slow
-def test_a_refresh_has_no_parameters_of_training(airflow: Airflow) -> None:
-    run = airflow.test("refresh_index", {"n_processes": 2})
+def test_a_refresh_has_no_parameters_of_training(failed: Failed) -> None:
+    _, run = failed("refresh_index", {"n_processes": 2})
     assert (run.tasks["champion"], run.tasks["ingest"]) == (("failed", 1), ("upstream_failed", 0))
     assert "params (--conf): n_processes: unknown, allowed are as_of" in run.output
 

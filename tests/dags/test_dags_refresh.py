@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from stages.settings import registry_settings
 from tests.homes import BORN, add_items, copy_of
 
 if TYPE_CHECKING:
-    from conftest import Airflow
+    from conftest import Airflow, Run
 
 pytestmark = pytest.mark.timeout(900)
 """The shared run of the whole job comes first."""
@@ -110,8 +111,8 @@ def test_a_new_item_is_recommended_where_only_new_ones_are_asked_for(release: Pa
 
 
 @pytest.mark.slow
-def test_without_a_champion_it_fails_at_once(airflow: Airflow) -> None:
-    run = airflow.test("refresh_index", {"config": "configs/demo.yaml"})
+def test_without_a_champion_it_fails_at_once(failed: Callable[..., tuple[Airflow, Run]]) -> None:
+    _, run = failed("refresh_index", {"config": "configs/demo.yaml"})
     assert run.code == 1
     assert run.tasks["champion"] == ("failed", 1), "no retry can mend this"
     assert run.tasks["promote"][0] == "upstream_failed"

@@ -122,7 +122,7 @@ def test_a_cleared_task_of_an_older_run_does_not_move_the_champion(
 
 @pytest.mark.slow
 def test_an_older_as_of_time_does_not_replace_newer_data(
-    environ: dict[str, str], settings: Callable[..., Settings], bypassed: Results
+    here: None, environ: dict[str, str], settings: Callable[..., Settings], bypassed: Results
 ) -> None:
     before = champion(environ)
     as_of_ms = manifest_of(bypassed).as_of_ms - 2 * DAY_MS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from tests.homes import copy_of
 
 ROOT = Path(__file__).resolve().parents[2]
+STARTED = ROOT / "tests" / "started"
 Changed = Callable[..., "subprocess.CompletedProcess[str]"]
 LINE = "def user_rate("
 """Of ``stages/features/parts.py``; a line of its own is put before it."""
@@ -30,9 +32,13 @@ def changed(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Changed:
     text = parts.read_text(encoding="utf-8")
     assert text.count(LINE) == 1
     parts.write_text(text.replace(LINE, f"OTHER = 1\n\n\n{LINE}"), encoding="utf-8")
-    environ = {**job.environ, **copy_of(Path(job.settings.home), root / "home"), "PYTHONPATH": str(root)}
+    environ = {
+        **job.environ,
+        **copy_of(Path(job.settings.home), root / "home"),
+        "PYTHONPATH": f"{STARTED}{os.pathsep}{root}",
+    }
     (root / "recipe.yaml").write_text(yaml.safe_dump(job.settings.recipe), encoding="utf-8")
-    environ |= {"SLUICE_CONFIG": str(root / "recipe.yaml"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ["SLUICE_CONFIG"] = str(root / "recipe.yaml")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cli", *arguments]

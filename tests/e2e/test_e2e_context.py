@@ -83,7 +83,7 @@ def test_a_column_that_is_known_later_stops_the_dataset_step(run: Callable[..., 
     assert "Traceback" not in refused.output
 
 
-def test_the_moment_reaches_features_offline_and_online(run: Callable[..., Any]) -> None:
+def test_the_moment_reaches_features_offline_and_online(here: None, run: Callable[..., Any]) -> None:
     done = run("run", "--until", "assemble")
     assert done.exit_code == 0, done.output
     runs = Path(run.home) / "runs"  # type: ignore[attr-defined]

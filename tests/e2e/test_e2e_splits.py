@@ -22,7 +22,7 @@ from stages.settings import load_settings
     ],
     ids=lambda split: split["method"],
 )
-def test_a_funnel_on_dealt_pairs(job, tiny: dict[str, Any], split: dict[str, Any]) -> None:
+def test_a_funnel_on_dealt_pairs(job, here, tiny: dict[str, Any], split: dict[str, Any]) -> None:
     settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "dataset": {"split": split}})
     results = pipeline.run_all(settings, until="evaluate")
     snapshot = Snapshot(results["dataset"].directory)
