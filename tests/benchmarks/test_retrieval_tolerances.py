@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.retrieval.static import tolerances
+from benchmarks.retrieval import tolerances
 from benchmarks.retrieval.static.planted import World
 from benchmarks.retrieval.tolerances import Found, measure, read_tolerances
 from stages.contracts.errors import ConfigError

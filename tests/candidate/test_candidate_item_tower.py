@@ -180,18 +180,19 @@ def test_blocks_cover_all_items_and_bound_the_padding(monkeypatch):
     assert [rows.stop for rows in found] == [4, 7, 9, 10, 12]
 
 
-def test_narrow_blocks_give_the_same_vectors(small_world, tmp_path, monkeypatch):
-    _, items, _, _ = written(small_world, tmp_path, model={"word_buckets": BUCKETS})
-    tower = PortableItemTower(tmp_path / "item_tower.onnx")
+def test_narrow_blocks_give_the_same_vectors(written, monkeypatch):
+    path, _, items, _, _ = written(model={"word_buckets": BUCKETS})
+    tower = PortableItemTower(path)
     whole = tower.embed(items, 0)[0]
     monkeypatch.setattr(item_tower, "_ENTRIES", 5)
     np.testing.assert_allclose(tower.embed(items, 0)[0], whole, atol=1e-6)
 
 
 def test_more_than_one_file_holds_is_refused(small_world, tmp_path, monkeypatch):
+    settings, _, catalogue, state, _, _ = models(small_world)
     monkeypatch.setattr(item_tower_export, "PROTOBUF_LIMIT", 100)
     with pytest.raises(DataError, match=r"tables of 12 items make \d+ bytes, one file holds 100; lower"):
-        written(small_world, tmp_path)
+        write_item_tower(state, catalogue, settings, tmp_path / "item_tower.onnx")
 
 
 def test_another_model_is_refused(trained, tmp_path):

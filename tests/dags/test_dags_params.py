@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +22,15 @@ if TYPE_CHECKING:
     Failed = Callable[..., tuple[Airflow, Run]]
 
 ROOT = Path(__file__).resolve().parents[2]
+
+COMMANDS = """
+import shlex, sys
+from airflow.__main__ import main
+for command in list(sys.argv[1:]):
+    sys.argv[1:] = shlex.split(command)
+    main()
+"""
+"""Gives commands to ``airflow`` one after another."""
 
 READ_FORM = """
 import importlib.util, json, sys
@@ -115,15 +123,15 @@ def test_a_refresh_has_no_parameters_of_training(failed: Failed) -> None:
 def test_the_printed_trigger_commands_start_runs_of_dags_that_are_not_paused(airflow: Airflow) -> None:
     printed = re.search(r"airflow (dags trigger train_funnel.*)", (ROOT / "compose.yaml").read_text(encoding="utf-8"))
     assert printed is not None
-    for command in ("dags reserialize", printed[1], "dags trigger refresh_index"):
-        subprocess.run(
-            [sys.executable, "-m", "airflow", *shlex.split(command)],
-            env=airflow.environment(),
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-            timeout=240,
-        )
+    commands = ("dags reserialize", printed[1], "dags trigger refresh_index")
+    subprocess.run(
+        [sys.executable, "-c", COMMANDS, *commands],
+        env=airflow.environment(),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
     with sqlite3.connect(airflow.home / "airflow.db") as books:
         paused = dict(books.execute("select dag_id, is_paused from dag"))
         runs = sorted(books.execute("select dag_id, state from dag_run"))
