@@ -177,11 +177,19 @@ def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, 
     np.testing.assert_array_equal(state[query].numpy(), np.load(champion / "state" / f"{query}.npy"))
 
 
-def test_a_release_is_traced_to_its_step(months, champion, tmp_path):
-    """A release carries no training state: it is found by the tower's version among the finished steps."""
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_a_release_is_traced_to_its_step(months, champion, tmp_path, refreshed):
+    """A release carries no training state: it is found by the tower's version among the finished steps.
+
+    A release's own ``state`` is that of serving; a refreshed one has the version that was trained beside its own.
+    """
     release, steps = tmp_path / "release", tmp_path / "train_candidate"
-    release.mkdir()
-    shutil.copy(champion / "tower.json", release)
+    (release / "state").mkdir(parents=True)
+    write_json(release / "state" / "state.json", {"format_version": 1, "config": {}, "n_items": 48})
+    tower = read_json(champion / "tower.json")
+    if refreshed:
+        tower |= {"trained_version": tower["tower_version"], "tower_version": "0" * 64}
+    write_json(release / "tower.json", tower)
     shutil.copytree(champion, steps / "0123456789abcdef")
     metrics, _ = train(months[1], steps / ".next.tmp", warm_start={"path": str(release), "epochs": 1})
     assert metrics["loss_first"] < 3.0

@@ -26,7 +26,7 @@ from stages.contracts.files import canonical_json, read_json, sha256_text
 from stages.contracts.id_map import IdMap, IdMapVersion
 from stages.contracts.snapshot import ContextColumn, Snapshot
 
-RUN_FILE, STATE, STATE_JSON = "run.json", "state", "state.json"
+RUN_FILE, STATE, STATE_JSON, WEIGHTS = "run.json", "state", "state.json", "weights"
 _FORMER = {"candidate.model.input_scale": 1.0}
 """What models have whose description does not yet say it."""
 
@@ -201,7 +201,7 @@ def _read_description(file: Path) -> StateDescription:
     origin = f"candidate.warm_start.path: {file}"
     try:
         return parse_config(StateDescription, read_json(file), origin)
-    except (ValueError, ConfigError) as error:
+    except (OSError, ValueError, ConfigError) as error:
         words = str(error) if isinstance(error, ConfigError) else f"{origin}: not readable ({error})"
         raise ConfigError(
             f"{words}; another version made it, or it was damaged since: train anew, or name another "
@@ -211,8 +211,9 @@ def _read_description(file: Path) -> StateDescription:
 
 def _find_state(path: Path, version: str, beside: Path) -> Path:
     for step in (path, *sorted(beside.iterdir())):
-        state, tower = step / STATE, step / TOWER_JSON
-        if (state / STATE_JSON).is_file() and _trained_version(tower) == version:
+        state = step / STATE
+        # A release has a ``state/state.json`` as well: that of serving, which holds no weights.
+        if (state / WEIGHTS).is_dir() and _trained_version(step / TOWER_JSON) == version:
             return state
     raise ConfigError(
         f"candidate.warm_start.path = {str(path)!r}: holds no training state, and no finished step below {beside} has "
