@@ -16,16 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from stages.candidate.scorer import SOURCES_DIRECTORY, Blend, CandidateScorer
-from stages.contracts.artifacts import (
-    AGAIN,
-    CONFIG_FILE,
-    SCHEMA_FILE,
-    SOURCES_JSON,
-    TOWER_JSON,
-    Artifact,
-    SchemaSummary,
-    TowerSummary,
-)
+from stages.contracts.artifacts import Artifact
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ReleaseError, SluiceError
 from stages.contracts.files import read_json
@@ -42,6 +33,15 @@ from stages.contracts.ranking_stages import (
 from stages.contracts.release_check import CheckedArtifacts, Claim, check_together, refuse_disagreements
 from stages.contracts.release_code import check_code
 from stages.contracts.snapshot import ItemTable, SnapshotMeta, read_items
+from stages.contracts.summaries import (
+    AGAIN,
+    CONFIG_FILE,
+    SCHEMA_FILE,
+    SOURCES_JSON,
+    TOWER_JSON,
+    SchemaSummary,
+    TowerSummary,
+)
 from stages.contracts.tables import ScoredItems
 from stages.contracts.value_ranges import ValueRange
 from stages.features.config import FeatureConfig

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from serving.release import LoadedRelease
     from sluice.jobs import Run, load_recipe, refresh, run, shipped_recipes
     from sluice.releases import load_release
+    from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings
     from stages.candidate.linear.models import Ease, ImplicitAls
     from stages.contracts.errors import (
         ConfigError,
@@ -62,12 +63,14 @@ __all__ = [
     "ContractError",
     "DataError",
     "Ease",
+    "EaseSettings",
     "EmptyDatasetError",
     "Event",
     "FieldError",
     "Funnel",
     "GateError",
     "ImplicitAls",
+    "ImplicitAlsSettings",
     "ItemFilter",
     "LoadedRelease",
     "OutOfSpaceError",
@@ -93,6 +96,7 @@ _ERRORS = [name for name in __all__ if name.endswith("Error") and name != "Field
 _MODULES = {
     **dict.fromkeys(["Answer", "AnsweredItem"], "serving.answer"),
     **dict.fromkeys(["Ease", "ImplicitAls"], "stages.candidate.linear.models"),
+    **dict.fromkeys(["EaseSettings", "ImplicitAlsSettings"], "stages.candidate.linear.config"),
     **dict.fromkeys(["Run", "load_recipe", "refresh", "run", "shipped_recipes"], "sluice.jobs"),
     **dict.fromkeys(_ERRORS, "stages.contracts.errors"),
     "Event": "serving.events",

@@ -28,12 +28,12 @@ from stages import __version__
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training.step import train_candidate
-from stages.contracts.artifacts import TOWER_FILE, VECTORS_FILE
 from stages.contracts.config import Config
 from stages.contracts.files import write_json
 from stages.contracts.results import StageResult
 from stages.contracts.snapshot import ALL_PARTS, SnapshotMeta, Task, TimeBorders
 from stages.contracts.steps import Outcome, run_step
+from stages.contracts.summaries import TOWER_FILE, VECTORS_FILE
 from stages.contracts.tables import PART_CANDIDATE, EventTable, RequestTable
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER, TowerInputs

@@ -19,7 +19,10 @@ from stages.candidate.generators.files import SOURCES_DIRECTORY
 from stages.candidate.generators.generator import CandidateRequest
 from stages.candidate.index.search import ItemSearch
 from stages.candidate.onnx_towers import UserTower, ranker_query
-from stages.contracts.artifacts import (
+from stages.contracts.artifacts import made_by
+from stages.contracts.errors import DataError, ReleaseError
+from stages.contracts.release_check import CheckedArtifacts, check_steps
+from stages.contracts.summaries import (
     INDEX_FILE,
     INDEX_JSON,
     TOWER_FILE,
@@ -28,10 +31,7 @@ from stages.contracts.artifacts import (
     IndexSummary,
     TowerSummary,
     load_vectors,
-    made_by,
 )
-from stages.contracts.errors import DataError, ReleaseError
-from stages.contracts.release_check import CheckedArtifacts, check_steps
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
 

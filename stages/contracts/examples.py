@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.contracts.artifacts import SCHEMA_FILE
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json
 from stages.contracts.ndcg import dcg, ideal_dcg
 from stages.contracts.ragged import places_in_rows, run_offsets
+from stages.contracts.summaries import SCHEMA_FILE
 from stages.contracts.tables import CandidateTable
 
 _CHUNK_ROWS = 1 << 18

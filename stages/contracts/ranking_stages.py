@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stages.contracts.artifacts import (
-    ARTIFACTS,
+from stages.contracts.artifacts import ARTIFACTS, Artifact
+from stages.contracts.summaries import (
     HEAVY_FILE,
     HEAVY_JSON,
     LIGHT_FILE,
     LIGHT_JSON,
-    Artifact,
     HeavySummary,
     LightSummary,
     RankerSummary,

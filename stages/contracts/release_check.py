@@ -17,25 +17,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.contracts.artifacts import (
+from stages.contracts.artifacts import Artifact, collect
+from stages.contracts.errors import ReleaseError
+from stages.contracts.files import canonical_json
+from stages.contracts.hashed_files import HashedFiles
+from stages.contracts.summaries import (
     INDEX_JSON,
     ITEMS_FILE,
     RECALL_FLOOR,
     SCHEMA_FILE,
     SOURCES_JSON,
     VECTORS_FILE,
-    Artifact,
     IndexSummary,
     SchemaSummary,
     SourcesIdentity,
     Summary,
     SummaryT,
-    collect,
     read_summary,
 )
-from stages.contracts.errors import ReleaseError
-from stages.contracts.files import canonical_json
-from stages.contracts.hashed_files import HashedFiles
 
 _HASH = re.compile("[0-9a-f]{32,}")
 

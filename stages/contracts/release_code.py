@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.contracts.artifacts import SCHEMA_FILE, TOWER_JSON, SchemaSummary, TowerSummary, read_summary
 from stages.contracts.code import code_digest
 from stages.contracts.errors import ReleaseError
 from stages.contracts.ranking_stages import RANKING_STAGES
+from stages.contracts.summaries import SCHEMA_FILE, TOWER_JSON, SchemaSummary, TowerSummary, read_summary
 from stages.contracts.tower_code import tower_code
 
 SHARED = (

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.contracts.artifacts import read_summary
 from stages.contracts.errors import DataError
 from stages.contracts.ledger import JudgedRequests, request_key
 from stages.contracts.ragged import row_offsets
 from stages.contracts.ranking_stages import RANKING_STAGES, stages_before
 from stages.contracts.snapshot import Snapshot
+from stages.contracts.summaries import read_summary
 from stages.contracts.tables import RequestTable
 from stages.evaluation.metrics import HeldOut
 from stages.evaluation.report import interval_text, verdict_text

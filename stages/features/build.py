@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stages.contracts.artifacts import SCHEMA_FILE, VECTORS_FILE, SchemaSummary, read_summary
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import read_array
@@ -17,6 +16,7 @@ from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.steps import Outcome
+from stages.contracts.summaries import SCHEMA_FILE, VECTORS_FILE, SchemaSummary, read_summary
 from stages.contracts.tables import CandidateTable, RequestTable
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import FeatureSchema, feature_schema, ranking_features

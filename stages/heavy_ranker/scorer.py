@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from onnxruntime import InferenceSession
 
-from stages.contracts.artifacts import HEAVY_FILE, HEAVY_JSON, HeavySummary, read_summary
 from stages.contracts.errors import ReleaseError
 from stages.contracts.onnx_session import open_onnx
 from stages.contracts.ranking import RankingInputs
+from stages.contracts.summaries import HEAVY_FILE, HEAVY_JSON, HeavySummary, read_summary
 from stages.features.ranking import heavy_features
 
 MODEL_FILE, META_FILE = HEAVY_FILE, HEAVY_JSON

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.contracts.artifacts import VECTORS_FILE, HeavySummary
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.examples import Examples, mean_ndcg, read_array
 from stages.contracts.ranking import SOURCE_POPULAR, rank_rows
 from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.steps import Outcome
+from stages.contracts.summaries import VECTORS_FILE, HeavySummary
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER
 from stages.heavy_ranker.config import HeavyRankerConfig
 from stages.heavy_ranker.data import HeavyData, Lists, light_lists

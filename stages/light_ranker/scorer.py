@@ -8,9 +8,9 @@ from pathlib import Path
 import lightgbm as lgb
 import numpy as np
 
-from stages.contracts.artifacts import LIGHT_FILE, LIGHT_JSON, LightSummary, read_summary
 from stages.contracts.errors import ReleaseError
 from stages.contracts.ranking import RankingInputs
+from stages.contracts.summaries import LIGHT_FILE, LIGHT_JSON, LightSummary, read_summary
 
 MODEL_FILE, META_FILE = LIGHT_FILE, LIGHT_JSON
 

@@ -14,13 +14,13 @@ import lightgbm as lgb
 import numpy as np
 from tqdm import tqdm
 
-from stages.contracts.artifacts import LightSummary
 from stages.contracts.errors import DataError
 from stages.contracts.examples import Examples, mean_ndcg
 from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.ranking import SOURCE_POPULAR, rank_rows
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
+from stages.contracts.summaries import LightSummary
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, RequestTable
 from stages.light_ranker.config import LightRankerConfig
 from stages.light_ranker.scorer import META_FILE, MODEL_FILE

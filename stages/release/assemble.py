@@ -12,17 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from stages.contracts.artifacts import (
-    CONFIG_FILE,
-    FALLBACK_FILE,
-    SCHEMA_FILE,
-    TOWER_JSON,
-    Artifact,
-    RankerSummary,
-    SchemaSummary,
-    TowerSummary,
-    collect,
-)
+from stages.contracts.artifacts import Artifact, collect
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import canonical_json, read_json, sha256_text, write_json
@@ -33,6 +23,15 @@ from stages.contracts.ranking_stages import RANKING_STAGES, release_artifacts, u
 from stages.contracts.release_check import CheckedArtifacts, Claim, check_together
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
+from stages.contracts.summaries import (
+    CONFIG_FILE,
+    FALLBACK_FILE,
+    SCHEMA_FILE,
+    TOWER_JSON,
+    RankerSummary,
+    SchemaSummary,
+    TowerSummary,
+)
 from stages.contracts.tables import DAY_MS, SERVING
 from stages.contracts.top_k import top_k
 from stages.contracts.touches import first_touches

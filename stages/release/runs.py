@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from stages.contracts.artifacts import TOWER_FILE
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.manifest import ReleaseManifest
 from stages.contracts.ranking_stages import RANKING_STAGES
 from stages.contracts.redaction import redacted
+from stages.contracts.summaries import TOWER_FILE
 from stages.release.mlflow_client import flatten, legal_name, mlflow_errors
 
 _PARAMS_A_BATCH = 100

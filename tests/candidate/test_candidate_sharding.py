@@ -128,10 +128,10 @@ def results(planted, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_reach_what_one_reaches(results, kind):
     (one, vectors, queries, _), (two, vectors_2, queries_2, _) = results[kind, 1], results[kind, 2]
-    np.testing.assert_allclose(two["losses"], one["losses"], atol=LOSS_TOLERANCE)
+    np.testing.assert_allclose(two.losses, one.losses, atol=LOSS_TOLERANCE)
     np.testing.assert_allclose(vectors_2, vectors, atol=VECTOR_TOLERANCE)
     np.testing.assert_allclose(queries_2, queries, atol=VECTOR_TOLERANCE)
-    assert one["losses"][1] < one["losses"][0] - 0.2  # it did move
+    assert one.losses[1] < one.losses[0] - 0.2  # it did move
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,16 +11,7 @@ import numpy as np
 import pytest
 
 from stages import pipeline
-from stages.contracts.artifacts import (
-    AGAIN,
-    IndexSummary,
-    TowerSummary,
-    TrainedTower,
-    collect,
-    load_vectors,
-    made_by,
-    read_summary,
-)
+from stages.contracts.artifacts import collect, made_by
 from stages.contracts.errors import ReleaseError
 from stages.contracts.hashed_files import HashedFiles
 from stages.contracts.manifest import FunnelSpec
@@ -28,6 +19,7 @@ from stages.contracts.ranking import RankingInputs
 from stages.contracts.ranking_stages import RANKING_STAGES, needed_stages, release_artifacts, stages_before
 from stages.contracts.release_check import Claim, check_steps, refuse_disagreements
 from stages.contracts.release_code import SHARED
+from stages.contracts.summaries import AGAIN, IndexSummary, TowerSummary, TrainedTower, load_vectors, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 TOWER: dict[str, Any] = {

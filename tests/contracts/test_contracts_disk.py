@@ -169,7 +169,7 @@ def test_mapped_files_are_made_in_one_place_only() -> None:
         path.relative_to(ROOT).as_posix()
         for folder in ("stages", "serving", "cli", "benchmarks")
         for path in (ROOT / folder).rglob("*.py")
-        if re.search(r"open_memmap|memmap\([^)]*w\+", path.read_text(encoding="utf-8"))
+        if re.search(r"memmap\([^)]*\b[wr]\+", path.read_text(encoding="utf-8"))
     ]
     assert makers == ["stages/contracts/files.py"]
 

@@ -12,12 +12,12 @@ import pytest
 
 from serving.funnel import Funnel
 from serving.release import load_release
-from stages.contracts.artifacts import RankerSummary, read_summary
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.manifest import FunnelSpec, read_manifest
 from stages.contracts.ranking import RankingInputs
 from stages.contracts.ranking_stages import RANKING_STAGES, RankingStage
+from stages.contracts.summaries import RankerSummary, read_summary
 from stages.contracts.tables import EventTable
 from stages.release.assemble import AssembleConfig, assemble
 from stages.release.runs import lineage

@@ -39,10 +39,10 @@ SIGNATURES = {
     "context: 'Mapping[str, str]' = <factory>) -> None",
     "Warehouse": "(url: 'str') -> 'None'",
     "Snapshot": "(directory: 'str | PathLike[str]') -> 'None'",
-    "Ease.fit": "(history_UN: 'sparse.csr_matrix', regularisation: 'float', memory_gb: 'float' = 4.0) -> 'Ease'",
+    "Ease.fit": "(history_UN: 'sparse.csr_matrix', settings: 'EaseSettings', memory_gb: 'float' = 4.0) -> 'Ease'",
     "Ease.score": "(self, history_BN: 'sparse.csr_matrix') -> 'np.ndarray'",
-    "ImplicitAls.fit": "(history_UN: 'sparse.csr_matrix', factors: 'int', confidence: 'float', "
-    "regularisation: 'float', iterations: 'int' = 15, seed: 'int' = 0) -> 'ImplicitAls'",
+    "ImplicitAls.fit": "(history_UN: 'sparse.csr_matrix', settings: 'ImplicitAlsSettings', seed: 'int') "
+    "-> 'ImplicitAls'",
     "ImplicitAls.score": "(self, history_BN: 'sparse.csr_matrix') -> 'np.ndarray'",
 }
 
@@ -55,12 +55,14 @@ def test_the_names_are_frozen() -> None:
         "ContractError",
         "DataError",
         "Ease",
+        "EaseSettings",
         "EmptyDatasetError",
         "Event",
         "FieldError",
         "Funnel",
         "GateError",
         "ImplicitAls",
+        "ImplicitAlsSettings",
         "ItemFilter",
         "LoadedRelease",
         "OutOfSpaceError",

@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
-from benchmarks.retrieval.static.judge import Scorer, top_k
+from benchmarks.retrieval.static.judge import Scorer, top_k_of_rows
 from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
 from stages.contracts.config import Config
@@ -161,7 +161,7 @@ def cosine_neighbours(history_UN: sparse.csr_matrix, neighbours: int, shrink: fl
         cosine = (by_item[:, columns].T @ by_item).toarray()
         cosine /= np.maximum(norms_N[columns, None] * norms_N + shrink, 1e-12)
         cosine[columns - start, columns] = 0
-        nearest = top_k(np.where(cosine > 0, cosine, -np.inf), neighbours)
+        nearest = top_k_of_rows(np.where(cosine > 0, cosine, -np.inf), neighbours)
         row, place = np.nonzero(nearest >= 0)
         item = nearest[row, place]
         parts.append(sparse.csc_matrix((cosine[row, item], (item, row)), shape=(items, len(columns))))

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.contracts.artifacts import RECALL_FLOOR
 from stages.contracts.config import Config
+from stages.contracts.summaries import RECALL_FLOOR
 from stages.features.config import FeatureConfig
 
 Positive = Annotated[float, Field(gt=0.0)]

@@ -23,10 +23,10 @@ from stages.candidate.export.user_tower_tables import PROTOBUF_LIMIT, item_table
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
-from stages.contracts.artifacts import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE, TowerConfig, TrainedTower
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.ragged import row_offsets
+from stages.contracts.summaries import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE, TowerConfig, TrainedTower
 from stages.contracts.tower_code import tower_code
 from stages.features.history import TowerInputs
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from stages.contracts.artifacts import TOWER_FILE
 from stages.contracts.errors import DataError, ReleaseError
+from stages.contracts.summaries import TOWER_FILE
 
 IDS, CONTENT, IS_ITEM = "ids", "content", "is_item"
 """``[N + 1, D]`` id embeddings, ``[N + 1, K]`` what is known beside them, ``[N + 1, 1]`` ones: the last row

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from stages.candidate.config import IndexConfig
 from stages.candidate.index.choice import choose_index
-from stages.contracts.artifacts import TOWER_JSON, VECTORS_FILE, TowerSummary, read_summary
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import atomic_file
 from stages.contracts.snapshot import Snapshot
+from stages.contracts.summaries import TOWER_JSON, VECTORS_FILE, TowerSummary, read_summary
 
 _BLOCK = 4096
 _MEASURED = 512

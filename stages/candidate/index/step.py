@@ -18,7 +18,11 @@ from stages.candidate.config import IndexConfig
 from stages.candidate.data.examples import latest_inputs
 from stages.candidate.index.choice import choose_index
 from stages.candidate.onnx_towers import UserTower
-from stages.contracts.artifacts import (
+from stages.contracts.errors import EmptyDatasetError
+from stages.contracts.files import sha256_file
+from stages.contracts.snapshot import Snapshot
+from stages.contracts.steps import Outcome
+from stages.contracts.summaries import (
     INDEX_FILE,
     INDEX_JSON,
     TOWER_FILE,
@@ -29,10 +33,6 @@ from stages.contracts.artifacts import (
     load_vectors,
     read_summary,
 )
-from stages.contracts.errors import EmptyDatasetError
-from stages.contracts.files import sha256_file
-from stages.contracts.snapshot import Snapshot
-from stages.contracts.steps import Outcome
 from stages.features.config import FeatureConfig
 
 

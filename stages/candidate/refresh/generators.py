@@ -17,7 +17,7 @@ from stages.candidate.generators.files import (
     write_summary,
 )
 from stages.candidate.generators.table import TOWER, generator_class
-from stages.contracts import artifacts
+from stages.contracts import summaries
 from stages.contracts.config import Config
 from stages.contracts.errors import ReleaseError
 from stages.contracts.snapshot import Snapshot
@@ -51,7 +51,7 @@ def refresh_sources(config: RefreshSourcesConfig, inputs: Mapping[str, Path], di
             f"{released}: of {n_released} items, the snapshot has {len(items)}; it must extend the release"
         )
     summary = read_summary(released, n_released)
-    tower = artifacts.read_summary(inputs["candidate"] / artifacts.TOWER_JSON, artifacts.TowerSummary)
+    tower = summaries.read_summary(inputs["candidate"] / summaries.TOWER_JSON, summaries.TowerSummary)
     target = directory / SOURCES_DIRECTORY
     target.mkdir()
     files: dict[str, str] = {}

@@ -13,22 +13,22 @@ import onnx
 
 from stages.candidate.export.user_tower_tables import content_of, extended
 from stages.candidate.onnx_towers import PortableItemTower
-from stages.contracts.artifacts import (
-    ITEM_TOWER_FILE,
-    TOWER_FILE,
-    TOWER_JSON,
-    VECTORS_FILE,
-    TrainedTower,
-    load_vectors,
-    made_by,
-    read_summary,
-)
+from stages.contracts.artifacts import made_by
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError
 from stages.contracts.files import sha256_file
 from stages.contracts.release_check import check_steps
 from stages.contracts.snapshot import ItemTable, Snapshot
 from stages.contracts.steps import Outcome
+from stages.contracts.summaries import (
+    ITEM_TOWER_FILE,
+    TOWER_FILE,
+    TOWER_JSON,
+    VECTORS_FILE,
+    TrainedTower,
+    load_vectors,
+    read_summary,
+)
 
 ROUNDING = 1e-5
 """Two runtimes' vectors of one item differ by less, relative to the largest number (1 for unit vectors)."""

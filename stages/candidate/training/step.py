@@ -26,7 +26,6 @@ from stages.candidate.training.warm_start import (
     kept_checkpoints,
     warm_state,
 )
-from stages.contracts.artifacts import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 from stages.contracts.errors import (
     ConfigError,
     DataError,
@@ -38,6 +37,7 @@ from stages.contracts.errors import (
 from stages.contracts.files import read_json, write_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
+from stages.contracts.summaries import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 
 WORKER = ("-m", "stages.candidate.training.worker")
 _OURS: dict[str, type[SluiceError]] = {

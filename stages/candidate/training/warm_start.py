@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from stages import __version__
 from stages.candidate.config import GIVES_SHAPE, NO_PART_OF_THE_RESULT, CandidateConfig, TrainCandidateConfig
-from stages.contracts.artifacts import TOWER_JSON
 from stages.contracts.code import code_digest
 from stages.contracts.config import Config, parse_config, under_new_names
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.contracts.files import canonical_json, read_json, sha256_text
 from stages.contracts.id_map import IdMap, IdMapVersion
 from stages.contracts.snapshot import ContextColumn, Snapshot
+from stages.contracts.summaries import TOWER_JSON
 
 RUN_FILE, STATE, STATE_JSON, WEIGHTS = "run.json", "state", "state.json", "weights"
 _FORMER = {"candidate.model.input_scale": 1.0}
