@@ -3,14 +3,14 @@
     python -m benchmarks.dataset [--sizes 1e6 1e7 1e8] [--repeat 3] [--pandas 1e7] [--memory 2500MB] [--ids 1e7]
         [--home DIR] [--postgresql URL_OF_AN_EMPTY_DATABASE]
 
-A world of skewed users and items is written into a DuckDB warehouse in SQL (not measured). Measured
-is, in a process of its own for every size: who is active and which items are eligible at the end of
-each part, the removal of duplicates and repeats, and ``events.parquet``, as the dataset step makes
-it. Repeats alternate between the sizes, for a machine's speed changes within minutes; seconds are
-medians, and ``growth`` is by how much a size's exceed those of the size before. Users and items grow with
-the events unless ``--ids`` gives every size those of one size. The pandas job reads the same events from
-Parquet and writes the same rows; both are compared. With ``--postgresql`` the same job runs on a copy of
-the world there, and its rows are compared too.
+A world of skewed users and items is written into a DuckDB warehouse in SQL (not measured). The measured job
+runs the dataset step's selection, in a process of its own for every size. It finds the active users and the
+eligible items at the end of each period, removes duplicates and repeats, and writes ``events.parquet``.
+Repeats alternate between the sizes, because a machine's speed changes within minutes. Seconds are medians;
+``growth`` is their ratio to the seconds of the size before. Users and items grow with the events; with
+``--ids`` every size has the users and items of one size. The pandas job reads the same events from Parquet,
+and its rows are compared. With ``--postgresql`` the same job runs on a copy of the world there, and its rows
+are compared too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ENDS = tuple(START_MS + days * DAY_MS for days in (28, 29, 30))
 def write_world(path: Path, n: int, ids: int | None = None) -> None:
     """Write n events; one in 50 items is a copy, one event in 20 a repeat.
 
-    Users are n / 50 and items n / 500, or those of a world of ``ids`` events.
+    There are n / 50 users and n / 500 items, or as many as in a world of ``ids`` events.
     """
     users, items = (max((ids or n) // each, 100) for each in (50, 500))
     from stages.warehouse.database.engine import Warehouse
@@ -83,7 +83,7 @@ def write_world(path: Path, n: int, ids: int | None = None) -> None:
 
 
 def step_config() -> DatasetStepConfig:
-    """Return what the dataset step selects of a world."""
+    """Return the configuration of the dataset step for a world."""
     return DatasetStepConfig.model_validate(
         {
             "signals": SIGNALS,
@@ -185,7 +185,7 @@ def run_pandas(path: Path, out: Path) -> dict[str, Any]:
 
 
 def compare(ours: Path, theirs: Path) -> None:
-    """Raise unless both jobs wrote the same rows (items by their number of rows, since only we index them)."""
+    """Raise unless both jobs wrote the same rows; items are compared by number of rows, since only we index them."""
     query = """SELECT count(*), sum(hash(user_index, event_time_ms, signal, part, active)::HUGEINT) FROM '{}'"""
     found = [duckdb.sql(query.format(path)).fetchall() for path in (ours, theirs)]
     sizes = [
@@ -206,7 +206,7 @@ def child(arguments: list[str]) -> dict[str, Any]:
 def measure(home: Path, sizes: list[int], memory: str, repeats: int, ids: int | None) -> list[dict[str, Any]]:
     """Write a world of each size and run the job on all of them, ``repeats`` times in turn; return medians by size."""
     for n in sizes:
-        # In a process of its own: what starts a process passes its largest memory on to it.
+        # In a process of its own: a child process starts with its parent's peak memory.
         child(["--job", "world", str(home / f"{n}.duckdb"), str(n), "--ids", str(ids or n)])
     found: dict[int, list[dict[str, Any]]] = {n: [] for n in sizes}
     for _ in range(repeats):

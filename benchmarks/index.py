@@ -2,11 +2,11 @@
 
     python -m benchmarks.index [--items 1e6] [--dim 64] [-k 1000] [--memory-limit-mb MB] [--kinds KIND ...]
 
-Vectors of unit length scatter around centres of very unequal size, whose centres are grouped themselves;
-queries are drawn from the same clusters. Each query is searched alone, in one thread, through the
-``ItemSearch`` that serves. Filters allow a share of the items: at random, and by cluster (``category``:
-whole clusters, so that what is allowed may lie far from the query). Recall is against an exact search
-among what is allowed.
+Vectors of unit length scatter around the centres of clusters. The clusters have very unequal sizes, and their
+centres form groups. Queries are drawn from the same clusters. Each query is searched alone, in one thread,
+through the ``ItemSearch`` that serves. Filters allow a share of the items: at random, or by whole clusters
+(``category``), so that allowed items may lie far from the query. Recall is against an exact search among
+the allowed items.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def allowed_masks(cluster: np.ndarray, share: float) -> dict[str, np.ndarray]:
 def measure(
     search: ItemSearch, vectors: np.ndarray, queries: np.ndarray, k: int, mask: np.ndarray | None
 ) -> dict[str, float]:
-    """Return recall@k against exact search among what is allowed, and the latency of single queries."""
+    """Return recall@k against exact search among the allowed items, and the latency of single queries."""
     ids = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
     k = min(k, len(ids))
     exact = ids[faiss.knn(queries, np.ascontiguousarray(vectors[ids]), k, metric=faiss.METRIC_INNER_PRODUCT)[1]]

@@ -51,10 +51,10 @@ class PlainTowers(nn.Module):  # type: ignore[misc]
     Args:
         catalogue: with one category an item.
         settings: of the product.
-        sparse: whether the tables' gradients are.
+        sparse: whether the tables' gradients are sparse.
 
     Raises:
-        ValueError: if the settings ask for what this model lacks.
+        ValueError: if the settings need a feature that this model lacks.
     """
 
     def __init__(self, catalogue: Catalogue, settings: TrainCandidateConfig, sparse: bool) -> None:

@@ -1,11 +1,11 @@
-"""Time and memory of the dataset report's two parts on worlds of 1, 10 and 100 million events.
+"""Time and memory of the dataset step and of both halves of its report, on worlds of 1, 10 and 100 million events.
 
     python -m benchmarks.report [--sizes 1e6 1e7 1e8] [--memory 2500MB] [--home DIR]
 
-The worlds are those of ``benchmarks.dataset``. For every size and in a process of its own each: the
-whole dataset step, which writes the snapshot (events, requests, targets, fingerprint); what the
-thresholds would have covered of users and items, in the warehouse; and quality against window
-length, from the snapshot. The report's settings are the defaults.
+The worlds are those of ``benchmarks.dataset``. Three jobs run for every size, each in a process of its own: the
+whole dataset step, which writes the snapshot (events, requests, targets, fingerprint); the share of users and
+items that the thresholds would have covered, from the warehouse; and quality against window length, from the
+snapshot. The report's settings are the defaults.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run_snapshot(home: Path, events: int, memory: str) -> dict[str, Any]:
 
 
 def run_coverage(home: Path, events: int, memory: str) -> dict[str, Any]:
-    """Ask what the thresholds would have covered."""
+    """Measure which users and items the thresholds would have covered."""
     config = ReportStepConfig(dataset=step_config())
     with Warehouse(_url(home, memory)) as warehouse:
         started = time.perf_counter()
@@ -92,14 +92,14 @@ def measured(job: str, home: Path, events: int, memory: str) -> dict[str, Any]:
     result = JOBS[job](home, events, memory)
     seconds = round(time.perf_counter() - started, 2)
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    # On Linux in KiB; the high-water mark of the whole process. Its processor time says more than
-    # the clock where other jobs run.
+    # On Linux in KiB; the high-water mark of the whole process. Where other jobs run, processor time says
+    # more than the clock.
     peak_gb, processor = usage.ru_maxrss * 1024 / 1e9, usage.ru_utime + usage.ru_stime
     return {"seconds": seconds, "processor_seconds": round(processor, 2), "peak_gb": round(peak_gb, 3), **result}
 
 
 def child(job: str, home: Path, events: int, memory: str) -> dict[str, Any]:
-    """Run one job in a process of its own; this one stays small, for a child's high-water mark begins at it."""
+    """Run one job in a process of its own; this process stays small, since a child starts with its parent's peak."""
     command = [sys.executable, "-m", "benchmarks.report", "--home", str(home), "--memory", memory]
     command += ["--sizes", str(events), "--job", job]
     return in_a_process(command)

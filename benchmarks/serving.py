@@ -3,8 +3,8 @@
     python -m benchmarks.serving --release var/latest/serving/releases/<id> --requests 500
 
 The client is one thread that waits for each answer; the server is ``sluice serve`` in a process of
-its own. Users are drawn from those that the release knows. It needs no more than the serving image has:
-run it in that set, for the event loop and the parser of HTTP decide what a request costs.
+its own. Users are drawn from those of the release. The benchmark needs only the packages of the serving
+image. Run it with exactly those, because the event loop and the HTTP parser decide what a request costs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _in_process(release: LoadedRelease, users: list[str], k: int) -> dict[str, f
 
 
 def _over_http(release: Path, users: list[str], k: int) -> dict[str, dict[str, float]]:
-    """Measure the cheapest and the usual request, each on a kept connection and over new ones."""
+    """Measure the cheapest and the usual request, each over one kept connection and over new connections."""
     with _server(release) as port, closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as kept:
 
         def anew(path: str) -> None:

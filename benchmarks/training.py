@@ -5,12 +5,14 @@
 
 The product's own step (the worker's batches, model, loss and optimizers, started by torchrun) trains on
 a skewed world: 64 dimensions, history 20, batch 4096, 1,024 shared negatives. The same model and batches
-then run as one writes them in plain PyTorch (``benchmarks.plain_towers``): on ``torch.nn.EmbeddingBag`` with
-sparse gradients and Adagrad, and with dense ones. To tell what the tables alone do, the product's own towers
-and loss run with its tables replaced by such bags, too (``sparse_tables``, ``dense_tables``). Each is a process
-of its own with one thread; repeats alternate, ratios are of medians. Then, in turn, one rank, two ranks with the same
-whole batch, and two copies of the one that know nothing of one another: what the machine allows two ranks at most. Then
-growth over the number of items, and where the time of a step goes.
+then run in plain PyTorch (``benchmarks.plain_towers``): on ``torch.nn.EmbeddingBag`` with Adagrad, with sparse
+and with dense gradients. To measure the effect of the tables alone, the product's own towers and loss also run
+on such bags (``sparse_tables``, ``dense_tables``). Each run is a process of its own with one thread. Repeats
+alternate; ratios are of medians.
+
+Ranks are measured in turn: one rank, two ranks with the same whole batch, and two independent copies of the one rank.
+The copies show the most that two ranks can reach on this machine. Last come the growth over the number of items, and
+where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ CHOICES = ("product", "sparse", "dense", "sparse_tables", "dense_tables")
 
 
 def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
-    """Write a job: each user touches 21 items of a skewed catalogue, so that the last has a full history."""
+    """Write a job: each user touches 21 items of a skewed catalogue, so that the last touch has a full history."""
     from stages.candidate.config import CandidateConfig, TrainCandidateConfig
     from stages.candidate.data.examples import Examples
     from stages.candidate.data.item_features import Catalogue
@@ -85,17 +87,17 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
 
 
 def uncut(settings: Any) -> Any:
-    """Return the settings with every table of items in one piece."""
+    """Return the settings with one partition for every item table."""
     return settings.changed(candidate={"model": {"item_parts": 1}})
 
 
 def product_on_bags(catalogue: Any, settings: Any, sparse: bool) -> Any:
-    """Return the product's towers on ``torch.nn.EmbeddingBag``, one a table, which looks up what they ask for.
+    """Return the product's towers with a ``torch.nn.EmbeddingBag`` in place of each table.
 
     Args:
         catalogue: of the items.
-        settings: of ``uncut``.
-        sparse: whether the tables' gradients are.
+        settings: from ``uncut``.
+        sparse: whether the tables' gradients are sparse.
     """
     import torch
     from torch import nn
@@ -202,9 +204,9 @@ def measure(work: Path, kind: str, steps: int) -> dict[str, Any]:
 
 
 class OwnMemory:
-    """The largest memory of this process without pages of files, sampled by a thread from now on.
+    """Peak memory of this process without file pages, sampled by a thread from now on.
 
-    Files that are mapped, the examples among them, count as resident while there is room; they need none.
+    Mapped files, such as the examples, are left out: they are resident only while memory is free.
     """
 
     def __init__(self) -> None:
@@ -232,7 +234,7 @@ def peak_gb() -> float:
 
 
 def profile(work: Path, kind: str, steps: int) -> dict[str, float]:
-    """Return the median milliseconds of each part of a step, prepared without a thread."""
+    """Return the median milliseconds of each phase of a step; batches are prepared without a thread."""
     import torch
 
     batches, loss_of, optimizers = step_parts(work, kind)
@@ -277,7 +279,7 @@ def child(work: Path, job: str, kind: str, steps: int, ranks: int = 1) -> dict[s
 
 
 def run_job(job: str, kind: str, work: Path, steps: int) -> None:
-    """Be a rank: measure, and print the result on rank 0."""
+    """Run one rank: measure, and print the result on rank 0."""
     import torch.distributed as dist
 
     from stages.candidate.training import worker
@@ -293,7 +295,7 @@ def run_job(job: str, kind: str, work: Path, steps: int) -> None:
 
 
 def medians(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the median of each figure over repeats, and the single throughputs."""
+    """Return the median of each figure over repeats, and the throughput of each repeat."""
     names = ("examples_per_s", "processor_ms", "peak_gb", "own_gb")
     found = {name: statistics.median(r[name] for r in results) for name in names}
     waits = [result["input_wait_share"] for result in results]

@@ -31,7 +31,7 @@ from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, SluiceError
 
 LAST_SEED = 4_000_000_000
-"""numpy's older generators take 32 bits, and cuts for validation add a million or two."""
+"""Largest seed: numpy's older generators take 32 bits, and validation splits add one or two million."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def settings_of(
     options: argparse.Namespace, protocol: Protocol | ReplayProtocol, known: Mapping[str, type[ModelT]]
 ) -> dict[str, Any]:
-    """Return the settings by model: what --memory-gb allows, over it the protocol's and the recipe's."""
+    """Return the settings by model: --memory-gb, overridden by the protocol's settings, then by the recipe's."""
     allowed = {} if options.memory_gb is None else allowing(known, options.memory_gb)
     recipe = read_recipe(options.recipe, options.protocol, known)
     return merged(merged(allowed, protocol.settings), recipe)

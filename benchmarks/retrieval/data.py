@@ -1,4 +1,4 @@
-"""Who did what, and what a model may see of a split. The readers of the published files are in ``readers.py``.
+"""Interactions of users with items, and splits of them. The readers of the published files are in ``readers.py``.
 
 Users and items are numbered from 0 in the order in which the file names them first. That is also the order in which
 items of equal score are ranked, so that a tie never depends on a sorting algorithm.
@@ -91,11 +91,11 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Split:
-    """What a model is fitted on and answers from, and what it is asked for.
+    """Training rows and held-out rows.
 
     Attributes:
-        train: all that a model may see: it is fitted on these rows, a user's history is his rows of them, and they
-            are removed from his answers.
+        train: all that a model may see. It is fitted on these rows. A user's training rows are the history for the
+            answers, and their items are removed from the answers.
         test: held-out pairs; users without one are not judged.
     """
 

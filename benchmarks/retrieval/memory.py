@@ -1,4 +1,4 @@
-"""What of the memory is free, and why a model does not fit into it. A gigabyte is 10^9 bytes."""
+"""How much memory is free, and why a model does not fit into it. A gigabyte is 10^9 bytes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ _VERSIONS = (
     ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of control groups, 2 and 1: controller, where it is mounted, limit, usage, and what of the usage is given back."""
+"""Control groups, version 2 and 1: controller, mount point, files of limit and usage, and the ``memory.stat`` field of
+the usage that the system can reclaim."""
 
 
 def free_gigabytes(root: Path = Path("/")) -> float | None:
-    """Return what this process may still take: of the machine, its control groups and its own limit (``ulimit -v``).
+    """Return how much this process may still take, by the machine, its control groups and ``ulimit -v``.
 
-    None where the system says nothing of it.
+    None where the system reports nothing.
 
     Args:
         root: below which ``proc`` and ``sys`` lie.
@@ -29,9 +30,9 @@ def too_large(needed_gb: float, allowed_gb: float | None, answering_gb: float, f
     """Return why a model is left out, or None.
 
     Args:
-        needed_gb: that fitting takes.
+        needed_gb: what fitting takes.
         allowed_gb: the model's own ``memory_gb``; None = no limit.
-        answering_gb: that judging takes beside the model.
+        answering_gb: what judging takes beside the model.
         free_gb: see ``free_gigabytes``; None = not known.
     """
     free = "" if free_gb is None else f", {free_gb:.3g} GB are free"
@@ -49,7 +50,7 @@ def _machine(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path) -> Iterator[int]:
-    """Yield what is left of the limit of each control group that this process is in, and of those around it."""
+    """Yield the bytes left in each control group of this process, and in the groups that contain it."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         for controller, mount, limit, usage, cached in _VERSIONS:

@@ -1,8 +1,8 @@
-"""The product's two-tower on a protocol's training rows: a snapshot, the step ``train_candidate``, what it exports.
+"""The product's two-tower on a protocol's training rows: a snapshot, the step ``train_candidate``, its exports.
 
-Nothing of the towers is re-made here. The rows become a snapshot as the dataset step would write it, the step trains on
-it under the launcher, and scores are dot products of the exported ONNX tower's vectors with ``item_vectors.npy``, over
-the whole catalogue and exact.
+The towers are not re-implemented here. The rows become a snapshot as the dataset step would write it, and the step
+trains on it under the launcher. Scores are exact dot products of the exported ONNX tower's vectors with
+``item_vectors.npy``, over the whole catalogue.
 
 Legend: R rows, U users, N items, B users of a block, D dimensions, T tastes, L history length.
 """
@@ -42,11 +42,11 @@ SECOND_MS = 1000
 SIGNAL = "interaction"
 _QUERIES = 256
 _PROCESSES_BYTES = 1_100_000_000
-"""Of this process, the launcher and one rank with torch in each."""
+"""Memory of this process, the launcher and one rank, with torch in each."""
 _RANK_BYTES = 450_000_000
-"""Of each further rank."""
+"""Memory of each further rank."""
 _ROW_BYTES = 400
-"""Of a training row: as an event, as an example, and in the files that ranks map."""
+"""Memory of a training row: as an event, as an example, and in the files that ranks map."""
 _WORK: ContextVar[Path | None] = ContextVar("work", default=None)
 
 
@@ -82,9 +82,9 @@ class RowsConfig(Config):
 
 
 def in_time_order(rows: Interactions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return user, item and time in ms, int64 ``[R]``, by time; of equal times, and without any, as the file has them.
+    """Return user, item and time in ms, int64 ``[R]``, in time order; rows of equal or no time keep the file's order.
 
-    A step of the protocol's time is a second, so that ages are places where the protocol knows places only.
+    One unit of the protocol's time becomes a second. So ages are positions where the protocol has positions only.
     """
     time = np.arange(len(rows)) if rows.time is None else np.asarray(rows.time, dtype=np.int64)
     order = np.argsort(time, kind="stable")
@@ -92,7 +92,7 @@ def in_time_order(rows: Interactions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def shuffled(rows: Interactions, orders: int, seed: int) -> Interactions:
-    """Return each user ``orders`` times as a user of his own, his rows in an order drawn anew."""
+    """Return ``orders`` copies of each user, each a separate user with the rows in a new random order."""
     rng = np.random.default_rng(seed)
     time = np.concatenate([rng.permutation(len(rows)) for _ in range(orders)])
     user = np.concatenate([rows.user + copy * rows.users for copy in range(orders)])
@@ -100,7 +100,7 @@ def shuffled(rows: Interactions, orders: int, seed: int) -> Interactions:
 
 
 def event_table(user: np.ndarray, item: np.ndarray, time_ms: np.ndarray) -> EventTable:
-    """Return events of one signal, all of them in the candidate part."""
+    """Return events of one signal, all of them in the candidate period."""
     n = len(user)
     return EventTable(
         user_index=np.asarray(user, np.int64),
@@ -114,7 +114,7 @@ def event_table(user: np.ndarray, item: np.ndarray, time_ms: np.ndarray) -> Even
 
 
 def write_snapshot(directory: Path, events: EventTable, users: int, items: int, fingerprint: str) -> None:
-    """Write a snapshot whose candidate part is all there is: no requests, no titles, no categories."""
+    """Write a snapshot that has a candidate period only: no requests, no titles, no categories."""
     none = np.zeros(0, np.int64)
     events.write(directory / "events.parquet")
     RequestTable(none, none, none, np.zeros(0, np.int8)).write(directory / "requests.parquet")
@@ -172,21 +172,21 @@ class Trained:
 
 
 def towers_gigabytes(rows: int, items: int, candidate: CandidateConfig, features: FeatureConfig) -> float:
-    """Return about how many 10^9 bytes ``train_towers`` takes, of all its processes: measured, not counted.
+    """Return roughly how many 10^9 bytes all processes of ``train_towers`` take: measured, not counted.
 
     Args:
         rows: R.
         items: N.
-        candidate: of the training; on a GPU the model lies in the GPU's memory, which is not looked at.
+        candidate: of the training; on a GPU the model lies in the GPU's memory, which is not included.
         features: ``history_length`` is L.
     """
     width, ranks = candidate.model.dimension, candidate.distributed.n_processes
-    # Weights, their sums of squares, the average, and what is written; of one table or of two.
+    # Weights, their sums of squares, the average, and the written copy; of one table or of two.
     tables = 16 * (1 if candidate.model.shared_item_table else 2) * items * width
     # What attention keeps of each position for the backward pass; other encoders keep the vectors of the history.
     kept = 128 * candidate.model.blocks if candidate.model.encoder == "attention" else 4
     batch = 4 * candidate.training.batch_size * features.history_length * width * kept
-    if candidate.training.mode == "sequences":  # a batch is so many positions
+    if candidate.training.mode == "sequences":  # batch_size counts positions
         batch //= features.history_length
     processes = _PROCESSES_BYTES + _RANK_BYTES * (ranks - 1)
     return (processes + _ROW_BYTES * rows + ranks * (tables + batch)) / 1e9
@@ -216,7 +216,7 @@ def train_towers(rows: Interactions, candidate: CandidateConfig, features: Featu
 
 
 class TouchHistories:
-    """Users' first touches of items, and the tower's inputs of any stretch of them.
+    """Users' first touches of items, and the tower's inputs of any range of them.
 
     Args:
         user, item, time_ms: int64 ``[R]``, in the order in which they happened; a repeated pair counts once.
@@ -232,12 +232,12 @@ class TouchHistories:
         self._length, self._n_items = length, items
 
     def before(self, user_B: np.ndarray, place_B: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
-        """Return int64 ``[B]``: the stretch, from and to, of each user's touches before a place of the rows."""
+        """Return start and end, int64 ``[B]`` each, of each user's touches before a position in the rows."""
         start_B = np.searchsorted(self._key, user_B * self._span)
         return start_B, np.searchsorted(self._key, user_B * self._span + np.minimum(place_B, self._span - 1))
 
     def inputs(self, start_B: np.ndarray, end_B: np.ndarray, time_ms_B: np.ndarray | None) -> TowerInputs:
-        """Return what the tower reads of stretches at given moments; None asks a second after the latest touch."""
+        """Return the tower's inputs of ranges of touches at given times; None means a second after the latest touch."""
         touch_BL = end_B[:, None] - 1 - np.arange(self._length)
         kept_BL = touch_BL >= start_B[:, None]
         touch_BL = np.where(kept_BL, touch_BL, 0)

@@ -17,7 +17,7 @@ from stages.contracts.errors import DataError
 from stages.contracts.ragged import row_offsets
 
 _DIGITS = 18
-"""Of a number, at most: it fits into an int64."""
+"""Most digits of a number, so that it fits into an int64."""
 _LAST_SECOND = 253_402_300_799
 """The end of the year 9999."""
 
@@ -55,7 +55,7 @@ def is_file(path: Path) -> bool:
     """Return whether there is such a file.
 
     Raises:
-        DataError: if the system does not say.
+        DataError: if the system cannot tell.
     """
     try:
         return path.is_file()
@@ -174,9 +174,9 @@ def numbered(path: Path, user: np.ndarray, item: np.ndarray, time: np.ndarray | 
 
 
 def distinct(path: Path, rows: Interactions) -> Interactions:
-    """Return the rows without those that repeat a pair, and say on stderr how many they were.
+    """Return the rows without those that repeat a pair, and print on stderr how many were removed.
 
-    The earliest row of a pair stays; without times, and of equal ones, the first of the file.
+    The earliest row of a pair stays; without times, or with equal times, the first in the file.
     """
     place = np.arange(len(rows))
     order = place if rows.time is None else np.lexsort((place, rows.time))
@@ -226,7 +226,7 @@ def codes(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     """Return the values of a column numbered as they appear, int64; a missing one is a value of its own.
 
     Raises:
-        DataError: if the values cannot be told apart: lists and the like.
+        DataError: if the values cannot be compared, such as lists.
     """
     try:
         found = column.combine_chunks().dictionary_encode(null_encoding="encode")

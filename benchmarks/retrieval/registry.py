@@ -37,7 +37,7 @@ REPLAYED: dict[str, type[ReplayModel]] = {
 
 
 def recipe_path(path: Path | None, protocol: str) -> Path:
-    """Return the recipe that is named, or where the protocol's own would be."""
+    """Return ``path``, or where the protocol's own recipe would be if that is None."""
     return RECIPES / f"{protocol}.yaml" if path is None else path
 
 
@@ -64,15 +64,15 @@ def configure(
     changes: Sequence[str],
     origin: str = "settings",
 ) -> dict[str, ModelT]:
-    """Return the chosen models, each after what it is made of, with settings and, over those, ``MODEL.KEY=VALUE``.
+    """Return the chosen models with their settings, each after the models that it is made of.
 
-    A model that is made of another takes that one's settings, and the other is run as well.
+    A model that is made of another uses that one's settings, and the other is run as well.
 
     Args:
         known: models by name.
-        chosen: of these.
+        chosen: names of some of these.
         settings: by model.
-        changes: to be laid over them.
+        changes: ``MODEL.KEY=VALUE``, which override settings.
         origin: what to call the settings in an error.
 
     Raises:
@@ -107,7 +107,7 @@ def configure(
 
 
 def allowing(known: Mapping[str, type[ModelT]], memory_gb: float) -> Settings:
-    """Return settings that let each model, and what it is made of, take so much memory.
+    """Return settings that let each model, and the models that it is made of, take so much memory.
 
     Raises:
         ConfigError: if it is not above 0.
@@ -129,7 +129,7 @@ def _allowing(kind: type[Config], memory_gb: float) -> dict[str, Any]:
 
 
 def changed(values: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return the values with one of them, however deep, replaced."""
+    """Return the values with the one at a path of keys replaced."""
     for key in reversed(keys):
         value = {key: value}
     return merged(values, value)

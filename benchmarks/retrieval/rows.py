@@ -15,7 +15,7 @@ class Rows:
     """What is known of each model so far.
 
     Args:
-        models: by name; ``parts`` of one names others that it is made of.
+        models: by name; the ``parts`` of a model are the names of the models that it is made of.
 
     Attributes:
         values: figures of each run, by model and metric.
@@ -39,7 +39,7 @@ class Rows:
 
     @contextmanager
     def running(self, name: str, run: str = "") -> Iterator[None]:
-        """Time a model; a model that fails or runs out of memory is left out, and so is what is made of it."""
+        """Time a model; one that fails or runs out of memory is left out, and so are models that are made of it."""
         started = time.perf_counter()
         try:
             yield

@@ -1,9 +1,9 @@
-"""Figures that small made worlds must keep giving: ``tolerances.yaml`` beside this file.
+"""Checks figures on small synthetic worlds against ``tolerances.yaml`` beside this file.
 
     python -m benchmarks.retrieval.tolerances
 
-prints what is expected and what is found. A figure outside its tolerance, to either side, is a fault: a gain is taken
-up by writing the new figure down. The tests run the same file.
+prints the expected and the measured figures. A figure outside its tolerance, on either side, is a fault. After an
+improvement, write the new figure into the file. The tests read the same file.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def read_tolerances(path: Path = TOLERANCES) -> Tolerances:
     """Read the file.
 
     Raises:
-        ConfigError: if it is not of that form, or a figure is of a world that is not there.
+        ConfigError: if the file is malformed, or a figure belongs to an unknown world.
     """
     found = parse_config(Tolerances, read_yaml(path), str(path))
     for figure in found.figures:
@@ -97,7 +97,7 @@ def read_tolerances(path: Path = TOLERANCES) -> Tolerances:
 
 
 def measure(tolerances: Tolerances) -> list[Found]:
-    """Fit and judge what each figure asks for; a model is fitted once for all its figures."""
+    """Fit and judge the model of each figure; a model is fitted once for all its figures."""
     splits = {name: world.split() for name, world in tolerances.worlds.items()}
     judged: dict[tuple[str, str, int, int], Mapping[str, np.ndarray]] = {}
     found = []

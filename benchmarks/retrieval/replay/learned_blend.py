@@ -1,6 +1,6 @@
-"""A blend whose weights are learnt: a small network scores candidates by the shares that its sources give them.
+"""A blend whose weights are learnt: a small network scores candidates by their shares of clicks and co-clicks.
 
-It learns from the last day of the training part and stays as it is; the shares advance with the log.
+It is trained on the last day of the training period and then fixed; the shares advance with the log.
 
 Legend: B events of a block, M items of a block, K candidates, F shares.
 """
@@ -63,15 +63,15 @@ class LearnedBlend(ReplayModel):
     """The ``candidates`` best items by a weighted sum of shares, ordered by a network that sees each share.
 
     The network is trained with the softmax over an event's candidates, on every ``every``-th block of the last ``days``
-    of the training part. An event whose item is no candidate, or known to its user, teaches nothing.
+    of the training period. An event is left out if its item is no candidate, or already known to its user.
 
     Attributes:
         windows, segments, together: the shares, one or more.
         candidates: K.
-        days, every, block, events: what is learnt from: the last days before the judged part, each ``every``-th block
-            of ``block`` events, and at most ``events`` of it.
+        days, every, block, events: training data: of the last ``days`` before the judged period every ``every``-th
+            block of ``block`` events, and at most ``events`` events of each.
         hidden: width of the two hidden layers.
-        epochs, learning_rate: of AdamW, one block a step, in one cycle.
+        epochs, learning_rate: of AdamW with a one-cycle schedule, one block a step.
         seed: of everything that is drawn.
     """
 
@@ -100,7 +100,7 @@ class LearnedBlend(ReplayModel):
         return (*self.windows, *self.segments, *self.together)
 
     def check(self, log: Log) -> None:
-        """The log needs the segments."""
+        """Check that the log has the segments."""
         require_segments(log, self.segments)
 
     def gigabytes(self, log: Log, train: int) -> float:
@@ -174,10 +174,10 @@ class LearnedBlend(ReplayModel):
 
 @dataclass(frozen=True)
 class _Lesson:
-    """Some events of a block whose items are among their candidates.
+    """Events of a block whose own item is among their candidates.
 
     Attributes:
-        shares, context, answered: as of ``_Found``.
+        shares, context, answered: from ``_Found``.
         target: int64 ``[B]``, the place of the event's item.
     """
 

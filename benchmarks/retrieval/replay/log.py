@@ -38,7 +38,7 @@ class Log:
     Attributes:
         user, item: int64 ``[E]``, numbered from 0 as they appear.
         time_ms: int64 ``[E]``, not decreasing.
-        segments: by name, int64 ``[E]``, what held at each event (a region, say), numbered from 0 as it appears.
+        segments: by name, int64 ``[E]``, the value at each event (such as its region), numbered from 0 as it appears.
     """
 
     user: np.ndarray

@@ -1,6 +1,6 @@
-"""Models of the replay protocols: what is trending, what goes together, a blend of both, and trained item models.
+"""Models of the replay protocols: trending items, co-visited items, a blend of both, and trained item models.
 
-Each is a frozen set of settings; ``prepare`` learns from the training part and returns a walker (see ``replay``).
+Each is a frozen set of settings; ``prepare`` learns from the training period and returns a walker (see ``replay.run``).
 
 Legend: E events, B events of a block, N items, M items of a pool, P co-clicks.
 """
@@ -33,9 +33,9 @@ from stages.contracts.ragged import ranges
 
 Count = Annotated[int, Field(ge=1)]
 _CO_CLICK_BYTES = 96
-"""Of a co-click while all of them are found and sorted."""
+"""Memory of a co-click while all of them are found and sorted."""
 _ITEM_BYTES = 64
-"""Of an item, for counts, places and flags."""
+"""Memory of an item, for counts, places and flags."""
 
 
 class ReplayModel(Config, ABC):
@@ -50,7 +50,7 @@ class ReplayModel(Config, ABC):
         """Return the 10^9 bytes that ``prepare`` takes at most, beside the log itself."""
 
     def check(self, log: Log) -> None:
-        """Raise the error that ``prepare`` would come to, where the log tells it before anything is trained.
+        """Raise those errors of ``prepare`` that the log shows before anything is trained.
 
         Raises:
             SluiceError: if the log lacks what the model reads.
@@ -112,18 +112,18 @@ class LastWeek(Trending):
 
 
 class CoVisitation(ReplayModel):
-    """Items that the users of one's latest items met next to them.
+    """Items that other users met next to the user's latest items.
 
     Two events of a user make a co-click of their items, in both directions, if they are at most ``lag`` events of that
-    user apart. An item's co-clicks are the latest ``recent`` ones. An answer's score is its share of them, summed over
-    the user's latest items with weights decay ** place.
+    user apart. Of each item the latest ``recent`` co-clicks count. A candidate's score is its share of an item's
+    co-clicks, summed over the user's latest items with weights decay ** place.
 
     Attributes:
         lag: how far two events of a user may be apart.
-        recent: co-clicks of an item that count; what it keeps online.
-        latest: items of the user that are asked for.
+        recent: latest co-clicks of an item that count, which are all that it has to store online.
+        latest: how many of the user's latest items are used.
         decay: weight of an item against the next later one.
-        smoothing: added to the number of co-clicks, so that a few say little.
+        smoothing: added to the number of co-clicks, so that an item with few of them counts little.
     """
 
     lag: Count = 2
@@ -133,7 +133,7 @@ class CoVisitation(ReplayModel):
     smoothing: NotNegative = 10.0
 
     def prepare(self, log: Log, train: int) -> Walker:
-        """Line up the co-clicks of the log; a block looks at those before each of its events."""
+        """Sort the co-clicks of the log; each event reads those before it."""
         shares = CoClicks(log, self)
 
         def walk(rows: slice) -> Pool:
@@ -162,7 +162,7 @@ class Blend(CoVisitation):
     together: NotNegative = 1.0
 
     def prepare(self, log: Log, train: int) -> Walker:
-        """As its parts are prepared."""
+        """Sort the co-clicks of the log; each event reads those before it."""
         shares = CoClicks(log, self)
         windows = ((10.0, self.ten_minutes), (60.0, self.hour), (1440.0, self.day))
 
@@ -189,11 +189,11 @@ class SegmentBlend(Blend):
     segments: tuple[SegmentShare, ...] = ()
 
     def check(self, log: Log) -> None:
-        """The log needs the segments."""
+        """Check that the log has the segments."""
         require_segments(log, self.segments)
 
     def prepare(self, log: Log, train: int) -> Walker:
-        """As its parts are prepared.
+        """Prepare the blend.
 
         Raises:
             DataError: if the log lacks a segment.
@@ -214,7 +214,7 @@ class SegmentBlend(Blend):
 
 
 class ReplayEase(ReplayModel, LimitedEase):
-    """EASE trained on the past, on histories as they are at each event; without one, what is popular.
+    """EASE trained on the past, which scores the history before each event; without one, items by popularity.
 
     Attributes:
         decay: a history's weight is exp(-rank / decay); None for 1.
@@ -233,7 +233,7 @@ class ReplayEase(ReplayModel, LimitedEase):
 
 
 class RecencyReplayEase(ReplayEase):
-    """The same on a history whose weights decay."""
+    """EASE trained on the past, which scores a history with decaying weights."""
 
     decay: Positive | None = 5.0
 
@@ -286,7 +286,7 @@ class CoClicks:
         self._key, self._target = key[order], target[order].astype(np.int32)
 
     def before(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return row in the block, item and weight of the co-clicks that each event's user is answered with."""
+        """Return row in the block, item and weight of the co-clicks that answer each event."""
         parts = []
         events = np.arange(rows.start, rows.stop)
         for back in range(1, self.settings.latest + 1):

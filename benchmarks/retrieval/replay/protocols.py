@@ -31,20 +31,20 @@ GLOBO_BLOCK = 500
 """Clicks between two refreshes of what is trending."""
 
 GLOBO_SEGMENTS = ("region", "referrer_type")
-"""What is known at a click and read where the file has it."""
+"""Context columns of a click, read where the file has them."""
 
 _DAY_MS = 86_400_000
 _CELL_BYTES = 48
-"""Of a score of a block while it is made and its events are ranked."""
+"""Memory of a score of a block while it is computed and its events are ranked."""
 
 
 @dataclass(frozen=True)
 class ReplayProtocol:
-    """A log, its judged parts, and the models that run where none are named.
+    """A log, its judged periods, and the models that run by default.
 
     Attributes:
-        read: a folder (or file), and whether to judge on validation, to the replay.
-        models: that run where none are named.
+        read: makes the replay of a folder or file; the second argument is whether to judge on validation.
+        models: run by default.
         settings: by model, chosen on validation.
     """
 
@@ -54,7 +54,9 @@ class ReplayProtocol:
 
 
 def read_globo(data: Path, validation: bool) -> Replay:
-    """Clicks of the log's last two days (UTC); for validation of the two before them, and nothing later is read.
+    """Replay the clicks of the log's last two days (UTC), or for validation of the two days before.
+
+    For validation no later click is read.
 
     Raises:
         DataError: if there is not one Parquet file with user_id, article_id and clicked_at, or it has too few days.
@@ -84,9 +86,9 @@ def read_globo(data: Path, validation: bool) -> Replay:
 
 
 def read_movielens_replay(data: Path, validation: bool) -> Replay:
-    """The last fifth of the ratings in time order, in tenths; for validation the last fifth of what is before it.
+    """Replay the last fifth of the ratings in time order, in tenths; for validation the last fifth of the earlier ones.
 
-    Every event is a block, so that counts are as of the event before.
+    Every event is a block, so that counts include every earlier event.
     """
     rows = read_movielens(data)
     if len(rows) < 100:
@@ -108,19 +110,19 @@ def run(
     samples: int,
     memory_gb: float | None = None,
 ) -> dict[str, Any]:
-    """Replay the log for every model; which models are left out is as of ``static.run``.
+    """Replay the log for every model; models are left out for the same reasons as in ``static.run``.
 
     Args:
         protocol: what is replayed.
         data: folder or file.
         models: by name.
-        validation: whether to judge on the part before the judged one.
+        validation: whether to judge on the period before the test period.
         samples: of the bootstrap over users.
         memory_gb: what a model may take; None for what is free.
 
     Returns:
-        The sizes, and for each model its settings, seconds and rows as of ``replay.report``; ``left_out`` and
-        ``failed`` as of ``static.run``.
+        The sizes, and for each model its settings, seconds and rows from ``replay.run.report``; ``left_out`` and
+        ``failed`` as in ``static.run``.
 
     Raises:
         DataError: if the log cannot be read or judged.
@@ -154,9 +156,9 @@ def why_not(model: ReplayModel, replay: Replay, free_gb: float | None) -> str | 
     """Return why a model cannot be trained on this log, or None.
 
     Args:
-        model: that is to be trained.
+        model: to be trained.
         replay: with the log.
-        free_gb: what it may take; None = not known.
+        free_gb: the memory that it may take; None = not known.
     """
     try:
         model.check(replay.log)
@@ -168,7 +170,7 @@ def why_not(model: ReplayModel, replay: Replay, free_gb: float | None) -> str | 
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return a table of every model and row, with intervals, and below it why others have none."""
+    """Return a table of every model and row, with intervals, and below it why other models have no row."""
     rows = []
     for name, model in result["models"].items():
         for row, figures in model["rows"].items():

@@ -29,7 +29,7 @@ class Pool:
     """Scores of the items that a block of events may be answered with.
 
     Attributes:
-        items: int64 ``[M]``, ascending; every other item is not answered.
+        items: int64 ``[M]``, ascending; other items are not answered.
         scores: float ``[B, M]``, or ``[1, M]`` where all events of the block get the same; ``-inf`` is not answered.
             Of equal scores the lower item is first.
     """
@@ -39,7 +39,7 @@ class Pool:
 
 
 Walker = Callable[[slice], Pool]
-"""A block of consecutive events to its pool. Blocks come in time order, but not all events of the log are asked for."""
+"""Returns the pool of a block of consecutive events. Blocks come in time order, but may skip events of the log."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Replay:
     """What is replayed.
 
     Attributes:
-        log: all events, the training part first.
-        parts: names and rows of the judged parts, consecutive and in time order.
+        log: all events, the training period first.
+        parts: names and rows of the judged periods, consecutive and in time order.
         train: number of events that models are trained on.
         block: events between two refreshes.
     """
@@ -60,7 +60,7 @@ class Replay:
 
     @property
     def rows(self) -> slice:
-        """All judged parts together."""
+        """All judged periods together."""
         slices = list(self.parts.values())
         return slice(slices[0].start, slices[-1].stop)
 
@@ -72,7 +72,7 @@ METRICS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "mrr@20": lambda rank: _within(rank, 20) / np.maximum(rank, 1),
     "hr@200": lambda rank: _within(rank, 200),
 }
-"""Of the rank of the one wanted item, from 1; 0 where it is not answered."""
+"""Metrics by name, as functions of the rank of the one wanted item: from 1, or 0 where it is not answered."""
 
 
 def _within(rank: np.ndarray, k: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def _within(rank: np.ndarray, k: int) -> np.ndarray:
 def walk(replay: Replay, walker: Walker) -> np.ndarray:
     """Return the rank of each judged event's item, int64, from 1, aligned with ``replay.rows``; 0 = not answered.
 
-    Blocks begin anew with each part, so that a part's figures do not depend on the others.
+    Blocks begin anew with each judged period, so that its figures do not depend on the other periods.
     """
     ranks = [
         rank_targets(replay.log, slice(start, min(start + replay.block, rows.stop)), walker)
@@ -118,7 +118,7 @@ def rank_targets(log: Log, rows: slice, walker: Walker) -> np.ndarray:
 
 
 def report(replay: Replay, rank: np.ndarray, samples: int) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each part, and of all parts together by users with and without a training event.
+    """Return the metrics of each judged period, and of all together by users with and without a training event.
 
     Args:
         replay: what was walked through.

@@ -59,7 +59,7 @@ def segment_shares(log: Log, rows: slice, share: SegmentShare, places: np.ndarra
     counts_SM = np.bincount(cells, minlength=n_values * size).reshape(n_values, size)
     totals_S = np.bincount(values[window], minlength=n_values)
     everybody_M = counts_SM.sum(axis=0) / max(int(totals_S.sum()), 1)
-    # Without smoothing a segment that nobody clicked in says nothing.
+    # Without smoothing, all shares of a segment without clicks are 0.
     whole_S = np.maximum(totals_S + share.smoothing, 1e-9)
     shares_SM = (counts_SM + share.smoothing * everybody_M) / whole_S[:, None]
     own: np.ndarray = shares_SM[values[rows]]
@@ -75,7 +75,7 @@ def recent_counts(log: Log, event: int, minutes: float | None) -> np.ndarray:
 
 
 def flags(items: int, named: np.ndarray) -> np.ndarray:
-    """Return which of all items are named, bool ``[N]``."""
+    """Return which of all items are listed in ``named``, bool ``[N]``."""
     flags = np.zeros(items, dtype=bool)
     flags[named] = True
     return flags

@@ -1,4 +1,4 @@
-"""The product's two-tower in a replay: it is trained once and answers as the log goes on.
+"""The product's two-tower in a replay: it is trained once, and its histories advance with the log.
 
 Legend: B events of a block, N items, M items of a pool.
 """
@@ -23,11 +23,11 @@ from stages.features.config import FeatureConfig
 class ReplayTwoTower(ReplayModel):
     """The two-tower trained on the past; each event's history is embedded as it stands before it.
 
-    Who has no history that the tower knows is answered with what is popular. Items that came after training have no
-    vector and are not answered.
+    A user without a history of items that the tower knows gets the popular items. Items that appear after training
+    have no vector and are not answered.
 
     Attributes:
-        candidate, features: as of ``TwoTower``.
+        candidate, features: as in ``TwoTower``.
         seed: of the training.
     """
 

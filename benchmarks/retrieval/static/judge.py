@@ -1,4 +1,4 @@
-"""Full rankings judged: every item that the user has not seen is scored, and nothing is sampled.
+"""Judges full rankings: every item that the user has not seen is scored, and nothing is sampled.
 
 Legend: B users of a block, N items, k answers, J judged users.
 """
@@ -19,9 +19,9 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 """Users int64 ``[B]`` to scores float ``[B, N]`` of the whole catalogue; ``-inf`` is never answered."""
 
 CELLS = 16_000_000
-"""Scores of a block, at most."""
+"""Most scores in a block."""
 _CELL_BYTES = 32
-"""Of a score while its block is judged."""
+"""Memory of a score while its block is judged."""
 METRICS = ("ndcg", "recall", "precision", "hit_rate")
 
 
@@ -47,8 +47,8 @@ def rank_metrics(hits_Jk: np.ndarray, wanted_J: np.ndarray) -> dict[str, np.ndar
     """Return the metrics of each user, float64 ``[J]``, under the names of ``METRICS``.
 
     NDCG is binary: the gain of a hit at place p, from 1, is 1 / log2(p + 1), and the ideal ranking has
-    min(k, wanted) hits at the top. Recall divides by all wanted items, also where they are more than k: so do the
-    recommenders team and RecZoo's and BARS's ``Recall(k=20)``.
+    min(k, wanted) hits at the top. Recall divides by all wanted items, even if they are more than k. The recommenders
+    team's recall, and ``Recall(k=20)`` of RecZoo and BARS, do the same.
 
     Args:
         hits_Jk: bool, which of a user's answers are wanted.
@@ -75,7 +75,7 @@ def judge(scorer: Scorer, split: Split, k: int) -> dict[str, np.ndarray]:
     """Return the metrics at k of every user with held-out items, float64 ``[J]``, users ascending.
 
     Raises:
-        DataError: if nobody has one, or scores have the wrong shape or hold NaN.
+        DataError: if no user has a held-out item, or scores have the wrong shape or hold NaN.
     """
     seen, wanted = split.train.matrix, split.test.matrix
     wanted_U = np.diff(wanted.indptr)

@@ -1,8 +1,8 @@
 """Models of the protocols that are judged on one split: popularity, item-KNN, EASE, implicit ALS.
 
-A model is a frozen set of settings. ``fit`` gets what may be seen of a split and returns a scorer, which answers blocks
-of users with scores of the whole catalogue; removing what a user has seen, and ranking, is the judge's work. A further
-model is a further class in ``MODELS``.
+A model is a frozen set of settings. ``fit`` gets the training rows of a split and returns a scorer, which scores the
+whole catalogue for a block of users. The judge removes the items that a user has seen, and ranks. To add a model, add
+its class to ``MODELS``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Model(Config, ABC):
     """Settings of a model, and how it is fitted."""
 
     deterministic: ClassVar[bool] = True
-    """Whether ``fit`` gives the same with every seed; then one run on a fixed split says all."""
+    """Whether ``fit`` gives the same with every seed; then one run on a fixed split is enough."""
 
     @abstractmethod
     def fit(self, train: Interactions, seed: int) -> Scorer:
@@ -41,7 +41,7 @@ class Model(Config, ABC):
         """Return the 10^9 bytes that ``fit`` takes at most, beside ``train`` itself."""
 
     def check(self, train: Interactions) -> None:
-        """Raise the error that ``fit`` would come to, where the rows tell it before anything is trained.
+        """Raise those errors of ``fit`` that the rows show before anything is trained.
 
         Raises:
             SluiceError: if the rows lack what the model reads.
@@ -69,7 +69,7 @@ class ItemKnn(Model):
     """Cosines of items, each with its nearest ones only.
 
     Attributes:
-        neighbours: of an item that are kept.
+        neighbours: neighbours of an item that are kept.
         shrink: added to the product of the norms, so that rare items are not near by chance.
     """
 
@@ -104,7 +104,7 @@ class EaseModel(Model, LimitedEase):
 
 
 class RecencyEase(EaseModel):
-    """The same weights, on a history that weighs exp(-rank / decay).
+    """EASE with the same weights, applied to a history in which an item weighs exp(-rank / decay).
 
     Attributes:
         decay: in places before the latest item.
@@ -113,11 +113,11 @@ class RecencyEase(EaseModel):
     decay: Positive = 5.0
 
     def check(self, train: Interactions) -> None:
-        """The rows need an order."""
+        """Check that the rows have an order."""
         _ = train.rank_from_latest
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
-        """Solve in closed form from unweighted histories; the weights count when answering."""
+        """Solve in closed form from unweighted histories; histories are weighted for scoring only."""
         history = train.recency_matrix(self.decay)
         ease = Ease.fit(train.matrix, self, self.memory_gb)
         return lambda users: ease.score(history[users])
@@ -148,7 +148,7 @@ MODELS: dict[str, type[Model]] = {
 
 
 def cosine_neighbours(history_UN: sparse.csr_matrix, neighbours: int, shrink: float) -> sparse.csr_matrix:
-    """Return the cosines of each item with its nearest ones, float32 ``[N, N]``, an item's own left out.
+    """Return the cosines of each item with its nearest other items, float32 ``[N, N]``.
 
     Column j holds at most ``neighbours`` values, the largest; of equal ones the lower item is kept.
     """

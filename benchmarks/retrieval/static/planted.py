@@ -1,4 +1,4 @@
-"""Small made worlds in which it is known what a candidate generator has to find. No data set is needed for them.
+"""Small synthetic worlds in which it is known what a candidate generator has to find. No data set is needed.
 
 Legend: U users, N items.
 """
@@ -27,7 +27,7 @@ class World(Config):
 
     Attributes:
         users, blocks, block, length: U, number of blocks, items of each, items of a user.
-        follows: 0 makes the order say nothing.
+        follows: probability that the next item follows a past one; 0 makes the order meaningless.
         seed: of everything.
     """
 

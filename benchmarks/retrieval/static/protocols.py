@@ -1,8 +1,8 @@
 """Published protocols that judge one split, or several splits of the same data.
 
-Each reads a folder, cuts it, and names the metrics, k, the seeds and the settings of the published rows. With
-``validation`` a part is cut from the training rows in the protocol's own manner, and the test rows are left alone: that
-is what people tune on.
+Each protocol reads a folder, splits it, and sets the metrics, k, the seeds and the settings of the published rows. With
+``validation``, the held-out rows are cut from the training rows in the protocol's own manner, and the test rows are not
+used. Settings are tuned on these.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stages.contracts.errors import DataError
 from stages.contracts.ragged import places_in_rows
 
 Splitter = Callable[[int, bool], Split]
-"""Seed, and whether to cut validation from the training rows, to a split."""
+"""Returns a split, given a seed and whether to cut validation rows from the training rows."""
 
 _VALIDATION_SEED = 1_000_003
 """Added to a seed for validation, so that the two cuts do not draw the same numbers."""
@@ -39,15 +39,15 @@ class Protocol:
     """How data are cut and judged.
 
     Attributes:
-        read: a folder (or file) to a splitter.
+        read: makes a splitter of a folder or file.
         k: number of answers.
         metrics: names from ``judge.METRICS``.
-        models: that run where none are named.
-        seeds: that run where none are named.
+        models: run by default.
+        seeds: used by default.
         fixed: whether every seed gives the same test rows.
         fixed_validation: whether every seed gives the same validation rows.
-        settings: by model; of the published rows where those say, else chosen on validation.
-        needs: what it asks of the data, in words.
+        settings: by model; those of the published rows where they are known, else chosen on validation.
+        needs: what the data must have, for messages.
     """
 
     read: Callable[[Path], Splitter]
@@ -64,8 +64,8 @@ class Protocol:
 def deal_by_item(rows: Interactions, seed: int, share: float = 0.75) -> Split:
     """Split each item's rows at random, as the recommenders team's ``python_stratified_split`` does with ml-100k.
 
-    One uniform number a row in file order; an item's rows are ranked by theirs, from 1, and those up to
-    round(share * count), half to even, are for training.
+    Each row gets a uniform random number, in file order. An item's rows are ranked by their numbers, from 1. Rows up to
+    rank round(share * count), half to even, are for training.
     """
     draws = np.random.RandomState(seed).uniform(size=len(rows))
     rank, count = _rank_within(rows.item, draws)
@@ -82,9 +82,9 @@ def deal_by_user(rows: Interactions, seed: int, share: float) -> Split:
 
 
 def leave_last_out(rows: Interactions, validation: bool) -> Split:
-    """Hold out the last row of each user, or the one before it; later rows are dropped.
+    """Hold out the last row of each user; for validation the last but one, and the last row is dropped.
 
-    Who would be left without a training row is trained on and not judged.
+    A user who would have no training row left is trained on and not judged.
     """
     rank = rows.rank_from_latest
     last = 1 if validation else 0
@@ -102,7 +102,7 @@ def _rank_within(group: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def check(data: Path, split: Split, needs: str) -> None:
-    """Refuse a split that nothing can be learnt from, or judged on.
+    """Refuse a split without rows to train on or to judge.
 
     Args:
         data: the folder or file, for the message.
@@ -110,7 +110,7 @@ def check(data: Path, split: Split, needs: str) -> None:
         needs: what the protocol needs of them, for the message.
 
     Raises:
-        DataError: if there is no training row, no held-out row, or no training row of anybody who is judged.
+        DataError: if there is no training row or no held-out row, or no judged user has a training row.
     """
     judged = np.unique(split.test.user)
     if not len(split.train) or not len(judged):
@@ -132,10 +132,10 @@ def read_ml_100k(data: Path) -> Splitter:
 
 
 def read_given(data: Path) -> Splitter:
-    """Read ``train.txt`` and ``test.txt`` of ``user item item …``; validation is as large a share as test is.
+    """Read ``train.txt`` and ``test.txt`` of ``user item item …``; validation holds out the same share as test.
 
     Raises:
-        DataError: if one is missing, they share a row, or a user of ``test.txt`` has no row to train on.
+        DataError: if a file is missing, both hold the same row, or a user of ``test.txt`` has no row to train on.
     """
     paths = find_each(data, ["train.txt", "test.txt"])
     (train_user, train_item), (test_user, test_item) = (read_sequences(path) for path in paths)

@@ -1,4 +1,4 @@
-"""Running models by a protocol of ``protocols.py``, and what is said about them."""
+"""Runs models by a protocol of ``protocols.py``, and reports their figures."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def run(
 ) -> dict[str, Any]:
     """Fit and judge every model with every seed.
 
-    A deterministic model on a fixed split is run with the first seed only: its spread is nothing. All splits are
-    checked, and what each model takes, before the first one is fitted. A model that does not fit the memory, or
-    cannot read the data, is left out, and so is one that fails; the others go on.
+    A deterministic model on a fixed split runs with the first seed only, since every seed gives the same figures. All
+    splits, and the memory that each model needs, are checked before the first model is fitted. A model is left out if
+    it does not fit the memory, cannot read the data, or fails; the others go on.
 
     Args:
         protocol: how data are cut and judged.
         data: folder or file.
         models: by name.
         seeds: of splits and models.
-        validation: whether to judge on a part cut from the training rows.
+        validation: whether to judge on rows cut from the training rows.
         memory_gb: what a model may take; None for what is free.
 
     Returns:
         The sizes of the first seed's split, and for each model its settings, seconds of all runs, and for each metric
-        the mean over seeds, the standard deviation (None for one run) and the values. ``left_out`` says by model why
-        it has no row, ``failed`` which of those began.
+        the mean over seeds, the standard deviation (None for one run) and the values. ``left_out`` says for each model
+        without a row why; ``failed`` lists those of them that had started.
 
     Raises:
         DataError: if the data cannot be read or judged.
@@ -83,12 +83,12 @@ def run(
 
 
 def why_not(model: Model, train: Interactions, free_gb: float | None) -> str | None:
-    """Return why a model cannot be fitted on these rows, or None: what it is made of counts as well.
+    """Return why a model, or one that it is made of, cannot be fitted on these rows; None if it can.
 
     Args:
-        model: that is to be fitted.
+        model: to be fitted.
         train: its rows.
-        free_gb: what it may take; None = not known.
+        free_gb: the memory that it may take; None = not known.
     """
     for name, member in model.members().items():
         if why := why_not(member, train, free_gb):
@@ -108,7 +108,7 @@ def summary(runs: Sequence[float]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return mean and spread of every model as a table, and below it why others have none."""
+    """Return a table with mean and spread of every model, and below it why other models have no row."""
     rows = []
     for name, model in result["models"].items():
         cells = {"model": name}

@@ -1,7 +1,7 @@
 """The two-tower as a model of the static protocols, and its blend with a closed form.
 
-The blend is the candidate stage as well: its closed-form part is one more source of scores. ``--models blend`` prints
-both, for the tower is fitted once.
+The blend is a candidate stage with one more candidate generator, the closed form. ``--models blend`` prints the rows of
+the two-tower and of the blend; the tower is fitted once for both.
 
 Legend: U users, N items, B users of a block, D dimensions.
 """
@@ -38,10 +38,10 @@ class TwoTower(Model):
     """The product's two-tower: ``stages.candidate`` trained on the rows, answering with the exported files.
 
     Attributes:
-        candidate: model and training; ``training.seed`` is that of the run.
+        candidate: model and training; ``training.seed`` is set to the seed of the run.
         features: ``history_length`` is L.
-        orders: 0 keeps the rows in the order of their times, or of the file; n trains on n orders of each user's rows
-            drawn at random, for protocols that hold out items at random.
+        orders: 0 keeps the rows in time order, or in file order without times. n trains on n random orders of each
+            user's rows, for protocols that hold out items at random.
     """
 
     deterministic: ClassVar[bool] = False
@@ -50,7 +50,7 @@ class TwoTower(Model):
     orders: Annotated[int, Field(ge=0)] = 0
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
-        """Train, embed every user's latest history; a user without rows gets what is popular."""
+        """Train, and embed every user's latest history; a user without rows gets the popular items."""
         rows = shuffled(train, self.orders, seed) if self.orders else train
         trained = train_towers(rows, self.candidate.changed(training={"seed": seed}), self.features)
         query_UD = latest_queries(trained, train, self.features.history_length)
@@ -71,18 +71,18 @@ class TwoTower(Model):
         return max(training, self.kept_gigabytes(train))
 
     def kept_gigabytes(self, train: Interactions) -> float:
-        """Return about what stays after training: this process with torch, the rows, and the vectors of all users."""
+        """Return roughly the memory kept after training: this process with torch, the rows, and all user vectors."""
         queries = 2 * 4 * train.users * self.candidate.model.vectors_a_user * self.candidate.model.dimension
         return (_KEPT_BYTES + 200 * len(train) + queries) / 1e9
 
 
 class DirectedRidgeModel(Model):
-    """The next item from a history, by a ridge regression.
+    """Predicts the next item from a history by ridge regression.
 
     Attributes:
         regularisation: lambda.
         power: the item k places back weighs k ** -power.
-        latest: items of a history that count.
+        latest: how many of the newest items of a history count.
         memory_gb: what fitting may take, see ``ridge_gigabytes``.
     """
 
@@ -101,7 +101,7 @@ class DirectedRidgeModel(Model):
         return lambda users: ridge.score(history[users])
 
     def check(self, train: Interactions) -> None:
-        """The rows need an order, and a user with two."""
+        """Check that the rows have an order, and that some user has two."""
         if not train.rank_from_latest.any():
             raise DataError("directed ridge: no user has two events; allowed are histories and what followed them")
 
@@ -112,17 +112,17 @@ class DirectedRidgeModel(Model):
 
 
 class BlendEase(Model, LimitedEase):
-    """EASE as a part of a blend.
+    """EASE as a member of a blend.
 
     Attributes:
-        decay: of the history's weights, as of ``ease_recency``; None weighs all items alike.
+        decay: decay of the history's weights, as in ``ease_recency``; None weighs all items alike.
     """
 
     regularisation: Positive = 500.0
     decay: Positive | None = None
 
     def check(self, train: Interactions) -> None:
-        """With a decay the rows need an order."""
+        """Check that the rows have an order if there is a decay."""
         if self.decay is not None:
             _ = train.rank_from_latest
 
@@ -138,16 +138,18 @@ class BlendEase(Model, LimitedEase):
 
 
 class Blend(Model):
-    """The two-tower's scores and, times a weight, a closed form's, each standardised over the catalogue for each user.
+    """The two-tower's scores plus a weight times a closed form's scores.
+
+    Both are standardised over the catalogue for each user before they are added.
 
     Attributes:
-        two_tower: as the model of that name.
-        closed_form: which one is added.
-        ease, ridge: its settings.
-        weight: of the closed form; None chooses it among ``WEIGHTS`` on rows cut from the training rows, for which
-            both parts are fitted once more.
-        hold_out: what is cut for that: ``last``, each user's latest row, or ``share``, a fifth of his rows at random.
-        metric, k: by which it is chosen.
+        two_tower: settings of the model of that name.
+        closed_form: which closed form is added.
+        ease, ridge: settings of each closed form.
+        weight: weight of the closed form. None chooses it among ``WEIGHTS`` on rows cut from the training rows; both
+            models are fitted once more for that.
+        hold_out: which rows are cut: ``last`` is each user's latest row, ``share`` a random fifth of a user's rows.
+        metric, k: the metric that chooses the weight.
     """
 
     deterministic: ClassVar[bool] = False
@@ -168,7 +170,7 @@ class Blend(Model):
         return self
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
-        """Fit both parts, and where no weight is given choose one first."""
+        """Fit both models; if no weight is given, choose one first."""
         weight = self._chosen(train, seed) if self.weight is None else self.weight
         tower, closed = self._parts(train, seed)
         return lambda users: blended(tower(users), closed(users), weight)
@@ -178,12 +180,12 @@ class Blend(Model):
         return {"two_tower": self.two_tower, self.closed_form: self._closed}
 
     def check(self, train: Interactions) -> None:
-        """Where the weight is to be chosen, somebody needs a row to choose it on."""
+        """Check that rows can be held out if the weight is to be chosen."""
         if self.weight is None and not len(held_out(train, self.hold_out, _HELD_SEED).test):
             raise DataError("no row can be held out to choose the weight on; allowed are users of several items")
 
     def gigabytes(self, train: Interactions) -> float:
-        """The training, then the closed form beside what stays of it; and scores while they are standardised."""
+        """The larger of training and of the closed form beside the kept tower, plus scores while standardised."""
         scores = 24 * min(CELLS, train.users * train.items) / 1e9
         second = self.two_tower.kept_gigabytes(train) + self._closed.gigabytes(train)
         return scores + max(self.two_tower.gigabytes(train), second)
@@ -208,7 +210,7 @@ class Blend(Model):
 
 
 def held_out(train: Interactions, kind: str, seed: int) -> Split:
-    """Cut validation from training rows: each user's latest row, or a fifth of his rows at random."""
+    """Cut validation rows from training rows: each user's latest row, or a random fifth of a user's rows."""
     return leave_last_out(train, False) if kind == "last" else deal_by_user(train, seed, 0.2)
 
 
