@@ -1,9 +1,8 @@
-"""Both towers as portable files on ONNX Runtime; no torch here.
+"""Runs both exported towers on ONNX Runtime; no torch here.
 
-The item tower embeds items that were born after the training.
-
-What an item is known by beside its id goes through ``item_tower.onnx`` as in training; an item without a
-row of its own in the trained table has a zero id embedding, like the items whose ids were hidden there.
+The item tower also embeds items that were created after the training. Their content goes through
+``item_tower.onnx`` as in training. An item without a row in the trained table has a zero id embedding,
+like an item whose id was hidden in training.
 
 Shapes: B items, D dimensions, K content dimensions, M entries of a bag at most, N items.
 """
@@ -23,12 +22,12 @@ from stages.features.history import TowerInputs, age_seconds
 
 _ALWAYS = ("item_rows", "category_codes", "duration_s")
 INPUTS = (*_ALWAYS, "word_codes", "age_s")
-"""What an item tower may read, by the names of its ONNX inputs; the last two are options."""
+"""What an item tower may read, by the names of its ONNX inputs; the last two are optional."""
 OUTPUTS = ("vector", "content")
 SIZES = ("n_rows", "n_categories", "n_words")
 """Keys of the file's metadata: items with an id embedding, categories, buckets of words."""
 _BLOCK, _ENTRIES = 1 << 14, 1 << 18
-"""Items embedded at a time, and entries of bags with their padding: 16 MB of floats at 16 dimensions."""
+"""Most items embedded at a time, and most entries of their bags with padding: 16 MB of floats at 16 dimensions."""
 USER_INPUTS = ("history_items", "history_signals", "history_ages", "context", "user")
 """What a user tower may read, by the names of its ONNX inputs; see ``TowerInputs``."""
 
@@ -59,7 +58,7 @@ class UserTower:
 
 
 def ranker_query(query_BD: np.ndarray) -> np.ndarray:
-    """Return float32 ``[B, D]``, the one vector a user that rankers read: the mean over tastes."""
+    """Return float32 ``[B, D]``, the one vector per user that rankers read: the mean over tastes."""
     mean_BD: np.ndarray = query_BD if query_BD.ndim == 2 else query_BD.mean(axis=1)
     return mean_BD
 
@@ -70,7 +69,7 @@ class PortableItemTower:
     Attributes:
         inputs: which of ``INPUTS`` it reads.
         n_rows: items that have an id embedding; later ones are embedded without.
-        n_categories: categories that were trained; an item's later ones say nothing.
+        n_categories: categories that were trained; later ones of an item are ignored.
         n_words: buckets that words are hashed to, 0 where it reads none.
 
     Raises:
@@ -94,7 +93,7 @@ class PortableItemTower:
 
         Args:
             items: row = item index; the first ``n_rows`` are those of the training.
-            at_ms: the moment at which the items' ages are taken; without effect on a tower that reads none.
+            at_ms: time at which the items' ages are taken; without effect on a tower that reads no ages.
         """
         bags = {"category_codes": (items.category_offsets, items.category_codes, self.n_categories)}
         if "word_codes" in self.inputs:
@@ -116,13 +115,13 @@ class PortableItemTower:
 def item_tower_deviation(path: Path, items: ItemTable, vectors_ND: np.ndarray, at_ms: int) -> float:
     """Return how far the portable tower's vectors are from exported ones.
 
-    Where vectors are longer than one, it is relative to the largest number among them.
+    It is relative to the largest number of the exported vectors where that is above 1.
 
     Args:
         path: of ``item_tower.onnx``.
         items: of the training.
         vectors_ND: float32, what training exported.
-        at_ms: the moment that the exported vectors belong to.
+        at_ms: time of the exported vectors.
     """
     found_ND, _ = PortableItemTower(path).embed(items, at_ms)
     return float(np.abs(found_ND - vectors_ND).max() / max(1.0, np.abs(vectors_ND).max()))
@@ -143,7 +142,7 @@ def blocks(widths_N: np.ndarray) -> Iterator[slice]:
 
 
 def padded_codes(offsets: np.ndarray, codes: np.ndarray, padding: int, rows: slice) -> np.ndarray:
-    """Return int64 ``[B, M]`` codes of the items in ``rows``; ``padding`` where there is none, or one beyond it."""
+    """Return int64 ``[B, M]`` codes of the items in ``rows``; ``padding`` where there is no code or a larger one."""
     counts_B = np.diff(offsets[rows.start : rows.stop + 1])
     codes_BM = np.full((len(counts_B), max(1, int(counts_B.max(initial=0)))), padding, dtype=np.int64)
     own = codes[offsets[rows.start] : offsets[rows.stop]]

@@ -70,14 +70,14 @@ class CandidateScorer:
             index_dir: holds ``index.faiss`` and ``index.json``; the same directory by default.
 
         Raises:
-            ReleaseError: if a part is missing, corrupt or belongs to another tower.
+            ReleaseError: if a file is missing, corrupt or belongs to another tower.
         """
         directories = {"candidate": candidate_dir, "index": index_dir or candidate_dir}
         return cls.of(check_steps(made_by("candidate", "index"), directories))
 
     @classmethod
     def of(cls, artifacts: CheckedArtifacts) -> CandidateScorer:
-        """Load a tower with its vectors and index, which were found to belong together.
+        """Load a tower with its vectors and index, after the check that they belong together.
 
         Raises:
             ReleaseError: if one is not readable, or the index has another size than its summary says.
@@ -118,7 +118,7 @@ class CandidateScorer:
     ) -> list[ScoredItems]:
         """Return the best ``k`` items of each query by dot product, ties by item index.
 
-        Fewer come back only where fewer remain. Filters act inside the search (see ``index.search``).
+        Fewer are returned only where fewer remain. Filters act inside the search (see ``index.search``).
 
         Args:
             queries: float32 ``[B, D]``, or ``[B, T, D]`` with T tastes of a user: the best counts.
@@ -132,5 +132,5 @@ class CandidateScorer:
 def _read_index(path: Path) -> Any:
     try:
         return faiss.read_index(str(path))
-    except RuntimeError as error:  # how Faiss says that a file is none of its own
+    except RuntimeError as error:  # what Faiss raises for a file that is no index
         raise ReleaseError(f"{path} is not a readable index: {error}; {IndexSummary.AGAIN}") from None

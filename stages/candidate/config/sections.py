@@ -1,4 +1,4 @@
-"""Sections of the two-tower's configuration, by who reads them."""
+"""Sections of the two-tower's configuration, one for each component that reads it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class _Mark(Enum):
 
 
 GIVES_SHAPE = _Mark.SHAPE
-"""Marks a field that gives tensors of the state their shape or meaning: a warm start must share it."""
+"""Marks a field that sets the shape or meaning of state tensors. A warm start must have the same value."""
 NO_PART_OF_THE_RESULT = _Mark.RUN
-"""Marks a section that may differ between two attempts at one training: the result is the same but for rounding."""
+"""Marks a section that may differ between two attempts at one training. It changes the result by rounding only."""
 
 
 class ModelConfig(Config):
     """The two towers.
 
-    A warm start must have the fields marked ``GIVES_SHAPE`` as the model has that it goes on from.
+    In a warm start, the fields marked ``GIVES_SHAPE`` must have the same values as in the earlier model.
 
     Attributes:
         encoder: how a history becomes a query: ``mean`` (weighted mean with learned recency), ``tastes``
@@ -43,17 +43,18 @@ class ModelConfig(Config):
             ``logarithm`` at -c log(1 + d), with c from 2 to 1/2 over the heads.
         input_scale: multiplies the item rows that attention reads; sqrt(dimension) in SASRec.
         user_id: add a vector of the user; users without training rows have none.
-        context: add vectors of what is known of the moment (``dataset.context``).
+        context: add vectors of the request's context (``dataset.context``).
         category_dimension: width of the category embeddings.
         word_buckets: rows that the words of titles are hashed to; 0 leaves titles out.
         word_dimension: width of their embeddings.
-        item_age: let the item tower read the item's age; vectors are made as of the end of the candidate
-            part, at which an item to come is new.
+        item_age: let the item tower read the item's age. Exported vectors use the ages at the end of the candidate
+            period; an item that is created later has age 0.
         hidden: widths of each tower's hidden layers; empty makes the towers linear.
         shared_item_table: one item table for histories and for candidates; otherwise two.
         initial_deviation: standard deviation of the item tables' first values; None is dimension ** -0.5.
-        item_parts: each table of items is kept as so many (no more than there are items), item i in part i modulo
-            their number, so that ranks with whole tables share the work on items evenly; see ``towers.table_parts``.
+        item_parts: number of partitions of each item table, at most one per item. Item i is in partition i modulo
+            their number, so that ranks that hold whole partitions share the work on items evenly; see
+            ``towers.table_parts``.
     """
 
     encoder: Annotated[Literal["mean", "tastes", "attention"], GIVES_SHAPE] = "mean"
@@ -78,7 +79,7 @@ class ModelConfig(Config):
     item_parts: int = Field(default=4, ge=1, le=1024)
 
     def parts_of(self, n_items: int) -> int:
-        """Return how many tables hold the rows of ``n_items``."""
+        """Return how many partitions an item table of ``n_items`` rows has."""
         return max(1, min(self.item_parts, n_items))
 
     @property
@@ -98,8 +99,8 @@ class LossConfig(Config):
 
     Attributes:
         kind: ``softmax`` (sampled softmax), ``bpr`` (pairs; exact with few negatives a step), ``gbce`` (the logits are
-            those of calibrated probabilities) or ``full_softmax``, over every item that may be a negative, to which
-            what ``negatives`` says does not apply but for ``mask_history``.
+            those of calibrated probabilities) or ``full_softmax`` (over every item that may be a negative). Of the
+            section ``negatives``, ``full_softmax`` reads ``mask_history`` only.
         temperature: divides the product of the two vectors.
         gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
     """
@@ -110,7 +111,7 @@ class LossConfig(Config):
 
     @property
     def over_all_items(self) -> bool:
-        """Return whether every item that may be a negative is one in each step."""
+        """Return whether each step uses every item that may be a negative."""
         return self.kind == "full_softmax"
 
 
@@ -119,12 +120,12 @@ class NegativesConfig(Config):
 
     Attributes:
         in_batch: whether the other queries' positives are negatives.
-        shared: negatives a step drawn from the catalogue and shared by the batch, beside the in-batch ones. At
-            least the catalogue's size means every item.
+        shared: negatives that each step draws from the catalogue and shares in the batch, beside the in-batch ones. A
+            number of at least the catalogue's size takes every item.
         sampling: how the shared ones are drawn: ``uniform``, or ``popularity``.
         popularity_power: power of the popularity in that draw.
-        logq_correction: correct the negatives for how often they are sampled, by an item's expected count over both
-            kinds of them.
+        logq_correction: correct the logits of negatives for how often their items are sampled: by an item's expected
+            count among the in-batch and the shared negatives together.
         mask_history: an item of a user's history is no negative for that user.
     """
 
@@ -146,16 +147,17 @@ class TrainingConfig(Config):
     """Examples, batches and passes.
 
     Attributes:
-        mode: ``examples`` encodes each example's history, ``sequences`` trains every position of a
-            user's sequence in one pass; the latter needs the encoder ``attention``.
+        mode: ``examples`` encodes each example's history. ``sequences`` trains every position of a user's sequence
+            in one pass, and needs the encoder ``attention``.
         epochs: passes over the examples.
-        batch_size: examples a step, over all ranks; cut where the data is smaller.
-        windows_by_length: with ``sequences``: windows of one length form a batch, which is cut to it, and batches
-            hold equally many examples; otherwise equally many windows, drawn at random.
+        batch_size: examples a step, over all ranks; at most as many as there are.
+        windows_by_length: only with ``sequences``. True: a batch holds windows of about one length, to which it is
+            cut, and batches have about equally many examples. False: batches have equally many windows, drawn at
+            random.
         use_empty_histories: train also on a user's first events, whose history is empty.
         history_dropout: probability of leaving an item out of a training history.
         item_id_dropout: probability of hiding an item's id in training, so that the rest of the
-            towers learns to speak for items without training rows.
+            towers learns to represent items without training rows.
         user_id_dropout: probability of hiding the user's vector in training, so that the history alone serves as
             well; only with ``model.user_id``.
         precision: of the towers' layers on CUDA (autocast); tables, loss and optimizers keep float32. On
@@ -189,8 +191,8 @@ class OptimizerConfig(Config):
         sparse_learning_rate: its learning rate.
         dense_learning_rate: Adam's learning rate for the towers.
         dense_beta2: Adam's decay of squared gradients.
-        weight_decay: decoupled weight decay of the dense part.
-        clip_norm: longest gradient of the dense part; None leaves gradients as they are.
+        weight_decay: decoupled weight decay of the dense parameters.
+        clip_norm: largest gradient norm of the dense parameters; None clips nothing.
     """
 
     sparse: Annotated[Literal["rowwise_adagrad", "adagrad"], GIVES_SHAPE] = "rowwise_adagrad"
@@ -219,9 +221,9 @@ class AverageConfig(Config):
     """The exponential moving average of the weights that is exported in place of the last ones.
 
     Attributes:
-        weights: which are averaged: ``none``, ``dense`` or ``all``, with the tables, which costs a pass over them a
-            step.
-        decay: of the average; smaller at first, see ``training.ema.decay_at``.
+        weights: which weights are averaged: ``none``, ``dense``, or ``all``, which includes the tables and costs a
+            pass over them in each step.
+        decay: decay of the average; smaller at first, see ``training.ema.decay_at``.
     """
 
     weights: Literal["none", "dense", "all"] = "none"
@@ -232,9 +234,9 @@ class DistributedConfig(Config):
     """Where the training runs. It changes the result by rounding only, and may change from attempt to attempt.
 
     Attributes:
-        sharding: how tables are laid over the ranks; ``auto`` leaves it to the planner, among the kinds
-            whose result does not depend on the number of ranks. Column-wise needs ``optimizer.sparse = adagrad``:
-            row-wise Adagrad keeps one sum a row, of which each rank would see its columns only.
+        sharding: how tables are distributed over the ranks. ``auto`` lets the planner choose among the kinds whose
+            result does not depend on the number of ranks. Column-wise needs ``optimizer.sparse = adagrad``:
+            row-wise Adagrad keeps one sum per row, and each rank would sum over its own columns only.
         n_processes: ranks that torchrun starts; on the CPU each keeps to its even share of the cores.
         device: ``auto`` takes CUDA where there is one device a rank, else the CPU.
         threads: threads a rank on the CPU.
@@ -251,11 +253,11 @@ class DistributedConfig(Config):
 
 
 class CheckpointsConfig(Config):
-    """What a training that was killed goes on from. It does not change the result.
+    """Checkpoints, from which a killed training resumes. They do not change the result.
 
     Attributes:
         every_steps: steps between two checkpoints inside an epoch; 0 = at its end only.
-        keep: the newest so many are kept until the step is finished.
+        keep: how many of the newest checkpoints are kept until the step is finished.
     """
 
     every_steps: int = Field(default=0, ge=0)
@@ -263,12 +265,12 @@ class CheckpointsConfig(Config):
 
 
 class WarmStartConfig(Config):
-    """An earlier model to go on from.
+    """An earlier model to start from.
 
     Attributes:
-        path: directory of a finished ``train_candidate`` step, or of a release that was made of one, to go on from
-            on grown tables; None starts anew.
-        epochs: passes over the examples in that case, in place of ``training.epochs``.
+        path: directory of a finished ``train_candidate`` step, or of a release that was made from one. Its tables are
+            grown for new rows. None starts anew.
+        epochs: passes over the examples of a warm start, in place of ``training.epochs``.
     """
 
     path: str | None = None

@@ -23,22 +23,22 @@ class IndexConfig(Config):
     ``wanted_recall``, and timed; the quickest is published.
 
     Attributes:
-        kinds: what is tried: ``flat`` compares with every vector; ``ivf_*`` are inverted lists over
-            k-means clusters whose vectors are whole, of 8 bits a dimension, or product codes of 2 bits
-            a dimension behind a rotation (OPQ); ``hnsw`` is a graph. Empty: as the size suggests.
+        kinds: kinds to try. ``flat`` compares with every vector. ``ivf_*`` are inverted lists over k-means
+            clusters: ``ivf_flat`` holds whole vectors, ``ivf_sq8`` 8 bits a dimension, ``ivf_pq`` product codes of
+            2 bits a dimension behind a rotation (OPQ). ``hnsw`` is a graph. Empty: chosen by the number of items.
         exact_below: with fewer items than this only ``flat`` is tried, unless ``kinds`` says otherwise.
-        hnsw_below: with at least this many items the graph is not tried unless ``kinds`` names it: it
+        hnsw_below: with at least this many items the graph is not tried unless ``kinds`` contains it, because it
             takes minutes to build.
         n_lists: inverted lists, or None for about 4 sqrt(N).
         points_a_list: training vectors for each list, at most; bounds the training's time and memory.
         memory_limit_mb: 10^6 bytes that the index may take; None = no limit. Product codes are tried
             only where the other lists exceed it.
-        wanted_recall: recall@recall_k against exact search that the index must reach, by the lower bound of the
-            mean over the queries (95%, one-sided).
+        wanted_recall: recall@recall_k against exact search that the index must reach. It is compared with the lower
+            confidence bound of the mean over the queries (95%, one-sided).
         recall_k: neighbours compared. A run sets it to ``funnel.candidate_k``, what is served.
         n_queries: queries that measure the recall, at most.
-        n_timed: of these are timed, one at a time in one thread.
-        device: trains lists and searches exactly on CUDA; ``auto`` where Faiss sees a GPU. The index
+        n_timed: how many of these queries are timed, one at a time in one thread.
+        device: where lists are trained and exact searches run; ``auto`` takes CUDA where Faiss sees a GPU. The index
             itself always serves from the CPU.
         seed: of the samples and of the clustering.
     """

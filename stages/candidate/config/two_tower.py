@@ -85,18 +85,18 @@ _RENAMED = {
     "warm_start": "warm_start.path",
     "warm_start_epochs": "warm_start.epochs",
 }
-"""Keys of when the section was flat."""
-_CCL = "the loss 'ccl' is no more, take 'softmax' and leave this key out"
+"""Former keys, from when the section was flat, and the present ones."""
+_CCL = "the loss 'ccl' was removed: use 'softmax' and leave this key out"
 _REMOVED = {
-    "correction": "negatives are corrected by an item's expected count over both kinds of them, as by 'mixture': leave "
-    "this key out",
+    "correction": "negatives are always corrected as with 'mixture', by an item's expected count among in-batch and "
+    "shared negatives: leave this key out",
     "ccl_margin": _CCL,
     "ccl_negative_weight": _CCL,
 }
 
 
 class CandidateConfig(Config):
-    """The two-tower model and how it is trained, by who reads it.
+    """The two-tower model and how it is trained.
 
     Attributes:
         model: the towers and their tables.
@@ -106,9 +106,9 @@ class CandidateConfig(Config):
         optimizer: of the tables and of the towers.
         schedule: of both learning rates.
         average: moving average of the weights.
-        distributed: ranks, devices and how tables are laid over them; no part of the result.
-        checkpoints: when they are written; no part of the result.
-        warm_start: the earlier model to go on from.
+        distributed: ranks, devices and how tables are distributed over them; does not change the result.
+        checkpoints: when checkpoints are written; does not change the result.
+        warm_start: the earlier model to start from.
     """
 
     renamed: ClassVar[Mapping[str, str]] = _RENAMED
@@ -135,7 +135,7 @@ class CandidateConfig(Config):
         if self.distributed.sharding == "column_wise" and self.optimizer.sparse != "adagrad":
             raise ValueError(
                 f"distributed.sharding = 'column_wise' needs optimizer.sparse = 'adagrad', found "
-                f"{self.optimizer.sparse!r}, whose one sum a row would be of each rank's columns only; or use "
+                f"{self.optimizer.sparse!r}, with which each rank would sum over its own columns of a row only; or use "
                 "table_wise, row_wise or data_parallel"
             )
         return self
@@ -154,7 +154,7 @@ class TrainCandidateConfig(Config):
     """Configuration of the step ``train_candidate``.
 
     Attributes:
-        warm_start_version: filled in: tower version of the model at ``candidate.warm_start.path``.
+        warm_start_version: tower version of the model at ``candidate.warm_start.path``; filled in.
     """
 
     candidate: CandidateConfig = CandidateConfig()

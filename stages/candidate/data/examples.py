@@ -28,25 +28,25 @@ _POSITIONS = ("start", "end", "version_offsets")
 
 @dataclass(frozen=True)
 class Examples:
-    """First touches of the candidate part, in order of (user, time): both targets and histories.
+    """First touches of the candidate period, in order of (user, time): both targets and histories.
 
     Touch e is an example whose target is ``items[e]``; its history is
-    ``items[start[e]:end[e]]``, oldest first. Events of one moment see none of one another, so
-    ``end`` is the user's first touch with the same time.
+    ``items[start[e]:end[e]]``, oldest first. Touches at the same time are not in each other's
+    history, so ``end`` is the user's first touch with the same time.
 
-    A touch has versions, for a later event may raise its signal: those of touch e are
-    ``version_offsets[e]`` to ``version_offsets[e + 1]``, in order of time.
+    A touch has versions, because a later event may raise its signal. Those of touch e are
+    ``version_offsets[e]`` to ``version_offsets[e + 1]``, in time order.
 
     Attributes:
         items: int32 ``[E]``.
         users: int32 ``[E]``.
         times_ms: int64 ``[E]``.
-        contexts: int32 ``[E]``, row of ``moments`` that held at the touch.
+        contexts: int32 ``[E]``, row of ``moments`` with the context of the touch.
         start: int64 or int32 ``[E]``, position of the user's first touch.
-        end: int64 or int32 ``[E]``, one behind the newest touch strictly before the example.
+        end: int64 or int32 ``[E]``, one past the newest touch strictly before the example.
         version_offsets: int64 or int32 ``[E + 1]``.
         version_times_ms: int64 ``[V]``, when the version began.
-        version_signals: int16 ``[V]``, code of the best event from then on.
+        version_signals: int16 ``[V]``, code of the best event so far, from then on.
         moments: int32 ``[M, X]``, context codes.
     """
 
@@ -70,7 +70,7 @@ class Examples:
         return _filled(_newest(self.items, end_B, length), _kept(self.start[rows], end_B, length), padding)
 
     def inputs(self, rows: np.ndarray, length: int, padding: int) -> TowerInputs:
-        """Return what the user tower reads at each example's moment: ``tower_inputs``, vectorised."""
+        """Return the user tower's inputs at each example's time: ``tower_inputs``, vectorised."""
         return self.window(self.start[rows], self.end[rows], self.times_ms[rows], rows, length, padding)
 
     def window(
@@ -86,9 +86,9 @@ class Examples:
 
         Args:
             start_B: first touches.
-            end_B: one behind the last touches.
+            end_B: one past the last touches.
             time_ms_B: int64, of the requests.
-            rows_B: int64, examples whose user and context count.
+            rows_B: int64, examples whose user and context are used.
             length: L.
             padding: N.
         """
@@ -107,7 +107,7 @@ class Examples:
         )
 
     def signals_before(self, touches: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
-        """Return int64 signals of touches as known strictly before ``time_ms`` (broadcast), else the first."""
+        """Return int64 signals of touches as known strictly before ``time_ms`` (broadcast), or else their first."""
         place, last = self.version_offsets[touches], self.version_offsets[touches + 1] - 1
         signals: np.ndarray = self.version_signals[place].astype(np.int64)
         unknown = place < last
@@ -123,9 +123,9 @@ class Examples:
         return np.flatnonzero((self.end > self.start) | empty_histories)
 
     def read_by_others(self, length: int) -> np.ndarray:
-        """Return int64 touches that lie in the history, of ``length`` items, of some example.
+        """Return int64 touches that are in the history, of ``length`` items, of at least one example.
 
-        That is the case if the user's next moment is near enough; later moments are further away.
+        It is enough to look at the user's next time of a touch, since later times are further away.
         """
         touches = np.arange(len(self))
         moments = np.unique(self.end)
@@ -146,7 +146,7 @@ class Examples:
 
     @classmethod
     def load(cls, directory: Path) -> Examples:
-        """Map the columns into memory, as plain arrays: every use of a ``memmap`` makes another one."""
+        """Map the columns into memory as plain arrays, because every use of a ``memmap`` makes another ``memmap``."""
         columns = {
             field.name: np.load(directory / f"examples_{field.name}.npy", mmap_mode="r", allow_pickle=False)
             for field in fields(cls)
@@ -155,7 +155,7 @@ class Examples:
 
 
 def _kept(start_B: np.ndarray, end_B: np.ndarray, length: int) -> np.ndarray:
-    """Return bool ``[B, L]``: of the newest L = ``length`` touches, newest first, those that there are."""
+    """Return bool ``[B, L]``: which of the newest L = ``length`` touches exist, newest first."""
     kept_BL: np.ndarray = np.arange(length) < (end_B - start_B)[:, None]
     return kept_BL
 
@@ -167,25 +167,25 @@ def _filled(values_BL: np.ndarray, kept_BL: np.ndarray, padding: int) -> np.ndar
 
 
 def _newest(column: np.ndarray, end_B: np.ndarray, length: int) -> np.ndarray:
-    """Return ``[B, L]``, a column's values of the newest L touches before ``end_B``; anything where there are fewer."""
+    """Return ``[B, L]``, a column's values of the newest L touches before ``end_B``; arbitrary where there is none."""
     if len(column) < length or (end_B < length).any():
         return column[np.maximum(end_B[:, None] - 1 - np.arange(length), 0)]
-    # A run is copied as a whole, which takes a fraction of the time of finding each touch.
+    # Copying a run as a whole takes a fraction of the time of looking up each touch.
     return sliding_window_view(column, length)[end_B - length, ::-1]
 
 
 def training_examples(
     events: EventTable, meta: SnapshotMeta, features: FeatureConfig, moments: np.ndarray | None = None
 ) -> Examples:
-    """Return one example for each first touch of an item by a user in the candidate part.
+    """Return one example for each first touch of an item by a user in the candidate period.
 
-    Only rows of active users are read; events that merely say that an item was shown are left out.
+    Only rows of active users are read. Exposures (an item was merely shown) are left out.
 
     Args:
         events: of the snapshot.
         meta: of the snapshot.
         features: which signals are exposures.
-        moments: int32 ``[M, X]``, as ``Snapshot.contexts``; None where contexts are not asked for.
+        moments: int32 ``[M, X]``, as ``Snapshot.contexts``; None where contexts are not needed.
 
     Raises:
         EmptyDatasetError: if no row is left.
@@ -212,7 +212,7 @@ def first_touches(
     Args:
         events: touches only.
         relevance: float64, from ``event_relevance``; None counts every event alike.
-        moments: int32 ``[M, X]`` context codes; None knows nothing.
+        moments: int32 ``[M, X]`` context codes; None where no context is known.
     """
     order, first = by_pair(events.user_index, events.item_index)
     user = events.user_index[order]
@@ -252,10 +252,10 @@ def touch_matrix(examples: Examples, n_items: int) -> sparse.csr_matrix:
 def latest_inputs(
     snapshot: Snapshot, features: FeatureConfig, n_items: int, n: int, rng: np.random.Generator
 ) -> TowerInputs:
-    """Return the inputs of at most ``n`` users' complete histories, a moment after their last touch.
+    """Return the inputs of at most ``n`` users' complete histories, 1 ms after their last touch.
 
     Raises:
-        EmptyDatasetError: if the candidate part holds no touch.
+        EmptyDatasetError: if the candidate period holds no touch.
     """
     moments = snapshot.contexts()
     examples = training_examples(snapshot.events(), snapshot.meta, features, moments)
@@ -267,7 +267,7 @@ def latest_inputs(
 
 
 def _improvements(order: np.ndarray, first: np.ndarray, relevance: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Return bool of ordered events that beat, by (relevance, value), all before them of their group.
+    """Return bool by ordered event: whether it beats all earlier events of its group by (relevance, value).
 
     Args:
         order: events sorted by group, then time.

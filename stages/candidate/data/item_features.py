@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 _NONE = np.zeros(0, dtype=np.int64)
 _NO_SCALE = np.array([0.0, np.inf])
 _SAME_DURATION = 1e-6
-"""Deviation of log durations below which they are rounding apart."""
+"""Standard deviation of log durations below which they differ by rounding only."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What the towers know of items beside their ids, and what they may be asked about.
+    """What the towers know of items beside their ids, and which items a model may recommend.
 
     Attributes:
         offsets: int64 ``[N + 1]``.
         codes: int64, categories of item i are ``codes[offsets[i]:offsets[i + 1]]``.
         log_duration: float32 ``[N]``, standardised ``log1p`` of the seconds, 0 where unknown.
         frequency: int64 ``[N]``, examples whose target is the item.
-        in_histories: bool ``[N]``, items that some example's history holds.
-        eligible: int64 ``[M]``, items created before the end of the candidate part that passed the item
-            policy then: what a model of that moment would choose from, and so its negatives.
-        word_offsets: int64 ``[N + 1]``; word_codes: int64, hashed words of the titles, as categories are.
+        in_histories: bool ``[N]``, items in the history of at least one example.
+        eligible: int64 ``[M]``, items created before the end of the candidate period that passed the item policy
+            then. A model of that time would choose from them, so the negatives are drawn from them.
+        word_offsets: int64 ``[N + 1]``; word_codes: int64, hashed words of the titles, stored like categories.
         created_at_ms: int64 ``[N]``.
-        end_ms: end of the candidate part, the moment at which items' ages are taken for their vectors.
+        end_ms: end of the candidate period; exported item vectors use the ages at this time.
         n_signals: kinds of events.
         trained_users: bool ``[U]``, users with examples.
         context_sizes: int64 ``[X]``, values of each context column.
-        duration_scale: float64 ``[2]``, mean and deviation behind ``log_duration``; the deviation is infinite
-            where durations do not differ, so that a new item's says as little.
+        duration_scale: float64 ``[2]``, mean and standard deviation that ``log_duration`` is standardised by. The
+            deviation is infinite where durations do not differ, so that a new item's duration has no effect either.
     """
 
     offsets: np.ndarray
@@ -55,7 +55,7 @@ class Catalogue:
     frequency: np.ndarray
     in_histories: np.ndarray
     eligible: np.ndarray
-    word_offsets: np.ndarray = None  # type: ignore[assignment]  # filled when it is made
+    word_offsets: np.ndarray = None  # type: ignore[assignment]  # filled by __post_init__
     word_codes: np.ndarray = None  # type: ignore[assignment]
     created_at_ms: np.ndarray = None  # type: ignore[assignment]
     end_ms: int = 0
@@ -95,10 +95,10 @@ class Catalogue:
 
         Args:
             items: the canonical items, N.
-            examples: of the candidate part.
+            examples: of the candidate period.
             rows: int64, the examples to train on.
             length: L, items read of a history.
-            end_ms: end of the candidate part.
+            end_ms: end of the candidate period.
             word_buckets: rows that the words of titles are hashed to; 0 leaves titles out.
             n_signals: kinds of events.
             n_users: U.
@@ -133,7 +133,7 @@ class Catalogue:
         return len(self.log_duration)
 
     def ages(self, items: np.ndarray, at_ms: np.ndarray | int) -> np.ndarray:
-        """Return int64 whole seconds since the items' creation at the given times; 0 for an item to come."""
+        """Return int64 whole seconds since the items' creation at the given times; 0 for an item created later."""
         return age_seconds(self.created_at_ms[items], at_ms)
 
     def save(self, directory: Path) -> None:

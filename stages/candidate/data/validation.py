@@ -1,6 +1,6 @@
-"""What the candidate generator refuses of a snapshot before anything is trained on it.
+"""Checks of a snapshot before the two-tower is trained on it.
 
-A row beyond a table or a number that is not finite would otherwise end as an error deep inside a kernel, on
+Without them, a row beyond a table or a number that is not finite would end as an error deep inside a kernel, on
 one rank of several, or as a tower whose answers are NaN.
 """
 
@@ -38,7 +38,7 @@ def check_events(events: EventTable, n_items: int, n_users: int, n_signals: int)
 
 
 def check_items(items: ItemTable) -> None:
-    """Refuse categories beyond their table, and durations that are neither finite, at least 0, nor unknown.
+    """Refuse categories beyond their table, and durations that are infinite or below 0; NaN means unknown.
 
     Raises:
         DataError: see ``checked_tables``.

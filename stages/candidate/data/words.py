@@ -19,8 +19,8 @@ def hashed_words(titles: np.ndarray, n_buckets: int) -> tuple[np.ndarray, np.nda
     """Return the distinct words of each title as buckets: offsets int64 ``[N + 1]`` and codes int64.
 
     A word is a run of letters, digits and underscores, in lower case; its bucket is the CRC-32 of its
-    UTF-8 bytes modulo ``n_buckets`` (feature hashing, Weinberger et al., 2009), so that a word that no
-    training item has needs no vocabulary. Words that share a bucket share a row.
+    UTF-8 bytes modulo ``n_buckets`` (feature hashing, Weinberger et al., 2009). So no vocabulary is needed for
+    words that no training item has. Words that share a bucket share a row.
     """
     if n_buckets == 0:
         return np.zeros(len(titles) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)

@@ -99,10 +99,10 @@ def _bag_means(codes_BM: torch.Tensor, table_CK: torch.Tensor) -> torch.Tensor:
 
 
 def counted(table_CK: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Return float32 ``[C + 1, K + 1]``: a last column of ones counts the rows that some item has.
+    """Return the table as float32 ``[C + 1, K + 1]``; its last column is 1 for rows that count, else 0.
 
-    What no item of the training has (a bucket of words, mostly) was never trained: its row is zero and does
-    not count, like the new last one of padding.
+    A row that no training item has (mostly a word bucket) was never trained. It becomes zero and does not count,
+    like the new last row, which is for padding.
 
     Args:
         table_CK: the table.
@@ -136,7 +136,7 @@ def portable_item_tower(state: State, catalogue: Catalogue, config: TrainCandida
 
 
 def write_item_tower(state: State, catalogue: Catalogue, config: TrainCandidateConfig, path: Path) -> None:
-    """Write the item tower as one ONNX file, with the sizes that a reader pads by among its metadata.
+    """Write the item tower as one ONNX file, whose metadata hold the sizes that padding needs.
 
     Raises:
         DataError: if its tables are too large for one ONNX file.

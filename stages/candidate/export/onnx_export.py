@@ -29,7 +29,7 @@ def table_of(state: State, name: str) -> np.ndarray:
 
 
 def closed(table: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-    """Return ``table`` with zeros in the rows that are not ``known`` and in a new last one."""
+    """Return ``table`` with zeros in the rows that are not ``known`` and in a new last row."""
     rows = np.zeros((len(table) + 1, table.shape[1]), dtype=np.float32)
     rows[:-1] = table if known is None else table * known.astype(np.float32)[:, None]
     return rows
@@ -51,9 +51,9 @@ def onnx_model(
 ) -> onnx.ModelProto:
     """Return ``module`` as an ONNX model whose initializers have the names of its buffers and parameters.
 
-    The exporter on ``torch.export`` is used: it takes some seconds where the older tracing one takes
-    a tenth, but that one is deprecated and on its way out. Its notes on where each node comes from in
-    the source are removed, so that equal weights give equal bytes on every machine.
+    The exporter on ``torch.export`` is used. It takes some seconds; the older tracing exporter takes a
+    tenth of that, but is deprecated. The exporter's notes on the source of each node are removed, so
+    that equal weights give equal bytes on every machine.
 
     Args:
         module: in evaluation mode.
@@ -78,10 +78,10 @@ def onnx_model(
 
 
 def _list_functions_once() -> None:
-    """Keep the exporter's list of its functions, which it otherwise makes anew for each model, a quarter of its time.
+    """Cache the exporter's list of its functions, which it would otherwise make anew for each model.
 
-    Fits torch 2.13 and onnxscript 0.7.2, which translate a thousand functions for that list. Where another version
-    has it elsewhere, nothing is kept.
+    Making the list takes a quarter of the exporter's time. Fits torch 2.13 and onnxscript 0.7.2, which translate a
+    thousand functions for it. If another version has the list elsewhere, nothing is cached.
     """
     with contextlib.suppress(ImportError, AttributeError):
         from torch.onnx._internal.exporter import _registration

@@ -37,17 +37,17 @@ PARITY = 1e-4
 class PortableUserTower(nn.Module):  # type: ignore[misc]
     """The user tower without TorchRec: gathers from constant tables, then the trained modules.
 
-    The tables with a row an item (``stages.candidate.export.user_tower_tables``) are all that knows how many items
-    there are, so that a refresh can append to them.
+    Only the tables with one row per item (``stages.candidate.export.user_tower_tables``) depend on the number of
+    items, so that a refresh can append to them.
 
     Args:
         ids_ND: float32 ``[N + 1, D]`` item embeddings; the last row, of padding, is zero.
-        content_NK: float32 ``[N + 1, K]``, what is known of the items beside their ids; likewise.
+        content_NK: float32 ``[N + 1, K]``, what is known of the items beside their ids; last row likewise.
         tower: the trained encoder and correction.
-        context_VD: float32 ``[V + 1, D]``, a vector a context value and a last one of zeros; None
+        context_VD: float32 ``[V + 1, D]``, one vector per context value, then a row of zeros; None
             where the tower reads no context.
         context_sizes: values of each context column.
-        user_UD: float32 ``[U + 1, D]``, a vector a user and a last one of zeros for everybody else.
+        user_UD: float32 ``[U + 1, D]``, one vector per user, then a row of zeros for all other users.
     """
 
     def __init__(
@@ -158,7 +158,9 @@ def export(directory: Path, work: Path, config: TrainCandidateConfig, catalogue:
 
 
 def refuse_not_finite(name: str, values: np.ndarray) -> None:
-    """Refuse what training must never publish: a finite last loss does not tell what the step after it did.
+    """Refuse an array with a number that is NaN or infinite.
+
+    The last loss may be finite although the update after it was not.
 
     Raises:
         DataError: naming the array and how many of its numbers are NaN or infinite.
@@ -172,7 +174,7 @@ def refuse_not_finite(name: str, values: np.ndarray) -> None:
 
 
 def exported_weights(state: Path) -> State:
-    """Return the weights by parameter; where there is a moving average of one, that."""
+    """Return the weights by parameter; the moving average in place of a weight that has one."""
     files = {path.stem: path for kind in ("weights", "average") for path in sorted((state / kind).glob("*.npy"))}
     return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
 
@@ -197,7 +199,7 @@ def _bag_means(table: np.ndarray, codes: np.ndarray, counts: np.ndarray) -> np.n
 def user_tower(
     state: State, content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
 ) -> PortableUserTower:
-    """Return the portable user tower; items without training rows speak through their content.
+    """Return the portable user tower; items without training rows are represented by their content.
 
     Raises:
         DataError: if its tables are too large for one ONNX file.
@@ -231,7 +233,7 @@ def user_tower(
 def item_vectors(
     state: State, content_NK: np.ndarray, catalogue: Catalogue, config: TrainCandidateConfig
 ) -> np.ndarray:
-    """Return float32 ``[N, D]`` vectors of the whole catalogue, as old as at the end of the candidate part."""
+    """Return float32 ``[N, D]`` vectors of the whole catalogue, with ages at the end of the candidate period."""
     ids_ND = table_of(state, "item") * (catalogue.frequency > 0).astype(np.float32)[:, None]
     ages_N = catalogue.ages(np.arange(len(catalogue)), catalogue.end_ms)
     columns = [torch.from_numpy(each) for each in (ids_ND, content_NK, catalogue.log_duration, ages_N)]
@@ -267,7 +269,7 @@ def write_onnx(tower: PortableUserTower, path: Path, length: int) -> None:
 def _deviation(directory: Path, work: Path, vectors_ND: np.ndarray) -> float:
     """Return the largest difference from the sharded model's vectors on its probe batch.
 
-    Where vectors are longer than one, it is relative to the largest number among them.
+    It is relative to the largest number of the model's vectors where that is above 1.
     """
     names = ("items", "signals", "ages", "users", "context", "candidates", "query", "vectors")
     probe = {name: np.load(work / f"probe_{name}.npy", allow_pickle=False) for name in names}

@@ -1,7 +1,7 @@
-"""The tables of ``user_tower.onnx`` that have a row an item: the ones that new items are appended to.
+"""The tables of ``user_tower.onnx`` that have one row per item; new items are appended to them.
 
-They are known by the names of their initializers. Their shape says too little: there may be as many users
-as items, or as many values of the context.
+They are found by the names of their initializers. Shapes do not identify them: there may be as many users
+as items, or as many context values.
 
 Shapes: D dimensions, K content dimensions, N items of the tower, M items of the grown catalogue.
 """
@@ -16,8 +16,8 @@ from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.summaries import TOWER_FILE
 
 IDS, CONTENT, IS_ITEM = "ids", "content", "is_item"
-"""``[N + 1, D]`` id embeddings, ``[N + 1, K]`` what is known beside them, ``[N + 1, 1]`` ones: the last row
-of each is of padding, and zero."""
+"""Names of the id embeddings ``[N + 1, D]``, the content ``[N + 1, K]``, and a column of ones ``[N + 1, 1]``. The last
+row of each is for padding, and zero."""
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes of tables that one ONNX file holds: protobuf ends at 2 GiB, and the rest of the model needs room."""
 
@@ -30,7 +30,7 @@ def item_tables(model: onnx.ModelProto, n_items: int) -> dict[str, onnx.TensorPr
         n_items: N.
 
     Raises:
-        ReleaseError: if one is missing, or has not N + 1 rows.
+        ReleaseError: if one is missing, or does not have N + 1 rows.
     """
     found = {entry.name: entry for entry in model.graph.initializer}
     tables = {name: found[name] for name in (IDS, CONTENT, IS_ITEM) if name in found}
@@ -52,7 +52,7 @@ def content_of(model: onnx.ModelProto, n_items: int) -> np.ndarray:
 def extended(model: onnx.ModelProto, n_items: int, content_MK: np.ndarray) -> onnx.ModelProto:
     """Give the tower the items of a grown catalogue; it is changed in place and returned.
 
-    A new item has no id embedding: it speaks through its content.
+    A new item has no id embedding: it is represented by its content.
 
     Args:
         model: the user tower of N items.

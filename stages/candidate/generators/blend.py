@@ -1,4 +1,4 @@
-"""Mixes the candidates of several generators, and keeps what each of them says of each candidate.
+"""Mixes the candidates of several generators, and keeps each generator's score and rank of each candidate.
 
 The candidates are the first q_s items of each generator's list. Where generators agree, or a list is short, fewer than
 ``candidate_k`` are chosen; the two-tower list fills the rest. They are ordered by weighted reciprocal rank fusion
@@ -49,7 +49,7 @@ class Blended:
 
     @classmethod
     def of_one(cls, items: ScoredItems, name: str, names: tuple[str, ...] = ()) -> Blended:
-        """Return the candidates of one generator; given ``names``, they are in none of these generators' lists."""
+        """Return the candidates of one generator; with ``names``, mark them as in none of these generators' lists."""
         source = np.full(len(items), source_code(name), dtype=np.int8)
         return cls(items, source, SourceScores.nothing(names, len(items)) if names else None)
 
@@ -81,7 +81,7 @@ class Blend:
         Args:
             directory: holds ``sources.json`` and the generators' arrays.
             n_items: size of the catalogue.
-            hashes: sha256 of the files as they are, by path in a release; None hashes them.
+            hashes: sha256 of the files as found, by path in a release; None computes them.
 
         Returns:
             The blend, None where the two-tower index is the only generator.
@@ -140,13 +140,13 @@ class Blend:
         }
 
     def for_newcomer(self, request: CandidateRequest, state: FunnelState, popular: ScoredItems, k: int) -> ScoredItems:
-        """Return up to ``k`` items for a request without history: what is trending, then what is popular.
+        """Return up to ``k`` items for a request without history: trending items, then popular ones.
 
         Where threads share the state, the caller holds its lock.
 
         Args:
             request: with an empty history.
-            state: as it is at the moment of the request.
+            state: as it is at the time of the request.
             popular: the popular items, which are the answer where no generator has one.
             k: items wanted.
 

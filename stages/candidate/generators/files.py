@@ -74,7 +74,7 @@ def write_summary(directory: Path, summary: SourcesSummary) -> None:
 
 
 def read_summary(directory: Path, n_items: int) -> SourcesSummary:
-    """Read ``sources.json`` and check what it says of itself.
+    """Read ``sources.json`` and check that its fields fit together.
 
     Raises:
         ReleaseError: if it is missing, malformed, or of another catalogue or version.
@@ -107,7 +107,7 @@ def load_arrays(
         directory: holds them.
         kind: of the generator.
         summary: says their sha256.
-        hashes: sha256 of the files as they are, by path in a release; None hashes them.
+        hashes: sha256 of the files as found, by path in a release; None computes them.
 
     Raises:
         ReleaseError: if one is missing, changed or of another type.

@@ -1,4 +1,4 @@
-"""The interface of a candidate generator: fitted once, loaded with a release, asked for candidates at each request.
+"""The interface of a candidate generator: fitted once, loaded with a release, called for candidates at each request.
 
 A generator is a subclass of ``CandidateGenerator`` in a module of its own, and a row with its name in
 ``stages.contracts.sources.GENERATORS``. Fitting, the files of a release, the blend, serving and the refresh follow from
@@ -80,8 +80,9 @@ class CandidateGenerator(ABC):
         name: its key in ``stages.contracts.sources.GENERATORS``, and in ``sources.names`` of a recipe.
         own_settings: the type of the recipe's section ``sources.<name>``; None where there is no such section.
         arrays: the arrays that ``fit`` returns, by name. A release holds each as ``sources/<name>_<array>.npy``.
-        reads_state: whether the candidates depend on the state. The server then asks while it holds the state's lock.
-        answers_newcomers: whether it is asked for users without a history, before the popular list.
+        reads_state: whether the candidates depend on the state. The server then calls ``candidates`` while it holds
+            the state's lock.
+        answers_newcomers: whether it also answers requests without a history, ahead of the popular list.
     """
 
     name: ClassVar[str]
@@ -129,14 +130,14 @@ class CandidateGenerator(ABC):
 
     @abstractmethod
     def candidates(self, request: CandidateRequest, state: FunnelState) -> Pool:
-        """Return every item that it can name; the caller removes what the request excludes and keeps the best.
+        """Return every possible candidate; the caller removes what the request excludes and keeps the best.
 
         Items with a score of 0 or below are no candidates.
         """
 
 
 def best_of(pool: Pool, request: CandidateRequest, k: int) -> ScoredItems:
-    """Return the best ``k`` items of a pool that the request may be answered with; ties by item index."""
+    """Return the best ``k`` items of a pool that the request allows; ties by item index."""
     ids, scores = pool[0], pool[1].astype(np.float32)
     kept = (scores > 0) & (request.available_ms[ids] <= request.time_ms) & ~np.isin(ids, request.seen)
     ids, scores = ids[kept], scores[kept]

@@ -110,7 +110,7 @@ def _content(items: ItemTable) -> sparse.csr_matrix:
 def _cut(found: np.ndarray, weights: np.ndarray, ties: np.ndarray, keep: int) -> Row:
     """Return the ``keep`` strongest neighbours, the best first, equal ones by ``ties``.
 
-    Weights are rounded for the comparison, so that the order of a sum decides no tie.
+    Weights are rounded for the comparison, so that ties do not depend on the order of summation.
     """
     order = top_k(np.round(weights, 6), keep, ties)
     return found[order], weights[order]

@@ -34,11 +34,11 @@ class ListedItems:
 
     @classmethod
     def of(cls, names: Sequence[str], requests: Iterable[tuple[Mapping[str, ScoredItems], np.ndarray]]) -> ListedItems:
-        """Line the lists up.
+        """Join the lists of all requests.
 
         Args:
             names: S generators, one of them ``tower``.
-            requests: the lists of each by generator, and its int64 targets.
+            requests: for each request its lists by generator, and its int64 targets.
         """
         ranks, lengths, gains = [], [], []
         for lists, targets in requests:

@@ -9,7 +9,7 @@ from stages.contracts.errors import ConfigError
 from stages.contracts.sources import GENERATORS, LAST_CODE
 
 TOWER = "tower"
-"""The two-tower index: always in use, and no class of this kind."""
+"""The two-tower index: always in use, and not a ``CandidateGenerator``."""
 
 
 def generator_names() -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Choosing the index by measurement: the quickest that reaches the recall within the memory.
 
-An index is searched here as serving searches it. Faiss's own ``ParameterSpace.explore`` is not used: it
-times a whole grid of parameters, where recall grows with the effort and the smallest sufficient one is
-found by halving; and it does not know of the scoring by whole vectors after the search.
+An index is searched here as serving searches it. Faiss's own ``ParameterSpace.explore`` is not used for two
+reasons. It times a whole grid of parameters, although recall grows with the effort, so that halving finds the
+smallest sufficient effort. And it does not know of the second scoring by whole vectors after the search.
 
 Shapes: B queries, D dimensions, K neighbours, N indexed items, M rows of all item vectors.
 """
@@ -26,22 +26,22 @@ from stages.contracts.errors import DataError
 log = logging.getLogger("sluice")
 
 _ONE_SIDED = 1.645
-"""Standard errors below the mean that leave 5% outside."""
+"""How many standard errors the one-sided 95% bound lies below the mean."""
 _NEARLY = 1.1
-"""An index that is less than a tenth slower and smaller is preferred: such gaps are the clock's noise."""
+"""A smaller index is preferred if it is less than a tenth slower: such differences are noise of the clock."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one kind of index.
+    """Measurements and outcome of one kind of index.
 
     Attributes:
         type: Faiss's name.
         parameters: ``nprobe`` or ``efSearch``; empty for an exact index.
-        refine: so many times k items are fetched and scored again.
+        refine: refine * k items are fetched and scored again.
         recall: mean share of the exact neighbours that were found; None where it was not built.
-        recall_lower: what the mean over all queries exceeds with 95% confidence (one-sided, normal); it has to
-            reach the wanted recall, for the sample's own mean would fall short every other time.
+        recall_lower: lower 95% confidence bound (one-sided, normal) of the mean over all queries. This bound has to
+            reach the wanted recall: if only the sample's mean did, the true mean would fall short every other time.
         latency_ms: median of one query in one thread.
         memory_bytes: of the index; the expected size where it was not built.
         build_seconds: training and filling.
@@ -70,17 +70,17 @@ class Chosen:
 
 
 def choose_index(item_vectors_MD: np.ndarray, ids_N: np.ndarray, queries_BD: np.ndarray, config: IndexConfig) -> Chosen:
-    """Build what may fit, measure it, and return the quickest that reaches the recall.
+    """Build the kinds that may fit, measure them, and return the quickest that reaches the recall.
 
     Args:
         item_vectors_MD: float32, of all items.
         ids_N: int64, ascending: the rows to index.
-        queries_BD: float32, that measure the recall and the latency.
+        queries_BD: float32, to measure recall and latency with.
         config: what to try, and what to reach at ``recall_k``.
 
     Raises:
         ConfigError: if CUDA is wanted and there is none.
-        DataError: if nothing fits the memory limit or reaches the recall, with what was tried.
+        DataError: if no kind fits the memory limit and reaches the recall; the message lists what was tried.
     """
     device = IndexDevice(config.device)
     vectors_ND = np.ascontiguousarray(item_vectors_MD[ids_N], dtype=np.float32)
@@ -205,7 +205,7 @@ class _Bench:
 
 
 def effort(index: Any, k: int) -> tuple[str, int, int]:
-    """Return the name of what trades time for recall, its smallest and largest value; no name if exact."""
+    """Return the parameter that trades time for recall, its smallest and largest value; an empty name if exact."""
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None:
         return "nprobe", 1, int(ivf.nlist)
@@ -229,7 +229,7 @@ def recalls(found: list[np.ndarray], exact_BK: np.ndarray) -> np.ndarray:
 
 
 def index_bytes(index: Any) -> int:
-    """Return the bytes of an index as it is written, which it takes in memory as well."""
+    """Return the size of an index as a file, in bytes; it takes as much in memory."""
     size = 0
 
     def count(block: bytes) -> None:

@@ -15,9 +15,9 @@ from stages.candidate.config import IndexConfig, IndexKind
 from stages.candidate.index.device import IndexDevice
 
 _POINTS_A_LIST = 39
-"""Fewer training points a list than this make Faiss's clustering poor (its own threshold)."""
+"""With fewer training points a list, Faiss's clusters are poor (its own threshold)."""
 _GRAPH_FROM = 1 << 14
-"""From so many lists on, a graph finds the nearest ones quicker than comparing with all."""
+"""From this number of lists on, a graph finds the nearest lists quicker than comparing with all."""
 _LINKS, _BUILD_EFFORT = 32, 80
 """M and efConstruction of the graph (Malkov and Yashunin, arXiv:1603.09320)."""
 _ROTATIONS = 10
@@ -34,7 +34,7 @@ class IndexType:
         factory: Faiss's name of it.
         n_lists: inverted lists, 0 without.
         estimate: expected bytes.
-        refine: numbers to try: k times as many items are fetched, and scored again by their whole vectors.
+        refine: values to try; refine * k items are fetched, and scored again by their whole vectors.
     """
 
     kind: IndexKind
@@ -89,9 +89,9 @@ def make_index(
     Args:
         chosen: what to make.
         vectors_ND: float32.
-        ids_N: int64, what the index answers with.
+        ids_N: int64, ids that the index returns.
         config: bounds and seeds the training.
-        device: clusters and assigns.
+        device: where vectors are clustered and assigned.
     """
     dim = vectors_ND.shape[1]
     index: Any = faiss.index_factory(dim, chosen.factory, faiss.METRIC_INNER_PRODUCT)
@@ -122,7 +122,7 @@ def make_index(
 
 
 def _filled(index: Any, vectors_ND: np.ndarray, ids_N: np.ndarray) -> Any:
-    """Fill a flat index or a graph, which number their vectors from 0 on."""
+    """Fill a flat index or a graph; both number their vectors from 0."""
     if isinstance(index, faiss.IndexHNSWFlat):
         index.hnsw.efConstruction = _BUILD_EFFORT
     vectors_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)

@@ -1,9 +1,9 @@
-"""Finding the nearest items in a Faiss index, all of them or those that a filter allows.
+"""Finds the nearest items in a Faiss index, among all items or those that a filter allows.
 
-Filters act inside the search, and adapt it. Inverted lists without an allowed item are passed over, and
-the nearest others are searched until as many allowed vectors were compared as a search without a filter
-compares; where few are allowed, all of them are compared exactly. A graph is not walked with a filter,
-for it would lose what lies far from the query: its own vectors are scanned.
+Filters act inside the search, and adapt it. Inverted lists without an allowed item are skipped. The nearest
+other lists are searched until as many allowed vectors were compared as a search without a filter compares.
+Where few items are allowed, all of them are compared exactly. A graph is not walked with a filter, since the
+walk would miss items far from the query: the vectors that it holds are scanned.
 
 Shapes: B queries, T tastes a query, D dimensions, K fetched neighbours, C lists, N items.
 """
@@ -20,20 +20,20 @@ from stages.contracts.tables import ScoredItems
 from stages.contracts.top_k import top_k
 
 OVERFETCH = 512
-"""Up to so many excluded items a query are searched for and dropped; more are masked in the search."""
+"""Up to this many excluded items a query are fetched and dropped; more are masked inside the search."""
 EXACT_UP_TO = 20_000
-"""Up to so many allowed items are compared one by one, and up to five times as many where they are less than
-a tenth of the index, so that its lists would be searched mostly in vain. 5 and 26 MB at 64 dimensions."""
+"""Up to this many allowed items are compared one by one. Up to five times as many are if they are at most a tenth of
+the index, since its lists would then hold few allowed items. That is 5 and 26 MB at 64 dimensions."""
 
 
 class ItemSearch:
-    """Searches an index of any kind that ``index_kinds`` makes.
+    """Searches an index of any kind that ``index.kinds`` makes.
 
     Args:
-        index: answers with rows of ``item_vectors``.
+        index: its ids are rows of ``item_vectors``.
         item_vectors: float32 ``[N, D]``, may be memory-mapped.
-        refine: so many times k items are fetched from an index with compressed vectors, and scored
-            again by their whole vectors.
+        refine: refine * k items are fetched from an index with compressed vectors, and scored again by
+            their whole vectors.
 
     Attributes:
         indexed: int64, items that can be found, ascending.
@@ -59,7 +59,7 @@ class ItemSearch:
     ) -> list[ScoredItems]:
         """Return the best ``k`` items of each query by dot product, ties by item index.
 
-        Fewer come back only where fewer remain. A query of several tastes scores an item by the best.
+        Fewer are returned only where fewer remain. With several tastes, the best taste scores an item.
 
         Args:
             queries: float32 ``[B, D]`` or ``[B, T, D]``.
@@ -124,7 +124,7 @@ class ItemSearch:
 
 
 class _Lists:
-    """Inverted lists: which item is in which, and a search that chooses them by what is allowed."""
+    """Inverted lists, the list of each item, and a search that chooses lists by the allowed items."""
 
     def __init__(self, index: Any, ivf: Any, n_items: int) -> None:
         self._ivf = ivf
@@ -171,7 +171,7 @@ class _Lists:
 
 
 class _Scan:
-    """Whole vectors, those of a graph included, scanned with a selector."""
+    """Scans whole vectors, also those of a graph, with a selector."""
 
     def __init__(self, index: Any) -> None:
         self._id_map: np.ndarray | None = None

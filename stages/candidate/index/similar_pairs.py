@@ -31,12 +31,12 @@ def similar_pairs(
     """Return pairs of rows whose cosine is at least ``threshold``, the most similar first.
 
     Args:
-        vectors_ND: finite; a vector of zeros is like nothing.
+        vectors_ND: finite; a vector of zeros is in no pair.
         threshold: smallest cosine, in (0, 1].
-        neighbours: of a row that are looked at; one with more copies than that finds some of them
-            through the others.
-        config: exact below ``exact_below`` rows; above it the index that measurement prefers, at
-            ``wanted_recall`` of the exact neighbours of a sample.
+        neighbours: how many neighbours of a row are searched for. If a row has more copies, some pairs are found
+            only from the other copies.
+        config: exact search below ``exact_below`` rows; above it the index chosen by measurement, which reaches
+            ``wanted_recall`` on a sample.
 
     Returns:
         first, second int64 ``[P]`` with first < second, each pair once; cosine float32 ``[P]``.

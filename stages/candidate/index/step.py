@@ -1,4 +1,4 @@
-"""The step ``build_index``: a Faiss index whose recall was measured before anyone may use it.
+"""The step ``build_index``: a Faiss index, published only after its recall was measured.
 
 Items that the item policy withholds from every request are not in it.
 
@@ -37,7 +37,7 @@ from stages.features.config import FeatureConfig
 
 
 def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Index the item vectors for maximum inner product, by the kind that measurement prefers.
+    """Index the item vectors for maximum inner product, with the kind of index chosen by measurement.
 
     Args:
         config: what may be tried, the memory, and the recall to reach.
@@ -96,9 +96,9 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Path], directory: Path
 def measuring_queries(
     snapshot: Snapshot, candidate_dir: Path, summary: TowerSummary, vectors_ND: np.ndarray, config: IndexConfig
 ) -> np.ndarray:
-    """Return float32 ``[B, D]`` vectors of users' histories, as serving will ask.
+    """Return float32 ``[B, D]`` vectors of users' histories, as queries of serving will be.
 
-    Where the candidate part holds no history at all, item vectors stand in for queries.
+    If the candidate period holds no history at all, item vectors are used as queries.
     """
     features = FeatureConfig.model_validate(summary.config.features)
     rng = np.random.default_rng(config.seed)
@@ -108,4 +108,4 @@ def measuring_queries(
         rows = rng.choice(len(vectors_ND), min(config.n_queries, len(vectors_ND)), replace=False)
         return np.ascontiguousarray(vectors_ND[rows])
     queries = UserTower(candidate_dir / TOWER_FILE).embed(inputs)
-    return queries.reshape(-1, queries.shape[-1])  # each taste asks for itself
+    return queries.reshape(-1, queries.shape[-1])  # each taste is a query of its own

@@ -34,7 +34,7 @@ from stages.features.replay import replay
 from stages.features.state import FunnelState
 
 _REQUESTS, _SCORES = 1024, 1 << 24
-"""Of a block, at most: requests, and scores of one model (200 MB while they are computed)."""
+"""Most requests of a block, and most scores of one model in it (200 MB while they are computed)."""
 
 
 class Baseline(NamedTuple):
@@ -62,9 +62,9 @@ class Block:
 
 
 def rank_baselines(config: RankBaselinesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Answer the evaluation part's requests with the best ``k`` of all unseen items that existed at the time.
+    """Answer the evaluation period's requests with the best ``k`` of all unseen items that existed at the time.
 
-    A request whose history holds no item of the training gets the popular list, like a request without history. A
+    A request whose history holds no item with a training row gets the popular list, like one without history. A
     model that needs more memory than it may take is left out.
 
     Args:
@@ -82,7 +82,7 @@ def rank_baselines(config: RankBaselinesConfig, inputs: Mapping[str, Path], dire
     fitted, left_out = fit_baselines(config.baselines, touched_UN)
     metrics = {"training_users": float(touched_UN.shape[0]), "training_touches": float(touched_UN.nnz)}
     if fitted:
-        # Links between items, which nothing here asks for, are most of what replaying an event costs.
+        # Nothing here reads links between items, and keeping them is most of the cost of replaying an event.
         features, meta = config.features.model_copy(update={"covisitation_window": 0}), snapshot.meta
         state = FunnelState.empty(items, features, meta.signals, meta.tasks, snapshot.n_users())
         requests = snapshot.requests()
@@ -138,7 +138,7 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
 
 
 class Answering:
-    """Reads what a request needs from the state at its moment, and ranks the catalogue in blocks.
+    """Reads what a request needs from the state at its time, and ranks the catalogue in blocks.
 
     Args:
         state: the replay advances it.

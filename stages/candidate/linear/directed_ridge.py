@@ -1,8 +1,9 @@
-"""From a history to the next item by ridge regression: an item-item model that knows directions, solved exactly.
+"""Predicts the next item from a history by ridge regression: a directed item-item model, solved exactly.
 
-EASE asks which items a user has together; here each event is regressed on what came before it, so that the weight from
-item i to item j is not that from j to i. Choi et al., "Session-aware Linear Item-Item Models for Session-based
-Recommendation", WWW 2021, regress the rest of a session on its beginning in the same way. numpy and scipy only.
+EASE models which items a user has together. Here each event is regressed on the events before it, so the weight from
+item i to item j differs from the weight from j to i. Choi et al., "Session-aware Linear Item-Item Models for
+Session-based Recommendation", WWW 2021, regress the rest of a session on its beginning in the same way. numpy and scipy
+only.
 
 Legend: N items, R events, B histories of a block, b events of a chunk, K places back.
 """
@@ -18,22 +19,22 @@ from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.ragged import places_in_rows, run_offsets
 
 _BYTES = 20
-"""Of an item-item cell: the Gram matrix and the right side in float64, and the weights that stay in float32."""
+"""Bytes of an item-item cell: the Gram matrix and the right side in float64, and the weights that stay in float32."""
 _CHUNK = 1 << 13
 _COLUMNS = 1024
 _PRODUCT_BYTES = 40
-"""Of a cell of a sparse product while it is added: its value, its place, and the sum that it is added to."""
+"""Bytes of a cell of a sparse product while it is added: its value, its place, and the sum that it is added to."""
 _HISTORY_BYTES = 80
-"""Of an item of a chunk's histories: its event, its place back, its weight, and two sparse matrices of them."""
+"""Bytes of an item of a chunk's histories: its event, its place back, its weight, and two sparse matrices of them."""
 _EVENT_BYTES = 40
 _WORKSPACE_BYTES = 32_000_000
 """What the linear algebra takes for itself."""
 _SPARSE_COST = 10
-"""What a product of two non-zeros costs against one of a dense matrix."""
+"""Cost of a product of two non-zeros of sparse matrices, relative to one of dense matrices."""
 
 
 def power_weights(back: np.ndarray, power: float, latest: int) -> np.ndarray:
-    """Return back ** -power, float64: what an item weighs that is ``back`` places back, from 1; 0 beyond ``latest``.
+    """Return back ** -power, float64: the weight of an item ``back`` places back, from 1; 0 beyond ``latest``.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -78,7 +79,7 @@ class DirectedRidge:
         latest: int,
         memory_gb: float = 4.0,
     ) -> DirectedRidge:
-        """Minimise |X W - Y|^2 + regularisation |W|^2, a row of X a history and one of Y the item that followed.
+        """Minimise |X W - Y|^2 + regularisation |W|^2; rows of X are histories, rows of Y the items that followed.
 
         Args:
             user_R: int64, users one after the other.
@@ -87,7 +88,7 @@ class DirectedRidge:
             regularisation: above 0.
             power: the item k places back weighs k ** -power.
             latest: items of a history that count, the newest ones.
-            memory_gb: what fitting may take, see ``ridge_gigabytes``; 20 bytes N squared for a large catalogue.
+            memory_gb: what fitting may take, see ``ridge_gigabytes``; 20 N^2 bytes are needed for a large catalogue.
 
         Raises:
             ConfigError: if a number is out of range, or the catalogue is too large for ``memory_gb``.
@@ -102,7 +103,7 @@ class DirectedRidge:
                 f"directed ridge: {items:,} items need {needed:.1f} GB for dense item-item matrices, memory_gb = "
                 f"{memory_gb:g}: allow more, or select fewer items"
             )
-        # In Fortran's order LAPACK solves in their own memory; it would copy both otherwise.
+        # In Fortran order LAPACK solves in the memory of the two matrices; otherwise it would copy both.
         gram_NN, right_NN = (np.zeros((items, items), order="F") for _ in range(2))
         targets = np.flatnonzero(place_R > 0)
         if not len(targets):
@@ -117,7 +118,7 @@ class DirectedRidge:
         return cls(linalg.cho_solve(factor, right_NN, overwrite_b=True, check_finite=False).astype(np.float32))
 
     def score(self, history_BN: sparse.csr_matrix) -> np.ndarray:
-        """Return float32 scores ``[B, N]`` of the catalogue, of histories weighted as ``power_weights`` says.
+        """Return float32 scores ``[B, N]`` of the catalogue for histories weighted by ``power_weights``.
 
         Raises:
             DataError: if the histories are over another number of items.

@@ -1,6 +1,6 @@
 """Models of the user-item matrix that are solved exactly: EASE and implicit ALS.
 
-Neither keeps rows of users: both score a history, so that a new user is answered like any other. numpy and scipy only.
+Neither stores rows of users: both score a history, so a new user is treated like any other. numpy and scipy only.
 
 Legend: U users, N items, B histories of a block, D factors, R rows of either kind.
 """
@@ -20,15 +20,15 @@ _MEMORY_GB = MemoryLimit().memory_gb
 _COLUMNS = 1024
 _SYSTEMS = 256
 _EASE_BYTES = 12
-"""Of an item-item cell while EASE is fitted: float64 to invert, and the float32 that stays."""
+"""Bytes of an item-item cell while EASE is fitted: float64 to invert, and the float32 that stays."""
 _CELL_BYTES = 16
-"""Of a cell of a sparse matrix: a float64 and its column, which takes 8 bytes in the largest matrices."""
+"""Bytes of a cell of a sparse matrix: a float64 and its column, which takes 8 bytes in the largest matrices."""
 _WORKSPACE_BYTES = 32_000_000
 """What the linear algebra takes for itself."""
 
 
 def recency_weights(rank: np.ndarray, decay: float) -> np.ndarray:
-    """Return exp(-rank / decay), float64: what an item weighs that is ``rank`` places before the latest one.
+    """Return exp(-rank / decay), float64: the weight of an item ``rank`` places before the latest one.
 
     Raises:
         ConfigError: if ``decay`` is not above 0.
@@ -42,7 +42,7 @@ def recency_weights(rank: np.ndarray, decay: float) -> np.ndarray:
 def ease_gigabytes(items: int, cells: int = 0) -> float:
     """Return the 10^9 bytes that fitting EASE on so many items takes: two item-item matrices, and the histories.
 
-    A small catalogue takes more while the first matrix is filled: a block of columns, sparse and dense.
+    With a small catalogue, filling the first matrix takes more: a block of columns is both sparse and dense then.
     """
     filling = 8 * items**2 + (8 + _CELL_BYTES) * min(_COLUMNS, items) * items + 2 * _CELL_BYTES * cells
     return (max(filling, _EASE_BYTES * items**2 + _CELL_BYTES * cells) + _WORKSPACE_BYTES) / 1e9
@@ -51,7 +51,7 @@ def ease_gigabytes(items: int, cells: int = 0) -> float:
 def als_gigabytes(users: int, items: int, cells: int, factors: int) -> float:
     """Return the 10^9 bytes that fitting implicit ALS takes: factors, the matrix by users and by items, and systems.
 
-    Of one side there are two sets of factors while the new ones are solved for.
+    One side has two sets of factors while its new factors are solved for.
     """
     vectors = 8 * factors * (users + items + max(users, items))
     systems = 3 * 8 * _SYSTEMS * factors**2 + _WORKSPACE_BYTES
@@ -74,7 +74,7 @@ class Ease:
         Args:
             history_UN: what users did, weights of any sign; 1 in the paper.
             settings: the regularisation.
-            memory_gb: in 10^9 bytes, see ``ease_gigabytes``; 12 bytes N squared for a large catalogue.
+            memory_gb: in 10^9 bytes, see ``ease_gigabytes``; 12 N^2 bytes are needed for a large catalogue.
 
         Raises:
             ConfigError: if the catalogue is too large for ``memory_gb``.
@@ -103,7 +103,7 @@ class Ease:
 
 @dataclass(frozen=True)
 class ImplicitAls:
-    """``item_factors``, float64 ``[N, D]``, and what it takes to fold a history in."""
+    """``item_factors``, float64 ``[N, D]``, and the settings that folding a history in needs."""
 
     item_factors: np.ndarray
     confidence: float
@@ -199,7 +199,7 @@ def _zero_diagonal_weights(inverse_NN: np.ndarray) -> np.ndarray:
     weights_NN = np.empty(inverse_NN.shape, dtype=np.float32)
     for start in range(0, len(inverse_NN), _COLUMNS):
         rows = slice(start, start + _COLUMNS)
-        # Into the weights at once: a block of float64 beside both matrices would be the peak.
+        # Written into the weights directly: a float64 block beside both matrices would raise the peak memory.
         np.divide(inverse_NN[rows], -diagonal_N, out=weights_NN[rows], casting="same_kind")
     np.fill_diagonal(weights_NN, 0)
     return weights_NN
@@ -210,7 +210,7 @@ def _least_squares(
 ) -> np.ndarray:
     """Return the factors ``[R, D]`` that are best for fixed factors of the other side.
 
-    A row solves (Y'Y + Y'(C - I)Y + regularisation I) x = Y'C p, of which Y'Y is shared by all rows.
+    A row solves (Y'Y + Y'(C - I)Y + regularisation I) x = Y'C p. Y'Y is the same for all rows.
     """
     rows, factors = history_RN.shape[0], other_ND.shape[1]
     shared_DD = other_ND.T @ other_ND + regularisation * np.eye(factors)

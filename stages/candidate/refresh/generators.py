@@ -25,13 +25,13 @@ from stages.contracts.steps import Outcome
 
 
 class RefreshSourcesConfig(Config):
-    """Configuration of ``refresh_sources``: the release and the snapshot say everything."""
+    """Configuration of ``refresh_sources``: empty, since the release and the snapshot define everything."""
 
 
 def refresh_sources(config: RefreshSourcesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Make the generators of a release fit the catalogue of a larger snapshot.
 
-    Each generator's ``refresh`` says what becomes of its arrays. Those that read the state have none. Quotas stay.
+    Each generator's ``refresh`` extends its arrays. Generators that read the state have none. Quotas stay.
 
     Args:
         config: nothing.

@@ -31,20 +31,20 @@ from stages.contracts.summaries import (
 )
 
 ROUNDING = 1e-5
-"""Two runtimes' vectors of one item differ by less, relative to the largest number (1 for unit vectors)."""
+"""Vectors of one item from two runtimes differ by less, relative to the largest number (1 for unit vectors)."""
 
 
 class RefreshVectorsConfig(Config):
-    """Configuration of ``refresh_vectors``: the release and the snapshot say everything."""
+    """Configuration of ``refresh_vectors``: empty, since the release and the snapshot define everything."""
 
 
 def refresh_vectors(config: RefreshVectorsConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Embed every item of a snapshot that extends a release, with that release's item tower.
 
-    An item of the release keeps its id embedding, and has its vector and its content made anew, for its
-    categories or its title may have changed, and its age has; a new item is embedded from what is known
-    beside its id. The user tower reads new items in histories through their content: its tables grow by
-    their rows. Ages are those at the snapshot's as-of time. Users that are new have no vector of their own.
+    An item of the release keeps its id embedding. Its vector and content are computed again, because its
+    categories or title may have changed, and its age has. A new item is embedded from its content alone.
+    The user tower's tables grow by rows for the new items, which it reads in histories through their
+    content. Ages are those at the snapshot's as-of time. New users have no vector of their own.
 
     Args:
         config: nothing.
@@ -52,7 +52,7 @@ def refresh_vectors(config: RefreshVectorsConfig, inputs: Mapping[str, Path], di
         directory: receives ``user_tower.onnx``, ``item_tower.onnx``, ``item_vectors.npy``, ``tower.json``.
 
     Raises:
-        ReleaseError: if the release has no item tower, or its parts do not belong together.
+        ReleaseError: if the release has no item tower, or its files do not belong together.
         DataError: if the snapshot does not extend the release, or is too large for one ONNX file.
     """
     champion, snapshot = inputs["champion"], Snapshot(inputs["snapshot"])
@@ -84,13 +84,13 @@ def refresh_vectors(config: RefreshVectorsConfig, inputs: Mapping[str, Path], di
 
 
 def _released_tower(champion: Path) -> TrainedTower:
-    """Return the release's ``tower.json``, having checked that towers and vectors are those that it describes."""
+    """Return the release's ``tower.json``, after checking that it describes the release's towers and vectors."""
     check_steps(made_by("candidate", served_only=False), {"candidate": champion})
     return read_summary(champion / TOWER_JSON, TrainedTower)
 
 
 def _check_extends(snapshot: Snapshot, items: ItemTable, released: Snapshot, reads: Sequence[str]) -> None:
-    """Refuse a snapshot whose rows and codes mean something else than the tower's, naming all that differs."""
+    """Refuse a snapshot whose rows or codes mean something else than the tower's; the error lists all differences."""
     old, new, old_ids = released.meta, snapshot.meta, released.items().item_id
     faults = []
     if items.item_id[: len(old_ids)].tolist() != old_ids.tolist():
@@ -112,7 +112,7 @@ def _check_extends(snapshot: Snapshot, items: ItemTable, released: Snapshot, rea
 def _settle(new_MD: np.ndarray, old_ND: np.ndarray) -> int:
     """Put the old rows back where the new ones differ by rounding alone; return how many differ by more.
 
-    So a refresh of what has not changed changes no byte.
+    So a refresh without changes gives the same bytes.
     """
     limit = ROUNDING * max(1.0, float(np.abs(old_ND).max(initial=0.0)))
     is_same_N = np.abs(new_MD[: len(old_ND)] - old_ND).max(axis=1) <= limit

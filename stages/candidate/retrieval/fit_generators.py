@@ -57,7 +57,7 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
     scorer = CandidateScorer.load(inputs["candidate"], inputs["index"])
     learned = config.sources.quotas == "learned" and config.sources.blends
     names: tuple[str, ...] = config.sources.names
-    # Lists do not depend on quotas: zeros will do until these are learned.
+    # Lists do not depend on quotas, so quotas are 0 until they are learned.
     quotas = dict.fromkeys(names, 0) if learned else _configured(config)
     summary = SourcesSummary(
         names=names,
@@ -140,7 +140,7 @@ def listed_items(
 def _lists(
     config: TrainSourcesConfig, snapshot: Snapshot, scorer: CandidateScorer, blend: Blend | None, wanted: np.ndarray
 ) -> Iterator[tuple[int, dict[str, ScoredItems]]]:
-    """Yield each wanted request that has a history, with the lists of all generators at its moment."""
+    """Yield each wanted request that has a history, with the lists of all generators at its time."""
     state = empty_state(snapshot, config.features, blend)
     retriever = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
     moments = replay(snapshot.events(), snapshot.requests(), state, snapshot.contexts() if state.context else None)

@@ -1,4 +1,4 @@
-"""Answers requests with candidates in blocks, each from the state at its moment.
+"""Answers requests with candidates in blocks, each request from the state at its time.
 
 Shapes: D dimensions, N items, B requests of a block.
 """
@@ -68,7 +68,7 @@ class Block:
 
 
 class Retriever:
-    """Reads what a request needs from the state at its moment, and answers in blocks.
+    """Reads what a request needs from the state at its time, and answers in blocks.
 
     Args:
         scorer: the two-tower index.

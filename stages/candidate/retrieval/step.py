@@ -1,4 +1,4 @@
-"""The step ``retrieve``: candidates of every request, from the state of its moment.
+"""The step ``retrieve``: candidates of every request, from the state at its time.
 
 Shapes: D dimensions, Q requests.
 """
@@ -96,7 +96,7 @@ def _load(
 
 @contextmanager
 def source_writer(path: Path) -> Iterator:
-    """Yield a function that appends an Arrow table to a Parquet file, which the first one makes."""
+    """Yield a function that appends an Arrow table to a Parquet file; the first table creates the file."""
     writer: pq.ParquetWriter | None = None
 
     def write(table: pa.Table) -> None:
@@ -115,7 +115,7 @@ def source_writer(path: Path) -> Iterator:
 class Recalls:
     """Recall of each request's answer, and of every generator's list alone where there are several.
 
-    A request without history counts with the popular list for every generator, so that the numbers compare.
+    For a request without history the popular list counts for every generator, so that the figures are comparable.
 
     Args:
         targets: of all requests.
@@ -138,7 +138,7 @@ class Recalls:
             measure(block.rows, [answers[row].ids for row in block.rows], self._targets, recalls)
 
     def metrics(self, requests: RequestTable) -> dict[str, float]:
-        """Return recalls of each part's requests with targets, the blend's first, and counts."""
+        """Return recalls of each period's requests with targets, the blend's first, and counts."""
         metrics = {"requests": float(len(requests))}
         names = sorted(self._values, key=lambda name: (name != _BLEND, name != TOWER))
         parts = {"ranker": PART_RANKER, "evaluation": PART_EVALUATION}
@@ -165,7 +165,7 @@ def measure(rows: list[int], answers: list[np.ndarray], targets: Targets, recall
         rows: requests, in any order.
         answers: int64 items of each.
         targets: of all requests.
-        recalls: float64 ``[Q]``; requests without targets are left alone.
+        recalls: float64 ``[Q]``; unchanged for requests without targets.
     """
     for row, items in zip(rows, answers, strict=True):
         wanted = targets.item_index[slice(*np.searchsorted(targets.request_id, [row, row + 1]))]

@@ -32,7 +32,7 @@ class Sizes:
         signals: kinds of events.
         history_length: L.
         history_decay: the decay by position that learning starts from.
-        item_parts: parts of each table of items.
+        item_parts: partitions of each item table.
     """
 
     items: int
@@ -52,7 +52,7 @@ class Histories:
 
     Attributes:
         ids, content: ``[U, D]`` and ``[U, K]``, what is known of each item, and a row of zeros.
-        slots: int64 ``[B, L]``, row of each entry; at padding one of zeros.
+        slots: int64 ``[B, L]``, row of each entry; at padding a row of zeros.
         signals: int64 ``[B, L]``.
         ages: int64 ``[B, L]`` seconds.
         kept: bool ``[B, L]``, entries that count.
@@ -81,7 +81,7 @@ class Histories:
             rows_BLW = torch.cat([ids_BLD, content_BLK], dim=2)
             return (rows_BLW * weights_BL.unsqueeze(-1)).sum(dim=1)
         named_BL = weights_BL if self.named is None else weights_BL * self.named
-        # Sums as they are gathered: a tenth of the memory of [B, L, W].
+        # Summed while they are gathered: takes a tenth of the memory of [B, L, W].
         sums = [
             F.embedding_bag(self.slots, table, per_sample_weights=weights, mode="sum")
             for table, weights in ((self.ids, named_BL), (self.content, weights_BL))
@@ -120,12 +120,12 @@ class Recency(nn.Module):  # type: ignore[misc]
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """From histories to what the user tower goes on from.
+    """Encodes histories for the user tower.
 
     Attributes:
         several: whether a user has several vectors, ``[B, T, W]``.
-        corrected: whether it returns sums of items' rows, of width W, to which the user tower adds a learnt correction;
-            otherwise the vectors themselves, of width D.
+        corrected: whether it returns sums of items' rows, of width W, to which the user tower adds a learnt correction.
+            Otherwise it returns the vectors themselves, of width D.
     """
 
     several: ClassVar[bool] = False
@@ -161,7 +161,7 @@ class TastesEncoder(Encoder):
         self.scores = nn.Sequential(
             nn.Linear(width, config.dimension), nn.Tanh(), nn.Linear(config.dimension, config.tastes, bias=False)
         )
-        # Distinct from the first step on: tastes that begin alike stay alike.
+        # Different from the first step on, because tastes that begin equal stay equal.
         nn.init.normal_(self.scores[2].weight, std=2.0 / config.dimension**0.5)
 
     def forward(self, histories: Histories) -> torch.Tensor:
@@ -189,7 +189,7 @@ class AttentionBlock(nn.Module):  # type: ignore[misc]
         """Return ``[B, L, D]``."""
         parts = self.projections(self.norm(x_BLD)).chunk(3, dim=-1)
         query, key, value = (part.unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in parts)
-        # Written out: the fused kernels of the CPU take no bias that learns, and this exports as it is.
+        # Written out, because the fused CPU kernels take no trainable bias. This form also exports as it is.
         logits_BHLL = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5 + bias_BHLL
         mixed_BHLd = logits_BHLL.softmax(dim=-1) @ value
         x_BLD = x_BLD + self.dropout(self.out(mixed_BHLd.transpose(1, 2).flatten(2)))
@@ -199,10 +199,10 @@ class AttentionBlock(nn.Module):  # type: ignore[misc]
 class AttentionEncoder(Encoder):
     """Causal self-attention over the history; the newest entry's output is the user's vector.
 
-    Blocks as in SASRec (Kang and McAuley, ICDM 2018), pre-norm; the bias by relative position and by
-    bucketed time is that of HSTU (Zhai et al., ICML 2024): the time is between an event and the request
-    that the attending entry would serve, which is the event after it. Nothing depends on where a
-    history begins, so that a window of a long sequence and a short history mean the same.
+    Blocks are as in SASRec (Kang and McAuley, ICDM 2018), pre-norm. The bias by relative position and by
+    bucketed time is that of HSTU (Zhai et al., ICML 2024). The time is between an event and the request
+    that the attending entry predicts, which is the event after that entry. Nothing depends on where a
+    history begins, so a window of a long sequence is encoded like a short history.
     """
 
     corrected = False
@@ -223,7 +223,7 @@ class AttentionEncoder(Encoder):
         return self.sequence(histories)[:, 0]
 
     def sequence(self, histories: Histories) -> torch.Tensor:
-        """Return ``[B, L, D]``: what each entry and those before it say."""
+        """Return ``[B, L, D]``: the encoding of each entry and those before it."""
         ids_BLD, content_BLK = histories.rows()
         x_BLD = self._input_scale * ids_BLD + self.content(content_BLK) + F.embedding(histories.signals, self.signal_SD)
         x_BLD, bias_BHLL = self.dropout(x_BLD), self._bias(histories)
@@ -249,7 +249,7 @@ class AttentionEncoder(Encoder):
 def distance_start(kind: str, length: int, heads: int, decay: float) -> torch.Tensor:
     """Return the bias by distance that attention starts from, float32 ``[L, H]``; see ``distance_bias``.
 
-    A logarithm in the exponent makes a power law of the distance, whose heads forget at different rates.
+    With ``logarithm`` the weights follow a power law of the distance, and heads forget at different rates.
     """
     distance_L1 = torch.arange(length)[:, None]
     if kind == "decay":

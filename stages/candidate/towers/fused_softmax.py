@@ -1,10 +1,10 @@
-"""The sampled softmax without its B x C matrix: blocks of rows, their gradient made on the way.
+"""The sampled softmax without its B x C matrix: it is computed in blocks of rows, together with the gradients.
 
-``losses.sampled_softmax`` says what is computed and is what the tests compare with. There the matrix of
-logits, its mask and its softmax pass through memory some ten times a step and stay there for the
-backward pass. Here a block of rows that fits into the processor's cache is turned into its share of the loss
-and of both gradients at once, and forgotten (Wijmans et al., "Cut Your Losses in Large-Vocabulary
-Language Models", 2024, do the same for vocabularies). What is masked is found as pairs, of which there are few.
+``losses.sampled_softmax`` defines the result, and the tests compare with it. There the matrix of logits, its
+mask and its softmax pass through memory some ten times a step and stay there for the backward pass. Here a
+block of rows that fits into the processor's cache is turned at once into its share of the loss and of both
+gradients, and then dropped. (Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, do the
+same for vocabularies.) Masked candidates are found as pairs, of which there are few.
 
 Shapes: B queries, b of a block, C candidates, D dimensions, L history length, N items, p masked pairs.
 """
@@ -21,7 +21,7 @@ from stages.candidate.towers.losses import MASKED
 _ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits of a block: 4 MB on a CPU; enough to keep a GPU busy."""
 _LEAST_SHARE = 1e-30
-"""A positive whose share is below has its loss from the logits: float32 has no logarithm of it."""
+"""Below this share, a positive's loss is computed from the logits, since the share may underflow in float32."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Targets:
 
     Attributes:
         place: int64 ``[B]``, place of each query's positive among the candidates.
-        rows, columns: int64 ``[p]``, queries in ascending order, each with a candidate that is masked for it, unless it
-            is the query's positive.
+        rows, columns: int64 ``[p]``, pairs of a query, in ascending order, and a candidate that is masked for it. A
+            pair with the query's own positive has no effect.
     """
 
     place: torch.Tensor
@@ -56,10 +56,10 @@ class Targets:
 
 
 class TargetFinder:
-    """Finds the targets of batches; keeps scratch memory of the catalogue's size, so that nothing need be searched.
+    """Finds the targets of batches without a search; keeps scratch memory of the catalogue's size for that.
 
     Args:
-        n_items: N; what is looked for is below it, or N itself, which is padding.
+        n_items: N; items are below it, or N itself, which is padding.
         device: of the batches.
     """
 
@@ -67,7 +67,7 @@ class TargetFinder:
         self._place_N = torch.full((n_items + 1,), -1, dtype=torch.int32, device=device)
 
     def __call__(self, items_C: torch.Tensor, place_B: torch.Tensor, history_BL: torch.Tensor | None = None) -> Targets:
-        """Return the targets of queries whose positives' other copies are masked, and the items of their histories.
+        """Return the targets of queries; other copies of a query's positive and the items of its history are masked.
 
         Args:
             items_C: int64, the candidates' items.
@@ -86,7 +86,7 @@ class TargetFinder:
         """Return rows and columns, int64 ``[p]``, of every candidate whose item is in the row's list."""
         here_C = torch.arange(len(items_C), dtype=torch.int32, device=items_C.device)
         self._place_N.index_copy_(0, items_C, here_C)
-        copy_C = self._place_N.index_select(0, items_C)  # of an item's copies one stands for all, whichever
+        copy_C = self._place_N.index_select(0, items_C)  # any one copy represents all copies of an item
         place_w = self._place_N.index_select(0, wanted_BL.view(-1))
         self._place_N.index_fill_(0, items_C, -1)
         by_item_C, counts_C = copy_C.argsort(stable=True), copy_C.bincount(minlength=len(copy_C))
@@ -141,7 +141,7 @@ class _Fused(torch.autograd.Function):  # type: ignore[misc]
             stop = min(batch, start + block)
             query_bD, own = query_BD[start:stop], targets.block(start, stop)
             logits_bC = _logits(query_bD, candidate_CD, own, temperature, bias_C, buffer_bC[: stop - start])
-            # A CPU takes a row at a time, so that it can be written where it was read.
+            # A CPU takes a row at a time, so that the result can overwrite the logits.
             share_bC = torch.softmax(logits_bC, dim=1, out=logits_bC if on_cpu else None)
             here_b = torch.arange(stop - start, device=query_BD.device)
             share_b = share_bC[here_b, own.place]

@@ -22,12 +22,12 @@ _EMPTY = torch.zeros(0)
 
 @dataclass(frozen=True)
 class SentFeatures:
-    """Features of all ranks for the tables of this one.
+    """Features of all ranks that are looked up in this rank's tables.
 
     Attributes:
         context: of the sharded collection, made for this batch.
-        features: what it looks up.
-        strides: bags of a feature that each rank has; empty where TorchRec knows.
+        features: what the collection looks up.
+        strides: by rank, its number of bags of a feature; empty where TorchRec knows it.
     """
 
     context: Multistreamable
@@ -37,12 +37,12 @@ class SentFeatures:
 
 @dataclass(frozen=True)
 class Pooling:
-    """Which of a table's rows make up what is known of items or queries: their weighted sum.
+    """Weighted sums of looked-up table rows, one for each item or query.
 
     Attributes:
         codes: int64 ``[M]``, place of each code's row among those that were looked up.
-        slots: int64 ``[M]``, slot that each belongs to; None where there is one a slot, in order.
-        weights: float32 ``[M]``; None as ``slots``.
+        slots: int64 ``[M]``, slot of each code; None where every slot has one code, in order.
+        weights: float32 ``[M]``; None where ``slots`` is.
         n_slots: S.
     """
 
@@ -55,7 +55,7 @@ class Pooling:
         """Return float32 ``[S, K]``, zeros where a slot has no code.
 
         Args:
-            rows_CK: distinct codes' rows, and one of zeros.
+            rows_CK: rows of the distinct codes, and a row of zeros.
         """
         rows_MK = rows_CK.index_select(0, self.codes)
         if self.slots is None or self.weights is None:
@@ -69,19 +69,20 @@ class ModelInputs:
     """Tensors of one step.
 
     Attributes:
-        features: bags of the tables' rows, one row a bag: distinct items, a feature for each of P parts, distinct
-            categories and words, in as many features as ``table_parts.dealt`` says, known users and distinct contexts.
-            Bag b of part p of the items is slot b * P + p. Behind the last bag of each feature there are empty ones:
-            rows of zeros, the first of which padding has.
+        features: bags of the tables' rows, one row a bag. Distinct items have one feature for each of P partitions,
+            distinct categories and words as many features as ``table_parts.dealt`` returns. Known users and distinct
+            contexts have one each. Bag b of item partition p is slot b * P + p. Behind the last bag of each feature
+            there are empty bags, which give rows of zeros. Padding has the first empty slot.
         histories: without their tables, which the lookup fills in.
         query_row, query_place: int64 ``[B]`` or None, as for ``QueryTower``.
         candidate_slot: int64 ``[C]``, slot of each candidate.
         candidate_named: float32 ``[C]``, 0 hides a candidate's id.
         log_duration: float32 ``[C]``; item_age_s: int64 ``[C]`` seconds.
-        content: by key, which of the rows looked up for it are a slot's content: their mean.
-        of_query: by key, which of the rows looked up for it a query has: their sum.
+        content: by key, the pooling of its looked-up rows into the content of each slot, a mean.
+        of_query: by key, the pooling of its looked-up rows into a vector for each query, a sum.
         sent: ``features`` where they have been sent ahead; see ``distributed.ahead``.
-        rows: waits for what the tables hold, by feature, where it has been asked for; see ``distributed.rows``.
+        rows: waits for the looked-up rows and returns them by feature, if the lookup has been started; see
+            ``distributed.rows``.
     """
 
     features: KeyedJaggedTensor

@@ -34,7 +34,7 @@ def mixture_log_q(in_batch_C: torch.Tensor, shared_C: torch.Tensor) -> torch.Ten
         shared_C: expected copies among the shared negatives.
 
     Returns:
-        float32 ``[C]``; an item that is never drawn gets a tiny count's log.
+        float32 ``[C]``; an item that is never drawn gets the log of a tiny count.
     """
     return (in_batch_C.double() + shared_C.double()).clamp(min=_NEVER).log().float()
 
@@ -63,7 +63,7 @@ def sampled_softmax(
         temperature: divides the dot products.
         log_q_C: log of each candidate's expected count, subtracted from its logits as a negative so
             that a popular item is not punished for being sampled often; None leaves the logits as they
-            are. The positive is there with certainty, so that its logit stays as it is: correcting it
+            are. The positive's logit is not corrected, because the positive is always there. Correcting it
             too, as Yi et al. do, biases the softmax (Khrylchenko et al., "Correcting the LogQ
             Correction", 2025). With its other copies masked, the denominator is then an unbiased
             estimate of the full softmax's.
@@ -89,7 +89,7 @@ def full_softmax(
     items_C: torch.Tensor,
     history_BL: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean cross-entropy of each query's positive among all of the catalogue.
+    """Return the mean cross-entropy of each query's positive among the whole catalogue.
 
     Args:
         query_BD: queries, or ``[B, T, D]``.
@@ -97,7 +97,7 @@ def full_softmax(
         place_B: int64, where each query's positive is among the candidates.
         temperature: divides the dot products.
         items_C: int64, the candidates' items.
-        history_BL: int64, items that are no negatives of each query; its positive stays, wherever it is.
+        history_BL: int64, items that are no negatives of each query; its positive is never masked.
     """
     logits_BC = candidate_scores(query_BD, candidate_CD) / temperature
     if history_BL is not None:
@@ -112,7 +112,7 @@ def bpr(scores_BC: torch.Tensor, masked_BC: torch.Tensor, log_q_C: torch.Tensor 
     Args:
         scores_BC: what is compared, the positives on the diagonal.
         masked_BC: bool, from ``not_negative``.
-        log_q_C: with it the mean over the negatives is that over items drawn uniformly, whatever drew them.
+        log_q_C: weights the negatives so that their mean is as over items drawn uniformly; None weighs them alike.
     """
     margin_BC = scores_BC.diagonal()[:, None] - scores_BC
     return (_negative_weights(masked_BC, log_q_C) * F.softplus(-margin_BC)).sum(dim=1).mean()
@@ -141,7 +141,7 @@ def generalised_bce(
         logits_BC: the positives on the diagonal.
         masked_BC: bool, from ``not_negative``.
         log_q_C: as for ``bpr``.
-        n_negatives: K, as many as the mean over the negatives stands for.
+        n_negatives: K, the number of negatives that their mean represents.
         exponent: beta, from ``gbce_exponent``.
     """
     weights_BC = _negative_weights(masked_BC, log_q_C)
@@ -161,13 +161,13 @@ def _negative_weights(masked_BC: torch.Tensor, log_q_C: torch.Tensor | None) -> 
 
 @dataclass(frozen=True)
 class Negatives:
-    """What a loss over sampled negatives is told of them.
+    """What a loss over sampled negatives reads of them.
 
     Attributes:
         masked: bool ``[B, C]``, from ``not_negative``.
         log_q: float32 ``[C]``, from ``mixture_log_q``; None corrects nothing.
-        count: K, negatives that a query has by the batch's make-up.
-        rate: share of the items that may be negatives that K is, in (0, 1].
+        count: K, negatives of a query in the batch before masking.
+        rate: K as a share of the items that may be negatives, in (0, 1].
     """
 
     masked: torch.Tensor
@@ -209,18 +209,18 @@ def not_negative(
     group_B: torch.Tensor | None = None,
     n_positives: int | None = None,
 ) -> torch.Tensor:
-    """Return bool ``[B, C]``: candidates to leave out as a query's negatives; never its positive.
+    """Return bool ``[B, C]``: candidates that are masked as negatives of a query; never its positive.
 
-    Masked are other copies of its positive (accidental hits) and what the arguments say.
+    Other copies of its positive (accidental hits) are masked, and the candidates that the arguments exclude.
 
     Args:
         items_C: int64, the candidates' items.
         batch: B.
         history_BL: int64, items that are no negatives of each query.
         in_batch: whether other queries' positives are negatives.
-        n_positives: candidates that are positives of some query, of other ranks' too; None means B.
-        group_B: int64, queries of one group (of one user's sequence) lend each other no negatives:
-            they are drawn together, which the correction does not know of.
+        n_positives: number of candidates that are positives of a query, of any rank; None means B.
+        group_B: int64; positives of queries of one group (one user's sequence) are not each other's
+            negatives. They are drawn together, which the logQ correction does not account for.
     """
     positive_B = items_C[:batch]
     masked_BC = items_C[None, :] == positive_B[:, None]

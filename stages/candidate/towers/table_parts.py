@@ -1,10 +1,10 @@
-"""Tables that are kept as several, so that ranks can share them evenly: row i in part i modulo their number.
+"""Partitions of a table, so that ranks can share it evenly: row i is in partition i modulo their number.
 
-Popular items often lie beside each other, so that blocks of rows would burden the ranks unevenly; and a table
-that is cut into smaller ones sends a row once, where TorchRec's row-wise tables send sums of rows, zeros among them, of
-every rank to every rank. Outside training there is the whole table only, see ``distributed.training_state``.
+Popular items often lie beside each other, so blocks of rows would load the ranks unevenly. A partitioned table sends
+each row once. TorchRec's row-wise tables send sums of rows, zeros among them, from every rank to every rank. Outside
+training there are only whole tables, see ``distributed.training_state``.
 
-Shapes: N rows, P parts.
+Shapes: N rows, P partitions.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 _NAME = re.compile(r"_(\d+)_of_(\d+)\b")
 _CODES_A_FEATURE = 1024
-"""Content codes for each feature that looks them up: few beside what a batch has of a part of the items."""
+"""Content codes for each feature that looks them up: few against a batch's items in one partition."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a table.
+    """One partition of a table.
 
     Attributes:
         number: from 0.
@@ -30,43 +30,43 @@ class Part:
     of: int = 1
 
     def name(self, whole: str) -> str:
-        """Return the name of this part of ``whole``; it is the whole's where there is one part only."""
+        """Return the name of this partition of the table ``whole``; ``whole`` itself if it is the only one."""
         return whole if self.of == 1 else f"{whole}_{self.number}_of_{self.of}"
 
     def size(self, n: int) -> int:
-        """Return how many of N rows are in this part."""
+        """Return how many of N rows are in this partition."""
         return len(range(n)[self.rows])
 
     @property
     def rows(self) -> slice:
-        """Return the rows of the whole that are in this part."""
+        """Return the rows of the whole table that are in this partition."""
         return slice(self.number, None, self.of)
 
     def row(self, own: int) -> int:
-        """Return the row of the whole that is row ``own`` of this part."""
+        """Return the row of the whole table that is row ``own`` of this partition."""
         return self.number + self.of * own
 
 
 WHOLE = Part()
-"""The one part of a table that is not cut."""
+"""The only partition of an undivided table."""
 
 
 def parts(n: int) -> tuple[Part, ...]:
-    """Return all of ``n`` parts."""
+    """Return all of ``n`` partitions."""
     return tuple(Part(number, n) for number in range(n))
 
 
 def dealt(n_codes: int, n: int) -> tuple[Part, ...]:
-    """Return the parts that a batch's distinct ones of ``n_codes`` codes are dealt to, ``n`` at most.
+    """Return the partitions, ``n`` at most, that a batch's distinct codes of a table of ``n_codes`` are spread over.
 
-    Every feature of a rank has equally many bags: codes of one feature must not be many more than items of a part, and
-    those of several would leave most of their bags empty.
+    Every feature of a rank has equally many bags. So one feature must not have many more codes than a partition has
+    items, and codes spread over many features would leave most of their bags empty.
     """
     return parts(max(1, min(n, -(-n_codes // _CODES_A_FEATURE))))
 
 
 def part_of(name: str) -> tuple[str, Part]:
-    """Return the whole's name, and which part of it is meant by a name that ``Part.name`` made or that contains one."""
+    """Return the whole table's name and the partition, from a name that is or contains one made by ``Part.name``."""
     found = _NAME.search(name)
     if found is None:
         return name, WHOLE

@@ -3,10 +3,10 @@
 Shapes: B queries, R histories (B of them, or windows of sequences), C candidates, D dimensions, K content
 dimensions, L history length, N items, S slots of a batch's distinct items, T tastes.
 
-The user tower reads the history and, where it is asked to, the context and a user id; without either a
-user without training rows is served from events alone. Both towers add a learnt correction to the item
-embeddings that they stand on (``normalise(x + mlp(...))``): with little data the correction stays
-small and the towers begin as a factorised item-to-item model.
+The user tower reads the history and, if configured, the context and a user id. Without these two, it serves
+a user without training rows from events alone. Both towers add a learnt correction to item embeddings
+(``normalise(x + mlp(...))``). The towers begin as a factorised item-to-item model, and with little data the
+correction stays small.
 
 Tables are looked up once for each distinct item, category and word of a batch; histories and candidates gather from
 there.
@@ -64,7 +64,7 @@ class Tower(nn.Module):  # type: ignore[misc]
             layers += [nn.Linear(width, size), nn.ReLU()]
             width = size
         last = nn.Linear(width, dimension)
-        # A small start: the towers begin near the plain embeddings and learn to leave them.
+        # Small initial weights: the towers begin near the plain embeddings.
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(*layers, last)
@@ -78,7 +78,7 @@ class Tower(nn.Module):  # type: ignore[misc]
 class QueryTower(nn.Module):  # type: ignore[misc]
     """The user tower: an encoder of the history, then the correction, then what else is known.
 
-    Also what is exported: all that it needs beside item rows is its own.
+    The same module is exported: beside item rows it needs only its own parameters.
     """
 
     def __init__(self, sizes: Sizes, config: ModelConfig) -> None:
@@ -103,7 +103,7 @@ class QueryTower(nn.Module):  # type: ignore[misc]
             row_B: int64, history of each query; None means query b has history b.
             place_B: int64, newest entry of that history that the query may see; with ``row_B``.
         """
-        # Only attention has a query at every entry; the configuration sees to it.
+        # Only attention has a query at every entry; the configuration allows no other encoder here.
         query_BD = self.encoder(histories) if row_B is None else self.encoder.sequence(histories)[row_B, place_B]
         if self.correction is not None:
             query_BD = self.correction(query_BD[..., : self._dimension], query_BD)
@@ -113,7 +113,7 @@ class QueryTower(nn.Module):  # type: ignore[misc]
 
 
 class ItemTower(nn.Module):  # type: ignore[misc]
-    """The item tower: id, content, duration and, where asked for, the item's age."""
+    """The item tower: id, content, duration and, if configured, the item's age."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -171,10 +171,10 @@ class TwoTower(nn.Module):  # type: ignore[misc]
 
         Args:
             inputs: of this rank.
-            send: called with the candidates as soon as they are there, before the queries; what it returns takes
-                their place.
+            send: called with the candidates as soon as they are computed, before the queries; its result replaces
+                them.
         """
-        # Cut at once: so are the gradients put together.
+        # Split by feature in one operation, so that the gradients are joined in one as well.
         pooled = self.embeddings(inputs.features).to_dict() if inputs.rows is None else inputs.rows()
         ids_SD = self._in_order(pooled, ITEM)
         content_SK = torch.cat([own(self._in_order(pooled, key)) for key, own in inputs.content.items()], dim=1)
@@ -190,7 +190,7 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         return query_BD, candidate_CD
 
     def _in_order(self, pooled: Mapping[str, torch.Tensor], key: str) -> torch.Tensor:
-        """Return the rows of all parts of ``key``, in turn one of each."""
+        """Return the rows of all partitions of ``key``, interleaved."""
         rows = [pooled[part.name(key)] for part in self._parts[key]]
         return rows[0] if len(rows) == 1 else torch.stack(rows, dim=1).flatten(0, 1)
 
@@ -198,7 +198,7 @@ class TwoTower(nn.Module):  # type: ignore[misc]
 def _table(
     name: str, rows: int, dimension: int, features: list[str], deviation: float | None = None
 ) -> EmbeddingBagConfig:
-    # Of length about one whatever the table's size; the default shrinks with the number of rows.
+    # Rows have a length of about one for any size of the table; by default it shrinks with the number of rows.
     spread = dimension**-0.5 if deviation is None else deviation
     return EmbeddingBagConfig(
         name=name,

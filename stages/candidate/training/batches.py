@@ -1,4 +1,4 @@
-"""Batches of one rank: which examples, with which negatives and what hidden.
+"""Batches of one rank: examples, negatives, and which entries and ids are hidden.
 
 Shapes: B queries and C candidates of a rank, R histories, L history length, X context columns.
 """
@@ -32,12 +32,12 @@ class Batch:
         named: bool ``[R, L]``, entries whose id counts.
         users: int64 ``[B]``, UNKNOWN_USER where hidden.
         context: int64 ``[B, X]``.
-        items: int64 ``[C]``, the rank's positives first, then its shared negatives, then padding to what
-            every rank sends; with the full softmax no positives.
+        items: int64 ``[C]``, the rank's positives first, then its shared negatives, then padding to the number
+            that every rank sends; with the full softmax no positives.
         item_named: bool ``[C]``, candidates whose id counts.
         item_ages: int64 ``[C]`` seconds.
         candidates: int64, the items of all ranks' candidates, in the order of ``share.order``.
-        share: which part of the whole batch this is.
+        share: this rank's share of the whole batch.
         query_row: int64 ``[B]``, history of each query; None means query b has history b.
         query_place: int64 ``[B]``, newest entry of that history that the query may see.
         positive_place: int64 ``[B]``, with the full softmax: place of each positive among ``candidates``.
@@ -66,7 +66,7 @@ class Batch:
 
     @property
     def inputs(self) -> TowerInputs:
-        """The histories as serving knows them."""
+        """The user tower's inputs, as in serving."""
         return TowerInputs(self.history, self.signals, self.ages, self.users, self.context)
 
     def seen(self, padding: int) -> np.ndarray:
@@ -81,9 +81,9 @@ class Batch:
 class Batches:
     """Draws the batches of one rank.
 
-    A batch is drawn as a whole from (seed, epoch, step), alike on every rank and for any number of
-    them, and each rank takes its share; so a run can go on at any step. The last examples that do not
-    fill a batch wait for the next epoch's order.
+    A batch is drawn as a whole from (seed, epoch, step). It is the same on every rank and for any number of
+    ranks, and each rank takes its share. So a run can resume at any step. An epoch leaves out the last
+    examples of its order that do not fill a batch.
 
     Attributes:
         size: queries a step, of all ranks together.
@@ -107,7 +107,7 @@ class Batches:
         self._config, self._features = config, features
         self._rank, self._world = rank, world
         rows = examples.usable(config.training.use_empty_histories)
-        # An epoch's order is as long as this: half the memory wherever 32 bits are enough.
+        # An epoch's order is as long as this. Where 32 bits are enough, they take half the memory.
         self._rows = rows.astype(np.int32) if len(examples) < 1 << 31 else rows
         self.size = min(config.training.batch_size, len(self._rows))
         if self.size < 2 * world:
@@ -131,7 +131,7 @@ class Batches:
             yield self._batch(rows, inputs, rng, share, share.queries, self.size)
 
     def probe(self, n: int) -> Batch:
-        """Return the first ``n`` examples, whole on every rank: nothing hidden, no negatives, ages as exported."""
+        """Return the first ``n`` examples, all on every rank: nothing hidden, no negatives, ages as exported."""
         rows = self._rows[:n]
         inputs = self._examples.inputs(rows, self._features.history_length, len(self._catalogue))
         items = np.asarray(self._examples.items[rows], dtype=np.int64)
@@ -159,7 +159,7 @@ class Batches:
         query_row: np.ndarray | None = None,
         query_place: np.ndarray | None = None,
     ) -> Batch:
-        """Return a rank's share of a batch with negatives drawn and something hidden.
+        """Return a rank's share of a batch: draw its negatives, and which entries and ids are hidden.
 
         Args:
             rows: the examples of the whole batch.
@@ -189,7 +189,7 @@ class Batches:
         ages = np.zeros(len(candidates), dtype=np.int64)
         if config.model.item_age:
             times_ms = self._examples.times_ms[rows]
-            # A shared negative is as old as it was at some example's moment.
+            # A shared negative's age is taken at the time of a random example.
             asked_ms = np.concatenate([times_ms, rng.choice(times_ms, share.n_shared)])
             ages = self._catalogue.ages(candidates, asked_ms)
         return Batch(
@@ -220,12 +220,12 @@ def _history(inputs: TowerInputs) -> dict[str, np.ndarray]:
 class SequenceBatches(Batches):
     """Batches of windows of users' sequences: one forward pass trains every position of a window.
 
-    The examples are those of ``Batches``: the one of touch e is the query of the newest touch strictly
-    before it. Windows of L touches tile a user's sequence; where that is longer than L, the tiling
-    starts elsewhere in each epoch. A signal is known as it stood at the touch that follows.
+    The examples are those of ``Batches``. The example of touch e is the query at the newest touch strictly
+    before it. Windows of L touches tile a user's sequence. For a sequence longer than L, the tiling starts
+    at another touch in each epoch. A signal is as known at the touch that follows.
 
-    A step has equally many windows, or with ``windows_by_length`` windows of about one length that hold equally
-    many examples.
+    All steps have equally many windows. With ``windows_by_length`` a step has windows of about one length, and all
+    steps have about equally many examples.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class SequenceBatches(Batches):
 
     def _random(self, bounds: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         """Return the windows of each step, equally many."""
-        # As many windows as the steps take: tilings of different epochs differ a little in number.
+        # Resized to the number that the steps take, because the tilings of epochs differ a little in number.
         order = np.resize(rng.permutation(len(bounds) - 1), self.steps * self._a_step)
         return np.split(order, self.steps)
 
@@ -284,7 +284,7 @@ class SequenceBatches(Batches):
         return [steps[place] for place in rng.permutation(self.steps)]
 
     def _extent(self, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the touches, from and to, of the windows whose examples end before positions of ``_rows``."""
+        """Return first touch and end of windows, by the positions in ``_rows`` at which their examples end."""
         last = self._rows[stop - 1]
         end = self._examples.end[last]
         return np.maximum(self._examples.start[last], end - self._length), end
@@ -329,7 +329,7 @@ class SequenceBatches(Batches):
         return self._batch(every, inputs, rng, share, own, n_windows, query_row, query_place)
 
     def _signals(self, begin_R: np.ndarray, end_R: np.ndarray, asked_ms: np.ndarray, length: int) -> np.ndarray:
-        """Return int64 ``[R, length]`` signals of windows, each as known at the user's next moment."""
+        """Return int64 ``[R, length]`` signals of windows, each as known at the user's next touch."""
         touch_RL = end_R[:, None] - 1 - np.arange(length)
         kept_RL = touch_RL >= begin_R[:, None]
         touch_RL = np.where(kept_RL, touch_RL, 0)
@@ -351,5 +351,5 @@ def make_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Batches:
-    """Return the batches that ``config.training.mode`` asks for."""
+    """Return the batches for ``config.training.mode``."""
     return BATCHES[config.training.mode](examples, catalogue, config, features, rank, world)

@@ -1,11 +1,11 @@
-"""Checkpoints of a training run, so that one that was killed goes on where it was.
+"""Checkpoints of a training run, from which a killed run resumes.
 
 A checkpoint is a directory ``step-<number>`` that ``torch.distributed.checkpoint`` wrote: each rank
 writes what it holds, and any number of ranks reads it again. It is written under another name and
 renamed when it is complete. ``progress.json`` in it says how far the run was and what identifies it.
 
-The metadata are a pickle, as torch writes them: a checkpoint is read only by the step that wrote it, from
-its own directory, and never travels. What does travel are ``.npy`` files, see ``distributed.training_state``.
+torch writes the metadata as a pickle. So a checkpoint is read only by the step that wrote it, from its own
+directory, and is never passed on. State that is passed on is in ``.npy`` files, see ``distributed.training_state``.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Progress(Config):
 
     Attributes:
         epoch: of the next step.
-        step: the next one in the epoch.
+        step: the next step in the epoch.
         losses: mean loss of each finished epoch.
-        total: sum of the unfinished epoch's losses over its steps and the ranks' mean.
+        total: sum over the unfinished epoch's steps of the mean loss over ranks.
     """
 
     epoch: int = 0
@@ -49,8 +49,8 @@ class Checkpoints:
 
     Args:
         directory: holds them; made when the first is written.
-        keep: so many are kept.
-        identity: what a run must share with a checkpoint to go on from it, as flat JSON.
+        keep: how many are kept.
+        identity: what a run must have in common with a checkpoint to resume from it, as flat JSON.
     """
 
     def __init__(self, directory: Path, keep: int, identity: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class Checkpoints:
         """Write a checkpoint after ``number`` steps; every rank takes part.
 
         Raises:
-            TransientError: if it cannot be written, mostly for want of space.
+            TransientError: if it cannot be written, mostly because the disk is full.
         """
         final = self._directory / f"step-{number:012d}"
         temporary = final.with_name(f".{final.name}.tmp")

@@ -20,10 +20,10 @@ _TABLES = f"{WEIGHTS}embeddings."
 
 
 def decay_at(step: int, decay: float) -> float:
-    """Return how much of the average stays at a step, from 0: at first less than ``decay``.
+    """Return the weight of the old average at a step, from 0: at first less than ``decay``.
 
-    min(decay, (1 + step) / (10 + step)), as TensorFlow's ``ExponentialMovingAverage`` has it, so that the first values
-    are forgotten as quickly as there are better ones.
+    It is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ``ExponentialMovingAverage``, so that the first
+    values are forgotten as quickly as there are better ones.
     """
     return min(decay, (1 + step) / (10 + step))
 
@@ -32,8 +32,8 @@ class Average:
     """The averages of a training's weights.
 
     Args:
-        weights: from ``distributed.training_state``; what begins with ``weights/`` counts.
-        config: which are averaged, and the decay.
+        weights: from ``distributed.training_state``; only names that begin with ``weights/`` are used.
+        config: which weights are averaged, and the decay.
 
     Attributes:
         state: this rank's averages under ``average/<parameter>``.
@@ -53,11 +53,11 @@ class Average:
         self._averages = [part for value in self.state.values() for part, _ in local_parts(value)]
 
     def restart(self) -> None:
-        """Begin at the weights as they are."""
+        """Set the averages to the present weights."""
         _copy(self._weights, self._averages)
 
     def update(self, step: int) -> None:
-        """Take in the weights that a step, from 0, has left."""
+        """Add the weights after a step, counted from 0, to the averages."""
         get_ema_multi_avg_fn(decay_at(step, self._decay))(self._averages, self._weights, step)
 
     def publish(self) -> None:
@@ -66,7 +66,7 @@ class Average:
 
 
 def make_average(weights: State, config: AverageConfig) -> Average | None:
-    """Return the averages that the configuration asks for, if any."""
+    """Return the averages that are configured, if any."""
     return None if config.weights == "none" else Average(weights, config)
 
 

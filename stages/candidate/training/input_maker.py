@@ -64,10 +64,10 @@ class InputMaker:
         )
 
     def _distinct(self, batch: Batch) -> _Distinct:
-        """Return the batch's distinct items, and remember the slot of each; padding's is the first empty one."""
+        """Return the batch's distinct items, and remember the slot of each; padding has the first empty slot."""
         named = np.concatenate([batch.history[batch.kept], batch.items])
         places = np.arange(len(named), dtype=np.int32)
-        # Only what the batch names is read and written: a search or a fill would pass over the whole catalogue.
+        # Only the batch's items are read and written: a search or a fill would pass over the whole catalogue.
         self._slot_N[named] = places
         items_U = np.sort(named[self._slot_N[named] == places])
         n_parts = len(self._parts)
@@ -87,7 +87,7 @@ class InputMaker:
         return [_Bags([part.name(key) for part in self._parts], ids, distinct.sizes) for key in keys]
 
     def _of_items(self, distinct: _Distinct) -> tuple[dict[str, Pooling], list[_Bags]]:
-        """Return by key who has which of the distinct codes, and these, dealt out to the parts."""
+        """Return by key the pooling of distinct codes into items, and the bags of the codes by partition."""
         found, bags, n_slots = {}, [], int(distinct.sizes.max() + 1) * len(self._parts)
         for key, (distinguish, of) in self._content.items():
             codes_M, counts_U = of(distinct.items)
@@ -101,7 +101,7 @@ class InputMaker:
         return found, bags
 
     def _of_queries(self, batch: Batch) -> tuple[dict[str, Pooling], list[_Bags]]:
-        """Return by key who has which of the known users and distinct contexts, and these."""
+        """Return by key the pooling of known users and distinct contexts into queries, and the bags of both."""
         found: dict[str, Pooling] = {}
         bags, n = [], batch.n_queries
 
@@ -127,9 +127,9 @@ class InputMaker:
         n_codes: int,
         mean: bool,
     ) -> Pooling:
-        """Return who has which of ``n_codes`` codes: one after another, ``counts_U`` each, in slots of their own."""
+        """Return the pooling of ``n_codes`` distinct codes; slot ``slots_U[u]`` has the next ``counts_U[u]`` ones."""
         if (counts_U <= 1).all():
-            code_S = np.full(n_slots, n_codes)  # of what is no one's slot: an empty bag
+            code_S = np.full(n_slots, n_codes)  # an empty bag for slots without a code
             code_S[slots_U[counts_U == 1]] = number_M
             return Pooling(self._tensor(code_S), None, None, n_slots)
         weights_U = 1.0 / np.maximum(counts_U, 1) if mean else np.ones(len(counts_U))
@@ -137,14 +137,14 @@ class InputMaker:
         return Pooling(self._tensor(number_M), self._tensor(slots_M), self._tensor(weights_M), n_slots)
 
     def _features(self, bags: list[_Bags]) -> KeyedJaggedTensor:
-        """Return the bags of all features, and behind each feature's empty ones up to a common number."""
+        """Return the bags of all features, each feature filled up with empty bags to a common number."""
         sizes = np.concatenate([each.sizes for each in bags])
         lengths = np.arange(sizes.max() + 1) < sizes[:, None]
         return KeyedJaggedTensor(
             keys=[name for each in bags for name in each.names],
             values=self._tensor(np.concatenate([each.values for each in bags])),
             lengths=self._tensor(lengths.reshape(-1).astype(np.int64)),
-            length_per_key=sizes.tolist(),  # else they come back from the device
+            length_per_key=sizes.tolist(),  # else they are copied back from the device
         )
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -152,14 +152,14 @@ class InputMaker:
 
 
 class _Distinguisher:
-    """Finds distinct numbers below ``n``, where that is small; keeps scratch memory."""
+    """Finds distinct numbers below a small ``n``; keeps scratch memory."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self._is_present, self._number = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distinct ones, ascending, and the place of each of ``values`` among them."""
+        """Return the distinct values, ascending, and the place of each of ``values`` among them."""
         self._is_present[values] = True
         distinct = np.flatnonzero(self._is_present)
         self._is_present[distinct] = False
@@ -169,7 +169,7 @@ class _Distinguisher:
 
 @dataclass(frozen=True)
 class _Distinct:
-    """Distinct items of a batch: int64 ``[U]`` by part and number, their slots, and how many are in each part."""
+    """Distinct items of a batch: int64 ``[U]`` by partition and number, their slots, and each partition's size."""
 
     items: np.ndarray
     slots: np.ndarray
@@ -178,7 +178,7 @@ class _Distinct:
 
 @dataclass(frozen=True)
 class _Bags:
-    """Bags of one or more features: a value int64 each, and how many bags a feature has."""
+    """Bags of one or more features: one int64 value per bag, and how many bags each feature has."""
 
     names: list[str]
     values: np.ndarray

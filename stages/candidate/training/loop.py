@@ -34,7 +34,7 @@ class Clock:
 
 
 class Loop:
-    """Trains this rank's part of every epoch.
+    """Trains this rank's share of every epoch.
 
     Args:
         batches: of this rank.
@@ -113,7 +113,7 @@ class Loop:
         return batch, self._loss_of.prepare(batch)
 
     def _seed(self, epoch: int, step: int) -> int:
-        """Return the seed of what layers draw in a step, so that a resumed run draws the same."""
+        """Return the seed of the layers' random draws in a step, so that a resumed run draws the same."""
         numbers = [self._config.training.seed, epoch, step, dist.get_rank()]
         return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 

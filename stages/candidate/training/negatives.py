@@ -24,11 +24,11 @@ class SharedNegatives:
     every eligible item, in ascending order.
 
     Attributes:
-        n: negatives a step; with as many as there are eligible items each is taken once.
-        expected: float64 ``[N]``, copies of each item that a step is expected to hold.
+        n: negatives a step; if it is the number of eligible items, each is taken once.
+        expected: float64 ``[N]``, expected copies of each item in a step.
 
     Raises:
-        ConfigError: if the full softmax is asked for over more than ``FULL_SOFTMAX_ITEMS``.
+        ConfigError: if the full softmax is configured for more items than ``FULL_SOFTMAX_ITEMS``.
     """
 
     def __init__(self, catalogue: Catalogue, config: CandidateConfig) -> None:
@@ -64,6 +64,6 @@ class SharedNegatives:
         return drawn
 
     def place(self, items: np.ndarray) -> np.ndarray:
-        """Return int64, where eligible items are among those of the full softmax."""
+        """Return the int64 places of eligible items among the candidates of the full softmax."""
         places: np.ndarray = np.searchsorted(self._eligible, items)
         return places

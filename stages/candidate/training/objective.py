@@ -40,7 +40,7 @@ def mixed_precision(device: torch.device, config: TrainingConfig) -> torch.autoc
 
 
 class LogQ:
-    """Log corrections of a batch's candidates, by what the sampling of negatives expects.
+    """LogQ corrections of a batch's candidates, from the expected counts of the negative sampling.
 
     Args:
         catalogue: how often each item is a target.
@@ -63,7 +63,7 @@ class LogQ:
 
         Args:
             items_C: int64, positives of all ranks' queries first.
-            batch: queries of all ranks, whose positives but one are negatives of any one query.
+            batch: number of queries of all ranks; the positives of the others are negatives of each.
         """
         if not self._config.logq_correction:
             return None
@@ -87,11 +87,11 @@ class LossOfBatch:
         self._log_q = LogQ(catalogue, config.negatives, torch.from_numpy(batches.shared.expected), device)
 
     def prepare(self, batch: Batch) -> ModelInputs:
-        """Return the model's input of a batch; it may be made ahead, in another thread, one at a time."""
+        """Return the model's input of a batch; may be called ahead in another thread, but only once at a time."""
         return self._inputs(batch)
 
     def sent_ahead(self, ready: Iterable[tuple[Batch, ModelInputs]]) -> Iterator[tuple[Batch, ModelInputs]]:
-        """Yield prepared batches, the ids of the next ones on their way to the ranks that hold their rows."""
+        """Yield prepared batches while the ids of the next ones are sent to the ranks that hold their rows."""
         if alone():
             return iter(ready)
         self._ahead = SentAhead(ready, self._rows.send_ids)
@@ -105,7 +105,7 @@ class LossOfBatch:
         return query_BD, candidate_cD, self._tensor(batch.items)
 
     def _looked_up(self, batch: Batch, inputs: ModelInputs | None) -> ModelInputs:
-        """Return the inputs with their rows on the way, where they are other ranks'."""
+        """Return the inputs; where rows are on other ranks, with their lookup started."""
         inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
         if inputs.sent is None:
             return inputs
@@ -136,7 +136,7 @@ class LossOfBatch:
         return RowExchange(self.model.module.embeddings)
 
     def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Return the loss as a function of queries and candidates; what needs no vectors is done by then."""
+        """Return the loss as a function of queries and candidates; all that needs no vectors is computed before."""
         config, items_C = self._config, self._tensor(batch.candidates)
         seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.negatives.mask_history else None
         own_place = np.arange(batch.n_queries) if batch.positive_place is None else batch.positive_place

@@ -13,16 +13,16 @@ Ready = TypeVar("Ready")
 
 
 class Prefetched(Generic[Raw, Ready]):
-    """Iterates once over ``prepare(x)`` of each x, up to ``ahead`` of them made in advance by a thread.
+    """Iterates once over ``prepare(x)`` for each x; a thread makes up to ``ahead`` of them in advance.
 
     NumPy and torch release the interpreter's lock in their loops, so that a thread is enough. The order is that of
-    the source. An error of the source or of ``prepare`` is raised where its batch is asked for, and nothing after it
+    the source. An error of the source or of ``prepare`` is raised when its batch is requested, and nothing after it
     is prepared. The thread ends with the last batch, with an error, and when the loop is left or closed.
 
     Args:
         source: what to prepare; the thread reads it.
         prepare: called once for each.
-        ahead: how many; 0 prepares in the caller's thread.
+        ahead: how many are made in advance; 0 prepares in the caller's thread.
 
     Attributes:
         waited: seconds that the consumer has spent waiting for input.
@@ -52,7 +52,7 @@ class Prefetched(Generic[Raw, Ready]):
             self._pool.shutdown(cancel_futures=True)
 
     def _taken(self, pool: ThreadPoolExecutor, pending: deque[Future[list[Ready]]]) -> list[Ready]:
-        # The one that is asked for, and those in advance.
+        # The batch that is returned now, and those in advance.
         while len(pending) <= self._ahead:
             pending.append(pool.submit(self._next))
         return pending.popleft().result()

@@ -8,7 +8,7 @@ import sys
 from collections import deque
 
 PROGRESS = "two-tower"
-"""First word of rank 0's progress line: the launcher's own chatter shares the stream with it."""
+"""First word of rank 0's progress lines, which share the stream with the launcher's own messages."""
 
 _KEPT = 32
 
@@ -20,7 +20,7 @@ def relay(stream: int) -> list[str]:
         stream: file descriptor that the launcher and its ranks write to.
 
     Returns:
-        The last lines of everything else: what to show where no rank said why it failed.
+        The last other lines, to be shown if no rank described its failure.
     """
     others: deque[str] = deque(maxlen=_KEPT)
     pending = ""

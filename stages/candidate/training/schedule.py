@@ -1,6 +1,6 @@
 """Learning rates over the steps: a linear warm-up, then constant or a cosine.
 
-A rate is a function of the step alone, so that a run that goes on from a checkpoint needs none of it in its state.
+A rate is a function of the step alone, so a checkpoint needs no state of the schedule.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from stages.candidate.config import ScheduleConfig
 
 
 def rate_factor(step: int, total: int, config: ScheduleConfig) -> float:
-    """Return what multiplies the learning rates at a step, from 0, of ``total``.
+    """Return the factor of the learning rates at a step, from 0, of ``total``.
 
     The cosine is that of Loshchilov and Hutter, "SGDR", 2017, without restarts: from 1 at the first step after the
-    warm-up to ``final_rate`` at the end, one behind the last step.
+    warm-up to ``final_rate`` one step after the last.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -40,7 +40,7 @@ class Schedule:
         self._rates = [(group, group["lr"]) for group in optimizer.param_groups]
 
     def set(self, step: int) -> None:
-        """Set the rates of a step; before its ``zero_grad``, at which the fused kernels take theirs over."""
+        """Set the rates of a step; call it before ``zero_grad``, in which the fused kernels read theirs."""
         factor = rate_factor(step, self._total, self._config)
         for group, rate in self._rates:
             group["lr"] = rate * factor

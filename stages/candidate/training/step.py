@@ -55,9 +55,9 @@ _WAITED_IN_VAIN = (
 
 
 def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Train the two-tower model on the candidate part of a snapshot.
+    """Train the two-tower model on the candidate period of a snapshot.
 
-    A run that was killed goes on from its newest checkpoint when it is called again with the same
+    A killed run resumes from its newest checkpoint when the step is called again with the same
     configuration, inputs and parent of ``directory``; the number of processes may differ. With
     ``candidate.warm_start.path`` training starts from an earlier model, whose tables are grown.
 
@@ -70,9 +70,9 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
     Raises:
         ConfigError: if the model to start from does not fit, naming what differs.
         EmptyDatasetError: if nothing is left to train on.
-        DataError: if an event or an item is malformed, the training diverges, or an exported tower does
-            not give what was trained.
-        TransientError: if a rank was killed or lost the others.
+        DataError: if an event or an item is malformed, the training diverges, or an exported tower differs
+            from the trained one.
+        TransientError: if a rank was killed or lost its connection to the others.
     """
     # torch is heavy, and workflows that only list their steps import this module.
     from stages.candidate.export.user_tower import PARITY, export
@@ -166,7 +166,7 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
     """
     ranks = config.candidate.distributed.n_processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    # Ranks have nothing to save once the launcher is told to stop: they are given seconds, not torch's 30.
+    # Ranks have nothing to save when the launcher stops, so they get 3 seconds for it, not torch's 30.
     command += ["--shutdown-timeout", "3", "--nproc-per-node", str(ranks), *WORKER, str(work)]
     environment = {
         # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.
@@ -191,7 +191,7 @@ def rank_failure(work: Path, code: int, output: list[str]) -> SluiceError:
     """Return the error that says why the ranks failed.
 
     The earliest rank that described its failure is the cause; the launcher stops the others. A rank
-    that left no description was killed from outside, for instance for want of memory.
+    that left no description was killed from outside, for instance because memory ran out.
     """
     faults = sorted((read_json(path) for path in work.glob("error-*.json")), key=lambda fault: fault["time"])
     if not faults:

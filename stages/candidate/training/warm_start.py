@@ -1,4 +1,4 @@
-"""What a training goes on from: its own checkpoints after a failure, or an earlier model (warm start).
+"""What a training starts from: its own checkpoints after a failure, or an earlier model (warm start).
 
 Checkpoints lie beside the step's directory under a name made from what identifies the run, so that they
 outlive a failed attempt and the next one finds them. The finished step keeps its state in ``state/``:
@@ -28,7 +28,7 @@ from stages.contracts.summaries import TOWER_JSON
 
 RUN_FILE, STATE, STATE_JSON, WEIGHTS = "run.json", "state", "state.json", "weights"
 _FORMER = {"candidate.model.input_scale": 1.0}
-"""What models have whose description does not yet say it."""
+"""Values of fields that the descriptions of older models do not contain."""
 
 
 class StateDescription(Config):
@@ -40,7 +40,7 @@ class StateDescription(Config):
         ids: versions of the id maps ``users`` and ``items``: what the rows are.
         categories: names of the category table's rows.
         signals: kinds of events that histories tell apart.
-        context: columns of the moment and their values: the rows of the context table.
+        context: context columns and their values: the rows of the context table.
     """
 
     shape: dict[str, Any]
@@ -51,7 +51,7 @@ class StateDescription(Config):
 
 
 def identity(config: TrainCandidateConfig, snapshot: Snapshot) -> dict[str, Any]:
-    """Return what a run must share with a checkpoint to go on from it, as flat JSON."""
+    """Return what a run must have in common with a checkpoint to resume from it, as flat JSON."""
     candidate = {
         name: value
         for name, value, marks in _fields(config.candidate, "candidate")
@@ -70,10 +70,10 @@ def identity(config: TrainCandidateConfig, snapshot: Snapshot) -> dict[str, Any]
 
 @contextmanager
 def kept_checkpoints(directory: Path, run: dict[str, Any]) -> Iterator[Path]:
-    """Yield the run's own directory of checkpoints beside ``directory``; it stays if the attempt fails in passing.
+    """Yield the run's own directory of checkpoints beside ``directory``; it stays after a transient error.
 
-    A second process that trains the same meanwhile is refused. What a permanent error leaves is of no use
-    and removed, as after success.
+    A second process that trains the same at the same time is refused. The directory is removed after success,
+    and after a permanent error, since its checkpoints are of no use then.
 
     Raises:
         TransientError: if another process trains the same.
@@ -120,7 +120,7 @@ def _fields(config: Config, name: str) -> Iterator[tuple[str, Any, tuple[Any, ..
 
 
 def _versions(kind: str, snapshot: Snapshot) -> tuple[IdMapVersion, ...]:
-    """Return the map's versions; a snapshot from before there were versions is a first one."""
+    """Return the map's versions; an old snapshot without versions counts as a first version."""
     return snapshot.meta.ids.get(kind) or IdMap.read(kind, _ids(kind, snapshot), ()).versions
 
 
@@ -133,7 +133,7 @@ def _grown(kind: str, versions: tuple[IdMapVersion, ...], snapshot: Snapshot) ->
     own = snapshot.meta.ids.get(kind, ())
     if own[: len(versions)] == versions or not versions:
         return True
-    # No base connects the two; the ids may be the same ones all the same.
+    # The two are not connected through a base, but their ids may still be the same.
     try:
         IdMap.read(kind, _ids(kind, snapshot).slice(0, versions[-1].size), versions)
     except DataError:
@@ -177,12 +177,12 @@ def warm_state(config: TrainCandidateConfig, snapshot: Snapshot, beside: Path) -
     Args:
         config: of the training.
         snapshot: to train on.
-        beside: where finished ``train_candidate`` steps lie; the state of a release is looked for there
-            by its tower version, for a release itself carries only what serving needs.
+        beside: where finished ``train_candidate`` steps lie. The state of a release is looked for there by its
+            tower version, because a release itself holds only what serving needs.
 
     Raises:
         ConfigError: if there is no state, or it is of another shape.
-        ConfigError: if rows of the snapshot are not those that the model was trained on, grown.
+        ConfigError: if the rows of the snapshot do not begin with those that the model was trained on.
     """
     path = config.candidate.warm_start.path
     if path is None:
@@ -230,8 +230,8 @@ def _check(path: str, found: StateDescription, config: TrainCandidateConfig, sna
     ]
     other += [
         f"its {versions[-1].size} rows of {kind} (version {len(versions)}, {versions[-1].hash[:12]}) are not the first "
-        f"rows of this snapshot, which has {_size(kind, snapshot)}; give the snapshot that one as "
-        "dataset.base, so that it extends its ids"
+        f"rows of this snapshot, which has {_size(kind, snapshot)}; build the snapshot with the model's snapshot as "
+        "dataset.base, which keeps its ids"
         for kind, versions in found.ids.items()
         if not _grown(kind, versions, snapshot)
     ]

@@ -3,8 +3,8 @@
     python -m torch.distributed.run --standalone --nproc-per-node N -m stages.candidate.training.worker DIRECTORY
 
 DIRECTORY holds ``job.json``, ``run.json`` and the arrays that ``step.py`` wrote. The ranks write the
-un-sharded weights and optimizer state to ``state/``; rank 0 the outputs of a probe batch to
-``probe_*.npy`` and losses and speed to ``metrics.json``, which comes last. A rank that fails writes
+un-sharded weights and optimizer state to ``state/``. Rank 0 writes the outputs of a probe batch to
+``probe_*.npy`` and, last, losses and speed to ``metrics.json``. A rank that fails writes
 ``error-<rank>.json``.
 """
 
@@ -47,13 +47,13 @@ PROBE = 64
 
 
 def train(directory: Path, progress: bool = True) -> list[float]:
-    """Train this rank's part of the job in ``directory``; the process group must be initialised.
+    """Train this rank's share of the job in ``directory``; the process group must be initialised.
 
     Returns:
         The mean loss of each epoch over the ranks.
 
     Raises:
-        ConfigError: if what it is to go on from does not fit.
+        ConfigError: if the checkpoint or the model to start from does not fit.
         DataError: if a loss is not finite.
     """
     config, run = job(directory).candidate, read_json(directory / RUN_FILE)
@@ -107,9 +107,9 @@ def build(directory: Path, rank: int, world: int) -> tuple[Batches, LossOfBatch,
 def go_on(
     run: dict[str, Any], config: CandidateConfig, state: State, average: Average | None
 ) -> tuple[Checkpoints | None, Progress]:
-    """Fill ``state`` from the newest checkpoint, or without one from the model to start from, if any.
+    """Fill ``state`` from the newest checkpoint; without one, from the model of a warm start, if any.
 
-    A checkpoint holds the averages too; what is started from does not, and they begin at its weights.
+    A checkpoint holds the averages too. A model to start from does not: the averages begin at its weights.
     """
     checkpoints = None
     if run["checkpoints"] is not None:
@@ -127,7 +127,7 @@ def own_device(config: CandidateConfig, world: int) -> torch.device:
     """Return this rank's device.
 
     Raises:
-        ConfigError: if CUDA is asked for, but there is not one device a rank.
+        ConfigError: if CUDA is configured, but there are fewer devices than ranks.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.distributed.device == "cpu" or (config.distributed.device == "auto" and found < world):
@@ -143,7 +143,7 @@ def own_device(config: CandidateConfig, world: int) -> torch.device:
 
 
 def save(loss_of: LossOfBatch, state: State, average: Average | None, probe: Batch, directory: Path) -> None:
-    """Write the un-sharded state, and the outputs of ``probe`` by the sharded model, of averaged weights if there are.
+    """Write the un-sharded state, and the sharded model's outputs of ``probe``, with averaged weights if there are any.
 
     Every rank takes part: sharded lookups are collectives.
     """
@@ -161,20 +161,19 @@ def save(loss_of: LossOfBatch, state: State, average: Average | None, probe: Bat
 
 
 def initialise(config: CandidateConfig) -> None:
-    """Join the process group: NCCL where every rank has its own CUDA device, else gloo on cores of the rank's own."""
+    """Join the process group: NCCL where every rank has its own CUDA device, else gloo on the rank's own cores."""
     world = int(os.environ["WORLD_SIZE"])
     backend = "nccl" if own_device(config, world).type == "cuda" else "gloo"
     if backend == "gloo":
-        take_own_cores(
-            config.distributed.threads
-        )  # gloo's threads and the one that prepares input get them from this one
+        # gloo's threads, and the thread that prepares input, inherit the cores of this one.
+        take_own_cores(config.distributed.threads)
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.distributed.timeout_s))
 
 
 def take_own_cores(threads: int) -> None:
     """Keep to this rank's even share of the cores that this process may use.
 
-    A rank that waits for another one is otherwise moved on top of it, and both wait. Nothing is done for a single
+    Otherwise a rank that waits for another is moved onto the other's core, and both wait. Nothing is done for a single
     rank, where there are fewer cores than the ranks' threads, or where the system knows no affinity.
 
     Args:
