@@ -23,7 +23,7 @@ _SUFFIXES: dict[str, FileFormat] = {
     ".pq": "parquet",
 }
 KNOWN_LATER = "later:"
-"""Before the name of a context column that is known only after its event."""
+"""Prefix of the name of a context column that is known only after its event."""
 _UNITS = ("s", "ms", "us", "iso", "ns", "days")
 
 
@@ -41,7 +41,7 @@ class _Columns(Config):
 
     @property
     def named(self) -> list[tuple[str, str]]:
-        """Pairs of a field of the mapping and a file column that it names."""
+        """Pairs of a field of the mapping and the file column that it refers to."""
         pairs = []
         for field in self.column_fields:
             value = getattr(self, field)
@@ -50,7 +50,7 @@ class _Columns(Config):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every file column that the mapping reads, once."""
+        """The distinct file columns that the mapping reads."""
         return tuple(dict.fromkeys(name for _, name in self.named))
 
     @model_validator(mode="after")
@@ -65,26 +65,28 @@ class InteractionColumns(_Columns):
 
     Attributes:
         user_id, item_id, event_time: column names; all required.
-        event_id: column of an id that no other event of the source has, or columns that only together
-            are one. Where it is given, it alone says whether two rows are the same event, in one file
-            or in two; else the content says it, and identical rows of one file are different events.
+        event_id: column of an id that is unique among the events of the data source, or several columns
+            that are unique together. With an ``event_id``, two rows are the same event if their ids are
+            equal, in one file or in two. Without it, two rows of different files are the same event if
+            their content is equal, and identical rows of one file are different events.
         signal_column: column of the kind of event.
         signal: kind of every event, where there is no ``signal_column``.
         value_column: column of the event's strength.
         value: strength of every event, where there is no ``value_column``.
         non_negative: whether a value below zero (a watch time) is a fault.
-        allow_times: whether times are taken that look like a mistake of the unit: before 1990, in the
-            future, or many users within an hour.
-        max_skew_s: clocks differ: an event at most so many seconds after the time of ingestion is
-            taken as it is; a later one is quarantined until its time has come.
-        context: columns that tell about the moment (device, region); kept with the event by name.
-        known_later: of these, by the names that they are kept by, those that are known only after the
+        allow_times: whether to accept times that look like a wrong unit: before 1990, in the future, or
+            those of many users within an hour.
+        max_skew_s: how many seconds an event may be later than the time of ingestion, since clocks
+            differ. A later event is quarantined until its time has come.
+        context: columns of the event's context (device, region); kept with the event by name.
+        known_later: context columns, by the names that they are kept by, that are known only after the
             event, such as the final length of its session. They stay with the event and can never
             become a feature.
-        context_names: names to keep them by, in their order, where those of the columns do not do.
-        item_separator: where set, the item column holds a list of items joined by it, and each
-            makes an event of its own.
-        outcomes: signals of a listed item by what follows its last ``outcome_separator``, such as
+        context_names: names by which the context columns are kept, in the order of ``context``; by
+            default the names of the columns.
+        item_separator: if set, the item column holds a list of items joined by this separator, and each
+            item becomes an event.
+        outcomes: signals of a listed item by the text after its last ``outcome_separator``, such as
             ``{"0": ["impression"], "1": ["impression", "click"]}`` for ``N1-0 N2-1``.
         outcome_separator: see ``outcomes``.
     """
@@ -110,7 +112,7 @@ class InteractionColumns(_Columns):
     column_fields = ("user_id", "item_id", "event_time", "event_id", "signal_column", "value_column", "context")
 
     def kept_context(self) -> list[str]:
-        """Return the names by which the columns of ``context`` stay with the event, in their order."""
+        """Return the names by which the columns of ``context`` are kept, in the same order."""
         names = self.context_names or self.context
         return [KNOWN_LATER + name if name in self.known_later else name for name in names]
 
@@ -138,12 +140,12 @@ class ItemColumns(_Columns):
 
     Attributes:
         item_id: column name, required; the other columns may be None.
-        title: where None or empty, the id is the title.
+        title: if it is None or a cell is empty, the id is the title.
         categories: column or columns of names joined by ``category_separator`` (or a Parquet list).
         category_separator: between the names in one cell.
-        ignored_categories: names that say that there is no category.
-        category_flags: columns that hold 1 where the item has the category of that name.
-        created_at: time of birth or release.
+        ignored_categories: names that mean that an item has no category.
+        category_flags: columns named like categories; they hold 1 if the item has the category.
+        created_at: time of creation or release.
         duration: length in seconds.
         text: column of the body or abstract.
         state: column such as ``published`` or ``deleted``.
@@ -187,17 +189,17 @@ class FileSource(Config):
 
     Attributes:
         path: CSV, JSON lines or Parquet; text files may be gzipped (``.gz``). A name with ``*``, ``?``
-            or ``[`` stands for every file of its folder that it matches, in the order of their
-            names, numbers by their value.
-        mapping: which column means what, and which table it fills. Of JSON lines, ``actor.id`` names
-            the field ``id`` of the object ``actor``.
-        format: by default from the file's suffix. ``sequences`` is lines of ``user item item …``, see
+            or ``[`` is a pattern for files of its folder. They are read in the order of their names, in
+            which numbers are sorted by value.
+        mapping: which column means what, and which table it fills. In JSON lines, ``actor.id`` is the
+            field ``id`` of the object ``actor``.
+        format: by default from the file's suffix. ``sequences`` means lines of ``user item item …``, see
             ``stages.warehouse.readers.item_lists``.
         delimiter: of CSV, one or more characters.
         quote: of CSV, one character; None takes quotes literally.
         encoding: of text files.
         column_names: of CSV without a header line; None reads the names from the first line.
-        start_ms: of sequences, the time of a line's first item; each later item is a ms later.
+        start_ms: of sequences, the time of a line's first item; each item is 1 ms later than the one before.
     """
 
     path: Path
@@ -223,7 +225,7 @@ class FileSource(Config):
         """Return the format, from the suffix where it is not given.
 
         Raises:
-            ConfigError: if the suffix says nothing.
+            ConfigError: if the suffix is unknown.
         """
         if self.format is not None:
             return self.format
@@ -238,9 +240,9 @@ class IngestSource(Config):
     """A named set of files that belong together.
 
     Attributes:
-        name: kept with every event and part of its identity: the same event from two sources
-            counts twice, a longer file of the same source adds only what is new.
-        files: loaded in this order; a pattern stands for what it matches at the time of loading.
+        name: stored with every event and part of its id. So the same event from two data sources counts
+            twice, and a longer file of the same data source adds only its new events.
+        files: loaded in this order; a pattern matches the files that exist at the time of loading.
     """
 
     name: str = Field(min_length=1)

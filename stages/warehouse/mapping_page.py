@@ -1,4 +1,4 @@
-"""The page ``docs/mapping.md``, made of the mapping's models, so that it names every key with what it takes.
+"""Write the page ``docs/mapping.md`` from the mapping's models, so that it has every key and its values.
 
 python -m stages.warehouse.mapping_page > docs/mapping.md
 """
@@ -107,13 +107,13 @@ def _table(model: type[BaseModel]) -> str:
 
 
 def _fields(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
-    """Return the keys in the order of the model, its own before those of its base."""
+    """Return the keys in the order of the model: the model's own keys, then its base's."""
     own = list(model.__annotations__)
     return sorted(model.model_fields.items(), key=lambda pair: own.index(pair[0]) if pair[0] in own else len(own))
 
 
 def described(model: type[BaseModel]) -> dict[str, str]:
-    """Return what the docstrings of a model and of its bases say of each key, in one line."""
+    """Return each key's description, in one line, from the docstrings of a model and its bases."""
     found = {"table": "which table the file fills"}
     for kind in reversed(model.__mro__):
         text = inspect.cleandoc(kind.__doc__ or "") if issubclass(kind, BaseModel) else ""

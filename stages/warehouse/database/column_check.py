@@ -1,7 +1,7 @@
-"""Whether the tables have the columns that the dataset step reads, also where somebody else filled them.
+"""Check that the tables have the columns that the dataset step reads, also tables that others filled.
 
-A table, a view or (on PostgreSQL) a materialised view or foreign table will do, and a type of the declared family:
-an ``INTEGER`` where ``BIGINT`` is declared, a ``VARCHAR(40)`` where ``TEXT`` is.
+Allowed is a table, a view or (on PostgreSQL) a materialised view or foreign table. A column may have another type of
+the declared family: ``INTEGER`` for ``BIGINT``, ``VARCHAR(40)`` for ``TEXT``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """The columns that a run reads, by table."""
 
 _TABLES = {table.name: table for table in (INTERACTIONS, ITEMS, USERS)}
-# Names of types in DuckDB and PostgreSQL whose every value the declared type holds.
+# Type names of DuckDB and PostgreSQL. The declared type can hold every value of these types.
 _INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"})
 _TEXTS = frozenset({"TEXT", "VARCHAR", "CHAR", "CHARACTER", "CHARACTER VARYING", "BPCHAR"})
 _NUMBERS = _INTEGERS | {"REAL", "FLOAT", "DOUBLE", "DOUBLE PRECISION", "DECIMAL", "NUMERIC"}
@@ -47,7 +47,7 @@ class ColumnFault:
     found: str | None
 
     def __str__(self) -> str:
-        """Return the sentence that names it."""
+        """Return the fault as a sentence."""
         return f"{self.table}.{self.column} is {self.found or 'missing'}, needed: {self.declared}"
 
 
@@ -69,19 +69,19 @@ def column_faults(warehouse: Warehouse) -> tuple[ColumnFault, ...]:
 
 
 def has_table(warehouse: Warehouse, name: str) -> bool:
-    """Return whether there is a table or view of that name."""
+    """Return whether a table or view of this name exists."""
     with warehouse.connect() as connection:
         return bool(_column_types(connection, name))
 
 
 def has_column(warehouse: Warehouse, table: str, column: str) -> bool:
-    """Return whether a table or view has a column of that name."""
+    """Return whether a table or view has a column of this name."""
     with warehouse.connect() as connection:
         return column in _column_types(connection, table)
 
 
 def _column_types(connection: Connection, table: str) -> dict[str, str]:
-    """Return the type of each column in capitals, without its length; nothing if there is no such table."""
+    """Return the type of each column in capitals, without its length; empty if there is no such table."""
     if connection.dialect.name != "duckdb":
         inspector = sa.inspect(connection)
         if table not in {*inspector.get_table_names(), *views(connection)}:

@@ -28,7 +28,7 @@ _ALLOWED = "duckdb:///path/to/file.duckdb or postgresql+psycopg2://user@host:por
 _SCHEMA_LOCK = 5_142_776_031
 _LOAD_LOCK = 5_142_776_032
 _MISSING_TABLE = "42P01"
-# What PostgreSQL and DuckDB say when another attempt would fail in the same way.
+# Texts in errors of PostgreSQL and DuckDB that a retry does not cure.
 _PERMANENT = (
     "does not exist",
     "authentication failed",
@@ -43,8 +43,8 @@ _MAY_PASS = (sa.exc.OperationalError, sa.exc.InterfaceError, duckdb.IOException,
 def _forget_duckdb() -> None:
     """Drop DuckDB's Python modules at exit.
 
-    torch keeps frames alive past the interpreter's end; through them DuckDB's binding finds its own
-    types alive and prints them as leaked on stderr. Nothing of ours runs after this.
+    torch keeps frames alive past the interpreter's end. These frames keep DuckDB's types alive, and its
+    binding prints them as leaked on stderr. No code of Sluice runs after this function.
     """
     for name in [name for name in sys.modules if name.startswith(("duckdb", "duckdb_engine"))]:
         vars(sys.modules.pop(name)).clear()
@@ -59,10 +59,10 @@ class Warehouse:
 
     Args:
         url: SQLAlchemy URL. DuckDB takes its settings from the query, such as
-            ``duckdb:///var/warehouse.duckdb?memory_limit=2GB``; the file and its folder are made.
+            ``duckdb:///var/warehouse.duckdb?memory_limit=2GB``; the file and its folder are created.
 
     Raises:
-        ConfigError: if the URL is malformed, of another database, or refused for good (no such
+        ConfigError: if the URL is malformed or of another database, or if a retry cannot help (no such
             database, wrong password, not a DuckDB file).
         TransientError: if the server does not answer or another process holds the DuckDB file.
     """
@@ -102,8 +102,8 @@ class Warehouse:
     def connect(self) -> Iterator[Connection]:
         """Yield a connection for reading; database faults become ``SluiceError``.
 
-        Reads here take whole tables. Where PostgreSQL has no statistics yet it joins row by row: hours
-        instead of seconds. It is told otherwise.
+        Reads here take whole tables. Without statistics PostgreSQL joins row by row, which takes hours
+        instead of seconds, so nested-loop joins are switched off.
         """
         with self._translated("refused a query"), self._engine.connect() as connection:
             if not self.is_duckdb:
@@ -111,7 +111,7 @@ class Warehouse:
             yield connection
 
     def analyze(self) -> None:
-        """Let PostgreSQL gather statistics of what was loaded; DuckDB keeps its own."""
+        """Let PostgreSQL gather statistics of the tables; DuckDB keeps its own."""
         if not self.is_duckdb:
             with self.begin() as connection:
                 for table in (INTERACTIONS, ITEMS, USERS):
@@ -125,9 +125,10 @@ class Warehouse:
 
     @contextmanager
     def loading(self) -> Iterator[Connection]:
-        """Yield a connection for a load, which may commit in between; committed at the end, rolled back on an error.
+        """Yield a connection for a load; committed at the end, rolled back on an error.
 
-        On PostgreSQL one load waits for another, from its first change to its commit: see ``lock_loads``.
+        The load may also commit in between. On PostgreSQL only one load at a time holds the lock, from its first
+        change to its commit: see ``lock_loads``.
         """
         with self._translated("refused a change"), self._engine.connect() as connection:
             lock_loads(connection)
@@ -135,10 +136,10 @@ class Warehouse:
             connection.commit()
 
     def create_tables(self) -> None:
-        """Create the tables and the columns that are missing; views of somebody else's tables are left as they are."""
+        """Create the missing tables and columns; views are left as they are."""
         with self.begin() as connection:
             if not self.is_duckdb:
-                # IF NOT EXISTS does not keep two sessions from creating the same table at once.
+                # Two sessions may create the same table at once in spite of IF NOT EXISTS, hence the lock.
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             found = views(connection)
             for table in METADATA.sorted_tables:
@@ -146,7 +147,7 @@ class Warehouse:
                     connection.execute(CreateTable(table, if_not_exists=True))
             for column in (each for each in ADDED_COLUMNS if each.table.name not in found):
                 declared = CreateColumn(column).compile(dialect=connection.dialect)
-                # DuckDB adds no column with a constraint.
+                # DuckDB cannot add a column with a constraint.
                 declaration = str(declared).replace(" NOT NULL", "") if self.is_duckdb else str(declared)
                 connection.execute(sa.text(f"ALTER TABLE {column.table.name} ADD COLUMN IF NOT EXISTS {declaration}"))
             if not self.is_duckdb:
@@ -155,10 +156,10 @@ class Warehouse:
                         connection.execute(CreateIndex(index, if_not_exists=True))
 
     def create_tables_to_load(self) -> None:
-        """Create what is missing, as ``create_tables``, where rows are about to be loaded.
+        """Create what is missing, as ``create_tables``, before rows are loaded.
 
         Raises:
-            ConfigError: if one of the tables of a source is a view.
+            ConfigError: if the table of interactions, items or users is a view.
         """
         self.create_tables()
         with self.connect() as connection:
@@ -179,11 +180,10 @@ class Warehouse:
             }
 
     def content_fingerprint(self) -> str:
-        """Return a hex sha256 of what interactions, items and users hold.
+        """Return a hex sha256 of the content of interactions, items and users.
 
-        It is made of each table's row count and of the sum of the row hashes that were stored at
-        ingestion, so it does not depend on the order of rows, on the order of loading, or on the
-        database.
+        It covers each table's row count and the sum of its row hashes, which were stored at ingestion.
+        So it depends neither on the order of rows or of loading, nor on the database.
         """
         content = {}
         with self.connect() as connection:
@@ -204,9 +204,9 @@ class Warehouse:
         return None if latest is None else int(latest)
 
     def as_of_ms(self, now_ms: int) -> int:
-        """Return the as-of time of a run that names none: just after the latest event that is not of the future.
+        """Return the as-of time of a run that sets none: just after the latest event before or at ``now_ms``.
 
-        An event later than the clock would move every window to where there is nothing.
+        An event later than the clock would move every window to a time without events.
         """
         latest = self.latest_event_ms(until_ms=now_ms)
         return (now_ms if latest is None else latest) + 1
@@ -229,7 +229,7 @@ class Warehouse:
 
 
 def lock_loads(connection: Connection) -> None:
-    """Let no other load begin before this transaction ends; DuckDB has one writing process anyway."""
+    """Keep other loads waiting until this transaction ends; DuckDB has one writing process anyway."""
     if connection.dialect.name != "duckdb":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOAD_LOCK)))
 
@@ -266,7 +266,7 @@ def _make_engine(url: URL) -> Engine:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"warehouse folder {path.parent}: {error.strerror}") from None
-    # Nothing is fetched at run time: DuckDB would otherwise look for extensions on its own.
+    # Nothing is downloaded at run time: by default DuckDB would look for extensions.
     offline = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     return sa.create_engine(url, hide_parameters=True, connect_args={"config": offline})
 
@@ -285,12 +285,12 @@ def _is_missing_table(error: Exception) -> bool:
 def arrow_batches(connection: Connection, statement: sa.Select[Any], schema: Any, rows: int) -> Iterator[Any]:
     """Run a SELECT and yield its result as Arrow record batches of at most ``rows`` rows.
 
-    Memory is bounded on both databases: DuckDB hands over a streaming reader, PostgreSQL copies the
-    result out as CSV, which Arrow parses as it comes.
+    Memory is bounded on both databases: DuckDB returns a streaming reader; PostgreSQL copies the
+    result out as CSV, which Arrow parses as a stream.
 
     Args:
-        connection: of the warehouse; it can run nothing else before the last batch was read.
-        statement: whose columns are those of ``schema``, in its order.
+        connection: of the warehouse; it can run nothing else until the last batch is read.
+        statement: SELECT with the columns of ``schema``, in the same order.
         schema: ``pa.Schema`` of the batches.
         rows: largest number of rows of a batch.
     """

@@ -1,7 +1,7 @@
-"""Results of PostgreSQL through COPY: several times faster than a cursor, and in bounded memory.
+"""Read query results of PostgreSQL through COPY: several times faster than a cursor, in bounded memory.
 
-A thread lets the server write CSV into a pipe, Arrow parses it at the other end. COPY leaves null
-bare and quotes an empty string, and its text of a double is exact, so that nothing is lost.
+In a thread the server writes CSV into a pipe; Arrow parses it at the other end. Nothing is lost: COPY
+leaves null unquoted and quotes an empty string, and its text of a double is exact.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def copy_batches(connection: Connection, statement: sa.Select[Any], schema: Any,
     """Yield the result of a SELECT as record batches of at most ``rows`` rows.
 
     Args:
-        connection: of PostgreSQL; it can run nothing else before the last batch was read.
-        statement: whose columns are those of ``schema``, in its order.
+        connection: of PostgreSQL; it can run nothing else until the last batch is read.
+        statement: SELECT with the columns of ``schema``, in the same order.
         schema: ``pa.Schema`` of the batches.
         rows: largest number of rows of a batch.
 
     Raises:
         psycopg2.Error: if the server refuses the statement or goes away.
     """
-    # COPY takes no parameters. This dialect does not double percent signs, which belong to parameters.
+    # COPY takes no parameters. A dialect with named parameters does not double percent signs.
     dialect = postgresql.dialect(paramstyle="named")
     text = str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
     driver: Any = connection.connection.driver_connection
@@ -45,7 +45,7 @@ def copy_batches(connection: Connection, statement: sa.Select[Any], schema: Any,
             yield from _parse(stream, schema, rows)
         except pa.ArrowInvalid:
             transfer.stop(stream)
-            if isinstance(transfer.fault, psycopg2.Error):  # what was read is cut off where the server stopped
+            if isinstance(transfer.fault, psycopg2.Error):  # the server stopped, so the CSV is cut off
                 raise transfer.fault from None
             raise
         except GeneratorExit:
@@ -65,12 +65,12 @@ class _Transfer(threading.Thread):
         self.fault: Exception | None = None
 
     def stop(self, stream: BinaryIO) -> None:
-        """Wait for the end; an unread rest makes the transfer fail instead of wait."""
+        """Close the stream and wait for the thread; a transfer with unread data fails and does not block."""
         stream.close()
         self.join()
 
     def run(self) -> None:
-        """Copy; a fault is kept for the reader."""
+        """Copy the result; an error is kept in ``fault`` for the reader."""
         try:
             with os.fdopen(self._write_end, "wb", buffering=1 << 20) as target, self._driver.cursor() as cursor:
                 cursor.copy_expert(self._statement, target)

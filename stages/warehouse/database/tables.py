@@ -1,8 +1,8 @@
 """The warehouse's tables, declared once and used on every database.
 
-DuckDB gets no key on ``interactions``: its index would have to fit into memory, and ingestion
-anti-joins every chunk anyway. PostgreSQL gets a unique index, which makes that join quick and
-keeps two loaders that run at the same time from adding a row twice.
+DuckDB has no key on ``interactions``: its index would have to fit into memory, and ingestion
+anti-joins every chunk anyway. PostgreSQL has a unique index: it speeds up that join, and two
+concurrent loads cannot add a row twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ def _key(name: str) -> Column:
 
 
 def _load_id() -> Column:
-    """Which load gave a row, see ``loads``; 0 where an earlier version, or somebody else, added it."""
+    """Return the column of the load that a row comes from, see ``loads``.
+
+    It is 0 in rows that an earlier version, or another program, added.
+    """
     return Column("load_id", BigInteger, server_default="0")
 
 
@@ -34,8 +37,8 @@ INTERACTIONS = Table(
     Column("context", Text, nullable=False, server_default=""),
     _load_id(),
 )
-"""One row an event; ``event_id`` is a hash of its content (see ``ingest.row_ids``). ``context`` is what was
-known about the moment (device, region), a JSON object of strings with sorted keys, or empty."""
+"""One row an event; ``event_id`` is a hash of its content (see ``ingest.row_ids``). ``context`` is the context of
+the event (device, region): a JSON object of strings with sorted keys, or empty."""
 
 ITEMS = Table(
     "items",
@@ -50,8 +53,8 @@ ITEMS = Table(
     Column("state", Text),
     _load_id(),
 )
-"""The catalogue; ``categories`` holds names joined by ``|``, ``row_hash`` covers the other columns,
-``text`` is the body or abstract, ``state`` such as ``published`` or ``deleted``."""
+"""The catalogue. ``categories`` holds names joined by ``|``; ``row_hash`` covers the other columns;
+``text`` is the body or abstract; ``state`` is a word such as ``published`` or ``deleted``."""
 
 USERS = Table(
     "users",
@@ -94,10 +97,11 @@ INGEST_LOG = Table(
     Column("changed_ns", BigInteger),
     Column("source", Text),
 )
-"""One row a file that was read to its end; a file that was interrupted is not in it. ``reasons`` is a
-JSON object of rows quarantined by reason, ``reading`` a hash of source, table and mapping; ``source`` the
-source's name, null in rows of earlier versions. The three before it tell whether the file was touched
-since (see ``ingest.input_files``), null where they cannot."""
+"""One row for each file that was read to its end; a file whose load was interrupted has none. ``reasons`` is a
+JSON object with the number of quarantined rows by reason. ``reading`` is a hash of source, table and mapping.
+``size_bytes``, ``modified_ns`` and ``changed_ns`` show whether the file was changed since (see
+``ingest.input_files``); null where that is not known. ``source`` is the data source's name, null in rows of
+earlier versions."""
 
 FILE_LOADS = Table(
     "file_loads",
@@ -108,10 +112,10 @@ FILE_LOADS = Table(
     Column("batch_id", Text, nullable=False),
     Column("load_id", BigInteger, nullable=False),
 )
-"""What each file gives, by its absolute path: one row a file and reading, written before its first row."""
+"""The load of each file (absolute path) and reading: one row each, written before the load's first row."""
 
 LOADED = {INTERACTIONS: "event_id", QUARANTINE: "quarantine_id", ITEMS: "item_id", USERS: "user_id"}
-"""The tables whose rows know which load gave them, with their keys."""
+"""The tables with a column ``load_id``, and the key of each."""
 
 SHARED = {
     table.name: Table(
@@ -122,7 +126,7 @@ SHARED = {
     )
     for table, key in LOADED.items()
 }
-"""Further loads that gave a row too, by the row's table: it stays for as long as one of them does."""
+"""Further loads that contain the same row, by the row's table. A row stays as long as one of its loads does."""
 
 ITEM_ALIASES = Table(
     "item_aliases",
@@ -131,7 +135,7 @@ ITEM_ALIASES = Table(
     Column("item_id", Text, nullable=False),
     Column("canonical_id", Text, nullable=False),
 )
-"""Which item stands for a duplicate, by the dataset that decided it."""
+"""The canonical item of each duplicate, by the dataset that decided it."""
 
 ADDED_COLUMNS = (
     INTERACTIONS.c.context,
@@ -140,7 +144,7 @@ ADDED_COLUMNS = (
     *(table.c.load_id for table in LOADED),
     *(INGEST_LOG.c[name] for name in ("reasons", "reading", "size_bytes", "modified_ns", "changed_ns", "source")),
 )
-"""Columns that earlier versions did not have: added to tables that exist already."""
+"""Columns that earlier versions did not have; they are added to existing tables."""
 
 INDEXES = tuple(
     Index(f"{table.name}_key", *columns, unique=True)
@@ -152,4 +156,4 @@ INDEXES = tuple(
         *((shared, [shared.c.key, shared.c.load_id]) for shared in SHARED.values()),
     )
 )
-"""Made on PostgreSQL only."""
+"""Created on PostgreSQL only."""

@@ -1,7 +1,7 @@
-"""Adding rows to the warehouse: only what is not there yet.
+"""Add rows to the warehouse that are not there yet.
 
 A chunk is staged as a temporary table (DuckDB: registered Arrow; PostgreSQL: COPY), then one
-INSERT … SELECT, written once in SQLAlchemy Core, takes over the rows that are new.
+INSERT … SELECT, written once in SQLAlchemy Core, inserts the rows that are new.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_rows(connection: Connection, table: sa.Table, key: str, rows: Any) -> in
 
     Args:
         connection: in a transaction.
-        table: where to.
+        table: the table to insert into.
         key: name of its unique int64 column.
         rows: ``pa.Table`` with the table's columns; no key twice.
 
@@ -39,17 +39,17 @@ def add_rows(connection: Connection, table: sa.Table, key: str, rows: Any) -> in
         known = sa.exists().where(table.c[key] == stage.c[key])
         statement = insert(table).from_select(rows.column_names, sa.select(*stage.c).where(~known))
         if connection.dialect.name == "postgresql":
-            # Another loader may have added the same row since this one looked.
+            # Another load may have added the same row since the SELECT.
             statement = statement.on_conflict_do_nothing()
         return int(connection.execute(statement).rowcount)
 
 
 def put_rows(connection: Connection, table: sa.Table, key: str, rows: Any) -> int:
-    """Insert rows, or replace those with the same key whose ``row_hash`` differs; the last one counts.
+    """Insert rows, or replace rows with the same key and another ``row_hash``; of equal keys the last row counts.
 
     Args:
         connection: in a transaction.
-        table: where to; it has a column ``row_hash``.
+        table: the table to insert into; it has a column ``row_hash``.
         key: name of its primary key, a text column.
         rows: ``pa.Table`` with the table's columns.
 
@@ -59,7 +59,7 @@ def put_rows(connection: Connection, table: sa.Table, key: str, rows: Any) -> in
     last = {value: row for row, value in enumerate(rows[key].to_pylist())}
     if not last:
         return 0
-    # In the order of keys, so that two loaders lock rows in the same order.
+    # Sorted by key, so that two concurrent loads lock rows in the same order.
     distinct = rows.take(pa.array([last[value] for value in sorted(last)]))
     with staged(connection, table, distinct) as stage:
         statement = insert(table).from_select(distinct.column_names, sa.select(*stage.c).where(sa.true()))
@@ -93,7 +93,7 @@ def staged(connection: Connection, table: sa.Table, rows: Any) -> Iterator[Any]:
         finally:
             driver.unregister(name)
         return
-    # Made once a transaction and emptied after use: each table that is made holds locks until its end.
+    # Created once in a transaction and emptied after use: each new table holds locks until the transaction ends.
     columns = [sa.Column(column.name, column.type) for column in table.c]
     temporary = sa.Table(name, sa.MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
     connection.execute(CreateTable(temporary, if_not_exists=True))
@@ -106,7 +106,7 @@ def staged(connection: Connection, table: sa.Table, rows: Any) -> Iterator[Any]:
 
 
 def _csv(rows: Any) -> io.BytesIO:
-    # Arrow quotes every string and leaves null bare, which is how COPY tells "" from NULL.
+    # Arrow quotes every string and leaves null unquoted. COPY needs that to tell "" from NULL.
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(rows, buffer, pyarrow.csv.WriteOptions(include_header=False))
     buffer.seek(0)

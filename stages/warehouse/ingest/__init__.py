@@ -1,1 +1,1 @@
-"""From rows of a file to rows of the warehouse."""
+"""Turn rows of a file into rows of the warehouse."""

@@ -1,4 +1,4 @@
-"""Rows that hold a list of items, such as the candidates of an impression: an event an item.
+"""Turn rows with a list of items, such as the candidates of an impression, into one event an item.
 
 Shapes: R rows of a chunk, E events made of them.
 """
@@ -22,13 +22,13 @@ def expand_items(rows: Any, numbers: np.ndarray, mapping: InteractionColumns) ->
     """Turn each listed item into an event, or into several where ``outcomes`` says so.
 
     Args:
-        rows: ``pa.Table [R]`` of events without fault whose ``item_id`` holds a list.
+        rows: ``pa.Table [R]`` of valid events whose ``item_id`` holds a list.
         numbers: int64 ``[R]`` row numbers.
-        mapping: with ``item_separator``.
+        mapping: a mapping with ``item_separator``.
 
     Returns:
         ``pa.Table [E]`` with the columns of ``rows``, and the listed items that were quarantined:
-        ``missing_item_id``, ``item_id_too_long`` or ``unknown_outcome``. Their rows' other items stay.
+        ``missing_item_id``, ``item_id_too_long`` or ``unknown_outcome``. The other items of their rows are kept.
     """
     entries = pc.split_pattern(pc.utf8_trim_whitespace(rows["item_id"].combine_chunks()), mapping.item_separator)
     origin = np.repeat(np.arange(len(rows)), pc.list_value_length(entries).to_numpy(zero_copy_only=False))
@@ -57,7 +57,7 @@ def expand_items(rows: Any, numbers: np.ndarray, mapping: InteractionColumns) ->
 
 
 def _entry(text: str, mapping: InteractionColumns) -> tuple[tuple[str, str], ...] | str:
-    """Return the (item, signal) pairs of one listed item, or why it is quarantined."""
+    """Return the (item, signal) pairs of one listed item, or the reason to quarantine it."""
     item = text.strip()
     signals: tuple[str, ...] = (mapping.signal,)
     if mapping.outcomes:

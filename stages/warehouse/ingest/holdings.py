@@ -1,4 +1,4 @@
-"""Where the rows of a warehouse came from, so that a made world and real data never meet in one."""
+"""Find the data sources of a warehouse's rows, so that simulated and real data never share a warehouse."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.database.tables import INGEST_LOG, INTERACTIONS, ITEMS, USERS
 
 UNKNOWN = "rows that others wrote"
-"""Stands for rows that no source of ours left."""
+"""Data source name of rows that Sluice did not load."""
 
 
 def held_sources(warehouse: Warehouse) -> tuple[str, ...]:
-    """Return the names of the sources whose rows a warehouse holds, sorted; ``UNKNOWN`` among them for others' rows.
+    """Return the sorted names of the data sources of a warehouse's rows; ``UNKNOWN`` if Sluice did not load them.
 
-    The interactions are asked, not only the log of loads: a load that was killed has left rows and no entry, and
-    others may have written rows themselves.
+    The table of interactions is read as well as the log of loads: a load that was killed left rows without a log
+    entry, and other programs may have written rows.
 
     Args:
-        warehouse: to be loaded into; its tables were created.
+        warehouse: the warehouse to load into; its tables exist.
     """
     if not has_column(warehouse, INTERACTIONS.name, INTERACTIONS.c.source.name):
         return (UNKNOWN,)

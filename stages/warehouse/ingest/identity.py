@@ -1,4 +1,4 @@
-"""Which id a row gets: by its content alone, or by the id that its event has.
+"""The id of a row: a hash of its content, or of the id that its event has in the file.
 
 Shapes: R rows of a chunk.
 """
@@ -17,13 +17,13 @@ from stages.warehouse.readers.chunk import Reject
 
 
 def event_ids(rows: Any, source_name: str, mapping: InteractionColumns, seen: Occurrences) -> tuple[Any, np.ndarray]:
-    """Return the events that are told apart, without ``event_key``, and their int64 ids.
+    """Return the distinct events, without ``event_key``, and their int64 ids.
 
     Args:
-        rows: ``pa.Table [R]`` as ``normalise`` gives it.
-        source_name: part of each identity.
-        mapping: whether events have an id of their own.
-        seen: numbers identical rows of the file.
+        rows: ``pa.Table [R]`` as ``normalise`` returns it.
+        source_name: name of the data source, hashed into each id.
+        mapping: says whether events have an id of their own.
+        seen: numbers the identical rows of the file.
     """
     if mapping.event_id is not None:
         return _by_event_id(rows, source_name, mapping)
@@ -34,7 +34,7 @@ def event_ids(rows: Any, source_name: str, mapping: InteractionColumns, seen: Oc
         hash_strings(rows["signal"]),
         hash_numbers(rows["value"]),
         hash_numbers(rows["event_time_ms"]),
-        # Only where there is one: an event without context keeps the identity that it always had.
+        # Only with a context column: the ids of events without context stay as in earlier versions.
         *([hash_strings(rows["context"])] if mapping.context else []),
     ]
     return rows, _identity(combine(parts, len(rows)), seen)
@@ -43,7 +43,7 @@ def event_ids(rows: Any, source_name: str, mapping: InteractionColumns, seen: Oc
 def quarantine_rows(
     rejects: list[Reject], source_name: str, report: FileReport, load_id: int, seen: Occurrences
 ) -> Any:
-    """Return the rows of ``quarantine`` for what was quarantined of a file."""
+    """Return the rows of table ``quarantine`` for a file's quarantined rows."""
     size = len(rejects)
     reasons = pa.array([reject.reason for reject in rejects], pa.large_string())
     raws = pa.array([reject.raw.replace("\0", "\\x00") for reject in rejects], pa.large_string())
@@ -63,7 +63,7 @@ def quarantine_rows(
 
 
 def _by_event_id(rows: Any, source_name: str, mapping: InteractionColumns) -> tuple[Any, np.ndarray]:
-    """Return the events that come first under their own id, and int64 identities made of it."""
+    """Return the first event of each own id, and int64 ids hashed from it."""
     parts: list[np.ndarray | np.uint64] = [hash_text(source_name), hash_text("event_id")]
     parts.append(hash_strings(rows["event_key"]))
     if mapping.item_separator is not None:
@@ -74,6 +74,6 @@ def _by_event_id(rows: Any, source_name: str, mapping: InteractionColumns) -> tu
 
 
 def _identity(hashes: np.ndarray, seen: Occurrences) -> np.ndarray:
-    """Return int64 ids: the hash of a row and of its number among identical ones."""
+    """Return int64 ids: a hash of the row's hash and its number among identical rows."""
     numbers = seen.number(hashes).astype(np.uint64)
     return combine([hashes, numbers], len(hashes)).view(np.int64)

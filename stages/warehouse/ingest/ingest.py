@@ -1,12 +1,12 @@
-"""Loading files into the warehouse: nothing twice, nothing lost.
+"""Load files into the warehouse: no row twice, no row lost.
 
-Every row that is read ends in one of three places: loaded, known already, or quarantined with its
-reason. A row's identity depends only on its content, so that nothing counts twice. What a file gave
-before under other content or another mapping is replaced (see ``loads``), in one transaction.
+Every row that is read is loaded, or known already, or quarantined with its reason. A row's id depends
+only on its content, so that no row counts twice. If the content or the mapping of a file changed, its
+earlier rows are replaced (see ``loads``), in one transaction.
 
-Nothing is stored before the times of the events were judged (see ``times``); from then on each file is
-a transaction. Without that judgement each chunk of a file that replaces nothing is one, and a load that
-was killed is completed by running it again.
+Nothing is stored before the times of the events are checked (see ``times``). From then on each file is
+one transaction. Without this check each chunk is a transaction, unless the file replaces earlier rows. To
+complete a load that was killed, run it again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from stages.warehouse.readers.json_lines import read_jsonl
 from stages.warehouse.readers.parquet_file import chunk_batches, read_parquet
 
 CHUNK_ROWS = 500_000
-"""Rows of a chunk, about: bounds the memory of a load."""
+"""Approximate number of rows of a chunk; it bounds the memory of a load."""
 
 _MANY = 8
 _TABLES = {table.name: table for table in (INTERACTIONS, ITEMS, USERS)}
@@ -76,25 +76,24 @@ def ingest(
     chunk_rows: int = CHUNK_ROWS,
     check_times: bool = False,
 ) -> IngestReport:
-    """Load every file of a source.
+    """Load every file of a data source.
 
     Args:
-        warehouse: where to; missing tables are created.
+        warehouse: the warehouse to load into; missing tables are created.
         source: the files and their mappings.
         progress: whether to show a progress bar on a terminal.
         now_ms: int ms UTC; events after it are quarantined. None accepts any time.
         chunk_rows: about how many rows are read at a time.
-        check_times: whether to refuse times that cannot be, where the mapping does not allow them; needs
-            ``now_ms``.
+        check_times: whether to refuse implausible times, unless the mapping allows them; needs ``now_ms``.
 
     Returns:
         Counts by file; they add up.
 
     Raises:
         DataError: if a file is missing, unreadable or lacks a mapped column, if an id is not exact, or if
-            the times cannot be. Of the file at fault nothing is stored; those before it stay, once the
-            times were judged. With ``check_times`` off the chunks before the fault stay too.
-        TransientError: if the warehouse went away.
+            the times are implausible. Nothing of the faulty file is stored; earlier files stay once the
+            times have passed their check. Without ``check_times`` the chunks before the fault stay too.
+        TransientError: if the connection to the warehouse is lost.
     """
     warehouse.create_tables_to_load()
     files = expand(source)
@@ -118,12 +117,12 @@ def ingest_tables(
     *,
     now_ms: int | None = None,
 ) -> IngestReport:
-    """Load rows from memory, with the same identities as from files.
+    """Load rows from memory, with the same ids as from files.
 
     Args:
-        warehouse: where to; missing tables are created.
-        interactions: user_id, item_id, signal, value, event_time_ms; all of it in one call, since
-            identical rows are told apart by their number within the call.
+        warehouse: the warehouse to load into; missing tables are created.
+        interactions: user_id, item_id, signal, value, event_time_ms. Pass all rows in one call:
+            identical rows are numbered within a call.
         items: item_id, title, categories ("|"-joined), created_at_ms, duration_s.
         users: user_id, attributes (a JSON object).
         source_name: as ``IngestSource.name``.
@@ -149,13 +148,13 @@ def ingest_tables(
 
 
 class _Run:
-    """The load of one source, in a transaction that is held until its times were judged.
+    """The load of one data source, in a transaction that stays open until the times are checked.
 
     Args:
         connection: from ``Warehouse.loading``.
-        source_name: of the source.
+        source_name: name of the data source.
         files: all of its files.
-        judged_ms: the clock against which times are judged, int ms UTC; None judges nothing.
+        judged_ms: the clock against which times are checked, int ms UTC; None checks nothing.
     """
 
     def __init__(
@@ -176,10 +175,10 @@ class _Run:
         return self._times is None or self._times.settled
 
     def check_whole(self) -> None:
-        """Judge the times of all files together, at the end.
+        """Check the times of all files together, at the end.
 
         Raises:
-            DataError: if they cannot be.
+            DataError: if they are implausible.
         """
         if self._times is None or self._times.settled or self._times.rows == 0:
             return
@@ -188,7 +187,7 @@ class _Run:
         check_within_an_hour(self._connection, self._source_name)
 
     def load(self, file: FileSource, progress: bool, now_ms: int | None, chunk_rows: int) -> FileReport:
-        """Load a file, or find that it is known, and replace what it gave before."""
+        """Load a file unless it is known already, and replace its earlier rows."""
         connection, table = self._connection, file.mapping.table
         path, stamp, reading = absolute(file.path), Stamp.of(file.path), reading_key(self._source_name, file)
         readings = self._readings[path, table]
@@ -227,7 +226,7 @@ class _Run:
             lock_loads(self._connection)
 
     def _known(self, report: FileReport, path: str, reading: str, earlier: list[Load]) -> FileReport:
-        """Return the report of a file that needs no reading, after what it gave before was taken back."""
+        """Remove the rows of a known file's earlier loads and return its report; the file is not read."""
         load_id = find_load(self._connection, report.batch_id)
         if load_id is not None and not is_held(self._connection, path, report.batch_id):
             note_load(self._connection, path, report.table, reading, report.batch_id, load_id)
@@ -280,7 +279,7 @@ class _Run:
         return sum(count_given(self._connection, INTERACTIONS, load.load_id) for load in earlier)
 
     def _release(self, table: str, reading: str, earlier: list[Load], heir: Load | None) -> int:
-        """Take back what earlier loads gave whose number nobody carries on, and return how many rows."""
+        """Remove the rows of earlier loads whose number is not re-used, and return how many were removed."""
         removed = 0
         for load in earlier:
             if load is heir or load.shared:
@@ -303,13 +302,13 @@ class _Load:
 
     Args:
         connection: in a transaction.
-        source_name: of the source.
+        source_name: name of the data source.
         mapping: which column means what.
         report: with file, table and batch.
         now_ms: events after it are quarantined; None accepts any time.
         load_id: number that the rows carry.
-        kept: told the keys of the rows, or None.
-        times: told the times of events, or None.
+        kept: collects the keys of the rows, or None.
+        times: collects the times of events, or None.
     """
 
     def __init__(

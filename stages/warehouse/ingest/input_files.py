@@ -1,4 +1,4 @@
-"""Which files a source stands for, and whether one was touched since it was last seen."""
+"""Find the files of a data source, and whether a file changed since its last load."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a file system says about a file; any change of its bytes changes it.
+    """A file's size and times in the file system; any change of the file's bytes changes them.
 
     Attributes:
         size_bytes: length.
         modified_ns, changed_ns: times of the last change of the content and of the inode, ns since
-            1970-01-01 UTC. The second cannot be set back, so an old time given to a new file shows.
+            1970-01-01 UTC. ``changed_ns`` cannot be set back, so it reveals a new file with an old
+            ``modified_ns``.
     """
 
     size_bytes: int
@@ -34,7 +35,7 @@ class Stamp:
         """Return a file's stamp.
 
         Raises:
-            DataError: if the file cannot be looked at.
+            DataError: if the file system does not return the file's status.
         """
         try:
             found = path.stat()
@@ -43,24 +44,24 @@ class Stamp:
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def settled(self, now_ms: int | None) -> bool:
-        """Return whether a later change must give another stamp.
+        """Return whether every later change gives another stamp.
 
-        A file that was written just now may be written again within one tick of the file system's
-        clock, so it has to be two seconds old.
+        A file may be written twice within one tick of the file system's clock, so it must be more than
+        two seconds old.
 
         Args:
-            now_ms: int ms UTC, not later than the moment of looking; None is not known.
+            now_ms: int ms UTC, not later than the time at which the stamp was taken; None if not known.
         """
         return now_ms is not None and max(self.modified_ns, self.changed_ns) < now_ms * 1_000_000 - _SETTLED_NS
 
 
 def absolute(path: Path) -> str:
-    """Return the absolute path by which the warehouse knows a file; a link is not followed."""
+    """Return a file's absolute path, as the warehouse stores it; links are not followed."""
     return os.path.normpath(path.absolute())
 
 
 def expand(source: IngestSource) -> tuple[FileSource, ...]:
-    """Return the files of a source, each pattern replaced by what it matches.
+    """Return the files of a data source, each pattern replaced by its matches.
 
     Raises:
         DataError: if a file is missing or is a directory, or a pattern matches nothing.

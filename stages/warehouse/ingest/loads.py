@@ -1,9 +1,9 @@
-"""Which load gave a row, so that a file that is read again replaces what it gave before.
+"""Track the load of each row, so that a file that is read again replaces its earlier rows.
 
-A load is what one file gave under one reading. Each row names its load; loads that gave the same row too
-are listed beside it, so that a row goes only with the last of them. A file with the same bytes under
-another path shares the load. A load's number passes on to what replaces it: of a long log to which a few
-lines were added, only these are written.
+A load is the set of rows of one file under one reading (format and mapping). Each row has the number of its
+load. Further loads that contain the same row are listed in a table of their own; the row is removed with the
+last of its loads. A file with the same bytes under another path shares the load. A load that replaces another
+one takes over its number, so that only the new lines of a growing log are written.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _F, _L = FILE_LOADS.c, INGEST_LOG.c
 
 @dataclass(frozen=True)
 class Load:
-    """What a file gave: its batch, its reading, and the number that its rows carry.
+    """The rows of a file under one reading: batch, reading, and the number that the rows carry.
 
     Attributes:
-        batch_id: of the bytes and the reading.
-        reading: how the file was read.
+        batch_id: hash of the bytes and the reading.
+        reading: hash of how the file was read, see ``log.reading_key``.
         load_id: int64.
         shared: whether another file has the same bytes and reading.
     """
@@ -45,7 +45,7 @@ class Load:
 
 
 def new_load_id(connection: Connection, batch_id: str) -> int:
-    """Return the int64 number of a load that replaces nothing, and that no other file's rows carry."""
+    """Return an unused int64 number for a load that replaces nothing."""
     text = batch_id
     while True:
         number = int(hash_text(text).view(np.int64))
@@ -58,15 +58,15 @@ def new_load_id(connection: Connection, batch_id: str) -> int:
 def earlier_loads(
     connection: Connection, path: str, table: str, batch_id: str, reading: str, readings: Collection[str]
 ) -> list[Load]:
-    """Return what a file gave before and gives no longer, the same reading first.
+    """Return the earlier loads of a file that its current content replaces, those of the same reading first.
 
     Args:
         connection: of the warehouse.
         path: absolute path of the file.
-        table: that it fills.
-        batch_id: what it holds now.
-        reading: how that is read.
-        readings: all readings of the file in this ingestion; what another of them gave stays.
+        table: the table that it fills.
+        batch_id: of its current content.
+        reading: of its current content.
+        readings: all readings of the file in this ingestion; the loads of the other readings stay.
     """
     others = FILE_LOADS.alias("others")
     shared = sa.exists().where(others.c.batch_id == _F.batch_id, others.c.file != path)
@@ -79,13 +79,13 @@ def earlier_loads(
 
 
 def find_load(connection: Connection, batch_id: str) -> int | None:
-    """Return the number of the load of a batch, or None if no file is known to have given it."""
+    """Return the number of the load of a batch, or None if no file is noted for it."""
     found = connection.execute(sa.select(_F.load_id).where(_F.batch_id == batch_id)).first()
     return None if found is None else int(found.load_id)
 
 
 def is_held(connection: Connection, path: str, batch_id: str) -> bool:
-    """Return whether a file is noted to give a batch."""
+    """Return whether a file is noted for a batch."""
     own = sa.select(_F.load_id).where(_F.batch_id == batch_id, _F.file == path)
     return connection.execute(own).first() is not None
 
@@ -96,7 +96,7 @@ def is_logged(connection: Connection, batch_id: str) -> bool:
 
 
 def note_load(connection: Connection, path: str, table: str, reading: str, batch_id: str, load_id: int) -> None:
-    """Note which load a file gives. A file with the same bytes that is no longer there was renamed to this one."""
+    """Note the load of a file; a noted file with the same bytes that no longer exists was renamed to this one."""
     holders = sa.select(_F.file).where(_F.batch_id == batch_id)
     for holder in connection.execute(holders).scalars().all():
         if holder == path or not Path(holder).exists():
@@ -106,7 +106,7 @@ def note_load(connection: Connection, path: str, table: str, reading: str, batch
 
 
 def forget_loads(connection: Connection, path: str, loads: Collection[Load]) -> None:
-    """Take a file off what it gave before, and off the log what no other file gives."""
+    """Delete the notes of a file's earlier loads, and their log entries if no other file shares them."""
     for load in loads:
         connection.execute(sa.delete(FILE_LOADS).where(_F.file == path, _F.batch_id == load.batch_id))
         if not load.shared:
@@ -114,10 +114,10 @@ def forget_loads(connection: Connection, path: str, loads: Collection[Load]) -> 
 
 
 def refuse_unknown(connection: Connection, path: str, batch_id: str, reading: str, readings: Collection[str]) -> None:
-    """Refuse to replace what a version before this one loaded: it did not note which events a file gave.
+    """Refuse to replace events of an earlier version of Sluice, which did not note the events of each file.
 
     Raises:
-        DataError: if the log has events of the same file, read or filled otherwise, without a load.
+        DataError: if the log has events of the same file, with other content or another reading, without a load.
     """
     known = sa.exists().where(_F.batch_id == _L.batch_id)
     statement = sa.select(_L.batch_id, _L.reading).where(
@@ -134,7 +134,7 @@ def refuse_unknown(connection: Connection, path: str, batch_id: str, reading: st
 
 
 def note_takeover(connection: Connection, table: sa.Table, rows: pa.Table, load_id: int) -> None:
-    """Note the loads whose items or users are about to be changed: they gave these rows too.
+    """Note the loads whose items or users are about to be changed: they contain these rows too.
 
     Args:
         connection: in a transaction.
@@ -149,13 +149,13 @@ def note_takeover(connection: Connection, table: sa.Table, rows: pa.Table, load_
 
 
 def note_shared(connection: Connection, table: sa.Table, keys: pa.Table, load_id: int) -> None:
-    """Note that a load gave rows that are another load's.
+    """Note that a load contains rows that belong to another load.
 
     Args:
         connection: in a transaction.
-        table: of the rows, which are in it.
-        keys: the column of its key.
-        load_id: of the load that gave them.
+        table: the table that holds the rows.
+        keys: the rows' keys, in the key's column.
+        load_id: of the load that contains them too.
     """
     key = LOADED[table]
     with staged(connection, table, keys) as stage:
@@ -171,7 +171,7 @@ def _share(connection: Connection, table: sa.Table, load_id: Any, condition: Any
 
 
 class Kept:
-    """Keys that a file gives again, in a temporary table of the transaction.
+    """Keys that a file contains again, in a temporary table of the transaction.
 
     Args:
         connection: in a transaction.
@@ -188,7 +188,7 @@ class Kept:
         connection.execute(CreateTable(self.table))
 
     def add(self, keys: pa.Table) -> None:
-        """Add the keys of a chunk, a table with the column of the key."""
+        """Add the keys of a chunk: a table with the key's column."""
         with staged(self._connection, self._source, keys) as stage:
             self._connection.execute(sa.insert(self.table).from_select(["key"], sa.select(stage.c[self._key])))
 
@@ -198,7 +198,7 @@ class Kept:
 
 
 def count_given(connection: Connection, table: sa.Table, load_id: int) -> int:
-    """Return how many rows of a table a load gave, those that others gave too included."""
+    """Return how many rows of a table a load contains, including those shared with other loads."""
     shared, key = SHARED[table.name], table.c[LOADED[table]]
     own = sa.select(sa.func.count()).select_from(table).where(table.c.load_id == load_id)
     also = (
@@ -210,20 +210,20 @@ def count_given(connection: Connection, table: sa.Table, load_id: int) -> int:
 
 
 def release(connection: Connection, table: sa.Table, load_id: int, kept: Kept | None = None) -> int:
-    """Take back the rows that a load gave, but for those that are kept; those of other loads become theirs.
+    """Remove the rows of a load except the kept ones; a row that is shared passes on to another of its loads.
 
     Args:
         connection: in a transaction.
         table: one of ``LOADED``.
         load_id: of the load.
-        kept: keys that the load gives again; None keeps nothing.
+        kept: keys that the load contains again; None keeps nothing.
 
     Returns:
         How many rows are no longer in the table.
     """
     shared, key = SHARED[table.name], table.c[LOADED[table]]
     postgresql = connection.dialect.name != "duckdb"
-    if postgresql:  # it knows nothing yet of how many rows are kept, and would join them row by row
+    if postgresql:  # there are no statistics of the kept rows yet, and it would join them row by row
         connection.execute(sa.text("SET LOCAL enable_nestloop = off"))
 
     def gone(column: Any) -> Any:
@@ -241,13 +241,13 @@ def release(connection: Connection, table: sa.Table, load_id: int, kept: Kept | 
 
 
 def clear_quarantine(connection: Connection, load_id: int) -> None:
-    """Take back what a load quarantined, before it is read again: line numbers may have moved."""
+    """Remove the quarantined rows of a load before its file is read again: line numbers may have changed."""
     release(connection, QUARANTINE, load_id)
 
 
 def takes_back(table: str, reading: str, load: Load) -> bool:
-    """Return whether rows go that a file gives no longer.
+    """Return whether rows that a file no longer contains are removed.
 
-    A catalogue that names an item no longer leaves it as it was: its events need it still.
+    An item or user that its file no longer lists under the same reading stays: its events still need it.
     """
     return table == INTERACTIONS.name or load.reading != reading

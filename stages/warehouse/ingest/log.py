@@ -1,8 +1,8 @@
-"""Which files were loaded before, so that a folder to which files are added is cheap to load again.
+"""Log the files that were loaded, so that a folder with a few new files is cheap to load again.
 
-A file that has the size and times that it had when it was loaded is not opened. One that was
-touched is hashed; if its bytes are known, it is not read again. Only a file that holds events of
-the future is: their time may have come.
+A file whose size and times have not changed since its load is not opened. A changed file is hashed; if
+its bytes are known, it is not read again. A file with events in the future is always read again: they
+may be in the past by now.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def reading_key(source_name: str, file: FileSource) -> str:
 
 
 def find_untouched(connection: Connection, path: Path, reading: str, stamp: Stamp) -> FileReport | None:
-    """Return the report of a file that was loaded before and was not touched since.
+    """Return the report of a file that was loaded before and has not changed since, else None.
 
     Raises:
         DataError: if the log's row is damaged.
@@ -42,7 +42,7 @@ def find_untouched(connection: Connection, path: Path, reading: str, stamp: Stam
 
 
 def find_batch(connection: Connection, path: Path, batch_id: str) -> FileReport | None:
-    """Return the report of a file whose bytes were loaded before.
+    """Return the report of a file whose bytes were loaded before, else None.
 
     Raises:
         DataError: if the log's row is damaged.
@@ -85,7 +85,7 @@ def _reasons(text: str, path: Path) -> dict[str, int]:
 def write_log(
     connection: Connection, report: FileReport, source_name: str, reading: str | None, stamp: Stamp | None
 ) -> None:
-    """Note that a file of a source was read to its end; a stamp of None says nothing about later changes."""
+    """Note that a file was read to its end; with a stamp of None the file is hashed at the next load."""
     names = ("batch_id", "file", "rows_read", "rows_loaded", "rows_duplicate", "rows_quarantined")
     values = {name: getattr(report, name) for name in names} | {"table_name": report.table, "reading": reading}
     values["source"] = source_name
@@ -97,7 +97,7 @@ def write_log(
 
 
 def move_stamp(connection: Connection, batch_id: str, path: Path, stamp: Stamp | None) -> None:
-    """Note under which path, and with which stamp, a known file was seen last."""
+    """Note the latest path and stamp of a known file."""
     if stamp is not None:
         changes = {"file": str(path)} | asdict(stamp)
         connection.execute(sa.update(INGEST_LOG).where(INGEST_LOG.c.batch_id == batch_id).values(changes))

@@ -1,4 +1,4 @@
-"""Chunks of a file to rows of our tables, by a declared mapping.
+"""Turn chunks of a file into rows of the warehouse's tables, by a declared mapping.
 
 Shapes: R rows of a chunk, G category flags.
 """
@@ -22,7 +22,7 @@ from stages.warehouse.readers.chunk import Chunk, Reject
 from stages.warehouse.readers.exact import exact_text, id_columns
 
 IN_FUTURE = "in_future"
-"""The one reason that passes with time: a file with such rows is read again."""
+"""The only reason that time cures: a file with such rows is read again."""
 
 _SEPARATOR = "|"
 _FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
@@ -31,21 +31,22 @@ _FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false
 def normalise(
     chunk: Chunk, mapping: ColumnMapping, now_ms: int | None, times: Times | None = None
 ) -> tuple[Any, list[Reject]]:
-    """Turn a chunk into a ``pa.Table`` of our columns and the rows that were quarantined.
+    """Turn a chunk into a ``pa.Table`` of the warehouse's columns and the quarantined rows.
 
     Args:
         chunk: rows as they were read.
         mapping: which column means what.
         now_ms: events after it are quarantined; None accepts any time.
-        times: told the times of events, or None.
+        times: collects the times of events, or None.
 
     Returns:
-        For interactions user_id, item_id, signal, value, event_time_ms, context, and event_key where the
-        events have an id; for items and users the table's columns, with ``row_hash``. Each row of the
-        chunk is in exactly one of the two; of a row that lists items, each item is.
+        The table, and the quarantined rows. For interactions the columns are user_id, item_id, signal,
+        value, event_time_ms, context, and event_key if the events have an id; for items and users the
+        table's columns, with ``row_hash``. Each row of the chunk is in exactly one of the two; if a row
+        lists items, each listed item is.
 
     Raises:
-        DataError: for an id that is a number whose digits are not certain.
+        DataError: if an id is a number that is not exact.
     """
     faults = Faults(len(chunk))
     if isinstance(mapping, InteractionColumns):
@@ -98,25 +99,25 @@ def _interactions(
 
 
 def _event_key(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:
-    """Return large_string ``[R]``: the event's own id, or the columns that make one up."""
+    """Return large_string ``[R]``: the event's own id, or the joined columns that form it."""
     names = [name for field, name in mapping.named if field == "event_id"]
     exact = id_columns(mapping)
     parts = [
         parse_id(column if name in exact else exact_text(column), "event_id", faults, name)
         for name, column in ((name, chunk.columns[name]) for name in names)
     ]
-    # No part holds a NUL character, so that no two ids are joined to one.
+    # No column holds a NUL character, so different ids stay different when they are joined by it.
     return pc.binary_join_element_wise(*parts, pa.scalar("\0", pa.large_string()))
 
 
 def _context(chunk: Chunk, mapping: InteractionColumns, faults: Faults) -> Any:
-    """Return large_string ``[R]``: a JSON object of the columns that hold something, or empty."""
+    """Return large_string ``[R]``: a JSON object of the columns that are not blank, or empty."""
     if not mapping.context:
         return pa.repeat(pa.scalar("", pa.large_string()), len(chunk))
     names, columns = zip(*sorted(zip(mapping.kept_context(), mapping.context, strict=True)), strict=True)
     coded = [parse_text(chunk.columns[name], name, faults).dictionary_encode() for name in columns]
-    # One JSON text a distinct combination: there are few of them. A combination is a number whose
-    # digits are the columns' codes, each to the base of its own size.
+    # One JSON text for each distinct combination of values; there are few. A combination is coded as a
+    # number in a mixed radix: each column's code is a digit.
     mixed = np.zeros(len(chunk), dtype=np.int64)
     for column in coded:
         codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

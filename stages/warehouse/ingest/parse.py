@@ -1,7 +1,7 @@
-"""Columns of a chunk to typed values; what does not parse is marked with a reason.
+"""Parse columns of a chunk into typed values; rows that do not parse are marked with a reason.
 
-The quick path is Arrow's cast of a whole column. Where that fails, each distinct value is parsed
-on its own, so that one bad row costs a chunk a little time and nothing else.
+Arrow casts a whole column at once. If that fails, each distinct value is parsed on its own, so a bad
+row costs a little time and does not spoil its chunk.
 
 Shapes: R rows of a chunk.
 """
@@ -21,27 +21,27 @@ from stages.warehouse.readers.chunk import Chunk, Reject
 from stages.warehouse.readers.exact import exact_ids, exact_text
 
 LATEST_MS = 253_402_300_799_999
-"""9999-12-31, the latest time that is taken for one."""
+"""9999-12-31, the latest accepted time."""
 
 LONGEST_ID = 1024
 """Bytes; PostgreSQL's index cannot hold much longer keys."""
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
 SCALE = {"days": (86_400_000, 1), "s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
-"""Units of numbers since 1970: ms are number * factor / divisor."""
+"""(factor, divisor) of each unit: a number of units since 1970 is number * factor / divisor ms."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Faults:
-    """The first reason to put each row of a chunk aside."""
+    """The first reason to quarantine each row of a chunk."""
 
     def __init__(self, size: int) -> None:
         self._reasons: list[str] = []
         self._codes = np.full(size, -1, dtype=np.int16)
 
     def mark(self, rows: np.ndarray, reason: str) -> None:
-        """Give a reason to the rows of a boolean ``[R]`` mask that have none yet."""
+        """Set the reason of the rows of a boolean ``[R]`` mask, except rows that have a reason already."""
         self._reasons.append(reason)
         self._codes[rows & (self._codes < 0)] = len(self._reasons) - 1
 
@@ -62,13 +62,13 @@ def parse_id(column: Any, field: str, faults: Faults, name: str = "") -> Any:
     """Return large_string ``[R]`` ids; missing, blank or too long ones are marked.
 
     Args:
-        column: strings, or values of any type whose digits are certain.
+        column: strings, or exact values of any type.
         field: name for reasons.
-        faults: where to mark.
+        faults: marks the rows.
         name: of the file's column, for the error.
 
     Raises:
-        DataError: for a number that is not whole, or a float whose digits are not certain.
+        DataError: if a number is not whole, or a float is too large to be exact.
     """
     text = parse_list(exact_ids(column, field, name or field), field, faults)
     long = pc.greater(pc.fill_null(pc.binary_length(text), 0), LONGEST_ID)
@@ -93,7 +93,7 @@ def parse_text(column: Any, field: str, faults: Faults) -> Any:
 
 
 def parse_number(column: Any, field: str, faults: Faults, required: bool) -> Any:
-    """Return float64 ``[R]``; infinities, what is no number and, if required, nulls are marked."""
+    """Return float64 ``[R]``; infinities, invalid numbers and, if required, nulls are marked."""
     if pa.types.is_timestamp(column.type):
         faults.mark(np.ones(len(column), dtype=bool), f"invalid_{field}")
         return pa.nulls(len(column), pa.float64())
@@ -111,14 +111,14 @@ def parse_number(column: Any, field: str, faults: Faults, required: bool) -> Any
 
 
 def parse_time(column: Any, unit: str, field: str, faults: Faults, required: bool) -> Any:
-    """Return int64 ``[R]`` ms UTC; what is no time, or beyond the year 9999, is marked.
+    """Return int64 ``[R]`` ms UTC; invalid times and times beyond the year 9999 are marked.
 
     Args:
         column: strings, numbers or timestamps.
         unit: as ``time_unit`` of a mapping.
         field: name for reasons.
-        faults: where to mark.
-        required: whether a missing time is a fault or gives null.
+        faults: marks the rows.
+        required: whether a missing time is a fault; else it becomes null.
     """
     missing = _missing(column)
     if pa.types.is_timestamp(column.type):
@@ -135,7 +135,7 @@ def parse_time(column: Any, unit: str, field: str, faults: Faults, required: boo
 
 
 def as_floats(column: Any) -> Any:
-    """Return float64 ``[R]`` of strings or numbers; what is no number is null."""
+    """Return float64 ``[R]`` of strings or numbers; invalid numbers become null."""
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     if any(kind(column.type) for kind in kinds):
         return column.cast(pa.float64(), safe=False)
@@ -183,7 +183,7 @@ def _scaled(column: Any, unit: str, missing: np.ndarray) -> Any:
             values = _floats(column, missing)
     whole = pa.types.is_integer(values.type)
     array = values.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64 if whole else np.float64)
-    # Compared before scaling: what is far out of range would overflow.
+    # Compare before scaling: numbers far out of range would overflow.
     limit = (LATEST_MS + 1.0) * divisor / factor
     usable = np.isfinite(array) & (array >= -limit) & (array <= limit)
     array = np.where(usable, array, 0)
@@ -192,7 +192,7 @@ def _scaled(column: Any, unit: str, missing: np.ndarray) -> Any:
 
 
 def _formatted(text: Any, unit: str) -> Any:
-    # Arrow takes a column whose times all name a zone, or all name none; the rest goes one by one.
+    # Arrow casts a column if all of its times have a zone, or none has; other columns are parsed one by one.
     for kind in (pa.timestamp("us"), pa.timestamp("us", tz="UTC")) if unit == "iso" else ():
         try:
             micros = text.cast(kind).cast(pa.int64())

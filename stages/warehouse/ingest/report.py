@@ -1,4 +1,4 @@
-"""What an ingestion read, loaded and quarantined."""
+"""Counts of what an ingestion read, loaded and quarantined."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ class FileReport(Config):
     """One file; ``rows_read = rows_loaded + rows_duplicate + rows_quarantined``.
 
     Attributes:
-        file: its path, or a name for rows that came from memory.
-        table: which table it fills.
+        file: its path, or a name for rows from memory.
+        table: the table that it fills.
         batch_id: hex sha256 over its bytes, its table and its mapping.
         rows_read: rows, without the header and blank lines.
         rows_loaded: rows that were added, or that changed an item or a user.
         rows_duplicate: rows that were there already.
-        rows_quarantined: rows with a fault; they are kept in ``quarantine``, once.
-        reasons: rows with a fault by reason.
-        rows_replaced: events that the file gave when it was loaded before with other content or another
-            mapping, and that it has now given anew or taken back.
-        rows_removed: of them, those that it no longer gives, and no other file either.
-        known: whether the file was loaded before in full and was not read again.
+        rows_quarantined: rows with a fault; each is stored once in ``quarantine``.
+        reasons: number of rows with a fault, by reason.
+        rows_replaced: events of the file's earlier load, with other content or another mapping; each was
+            loaded again or removed.
+        rows_removed: of these, the events that neither this file nor another one contains now.
+        known: whether the file was loaded in full before and was not read again.
     """
 
     file: str
@@ -39,7 +39,7 @@ class FileReport(Config):
 
 
 class IngestReport(Config):
-    """All files of a source, in the order of loading."""
+    """All files of a data source, in the order of loading."""
 
     files: tuple[FileReport, ...]
 
@@ -65,7 +65,7 @@ class IngestReport(Config):
 
     @property
     def rows_replaced(self) -> int:
-        """Events that files gave before under other content or another mapping."""
+        """Events of the files' earlier loads, with other content or another mapping."""
         return sum(file.rows_replaced for file in self.files)
 
     @property

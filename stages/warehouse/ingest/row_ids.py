@@ -1,8 +1,8 @@
-"""Row identity: deterministic 64-bit hashes of whole columns, and the count of identical rows.
+"""Row ids: deterministic 64-bit hashes of whole columns, and the count of identical rows.
 
-Strings are hashed with BLAKE2b, once for each distinct value of a chunk; numbers and columns are
-combined with SplitMix64. Among n rows two differing ones share an id with probability of
-about n^2 / 2^65: 3e-4 at a hundred million.
+Strings are hashed with BLAKE2b, once for each distinct value of a chunk. SplitMix64 hashes numbers and
+combines columns. Among n different rows, two share an id with a probability of about n^2 / 2^65: 3e-4
+for a hundred million rows.
 
 Shapes: R rows of a chunk.
 """
@@ -52,7 +52,7 @@ def hash_numbers(column: Any) -> np.ndarray:
 
 
 def combine(parts: Iterable[np.ndarray | np.uint64], size: int) -> np.ndarray:
-    """Return uint64 ``[R]``: one hash of several columns, which depends on their order."""
+    """Return uint64 ``[R]``: one hash of several columns; it depends on the order of the columns."""
     combined = np.full(size, GOLDEN, dtype=np.uint64)
     for part in parts:
         combined = mix64(combined * GOLDEN + part)
@@ -62,8 +62,9 @@ def combine(parts: Iterable[np.ndarray | np.uint64], size: int) -> np.ndarray:
 class Occurrences:
     """Numbers identical rows 0, 1, 2, … over the chunks of one file.
 
-    What earlier chunks held is kept in a scratch DuckDB database with a memory limit, which spills
-    to disk: a file of any size is numbered in bounded memory. It is opened with the second chunk.
+    The hashes of earlier chunks are kept in a temporary DuckDB database, which has a memory limit and
+    spills to disk. So a file of any size is numbered in bounded memory. The database is opened with the
+    second chunk.
     """
 
     def __init__(self, memory_limit: str = "256MB") -> None:

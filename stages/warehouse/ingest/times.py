@@ -1,7 +1,7 @@
-"""Whether the times of a source can be right: a wrong unit is refused before anything is stored.
+"""Check that the times of a data source are plausible: a wrong unit is refused before anything is stored.
 
 Seconds that are read as milliseconds put forty days into an hour of January 1970; milliseconds that are
-read as seconds lie beyond the year 50000. Each row counts here, also one that is quarantined for its time.
+read as seconds lie beyond the year 50000. Every row counts here, even if it is quarantined for its time.
 
 Shapes: R rows of a chunk.
 """
@@ -28,7 +28,7 @@ EARLIEST_MS = 631_152_000_000
 YEAR_1971_MS = 31_536_000_000
 HOUR_MS = 3_600_000
 MANY_USERS, MANY_EVENTS = 20, 100
-"""From so many users and events on, a source that lies within an hour is taken for a mistake."""
+"""A data source with at least so many users and events within one hour is refused as a mistake."""
 
 _SOON_MS = 2 * 24 * HOUR_MS
 _SHARE = 0.01
@@ -37,17 +37,17 @@ _LATEST_S = 253_402_300_799
 
 @dataclass
 class Times:
-    """The times of some files, as they were read.
+    """Counts and limits of the times of some files.
 
     Attributes:
         now_ms: the clock, int ms UTC.
-        rows: rows with a time, or with a number where the unit says that there is text.
-        plausible: of them, from 1990 to now.
-        soon: of them, in the next two days.
-        first_ms, last_ms: earliest and latest, ms UTC, as far out as the unit puts them.
-        first_ok_ms, last_ok_ms: of the plausible ones.
+        rows: rows with a time, or with a number although the unit is a text format.
+        plausible: of these rows, those with a time from 1990 to now.
+        soon: of these rows, those with a time in the next two days.
+        first_ms, last_ms: earliest and latest time in the mapping's unit, ms UTC; they may be out of range.
+        first_ok_ms, last_ok_ms: earliest and latest plausible time.
         fits: how many numbers would be plausible in each unit.
-        first, last: smallest and largest of these numbers.
+        first, last: smallest and largest number.
     """
 
     now_ms: int
@@ -66,9 +66,9 @@ class Times:
         """Count the times of a chunk.
 
         Args:
-            column: ``[R]`` as the file has it.
+            column: ``[R]``, the file's column.
             unit: as ``time_unit`` of a mapping.
-            event_time_ms: ``[R]`` what became of it, null where it is no time.
+            event_time_ms: ``[R]``, the parsed times; null where a value is no time.
         """
         read = event_time_ms.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
         is_text = unit not in SCALE and not pa.types.is_timestamp(column.type)
@@ -106,19 +106,19 @@ class Times:
 
     @property
     def settled(self) -> bool:
-        """Whether more files cannot make the whole of it impossible: it spans more than an hour."""
+        """Whether the plausible times span more than an hour, so that more files cannot change the verdict."""
         return self.last_ok_ms - self.first_ok_ms > HOUR_MS
 
     def check(self, what: str, unit: str, soon: bool) -> None:
-        """Refuse times that cannot be.
+        """Refuse implausible times.
 
         Args:
-            what: file or source, for the message.
-            unit: in which they were read.
-            soon: whether the next two days will do: such rows wait for their time.
+            what: file or data source, for the message.
+            unit: the unit in which the times were read.
+            soon: whether times in the next two days count as plausible; such rows are loaded later.
 
         Raises:
-            DataError: if fewer than one in a hundred lie between 1990 and now, with the unit that would fit.
+            DataError: if fewer than 1% of the times are plausible; the message has the unit that would fit.
         """
         possible = self.plausible + (self.soon if soon else 0)
         if self.rows == 0 or possible >= _SHARE * self.rows:
@@ -150,7 +150,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Span:
-    """The events that the warehouse holds of a source: rows, users, and int ms UTC of the first and last."""
+    """The warehouse's events of a data source: rows, users, and int ms UTC of the first and last event."""
 
     events: int
     users: int
@@ -164,7 +164,7 @@ class Span:
 
 
 def source_span(connection: Connection, source_name: str | None) -> Span | None:
-    """Return the span of a source (None: of everything), or None without an event."""
+    """Return the span of a data source (None: of all events), or None if there is no event."""
     events = INTERACTIONS.c
     statement = sa.select(
         sa.func.count(),
@@ -179,7 +179,7 @@ def source_span(connection: Connection, source_name: str | None) -> Span | None:
 
 
 def born_line(connection: Connection) -> str | None:
-    """Return the line that an ingestion prints on the items' times of birth, or None where no item has one."""
+    """Return the line that an ingestion prints on the items' creation times, or None if no item has one."""
     born = ITEMS.c.created_at_ms
     row = connection.execute(sa.select(sa.func.count(born), sa.func.min(born), sa.func.max(born))).one()
     if not row[0]:
@@ -192,10 +192,10 @@ def born_line(connection: Connection) -> str | None:
 
 
 def check_within_an_hour(connection: Connection, source_name: str) -> None:
-    """Refuse a source of many users all of whose events lie within an hour.
+    """Refuse a data source with many users if all of its events lie within one hour.
 
     Raises:
-        DataError: with the span.
+        DataError: with the span, if the data source is refused.
     """
     span = source_span(connection, source_name)
     if span is None or span.users < MANY_USERS or span.events < MANY_EVENTS or span.last_ms - span.first_ms > HOUR_MS:
@@ -208,7 +208,7 @@ def check_within_an_hour(connection: Connection, source_name: str) -> None:
 
 
 def moment(time_ms: float) -> str:
-    """Return a time as ISO 8601 in UTC; beyond the years 1 to 9999 the year alone."""
+    """Return a time as ISO 8601 in UTC, or the year alone if it is not between 1000 and 9999."""
     seconds = time_ms / 1000
     if -62_135_596_800 <= seconds <= _LATEST_S:
         when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(seconds // 1))
@@ -217,7 +217,7 @@ def moment(time_ms: float) -> str:
 
 
 def is_judged(file: FileSource) -> bool:
-    """Return whether a file's times are those of events; those of item lists are made up."""
+    """Return whether a file's times are checked; the times of item lists are made up."""
     mapping = file.mapping
     return isinstance(mapping, InteractionColumns) and not mapping.allow_times and file.resolved_format() != "sequences"
 

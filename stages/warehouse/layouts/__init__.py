@@ -1,1 +1,1 @@
-"""Public data sets whose files are known."""
+"""Public data sets whose files load without a mapping."""

@@ -1,6 +1,6 @@
-"""Data that loads without a declared mapping: what each known directory or file stands for.
+"""Find the known layout of a directory or file, which loads without a declared mapping.
 
-``docs/sources.md`` lists them, with what becomes of each column.
+``docs/sources.md`` lists the layouts and what becomes of each column.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from stages.warehouse.mapping import (
 
 @dataclass(frozen=True)
 class Layout:
-    """A known shape of data.
+    """A known layout of files.
 
     Attributes:
-        name: of the source that it makes.
-        what: how to tell it, for messages.
-        recipe: file name of the recipe for a start.
-        find: returns the source that these files make, or None; it is given the files of a
-            directory, or one, by name without ``.gz``.
-        check: raises ``DataError`` for files that look alike and yet need a mapping.
+        name: of the data source.
+        what: the files that identify the layout, for messages.
+        recipe: file name of a recipe to start with.
+        find: returns the data source of some files, or None. Its arguments are the path, and the files
+            of a directory, or one file, by name without ``.gz``.
+        check: raises ``DataError`` for files that look like the layout but need a mapping.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Layout:
 
 
 def detect(path: Path) -> IngestSource:
-    """Return the source that a directory or a file stands for; text files may be gzipped.
+    """Return the data source of a directory or a file; text files may be gzipped.
 
     Args:
         path: data in one of ``LAYOUTS``.
 
     Raises:
-        DataError: if it is in none of them, or a file of the layout is missing or needs a mapping.
+        DataError: if no layout fits, or a file of the layout is missing or needs a mapping.
     """
     found = find_layout(path)
     if found is not None:
@@ -72,7 +72,7 @@ def detect(path: Path) -> IngestSource:
 
 
 def find_layout(path: Path) -> tuple[Layout, IngestSource] | None:
-    """Return the layout of a directory or file and the source that it makes, or None if it is not known.
+    """Return the layout of a directory or file and its data source, or None if no layout fits.
 
     Raises:
         DataError: if a file of the layout is missing.
@@ -88,7 +88,7 @@ def find_layout(path: Path) -> tuple[Layout, IngestSource] | None:
 
 
 def table_mappings() -> dict[str, ColumnMapping]:
-    """Return the mappings of data whose columns already have the names of our tables."""
+    """Return the mappings of data whose columns already have the names of the warehouse's tables."""
     return {
         "interactions": InteractionColumns(
             user_id="user_id",
@@ -122,7 +122,7 @@ def _files(directory: Path) -> dict[str, Path]:
 def _named(
     name: str, make: Callable[..., IngestSource], *needed: str, optional: tuple[str, ...] = ()
 ) -> Callable[[Path, Mapping[str, Path]], IngestSource | None]:
-    """Return a finder of a directory with files of these names; the first one tells the layout."""
+    """Return a ``find`` function for a directory with files of these names; the first one identifies the layout."""
 
     def find(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
         if needed[0] not in files or not path.is_dir():
@@ -175,4 +175,4 @@ LAYOUTS = (
     Layout("item-lists", "train.txt, test.txt with lines of: user item item …", "given-split.yaml", given_lists),
     Layout("item-lists", "one file with lines of: user item item …", "item-lists.yaml", item_lists),
 )
-"""In the order in which they are tried."""
+"""The known layouts, in the order in which they are tried."""

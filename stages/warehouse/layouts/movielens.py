@@ -48,7 +48,7 @@ _ITEM_NAMES = ("item_id", "title", "release_date", "video_release_date", "url", 
 
 
 def movielens_100k(ratings: Path, items: Path, users: Path) -> IngestSource:
-    """Return the source of ``u.data``, ``u.item`` and ``u.user``; the genre ``unknown`` is no category."""
+    """Return the data source of ``u.data``, ``u.item`` and ``u.user``; the genre ``unknown`` is no category."""
     item_columns = ItemColumns(
         item_id="item_id", title="title", category_flags=GENRES, created_at="release_date", time_unit="%d-%b-%Y"
     )
@@ -64,7 +64,7 @@ def movielens_100k(ratings: Path, items: Path, users: Path) -> IngestSource:
 
 
 def movielens_1m(ratings: Path, items: Path, users: Path) -> IngestSource:
-    """Return the source of ``ratings.dat``, ``movies.dat`` and ``users.dat``."""
+    """Return the data source of ``ratings.dat``, ``movies.dat`` and ``users.dat``."""
     item_columns = ItemColumns(item_id="item_id", title="title", categories="genres")
     user_columns = UserColumns(user_id="user_id", attributes=("gender", "age", "occupation", "zip"))
     return IngestSource(
@@ -78,9 +78,9 @@ def movielens_1m(ratings: Path, items: Path, users: Path) -> IngestSource:
 
 
 def movielens_25m(ratings: Path, items: Path, tags: Path | None) -> IngestSource:
-    """Return the source of ``ratings.csv``, ``movies.csv`` and, if there, ``tags.csv``.
+    """Return the data source of ``ratings.csv``, ``movies.csv`` and, if it exists, ``tags.csv``.
 
-    A tag is an event of its own kind; what it says is not kept. ``links.csv`` and the genome are not read.
+    A tag is an event with a signal of its own; its text is not kept. ``links.csv`` and the genome are not read.
     """
     files = [
         FileSource(

@@ -1,6 +1,6 @@
-"""Public logs: Globo's news clicks, GH Archive, impressions in the form of MIND, and lists of items.
+"""Public logs: Globo's news clicks, GH Archive, impressions in MIND's format, and lists of items.
 
-Each function returns the source that some files stand for, or None if they are something else.
+Each function returns the data source of some files, or None if they are of another layout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stages.warehouse.readers.blocks import read_blocks
 from stages.warehouse.readers.json_lines import split_objects
 
 TEST_START_MS = 86_400_000
-"""When a list of held-out items begins: after every item of a training line, the longest of which
+"""Time of the first held-out item, int ms: later than every item of a training line. The longest line
 (64 MiB of text) holds fewer items than this."""
 
 _HOUR = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{1,2}\.json")
@@ -37,7 +37,7 @@ _NEWS = ("news_id", "category", "subcategory", "title", "abstract", "url", "titl
 
 
 def globo_parquet(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
-    """Return Globo's clicks as Parquet with the columns of the log, under plain names.
+    """Return Globo's clicks in Parquet files with the log's columns under plain names.
 
     Items come from the clicks only. ``session_id`` and ``session_start`` are not read.
     """
@@ -80,10 +80,10 @@ def gharchive(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
 
     Each line is an event of GitHub's Events API
     (https://docs.github.com/en/rest/using-the-rest-api/github-event-types). Users and items are the
-    actors' and the repositories' numbers, which a change of name leaves as they are. An event is told
-    by its id, kind and time: GitHub began to count anew on 2025-10-09, in two sequences (pushes and
-    what they create or delete, all else), so that an id alone comes up to three times. A second pass
-    over the same files makes each repository's latest name its title.
+    numbers of actors and repositories, which a change of name does not alter. An event is identified by
+    its id, kind and time. Its id alone is not enough: on 2025-10-09 GitHub restarted its counting in two
+    sequences (pushes with creations and deletions; all else), so that an id occurs up to three times. The
+    files are read twice: as repositories with their latest name as title, and as events.
     """
     hours = [file for name, file in files.items() if _HOUR.fullmatch(name)]
     if not hours:
@@ -104,10 +104,10 @@ def gharchive(path: Path, files: Mapping[str, Path]) -> IngestSource | None:
 
 
 def refuse_timeline(files: Mapping[str, Path]) -> None:
-    """Refuse hours of GH Archive that were recorded from GitHub's old timeline.
+    """Refuse hours of GH Archive that come from GitHub's old timeline.
 
-    They say neither which number a user has nor which id an event: as users of their own, they would
-    not meet the same people's later events.
+    Such hours have neither the numbers of users nor the ids of events, so the same person would become
+    another user in later hours.
 
     Raises:
         DataError: naming the first such hour.
@@ -122,12 +122,12 @@ def refuse_timeline(files: Mapping[str, Path]) -> None:
 
 
 def mind(behaviours: Path, news: Path) -> IngestSource:
-    """Return an impression log in the form of MIND: ``behaviors.tsv`` and ``news.tsv``.
+    """Return an impression log in MIND's format: ``behaviors.tsv`` and ``news.tsv``.
 
     F. Wu et al., "MIND: A Large-scale Dataset for News Recommendation", ACL 2020;
     https://learn.microsoft.com/azure/open-datasets/dataset-microsoft-news. Each candidate is an
-    ``impression``, a clicked one also a ``click``, at the time of the impression. The history is not
-    read: its clicks have no times.
+    ``impression``; a clicked candidate is also a ``click`` at the same time. The history is not read: its
+    clicks have no times.
     """
     shown = InteractionColumns(
         user_id="user_id",
@@ -193,7 +193,7 @@ def _columns(path: Path) -> set[str]:
 
 
 def _is_list(path: Path) -> bool:
-    """Return whether a file's first line is two numbers or more."""
+    """Return whether a file's first line has at least two words and all are numbers."""
     words = _first_line(path).split()
     return len(words) > 1 and all(word.isdigit() for word in words)
 

@@ -1,8 +1,8 @@
-"""What a selection would have covered of the days that followed it, in the warehouse's own SQL.
+"""Measure how much of the traffic of past days an activity policy would have covered, in SQL.
 
-For each of the last days: who came, and which of them had been active enough before the day began.
-Only events before a day's start decide about that day. A day is [start, start + 24 h), counted back
-from the as-of time.
+For each of the last days: which users (items) have events, and which of those were active enough before
+the day began. Activity on a day depends only on events before its start. A day is [start, start + 24 h),
+counted back from the as-of time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Who = Literal["users", "items"]
 
 @dataclass(frozen=True)
 class Coverage:
-    """What one threshold would have covered of one day.
+    """How much of one day's traffic one threshold would have covered.
 
     Attributes:
         start_ms: of the day, int ms UTC.
-        threshold: least number of events before it.
+        threshold: smallest number of events before the day.
         seen: users (items) with an event on the day; covered: those that pass the threshold.
-        events: of the day; covered_events: those of covered users (items).
+        events: events of the day; covered_events: those of covered users (items).
     """
 
     start_ms: int
@@ -43,7 +43,7 @@ class Coverage:
 
 
 def day_starts(as_of_ms: int, days: int) -> tuple[int, ...]:
-    """Return the starts of the last days before the as-of time, oldest first, none before 0."""
+    """Return the starts of the last days before the as-of time, oldest first; negative starts are left out."""
     starts = (as_of_ms - number * DAY_MS for number in range(days, 0, -1))
     return tuple(start for start in starts if start >= 0)
 
@@ -56,15 +56,15 @@ def cover_days(
     policy: ActivityPolicy,
     thresholds: Sequence[int],
 ) -> list[Coverage]:
-    """Ask what each threshold would have covered of each day.
+    """Measure how much of each day's traffic each threshold would have covered.
 
     Args:
-        warehouse: where the events are.
-        who: whose events are counted.
-        signals: kinds of events that make a day's traffic, and that count where the policy names none.
-        starts: of D consecutive days, int ms UTC.
+        warehouse: holds the events.
+        who: whether events are counted by user or by item.
+        signals: kinds of events that are a day's traffic; they also count for activity if the policy has no kinds.
+        starts: starts of D consecutive days, int ms UTC.
         policy: window, kinds, weights and maximum; its ``min_events`` is replaced by each threshold.
-        thresholds: H least numbers of events.
+        thresholds: H smallest numbers of events.
 
     Returns:
         D * H rows by day and threshold; a day without events has zeros.
@@ -88,9 +88,9 @@ def coverage_statement(
 ) -> sa.Select[Any]:
     """Return the SELECT of ``cover_days``: a row a day with traffic.
 
-    Events are read once and grouped by user (item), with a column for every day and every window
-    before one; only then does a row become one a day. Grouped by user and day, as many rows as
-    events may have to be held.
+    Events are read once and grouped by user (item), with two columns a day: events on the day, and in the
+    window before it. Only then is each row split into one row a day. Grouping by user and day at once could
+    need as many rows as there are events.
     """
     key = _E.user_id if who == "users" else _E.item_id
     counts = _counts_of_each(key, signals, starts, policy).subquery("counts_of_each")
@@ -112,7 +112,7 @@ def coverage_statement(
 
 
 def _counts_of_each(key: Any, signals: Sequence[str], starts: Sequence[int], policy: ActivityPolicy) -> sa.Select[Any]:
-    """Return the SELECT of each key's events ``d<day>`` on a day and ``n<day>`` in the window before it."""
+    """Return the SELECT of each key's events on a day, ``d<day>``, and in the window before it, ``n<day>``."""
     kinds, end = policy.signals or signals, starts[-1] + DAY_MS
     counted, came = [], []
     if set(kinds) != set(signals):

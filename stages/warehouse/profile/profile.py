@@ -1,4 +1,4 @@
-"""What the data contracts measure: aggregates only, executed by the warehouse.
+"""The measurements of the data contracts: aggregates only, executed by the warehouse.
 
 The statements are written once in SQLAlchemy Core; DuckDB and PostgreSQL give equal numbers. No
 function here brings events into Python: the largest answer has one row a day.
@@ -20,10 +20,10 @@ from stages.warehouse.selection.conditions import chosen_events, count_if, is_ac
 from stages.warehouse.selection.policies import ActivityPolicy
 
 FLOAT32_MAX = 3.4028234e38
-"""Values beyond it become infinite in a snapshot, which keeps float32."""
+"""Larger values become infinite in a snapshot, which stores float32."""
 
 KEYS = ("event_id", "user_id", "item_id", "signal", "value", "event_time_ms")
-"""Columns of an event without which it means nothing."""
+"""Required columns of an event."""
 
 _NAME = 40  # PostgreSQL cuts names at 63 bytes
 
@@ -35,11 +35,11 @@ _I = ITEMS.c
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What makes an event a positive of a task.
+    """The rule that makes an event a positive of a task.
 
     Attributes:
         signals: kinds of events.
-        min_value: smallest value that counts, or None for any.
+        min_value: smallest value of a positive, or None for any.
     """
 
     signals: tuple[str, ...]
@@ -54,7 +54,7 @@ class Scope:
         signals: kinds of events that the dataset keeps.
         start_ms: int ms UTC; older events are not selected.
         as_of_ms: int ms UTC; events from then on are not selected.
-        now_ms: the clock, int ms UTC; None where no event is later than the clock.
+        now_ms: the clock, int ms UTC; None if no event is later than the clock.
         labels: rule by task.
         ranges: (lowest, highest) value allowed, by signal.
     """
@@ -69,18 +69,18 @@ class Scope:
 
 @dataclass(frozen=True)
 class EventProfile:
-    """One pass over all events.
+    """Counts from one pass over all events.
 
     Attributes:
         rows: all events.
-        null_keys: of them, with a null in one of ``KEYS``.
-        after_now: of them, later than the clock.
-        after_as_of: of them, at or after the as-of time.
-        before_as_of: of them, before it.
-        selected: of those, of the kept signals and not before the start.
-        bad_values: of the selected, with a value that is no number, infinite, or beyond a range.
-        bad_times: of all events, with a time before 1970.
-        oldest_ms, newest_ms: earliest and latest time of the selected, or None.
+        null_keys: events with a null in one of ``KEYS``.
+        after_now: events later than the clock.
+        after_as_of: events at or after the as-of time.
+        before_as_of: events before the as-of time.
+        selected: events before the as-of time, of the kept signals and not before the start.
+        bad_values: selected events with a value that is no number, infinite, or beyond a range.
+        bad_times: events with a time before 1970.
+        oldest_ms, newest_ms: earliest and latest time of the selected events, or None.
         by_signal: selected events of each kept signal.
     """
 
@@ -127,8 +127,8 @@ class DayCounts:
     Attributes:
         events: selected events.
         positives: by task.
-        of: events of the task's signals, by task; for a task without ``min_value`` all selected events,
-            for among its own signals each is a positive.
+        of: by task, the events that could be positives: those of the task's signals. For a task without
+            ``min_value`` all selected events, since every event of its signals is a positive.
     """
 
     events: int
@@ -139,7 +139,7 @@ class DayCounts:
 def daily_counts(warehouse: Warehouse, scope: Scope, days: int) -> dict[int, DayCounts]:
     """Return counts by day: day d ends d days before the as-of time, for d < ``days``.
 
-    A day without an event is not in the answer.
+    A day without events is left out.
     """
     with warehouse.connect() as connection:
         rows = connection.execute(daily_statement(scope, days)).all()
@@ -174,12 +174,12 @@ def daily_statement(scope: Scope, days: int) -> sa.Select[Any]:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows that say the same again.
+    """Repeated rows.
 
     Attributes:
         rows: selected events of the window.
         identical: rows beyond the first with equal user, item, signal and time.
-        repeats: rows beyond the first with equal user, item and signal, at whatever time.
+        repeats: rows beyond the first with equal user, item and signal, at any time.
     """
 
     rows: int
@@ -188,9 +188,9 @@ class Duplicates:
 
 
 def count_duplicates(warehouse: Warehouse, scope: Scope, window_days: float | None) -> Duplicates:
-    """Count duplicates among the selected events of so many days before the as-of time (None: all).
+    """Count duplicates among the selected events of the last ``window_days`` before the as-of time (None: all).
 
-    Two groupings one after the other: within one another they would need the memory of both at once.
+    The two groupings run one after the other; nested, they would need the memory of both at once.
     """
     triple = (_E.user_id, _E.item_id, _E.signal)
     with warehouse.connect() as connection:
@@ -208,7 +208,7 @@ def _groups(scope: Scope, window_days: float | None, key: tuple[Any, ...]) -> sa
 
 @dataclass(frozen=True)
 class UnknownItems:
-    """Selected events, those whose item has no catalogue row, and how many such items there are."""
+    """Selected events, events whose item has no catalogue row, and the number of such items."""
 
     events: int
     unknown: int
@@ -216,7 +216,7 @@ class UnknownItems:
 
 
 def count_unknown_items(warehouse: Warehouse, scope: Scope) -> UnknownItems:
-    """Count the selected events whose item the catalogue does not know."""
+    """Count the selected events whose item has no catalogue row."""
     each = events_by_item(scope)
     missing = _I.item_id.is_(None)
     statement = sa.select(
@@ -245,7 +245,7 @@ def profile_items(warehouse: Warehouse) -> ItemProfile:
 
 
 def count_active(warehouse: Warehouse, scope: Scope, policy: ActivityPolicy) -> tuple[int, int]:
-    """Return (users with a selected event, of them active at the as-of time)."""
+    """Return (users with a selected event, those of them who are active at the as-of time)."""
     each = user_activity(scope, policy)
     statement = sa.select(sa.func.count(), count_if(each.c.active)).select_from(each)
     with warehouse.connect() as connection:
@@ -254,7 +254,7 @@ def count_active(warehouse: Warehouse, scope: Scope, policy: ActivityPolicy) -> 
 
 
 def ingested_rows(warehouse: Warehouse) -> tuple[int, int]:
-    """Return (rows read, of them quarantined) of all files that were ingested; zeros where nothing was."""
+    """Return (rows read, rows quarantined) of all ingested files; zeros if there is none."""
     if not has_table(warehouse, INGEST_LOG.name):
         return 0, 0
     log = INGEST_LOG.c
@@ -265,12 +265,12 @@ def ingested_rows(warehouse: Warehouse) -> tuple[int, int]:
 
 
 def selected_events(scope: Scope) -> list[Any]:
-    """Return the conditions of an event that the dataset selects."""
+    """Return the conditions that select the dataset's events."""
     return chosen_events(scope.signals, scope.start_ms, scope.as_of_ms)
 
 
 def window_events(scope: Scope, window_days: float | None) -> list[Any]:
-    """Return the conditions of a selected event in so many days before the as-of time."""
+    """Return the conditions of a selected event in the last ``window_days`` before the as-of time (None: all)."""
     if window_days is None:
         return selected_events(scope)
     return [*selected_events(scope), _E.event_time_ms >= scope.as_of_ms - round(window_days * DAY_MS)]
@@ -278,7 +278,7 @@ def window_events(scope: Scope, window_days: float | None) -> list[Any]:
 
 def bad_value(scope: Scope) -> Any:
     """Return the condition of a value that is no number, infinite, or beyond its signal's range."""
-    # Both databases order NaN after every number, so it is not within the limits.
+    # Both databases order NaN after every number, so NaN is out of range.
     beyond = sa.not_(_E.value.between(-FLOAT32_MAX, FLOAT32_MAX))
     ranged = [
         (_E.signal == signal) & sa.not_(_E.value.between(low, high)) for signal, (low, high) in scope.ranges.items()
@@ -293,7 +293,7 @@ def events_by_item(scope: Scope) -> Any:
 
 
 def lacks(name: str) -> Any:
-    """Return the condition of an item without the attribute; ingestion gives an untitled item its id as title."""
+    """Return the condition that an item lacks an attribute; a title that equals the id counts as missing."""
     column = _I[name]
     if name in ("created_at_ms", "duration_s"):
         return column.is_(None)
@@ -302,7 +302,7 @@ def lacks(name: str) -> Any:
 
 
 def user_activity(scope: Scope, policy: ActivityPolicy) -> Any:
-    """Return the subquery of each user with a selected event: (weighted) events in the window, and ``active``."""
+    """Return the subquery of users with a selected event: their (weighted) events in the window, and ``active``."""
     users = sa.select(_E.user_id).where(*selected_events(scope)).group_by(_E.user_id).subquery("selected_users")
     counts = window_counts(scope.signals, (scope.as_of_ms,), policy).subquery("window_counts")
     unit = threshold_unit(policy)

@@ -1,4 +1,4 @@
-"""Rows to look at when a data contract is broken, and the SQL that shows more of them."""
+"""Sample rows for a broken data contract, and the SQL that shows more of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.warehouse.profile.profile import (
 from stages.warehouse.selection.policies import ActivityPolicy
 
 Rows = sa.Select[Any]
-"""A SELECT of rows to look at, the most telling first."""
+"""A SELECT of sample rows, the most informative first."""
 
 _E = INTERACTIONS.c
 _I = ITEMS.c
@@ -32,7 +32,7 @@ _EVENT = (_E.user_id, _E.item_id, _E.signal, _E.value, _E.event_time_ms)
 
 @dataclass(frozen=True)
 class Sample:
-    """A few rows as plain values, and the statement without a limit in the warehouse's SQL."""
+    """A few rows as plain values, and the statement without its limit in the warehouse's SQL."""
 
     rows: tuple[dict[str, Any], ...]
     sql: str
@@ -45,7 +45,7 @@ def take_sample(warehouse: Warehouse, statement: Rows, limit: int) -> Sample:
         text = str(statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True}))
     rows = tuple({name: _plain(value) for name, value in row.items()} for row in found)
     if not warehouse.is_duckdb:
-        # psycopg2's own sign is doubled, and a person pastes the text into psql.
+        # SQLAlchemy doubles percent signs for psycopg2; the text is meant for psql.
         text = text.replace("%%", "%")
     return Sample(rows, text.replace(" \n", " ").replace("\n", " "))
 
@@ -59,12 +59,12 @@ def _plain(value: Any) -> Any:
 
 
 def events_without_keys() -> Rows:
-    """Return events with a null where an event needs a value."""
+    """Return events with a null in a required column."""
     return sa.select(*_EVENT).where(sa.or_(*(_E[name].is_(None) for name in KEYS))).order_by(_E.event_id)
 
 
 def events_with_bad_values(scope: Scope) -> Rows:
-    """Return selected events whose value is no number, infinite or beyond its range."""
+    """Return selected events with a value that is no number, infinite or out of range."""
     return _events(*selected_events(scope), bad_value(scope))
 
 
@@ -95,7 +95,7 @@ def repeated_events(scope: Scope, window_days: float | None, identical: bool) ->
 
     Args:
         scope: which events.
-        window_days: in so many days before the as-of time; None = all.
+        window_days: only events of so many days before the as-of time; None = all.
         identical: whether the time must be equal as well.
     """
     key = (_E.user_id, _E.item_id, _E.signal, *((_E.event_time_ms,) if identical else ()))
@@ -105,7 +105,7 @@ def repeated_events(scope: Scope, window_days: float | None, identical: bool) ->
 
 
 def unknown_items(scope: Scope) -> Rows:
-    """Return items that have events and no catalogue row, those with most events first."""
+    """Return items with events but without a catalogue row, those with most events first."""
     each = events_by_item(scope)
     missing = sa.select(each).select_from(each.outerjoin(ITEMS, _I.item_id == each.c.item_id))
     return missing.where(_I.item_id.is_(None)).order_by(each.c.events.desc(), each.c.first_ms)
@@ -118,7 +118,7 @@ def items_that_lack(name: str) -> Rows:
 
 
 def inactive_users(scope: Scope, policy: ActivityPolicy) -> Rows:
-    """Return users who are not active, those nearest to the policy (with most events) first."""
+    """Return users who are not active, those with most events first."""
     each = user_activity(scope, policy)
     return sa.select(each.c.user_id, each.c.events).where(sa.not_(each.c.active)).order_by(each.c.events.desc())
 

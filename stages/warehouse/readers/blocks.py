@@ -1,8 +1,8 @@
-"""Bytes of a file, plain or gzipped, in blocks that end where a record ends.
+"""Read a plain or gzipped file in blocks that end at the end of a record.
 
-A compressed stream that stops early or turns to noise does not lose what came before: its whole
-lines are yielded, and the last block says what went wrong and what was left of the broken line. Whether what
-came before is right, only the checksum at the end of a gzip member tells, and then it has been yielded.
+If a compressed stream is truncated or corrupt, the whole lines before the fault are still yielded. The last
+block has the fault and the rest of the broken line. The checksum of a gzip member stands at its end, so its
+lines are yielded before the checksum is verified.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from stages.contracts.errors import DataError
 
 Progress = Callable[[int], object]
-"""Called with a number of bytes of the file that have been read."""
+"""Called with the number of bytes of the file that were just read."""
 
 _READ = 1 << 20
 _LONGEST_RECORD = 64 << 20
@@ -30,9 +30,9 @@ class Block:
     """Whole records of a file.
 
     Attributes:
-        data: bytes, ending with a line break except perhaps at the end of the file.
-        fault: why the stream broke off here, or None.
-        tail: what was read of the record in which it broke.
+        data: bytes; they end with a line break, except perhaps at the end of the file.
+        fault: the reason why the stream breaks off after this block, or None.
+        tail: the bytes that were read of the broken record.
     """
 
     data: bytes
@@ -45,9 +45,9 @@ def read_blocks(path: Path, size: int, quote: str | None, progress: Progress) ->
 
     Args:
         path: a text file; ``.gz`` is decompressed as it is read.
-        size: bytes a block; a record longer than it makes its block longer.
-        quote: character between which a line break belongs to the record, or None.
-        progress: told the bytes read from disk.
+        size: bytes a block; a longer record makes its block longer.
+        quote: quote character, or None; a line break between two quotes belongs to the record.
+        progress: called with the number of bytes read from disk.
 
     Raises:
         DataError: if the file is missing, unreadable, not gzip in spite of its name, or holds a
@@ -61,7 +61,7 @@ def read_blocks(path: Path, size: int, quote: str | None, progress: Progress) ->
         if len(carry) < size:
             continue
         cut = _last_record_end(carry, mark)
-        # An open quote that never closes must not swallow the file: give up on it and cut at a line.
+        # A quote that is never closed must not take in the rest of the file: ignore it and cut at a line break.
         if cut == 0 and len(carry) >= 4 * size:
             cut = carry.rfind(b"\n") + 1
         if cut == 0 and len(carry) > _LONGEST_RECORD:
@@ -125,7 +125,7 @@ def _gunzip(path: Path, stream: BinaryIO, size: int, progress: Progress) -> Iter
 
 
 def _rest(inflate: zlib._Decompress, size: int) -> Iterator[tuple[bytes, str | None]]:
-    """Yield what a member still holds back after all of the file was read."""
+    """Yield the remaining data of a gzip member after the whole file was read."""
     while not inflate.eof:
         piece, error = _decompress(inflate, b"", size)
         yield piece, None if error is None else "corrupt_gzip"
@@ -137,9 +137,9 @@ def _rest(inflate: zlib._Decompress, size: int) -> Iterator[tuple[bytes, str | N
 
 
 def _decompress(inflate: zlib._Decompress, data: bytes, size: int) -> tuple[bytes, zlib.error | None]:
-    """Return up to ``size`` bytes, and what broke the stream behind them.
+    """Return up to ``size`` bytes, and the error that follows them, or None.
 
-    zlib gives nothing of a call that fails, so that it is fed again, with less and less at a time.
+    zlib returns no data from a call that fails, so the data is fed again in smaller and smaller steps.
     """
     before = inflate.copy()
     try:

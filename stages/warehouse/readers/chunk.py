@@ -1,4 +1,4 @@
-"""What every reader yields: columns of some rows, and the rows that could not be read."""
+"""The chunks that every reader yields: columns of some rows, and the rows that could not be read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Reject:
     Attributes:
         row_number: 1-based line of a text file (the first line of the row), or row of a table.
         reason: a short code such as ``missing_user_id``.
-        raw: the row as it was found.
+        raw: the row as it stands in the file.
     """
 
     row_number: int
@@ -34,7 +34,7 @@ class Chunk:
     Attributes:
         columns: Arrow arrays ``[R]`` by the file's column names; text files give strings.
         row_numbers: int64 ``[R]``.
-        raw: returns a row as it was found, by its position in the chunk.
+        raw: returns a row as it stands in the file, by its position in the chunk.
         rejects: rows that could not be split into columns; they are not among the R rows.
     """
 
@@ -48,10 +48,10 @@ class Chunk:
 
 
 def check_columns(file: str, mapping: ColumnMapping, found: Sequence[str]) -> None:
-    """Check that a file has every column of its mapping, once.
+    """Check that a file has every column of its mapping exactly once.
 
     Raises:
-        DataError: naming the mapping's field, the column it asks for and the columns there are.
+        DataError: with the mapping's field, its column and the columns of the file.
     """
     faults = []
     for name, column in mapping.named:

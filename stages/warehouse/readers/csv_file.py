@@ -1,7 +1,7 @@
-"""Reader of delimited text files: CSV and its kin.
+"""Reader of delimited text files, such as CSV and TSV.
 
-Rows without quotes are split by Arrow, whole blocks at a time; only rows with quotes go through
-Python's csv module, one record each, so that a stray quote spoils no other row.
+Arrow splits the rows without quotes, a whole block at a time. Rows with quotes go through Python's csv
+module, one record at a time, so that a stray quote does not spoil other rows.
 
 Shapes: R rows of a block.
 """
@@ -50,7 +50,7 @@ def read_csv(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[
 
 
 def _check_readable(file: FileSource, lines: Lines, found: np.ndarray) -> None:
-    """Refuse a file whose header cannot be read: the next line would be taken for one."""
+    """Refuse a file whose header cannot be read; else the next line would be taken for the header."""
     first = lines.numbers[found[0]] if len(found) else np.inf
     for reject in lines.rejects:
         if reject.row_number < first:
@@ -81,7 +81,7 @@ def _parse_csv(file: FileSource, names: tuple[str, ...], lines: Lines, header: s
 
 
 def _without_headers(file: FileSource, lines: Lines, header: str | None) -> tuple[Lines, np.ndarray]:
-    """Drop the header lines that concatenated files leave; return the rest and its quote counts."""
+    """Drop repeated header lines of concatenated files; return the other lines and their quote counts."""
     quotes = _count_quotes(lines.text, file.quote)
     if header is None:
         return lines, quotes
@@ -142,7 +142,7 @@ def _split_quoted(
         if values is not None and len(values) == n_fields:
             rows.append((numbers[0], record, values))
         else:
-            # Not one record after all: a quote was left open, so each line is a record of its own.
+            # The lines are not one record: a quote was left open. Each line is a record of its own.
             filled = [row for row, text in enumerate(texts) if text]
             keep([numbers[row] for row in filled], [texts[row] for row in filled])
     return rows
@@ -154,7 +154,7 @@ def _split_all(records: list[str], file: FileSource) -> list[list[str] | None]:
         rows: list[list[str] | None] = list(found)
     except csv.Error:
         rows = []
-    # As many rows as records: no record ran on into the next one.
+    # With as many rows as records, no record continues into the next one.
     return rows if len(rows) == len(records) else [_split(record, file.delimiter, file.quote) for record in records]
 
 

@@ -1,8 +1,8 @@
-"""Typed columns to text without the loss of a digit: ids are exact, or they are refused.
+"""Turn typed columns into text without losing a digit; ids that are not exact are refused.
 
-A float holds every whole number only below a limit. From there on two ids may have become one before the
-file was written, and nobody can tell them apart again. So a float is an id only where it is whole and
-below that limit; decimals and integers are taken digit by digit.
+A float holds every whole number only below a limit. From the limit on, two ids may have become the same number
+before the file was written. So a float is an id only if it is whole and below the limit; decimals and integers
+are exact at any size.
 
 Shapes: R rows of a chunk.
 """
@@ -19,7 +19,7 @@ from stages.contracts.errors import DataError
 from stages.warehouse.mapping import ColumnMapping
 
 _LIMITS = {16: 2**11, 32: 2**24, 64: 2**53}
-"""By the bits of a float: the first whole number that may stand for its neighbour too."""
+"""By the bits of a float: the first whole number that shares its representation with another one."""
 
 _ID_FIELDS = ("user_id", "item_id", "event_id", "signal_column")
 _NUMBER_FIELDS = ("event_time", "value_column", "created_at", "duration")
@@ -28,9 +28,9 @@ _DIGITS = 76
 
 
 def id_columns(mapping: ColumnMapping) -> dict[str, str]:
-    """Return the file columns that hold ids, each with the field of the mapping that names it.
+    """Return the file columns that hold ids, each with its field of the mapping.
 
-    A time or a value that is part of an event's id is none: it keeps its fraction.
+    A time or value column that is part of an event's id is not among them: it keeps its fraction.
     """
     numbers = {column for field, column in mapping.named if field in _NUMBER_FIELDS}
     named = reversed(mapping.named)
@@ -38,9 +38,9 @@ def id_columns(mapping: ColumnMapping) -> dict[str, str]:
 
 
 def exact_text(column: Any) -> Any:
-    """Return large_string ``[R]`` of an Arrow array: a whole number is its digits, whatever its type.
+    """Return large_string ``[R]`` of an Arrow array: a whole number of any type becomes its digits.
 
-    7, 7.0 and 7.00 are "7". A float from its limit on, or one that is not whole, is its shortest decimal text.
+    7, 7.0 and 7.00 become "7". A float that is not whole, or not below its limit, becomes its shortest decimal text.
     """
     kind = column.type
     if pa.types.is_floating(kind):
@@ -49,7 +49,7 @@ def exact_text(column: Any) -> Any:
         return pc.if_else(whole, digits, column.cast(pa.large_string()))
     if pa.types.is_decimal(kind):
         whole = _whole_decimals(column)
-        # Without a scale: Arrow would write 700 as 7E+2, and 0 as 0E-9.
+        # Cast to scale 0: with another scale Arrow would write 700 as 7E+2, and 0 as 0E-9.
         digits = pc.if_else(whole, column, None).cast(pa.decimal256(_DIGITS, 0)).cast(pa.large_string())
         return pc.if_else(whole, digits, column.cast(pa.large_string()))
     return column.cast(pa.large_string())
@@ -64,7 +64,7 @@ def exact_ids(column: Any, field: str, name: str) -> Any:
         name: of the file's column, for the message.
 
     Raises:
-        DataError: for a float or decimal that is no whole number, or a float whose digits are not certain.
+        DataError: if a float or decimal is not whole, or a float is too large to be exact.
     """
     kind = column.type
     if pa.types.is_floating(kind):
@@ -81,7 +81,7 @@ def exact_ids(column: Any, field: str, name: str) -> Any:
 
 
 def exact_number(value: float) -> str | None:
-    """Return the digits of a float that is whole and below its limit, else None."""
+    """Return the digits of a float64 that is whole and below its limit, else None."""
     return str(int(value)) if math.isfinite(value) and value.is_integer() and abs(value) < _LIMITS[64] else None
 
 
@@ -95,13 +95,13 @@ def not_exact(field: str, name: str, value: object, kind: str, limit: int | None
 
 
 def _whole_decimals(column: Any) -> Any:
-    """Return boolean ``[R]``, never null."""
+    """Return boolean ``[R]``, never null: whether a decimal is whole."""
     whole = column.is_valid() if column.type.scale <= 0 else pc.equal(column, pc.trunc(column))
     return pc.fill_null(whole, False)
 
 
 def _exact_floats(column: Any) -> Any:
-    """Return boolean ``[R]``, never null: whole and below the limit."""
+    """Return boolean ``[R]``, never null: whether a float is whole and below its limit."""
     wide = column.cast(pa.float64())
     below = pc.less(pc.abs(wide), float(_LIMITS[column.type.bit_width]))
     return pc.fill_null(pc.and_(below, pc.equal(wide, pc.floor(wide))), False)

@@ -1,8 +1,8 @@
 """Reader of lines of ``user item item …``, the form in which many benchmarks publish their splits.
 
-Such a file names no times. Each item gets one that keeps the order within its line: the first item
-happens at the file's ``start_ms``, each later one a millisecond after the one before. These times
-say nothing about the order of events of two users.
+Such a file has no times, so they are made up to keep the order within a line: the first item is at the
+file's ``start_ms``, each later one a millisecond after the one before. The order of events of different
+users has no meaning.
 
 Shapes: R items of a block.
 """
@@ -22,7 +22,7 @@ from stages.warehouse.readers.chunk import Chunk, Reject, check_columns
 from stages.warehouse.readers.lines import Lines, filled, read_lines
 
 COLUMNS = ("user", "item", "time")
-"""What a mapping calls the columns; ``time`` is int ms."""
+"""Names of the columns in a mapping; ``time`` is int ms."""
 
 _BYTES_AN_ITEM = 6
 

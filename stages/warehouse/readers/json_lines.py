@@ -1,4 +1,4 @@
-"""Reader of JSON lines: one object a line, fields of nested objects by a dotted path.
+"""Reader of JSON lines: one object a line; nested fields are addressed by dotted paths.
 
 Shapes: R rows of a block.
 """
@@ -29,7 +29,7 @@ _DECODER = json.JSONDecoder()
 def read_jsonl(file: FileSource, chunk_rows: int, progress: Progress) -> Iterator[Chunk]:
     """Yield the rows of a file with one JSON object a line, about ``chunk_rows`` a chunk.
 
-    A line that holds several whole objects is read as so many rows with one number.
+    A line with several whole objects becomes several rows with the same row number.
 
     Raises:
         DataError: if the file is unreadable, no row of its first chunk has a mapped column, or an id is a
@@ -70,16 +70,16 @@ def read_jsonl(file: FileSource, chunk_rows: int, progress: Progress) -> Iterato
 
 
 def _raw(line: Callable[[int], str], kept: list[int], parts: dict[int, str]) -> Callable[[int], str]:
-    """Return what gives a row as it was found: the line where it was kept, or its part of one."""
+    """Return a function that returns a row as it stands in the file: a whole line, or one object of a line."""
     return lambda row: parts[row] if row in parts else line(kept[row])
 
 
 def split_objects(line: str) -> list[tuple[str, dict[str, Any] | None]]:
-    """Return the objects of a line, each with its text; None where the text is no JSON object.
+    """Return (text, object) of each object of a line; the object is None if the text is no JSON object.
 
-    A line holds one object. What a writer left that was killed or lost a line break may hold several,
-    with NUL characters between them or nothing at all; of what stands between NUL characters, all is
-    read or nothing.
+    Normally a line holds one object. If its writer was killed or lost a line break, it may hold several
+    objects, with NUL characters or nothing between them. Each text between NUL characters is read as a
+    whole or not at all.
     """
     row = _object(line)
     if row is not None:
@@ -113,10 +113,10 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _cells(row: dict[str, Any], paths: list[_Path], separator: str, escaped: bool) -> list[str | None] | None:
-    """Return the mapped fields as text, or None where one is no text that an encoding could hold."""
+    """Return the mapped fields as text, or None if one of them cannot be encoded as UTF-8."""
     cells = [_cell(_value(row, name, path), separator) for name, path in paths]
     if escaped:
-        # A lone surrogate is legal among JSON's escapes.
+        # JSON allows lone surrogates as escapes; UTF-8 does not.
         try:
             "".join(cell for cell in cells if cell is not None).encode("utf-8")
         except UnicodeEncodeError:
@@ -125,7 +125,7 @@ def _cells(row: dict[str, Any], paths: list[_Path], separator: str, escaped: boo
 
 
 def _value(row: dict[str, Any], name: str, path: tuple[str, ...]) -> Any:
-    """Return a field; a key that holds dots itself comes before a path."""
+    """Return a field; a key with dots in its name takes precedence over a path."""
     if len(path) == 1 or name in row:
         return row.get(name)
     value: Any = row
@@ -135,7 +135,7 @@ def _value(row: dict[str, Any], name: str, path: tuple[str, ...]) -> Any:
 
 
 def _inexact(row: dict[str, Any], paths: list[_Path], ids: dict[str, str]) -> DataError | None:
-    """Return the fault of the first id that is a float whose digits are not certain; NaN is no id at all."""
+    """Return the error of the first id that is an inexact float, or None; NaN counts as missing."""
     for name, path in paths:
         if name in ids:
             value = _value(row, name, path)
@@ -146,7 +146,7 @@ def _inexact(row: dict[str, Any], paths: list[_Path], ids: dict[str, str]) -> Da
 
 
 def _names(row: dict[str, Any], paths: list[_Path]) -> list[str]:
-    """Return the keys of a row and the paths that lead to something in it."""
+    """Return the keys of a row and the paths that have a value in it."""
     nested = [name for name, path in paths if len(path) > 1 and _value(row, name, path) is not None]
     return [*row, *nested]
 
@@ -164,5 +164,5 @@ def _cell(value: Any, separator: str) -> str | None:
 
 
 def _number(value: float) -> str:
-    """Return 7.0 as ``7``, as every other format gives it, and else the shortest text."""
+    """Return 7.0 as ``7``, as the other readers do, and other numbers as their shortest text."""
     return exact_number(value) or repr(value)

@@ -1,4 +1,4 @@
-"""Lines of a text file, decoded, with their numbers; what is not in the file's encoding is quarantined.
+"""Decode the lines of a text file and number them; lines that cannot be decoded are quarantined.
 
 Shapes: R lines of a block.
 """
@@ -18,7 +18,7 @@ from stages.warehouse.readers.blocks import Block, Progress, read_blocks
 from stages.warehouse.readers.chunk import Reject
 
 BYTES_A_ROW = 32
-"""How much text is taken for a row when a block is sized."""
+"""Assumed bytes of text a row, to size blocks."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -40,10 +40,10 @@ def read_lines(file: FileSource, quote: str | None, size: int, progress: Progres
     """Yield the lines of a file, whole records in about ``size`` bytes of text at a time.
 
     Args:
-        file: a text file; a line's break and a carriage return before it are not part of it.
-        quote: between two of these a line break belongs to the record, see ``read_blocks``.
+        file: a text file; line breaks, and carriage returns before them, are cut off.
+        quote: quote character, or None; a line break between two quotes belongs to the record, see ``read_blocks``.
         size: bytes.
-        progress: told the bytes read from disk.
+        progress: called with the number of bytes read from disk.
 
     Raises:
         DataError: as ``read_blocks`` does.
@@ -88,5 +88,5 @@ def filled(text: Any) -> np.ndarray:
 
 
 def raw_lines(text: Any) -> Callable[[int], str]:
-    """Return what gives a row as it was found, for ``Chunk.raw``."""
+    """Return a function that returns a line by its position, for ``Chunk.raw``."""
     return lambda row: text[int(row)].as_py()

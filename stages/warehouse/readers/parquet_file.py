@@ -1,4 +1,4 @@
-"""Readers of data that is typed already: Parquet files and Arrow tables.
+"""Readers of typed data: Parquet files and Arrow tables.
 
 Shapes: R rows of a chunk.
 """
@@ -54,7 +54,7 @@ def chunk_batches(name: str, mapping: ColumnMapping, batches: Iterable[Any]) -> 
     """Yield one chunk for each Arrow record batch.
 
     Args:
-        name: what to call the data in an error.
+        name: of the data, for errors.
         mapping: which columns to read.
         batches: ``pa.RecordBatch`` objects of one schema.
 
@@ -98,7 +98,7 @@ def _chunk(batch: Any, numbers: np.ndarray, separator: str, ids: dict[str, str])
 
 
 def _joined(column: Any, separator: str, id_field: str | None, name: str) -> Any:
-    """Return a column of lists as text, each list joined; ids in it are exact."""
+    """Return a column of lists as text, each list joined by the separator; ids must be exact."""
     values = column.flatten()
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
@@ -110,7 +110,7 @@ def _joined(column: Any, separator: str, id_field: str | None, name: str) -> Any
 
 
 def _plain(column: Any, unreadable: np.ndarray) -> Any:
-    """Return a column as strings, numbers, timestamps or booleans, and mark what is not UTF-8."""
+    """Return a column as strings, numbers, timestamps or booleans; rows that are not UTF-8 are marked."""
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ms"))
     if any(kind(column.type) for kind in _TYPED):

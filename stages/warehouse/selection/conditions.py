@@ -1,4 +1,4 @@
-"""What the warehouse holds, asked before anything is selected; see ``selection`` for that."""
+"""SQL conditions of a selection, and counts of the warehouse's events before the selection (see ``selection``)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _E = INTERACTIONS.c
 
 @dataclass(frozen=True)
 class EventSurvey:
-    """What the warehouse holds and why some of it is left out; each event counts once.
+    """How many events the warehouse holds, and how many are left out for which reason; each event counts once.
 
     Attributes:
         n_events: all events.
-        n_other_signals: of kinds that are not chosen.
-        n_after_as_of: of chosen kinds, at or after the as-of time.
-        n_before_start: of chosen kinds, before the start.
-        first_ms: time of the earliest event that is left, or None.
+        n_other_signals: events of kinds that are not chosen.
+        n_after_as_of: events of chosen kinds at or after the as-of time.
+        n_before_start: events of chosen kinds before the start.
+        first_ms: time of the earliest selected event, or None.
     """
 
     n_events: int
@@ -35,7 +35,7 @@ class EventSurvey:
 
 
 def survey_events(warehouse: Warehouse, signals: Sequence[str], as_of_ms: int, start_ms: int | None) -> EventSurvey:
-    """Count events by whether a selection keeps them; ``start_ms`` None sets no start."""
+    """Count the events that a selection keeps and leaves out; without a start if ``start_ms`` is None."""
     with warehouse.connect() as connection:
         return EventSurvey(*connection.execute(survey_statement(signals, as_of_ms, start_ms)).one())
 
@@ -60,7 +60,7 @@ def window_activity(
 ) -> tuple[int, float]:
     """Return (users, events of the most active user) in the window before ``end_ms``, for error messages.
 
-    Events are weighted as the policy says.
+    Events have the policy's weights.
     """
     each = window_counts(signals, (end_ms,), policy).subquery("each_user")
     statement = sa.select(count_if(each.c.n0 > 0), sa.func.max(each.c.n0))
@@ -77,15 +77,15 @@ def window_counts(
     events: Any = INTERACTIONS,
     codes: Mapping[str, int] | None = None,
 ) -> sa.Select[Any]:
-    """Return the SELECT of each user's (weighted) events ``n<part>`` in the window before each border.
+    """Return the SELECT of each user's (weighted) number of events before each border, columns ``n<part>``.
 
     Args:
-        signals: kinds that count where the policy names none.
-        borders: ends of the parts, int ms UTC.
+        signals: kinds that count if the policy has none.
+        borders: ends of the periods, int ms UTC.
         policy: window, kinds and weights.
-        key: whose events are counted, users' by default.
+        key: column by which events are grouped, the user by default.
         events: a table with the key, ``signal`` and ``event_time_ms``.
-        codes: what stands for each signal there, where it is not the signal itself.
+        codes: code of each signal in ``events``; None if it holds the signals themselves.
     """
     codes = codes or {}
     kinds = [codes.get(signal, signal) for signal in policy.signals or signals]
@@ -101,12 +101,12 @@ def window_columns(
     events: Any = INTERACTIONS,
     codes: Mapping[str, int] | None = None,
 ) -> list[Any]:
-    """Return the aggregates ``n<part>``: (weighted) events in the window before each border.
+    """Return the aggregates ``n<part>``: (weighted) number of events in the window before each border.
 
     Args:
-        borders: ends of the parts, int ms UTC.
+        borders: ends of the periods, int ms UTC.
         policy: window and weights.
-        conditions: that an event must satisfy besides.
+        conditions: further conditions on an event.
         events: as for ``window_counts``.
         codes: as for ``window_counts``.
     """
@@ -122,14 +122,14 @@ def window_columns(
 
 
 def is_active(count: Any, policy: ActivityPolicy) -> Any:
-    """Return the condition on a count of ``window_counts``."""
+    """Return the condition that a count of ``window_counts`` is active by the policy."""
     unit = threshold_unit(policy)
     enough = count >= policy.min_events * unit
     return enough if policy.max_events is None else enough & (count <= policy.max_events * unit)
 
 
 def threshold_unit(policy: ActivityPolicy) -> int:
-    """Return what one event of weight 1 adds to a count of ``window_counts``."""
+    """Return the number that one event of weight 1 adds to a count of ``window_counts``."""
     return WEIGHT_UNIT if policy.weights else 1
 
 

@@ -1,4 +1,4 @@
-"""Items for the dataset step, and the aliases that it writes back."""
+"""Read the items for the dataset step, and write its aliases back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ITEMS_SCHEMA = pa.schema(
 
 
 def export_catalogue(warehouse: Warehouse) -> pa.Table:
-    """Return the catalogue's items as they were ingested, ``ITEMS_SCHEMA``, sorted by id bytewise."""
+    """Return the catalogue's items as ingested, with ``ITEMS_SCHEMA``, sorted by id bytewise."""
     return _sorted(warehouse, sa.select(*(ITEMS.c[name] for name in ITEMS_SCHEMA.names)), ITEMS_SCHEMA)
 
 
@@ -38,14 +38,14 @@ def matching_items(warehouse: Warehouse, reason: str, predicate: str) -> list[st
     """Return the ids of the catalogue's items that a SQL predicate matches, sorted bytewise.
 
     Args:
-        warehouse: executes it as it is written.
-        reason: names the predicate in errors.
-        predicate: over the columns of ``items``.
+        warehouse: executes the predicate as it is written.
+        reason: name of the predicate, for errors.
+        predicate: SQL over the columns of ``items``.
 
     Raises:
         ConfigError: if the warehouse refuses the predicate.
     """
-    # A colon would begin a parameter.
+    # An unescaped colon would begin a parameter.
     condition = sa.text(f"({predicate})".replace(":", "\\:"))
     statement = sa.select(ITEMS.c.item_id).where(condition)
     try:
@@ -60,11 +60,11 @@ def matching_items(warehouse: Warehouse, reason: str, predicate: str) -> list[st
 
 
 def write_aliases(warehouse: Warehouse, snapshot_key: str, aliases: Mapping[str, str]) -> None:
-    """Keep which item stands for a duplicate; what the key held before is replaced.
+    """Store the canonical item of each duplicate; earlier aliases of the same key are replaced.
 
     Args:
-        warehouse: where to.
-        snapshot_key: names the decision.
+        warehouse: the warehouse to write to.
+        snapshot_key: key of the decision.
         aliases: canonical item id by the id of its duplicate.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Parts that are dealt pair by pair instead of by time, as published protocols do.
+"""Split events into periods by user-item pair instead of by time, as published protocols do.
 
-A user-item pair belongs to one part, with all of its events. A user's pairs are in the order of
-their first event, (event_time_ms, event_id), so that ties have one order on every database. Events
-of a user at one time are set a millisecond apart, in the same order: what a later one's request may
-know of the earlier ones does not depend on how coarse a clock was. Shares are compared as integers.
+A user-item pair belongs to one period (column ``part``), with all of its events. A user's pairs are ordered by
+their first event, (event_time_ms, event_id), so that every database orders ties the same way. Events of a user
+at the same time are set one millisecond apart, in the same order. So a later request may know the earlier
+events even if the clock was coarse. Shares are compared as integers.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ USER_GROUPS = sa.Table(
     sa.Column("user_index", sa.BigInteger),
     sa.Column("part", sa.Integer),
 )
-"""The part that each user was dealt to, for ``users``."""
+"""The period that each user is assigned to, for the method ``users``."""
 
 
 class PairSplit(Config):
-    """How pairs are dealt; ``n`` is the number of a user's pairs, ``p`` the 0-based position of one.
+    """How user-item pairs are assigned to periods.
 
     Attributes:
-        method: ``leave_last_out``: the last pairs are held out, those before them are the rankers';
-            ``user_ratio``: shares of each user's pairs; ``users``: whole users, of whose pairs a
-            first share is history only; ``given``: signals say what is held out.
-        last, before_last: pairs held out, and left to the rankers; a user with too few pairs for
-            one to remain keeps them all in the candidate part.
-        candidate_share, ranker_share: of a user's pairs, the oldest first.
-        fold_in_share: of a dealt user's pairs, the oldest, that are history only.
-        held_out: codes of the signals that mark a held-out pair; one that has others as well stays
+        method: ``leave_last_out``: a user's last pairs are held out, the pairs before them train the
+            rankers; ``user_ratio``: shares of each user's pairs; ``users``: whole users, whose oldest
+            pairs are history only; ``given``: signals mark the held-out pairs.
+        last, before_last: number of pairs that are held out, and that train the rankers. If no pair would
+            remain, all of the user's pairs stay in the candidate period.
+        candidate_share, ranker_share: shares of a user's pairs, the oldest first.
+        fold_in_share: share of the pairs, the oldest, that are history only for users of a later period.
+        held_out: codes of the signals that mark a held-out pair; a pair with other signals as well stays
             in training.
     """
 
@@ -53,11 +53,11 @@ class PairSplit(Config):
 
 
 def split_rows(kept: Any, split: PairSplit) -> sa.Select[Any]:
-    """Return the SELECT of the kept events with a column ``part`` and their times set apart.
+    """Return the SELECT of the kept events with a column ``part`` and distinct times a user.
 
     Args:
         kept: a subquery with the columns of ``repeats.CODED``.
-        split: how pairs are dealt.
+        split: how pairs are assigned.
     """
     pairs = dealt_pairs(kept, split)
     same_time = sa.func.row_number().over(
@@ -70,7 +70,7 @@ def split_rows(kept: Any, split: PairSplit) -> sa.Select[Any]:
 
 
 def dealt_pairs(kept: Any, split: PairSplit) -> Any:
-    """Return the subquery of every pair's part: user_index, item_index, part."""
+    """Return the subquery of every pair's period: user_index, item_index, part."""
     order = (kept.c.event_time_ms, kept.c.event_id)
     pair = (kept.c.user_index, kept.c.item_index)
     marked = sa.case((kept.c.signal.in_(list(split.held_out)), 1), else_=0)
@@ -102,7 +102,7 @@ def dealt_pairs(kept: Any, split: PairSplit) -> Any:
 
 
 def pairs_marked_twice(kept: Any, split: PairSplit) -> sa.Select[Any]:
-    """Return the SELECT of the number of pairs that signals of both kinds name."""
+    """Return the SELECT of the number of pairs that have both held-out signals and others."""
     marked = sa.case((kept.c.signal.in_(list(split.held_out)), 1), else_=0)
     both = (
         sa.select(kept.c.user_index)

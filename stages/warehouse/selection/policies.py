@@ -1,4 +1,4 @@
-"""Who and what is selected: activity of users, eligibility of items, repeated events."""
+"""Policies of a selection: activity of users, eligibility of items, repeated events."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from stages.contracts.config import Config
 from stages.contracts.tables import DAY_MS
 
 RepeatPolicy = Literal["first", "last", "sum", "max"]
-"""What becomes of a user's repeated events of one kind on one item, see ``selection``."""
+"""How a user's repeated events of one kind on one item are reduced, see ``repeats``."""
 
 WEIGHT_UNIT = 1_000
-"""Weights are compared as integers of a thousandth, so that every database agrees."""
+"""Weights are compared as integer thousandths, so that every database agrees."""
 
 
 class ActivityPolicy(Config):
-    """Who is active at the end of a part.
+    """Which users are active at the end of a period.
 
     Attributes:
-        min_events: at least so many events, before de-duplication ...
-        window_days: ... in so many days before the end of the part; None = since ever.
-        max_events: at most so many in the same window (bots have more), or None.
+        min_events: smallest number of events in the window, before de-duplication.
+        window_days: length of the window before the end of the period; None = all earlier events.
+        max_events: largest number of events in the window (bots have more), or None.
         signals: kinds that count; None = the kinds that are selected.
-        weights: what an event of a kind counts for, 1 where it is not given, to three decimals.
+        weights: weight of an event by kind, 1 by default, to three decimals.
     """
 
     min_events: int = Field(default=1, ge=0)
@@ -34,19 +34,19 @@ class ActivityPolicy(Config):
     weights: dict[str, float] = {}
 
     def start_ms(self, end_ms: int) -> int:
-        """Return the start of the window before ``end_ms``; no event is older than 0."""
+        """Return the start of the window before ``end_ms``, int ms UTC; 0 without ``window_days``."""
         return 0 if self.window_days is None else end_ms - round(self.window_days * DAY_MS)
 
 
 class ItemPolicy(Config):
-    """Which items are eligible at the end of a part: to be trained on and to be recommended.
+    """Which items are eligible at the end of a period: for training and for recommendation.
 
     Attributes:
-        min_support: at least so many selected interactions since the start of the selection.
-        active_within_days: the newest of them not older than so many days, or None.
-        max_age_days: created, or first seen, not longer ago than so many days, or None.
-        states: states of the catalogue that are allowed; None = any. An item without a state is
-            refused where states are given.
+        min_support: smallest number of selected interactions since the start of the selection.
+        active_within_days: largest age of the newest interaction in days, or None.
+        max_age_days: largest number of days since the item was created or first seen, or None.
+        states: allowed states of the catalogue; None = any. If states are given, an item without a state
+            is not eligible.
     """
 
     min_support: int = Field(default=0, ge=0)
@@ -56,5 +56,5 @@ class ItemPolicy(Config):
 
     @property
     def restricts(self) -> bool:
-        """Whether any item can fail it."""
+        """Whether the policy can exclude an item."""
         return self != ItemPolicy()

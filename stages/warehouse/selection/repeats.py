@@ -1,15 +1,14 @@
-"""Repeated events of a user, an item and a kind, as SQL over the coded events.
+"""Reduce repeated events of a user, an item and a kind, as SQL over the coded events.
 
-``first`` keeps a user's first event of a kind on an item, over all parts. Of ``last``, ``sum`` and
-``max`` the first part, of which no request is asked, keeps one row: the one with which the value was
-final, at its own time (``max``: the earliest that attains it). The later parts keep every row that
-changed the value, with the value as of that row, so that what becomes known later never shows
-earlier. Sums are made of millionths.
+``first`` keeps a user's first event of a kind on an item, over all periods. For ``last``, ``sum`` and ``max``
+the first period, which has no requests, keeps one row: the row at which the value became final, at its own
+time (``max``: the earliest row with the maximum). The later periods keep every row that changed the value, with
+the value as of that row, so that no row shows a value that was known only later. Sums are computed in
+millionths.
 
-Where every kind keeps its first event, the pairs that have several are found first, by counting,
-then their events are numbered, which are few, and what has to go is left out when the events are
-read, a stretch of time at a time. So each event is read a fixed number of times, however many there
-are, and no more is sorted at once than one stretch.
+If every kind keeps its first event, the keys with several events are found by counting. Then only their
+events, which are few, are numbered. The repeats are left out when the events are read, one stretch of time at a
+time. So each event is read a fixed number of times, and only one stretch is sorted at a time.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ CODED = sa.table(
 REPEATED = sa.table("repeated_events", sa.column("event_id", sa.BigInteger), sa.column("event_time_ms", sa.BigInteger))
 """The events that are not the first of their user, item and kind."""
 _PACKED_KEYS = 1 << 63
-"""As many keys fit into a signed 64-bit number."""
+"""Number of keys that fit into a signed 64-bit number."""
 _PAIR = (CODED.c.user_index, CODED.c.item_index, CODED.c.signal)
 _ORDER = (CODED.c.event_time_ms, CODED.c.event_id)
 
 
 def all_first(policies: Mapping[int, RepeatPolicy]) -> bool:
-    """Return whether every kind of event keeps its first one."""
+    """Return whether every kind of event has the policy ``first``."""
     return set(policies.values()) == {"first"}
 
 
 def repeated_keys(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
-    """Return the SELECT of the keys, ``key0`` and so on, of users, items and kinds with several events.
+    """Return the SELECT of the keys (``key0`` and so on) of user, item and kind that have several events.
 
     Args:
         n_users: above every ``user_index``.
@@ -60,7 +59,7 @@ def repeated_keys(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
 
 
 def repeated_rows(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
-    """Return the SELECT of the columns of ``REPEATED``, once ``repeated_keys`` has been made a table of that name.
+    """Return the SELECT of the rows of ``REPEATED``; it reads a table ``repeated_keys`` made by that function.
 
     Args:
         n_users: as for ``repeated_keys``.
@@ -77,7 +76,7 @@ def repeated_rows(n_users: int, n_items: int, n_signals: int) -> sa.Select[Any]:
 
 
 def _keys(n_users: int, n_items: int, n_signals: int) -> list[sa.Label[Any]]:
-    """Return what an event shares with its repeats: one number where it fits into 64 bits, which is quicker."""
+    """Return the key columns of an event: one number, which is quicker, if it fits into 64 bits, else three."""
     if n_users * n_items * n_signals >= _PACKED_KEYS:
         return [column.label(f"key{place}") for place, column in enumerate(_PAIR)]
     pair = sa.cast(CODED.c.user_index, sa.BigInteger) * n_items + CODED.c.item_index
@@ -85,7 +84,7 @@ def _keys(n_users: int, n_items: int, n_signals: int) -> list[sa.Label[Any]]:
 
 
 def first_rows(start_ms: int | None = None, end_ms: int | None = None) -> sa.Select[Any]:
-    """Return the SELECT of the coded events that are not in ``REPEATED``, of [start, end) where it is given."""
+    """Return the SELECT of the coded events that are not in ``REPEATED``, in [start, end) if both are given."""
     repeated = sa.exists().where(REPEATED.c.event_id == CODED.c.event_id)
     statement = sa.select(*CODED.c)
     if start_ms is None or end_ms is None:
@@ -112,7 +111,7 @@ def kept_rows(policies: Mapping[int, RepeatPolicy], borders: Sequence[int]) -> s
 
     Args:
         policies: by signal code.
-        borders: ends of the parts; not needed where every policy is ``first``.
+        borders: ends of the periods; not needed if every policy is ``first``.
     """
     if all_first(policies):
         return first_rows()
@@ -135,7 +134,7 @@ def kept_rows(policies: Mapping[int, RepeatPolicy], borders: Sequence[int]) -> s
 
 
 def _with_running_values(summed: Sequence[int], borders: Sequence[int]) -> Any:
-    """Return the coded events with turn, part, the highest value before and the value as of the row."""
+    """Return the coded events with turn, period, the highest earlier value, and the value as of the row."""
     turn = sa.func.row_number().over(partition_by=_PAIR, order_by=_ORDER).label("turn")
     part = sa.case(*((CODED.c.event_time_ms < border, part) for part, border in enumerate(borders)), else_=len(borders))
     micro = sa.cast(sa.func.floor(CODED.c.value * _MICRO + 0.5), sa.BigInteger)

@@ -1,8 +1,8 @@
-"""A place for the large intermediate tables of one selection.
+"""Storage for the large intermediate tables of one selection.
 
-DuckDB keeps temporary tables uncompressed: a hundred million coded events take 3.8 GB there, which
-push everything else out of a smaller memory, and 1.4 GB in a file. So they go into a database file
-of their own beside the warehouse, which is attached for the length of a selection.
+DuckDB keeps temporary tables uncompressed: a hundred million coded events take 3.8 GB, which can fill the
+memory, but only 1.4 GB in a file. So they go into a database file of their own beside the warehouse, which
+is attached during a selection.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _ATTACHED = "selection_scratch"
 
 
 class Scratch:
-    """Makes tables that are gone when the connection's transaction is rolled back."""
+    """Makes tables that disappear when the connection's transaction is rolled back."""
 
     def __init__(self, connection: Connection, attached: bool) -> None:
         self._connection, self._attached = connection, attached
 
     def make(self, name: str, statement: sa.Select[Any], large: bool = False) -> None:
-        """Make a table from a SELECT; ``large`` ones are compressed where they would not be."""
+        """Make a table from a SELECT; on DuckDB a ``large`` one goes into the compressed file."""
         if large and self._attached:
             self._connection.execute(CreateTableAs(statement, name, schema=_ATTACHED))
             view = f"CREATE TEMPORARY VIEW {name} AS FROM {_ATTACHED}.{name}"
@@ -51,14 +51,14 @@ class Scratch:
 
 @contextmanager
 def open_scratch(warehouse: Warehouse, connection: Connection) -> Iterator[Scratch]:
-    """Yield a scratch on a connection; a file that another process left behind when it was killed is removed."""
+    """Yield a scratch on a connection; files left by killed processes are removed."""
     path = Path(str(warehouse.url.database))
     if not warehouse.is_duckdb or str(path) == ":memory:":
         yield Scratch(connection, attached=False)
         return
     prefix = f"{path.name}.selection-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-        # One process at a time has a DuckDB file open.
+        # Only one process can have the DuckDB file open, so files of other processes are left-overs.
         if not left.name.startswith(f"{prefix}{os.getpid()}-"):
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=path.parent) as directory:
@@ -67,4 +67,4 @@ def open_scratch(warehouse: Warehouse, connection: Connection) -> Iterator[Scrat
         try:
             yield Scratch(connection, attached=True)
         finally:
-            connection.rollback()  # which detaches it
+            connection.rollback()  # also detaches the file

@@ -1,14 +1,14 @@
 """The selection, written once in SQLAlchemy Core and executed by the warehouse.
 
-Ids become integers first: the distinct ids go back in as small tables with a code each, in any order.
-From then on the warehouse joins, counts, removes repeats and sorts integers in tables of one
-connection (see ``scratch``), which it spills to disk as it needs to. Indices are given outside the
-database by first times (ids are sorted bytewise there, whatever a database's collation is) and
-replace the codes in what is read. Text is slow to group, and the more so the more ids there are, so
-that it is read twice only: for the distinct users, and to code. DuckDB and PostgreSQL give the same
-rows in the same order: by (event_time_ms, event_id).
+First, ids become integer codes: the distinct ids are read and written back as small tables with a code each, in
+any order. From then on the warehouse joins, counts, removes repeats and sorts integers in tables of one connection
+(see ``scratch``), which can spill to disk. Python then assigns the indices by first times, with ids sorted bytewise
+whatever the database's collation is; they replace the codes in the rows that are read. Text is slow to group,
+above all with many ids, so it is read only twice: for the distinct users, and for coding. DuckDB and PostgreSQL
+return the same rows in the same order: by (event_time_ms, event_id).
 
-Every part is [start, end). A row is judged by what came before the end of its own part. Repeats: see ``repeats``.
+Every period is [start, end). Activity and eligibility of a row depend only on events before the end of its own
+period. Repeats: see ``repeats``.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ from stages.warehouse.selection.statements import (
 
 BATCH_ROWS = 1 << 17
 RANGE_ROWS = 1 << 24
-"""Events that are sorted at a time on DuckDB: they fit into 2 GB."""
+"""Number of events that DuckDB sorts at a time: they fit into 2 GB."""
 _BINS = 4096
 _DUCKDB_SETTINGS = {
-    # Sorted at the end anyway; without it rows of a chunk need not wait for one another.
+    # The rows are sorted at the end anyway; without insertion order, threads need not wait for each other.
     "preserve_insertion_order": "false",
-    # Groups by a code below two million are counted in an array: less than .2 GB a thread for what is asked here.
+    # Groups by a code below two million are counted in an array: less than .2 GB a thread for these queries.
     "perfect_ht_threshold": "21",
 }
 FIRST_TIMES_SCHEMA = pa.schema([("id", pa.string()), ("first_ms", pa.int64())])
@@ -89,10 +89,10 @@ def open_selection(
     batch_rows: int = BATCH_ROWS,
     range_rows: int = RANGE_ROWS,
 ) -> Iterator[CodedSelection]:
-    """Yield a selection on a connection of its own; its temporary tables are rolled back with it.
+    """Yield a selection on a connection of its own; its temporary tables are rolled back at the end.
 
     Args:
-        warehouse: where from.
+        warehouse: the warehouse to read.
         signals: kinds of events to keep; their positions are the codes.
         start_ms: int ms UTC; older events are left out, also from de-duplication.
         end_ms: the as-of time; events from then on are left out.
@@ -120,7 +120,7 @@ def open_selection(
 
 
 class CodedSelection:
-    """One selection; call ``code``, then ``place``, before anything that reads events."""
+    """One selection; call ``code``, then ``place``, before any method that reads events."""
 
     def __init__(
         self,
@@ -147,9 +147,9 @@ class CodedSelection:
         """Turn the selected events into integers; an unlisted item is its own canonical item.
 
         Args:
-            listed: ``item_id`` and ``canonical_id``, which stands for it, of the catalogue's items.
+            listed: ``item_id`` and ``canonical_id`` of the catalogue's items.
             blocked: ids of the items whose events are left out.
-            context_map: ``context``, ``context_index``; what it lacks gets 0.
+            context_map: ``context``, ``context_index``; a context that is not listed gets 0.
         """
         window = (self._signals, self._start_ms, self._end_ms)
         users = self._table(user_counts(*window), _COUNTS_SCHEMA)
@@ -183,7 +183,7 @@ class CodedSelection:
         self._scratch.add("coded_events", coded_statement(*window, with_context, first_code), large=True)
 
     def items(self) -> pa.Table:
-        """Return the ids that stand for the events' items with their first times, ``FIRST_TIMES_SCHEMA``."""
+        """Return the canonical ids of the events' items with their first times, ``FIRST_TIMES_SCHEMA``."""
         return self._first_times(CODED.c.item_index, self._item_ids)
 
     def users(self) -> pa.Table:
@@ -191,7 +191,7 @@ class CodedSelection:
         return self._first_times(CODED.c.user_index, self._user_ids)
 
     def place(self, item_ids: pa.Array, user_ids: pa.Array) -> None:
-        """Take the ids of items and users by index; what is read from now on has these indices.
+        """Set the ids of items and users by index; rows read from now on have these indices.
 
         Args:
             item_ids: strings ``[N]`` with every id of ``items``.
@@ -200,7 +200,7 @@ class CodedSelection:
         self._item_place, self._user_place = _Places(self._item_ids, item_ids), _Places(self._user_ids, user_ids)
 
     def time_quantiles(self, shares: Sequence[float]) -> tuple[int, ...]:
-        """Return the time of the event at position floor(share * n) of the n first events.
+        """Return the time of the event at position floor(share * n) among the n events without repeats.
 
         Args:
             shares: each in [0, 1]; a share of 1 gives the last event.
@@ -224,31 +224,31 @@ class CodedSelection:
         return tuple(found)
 
     def user_activity(self, borders: Sequence[int], policy: ActivityPolicy, n_users: int) -> np.ndarray:
-        """Return int8 ``[U]``: bit p is set where the user is active at the end of part p."""
+        """Return int8 ``[U]``: bit p is set if the user is active at the end of period p."""
         codes = {signal: code for code, signal in enumerate(self._signals)}
         within = borders[-1] <= self._end_ms and all(policy.start_ms(end) >= self._start_ms for end in borders)
         known = set(policy.signals or self._signals) <= set(codes)
-        # Then the coded events are all that count, and they are quicker to read.
+        # If the coded events contain every event that counts, read those: they are quicker to read.
         is_coded = self._every_event_is_coded and within and known
         statement = activity_statement(self._signals, borders, policy, codes if is_coded else None)
         return self._bits(statement, self._user_place, n_users)
 
     def item_eligibility(self, borders: Sequence[int], policy: ItemPolicy, n_items: int) -> np.ndarray:
-        """Return int8 ``[N]``: bit p is set where the item is eligible at the end of part p."""
+        """Return int8 ``[N]``: bit p is set if the item is eligible at the end of period p."""
         return self._bits(eligibility_statement(borders, policy), self._item_place, n_items)
 
     def events(self, borders: Sequence[int], repeats: Mapping[str, RepeatPolicy]) -> Iterator[pa.RecordBatch]:
         """Yield the events without repeats by (event_time_ms, event_id); memory is bounded.
 
         Args:
-            borders: ends of the parts, increasing; the last one is the end of the selection.
-            repeats: policy by signal, ``first`` where it is not given.
+            borders: ends of the periods, increasing; the last one is the end of the selection.
+            repeats: policy by signal, ``first`` by default.
 
         Yields:
             Batches with ``EVENTS_SCHEMA``.
 
         Raises:
-            ConfigError: if the borders do not increase or end elsewhere.
+            ConfigError: if there is no border or the borders do not increase.
         """
         edges = [self._start_ms, *borders]
         if len(borders) == 0 or any(late <= early for early, late in pairwise(edges)):
@@ -265,12 +265,12 @@ class CodedSelection:
     def split_events(
         self, split: PairSplit, repeats: Mapping[str, RepeatPolicy], user_parts: np.ndarray
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the events without repeats and their parts by (event_time_ms, event_id).
+        """Yield the events without repeats and their periods by (event_time_ms, event_id).
 
         Args:
-            split: how user-item pairs are dealt.
-            repeats: as for ``events``; of ``last``, ``sum`` and ``max`` one row remains.
-            user_parts: int8 ``[U]``, the part that each user was dealt to, for the method ``users``.
+            split: how user-item pairs are assigned to periods.
+            repeats: as for ``events``; with ``last``, ``sum`` and ``max`` one row remains.
+            user_parts: int8 ``[U]``, the period that each user is assigned to, for the method ``users``.
 
         Yields:
             Batches with ``SPLIT_SCHEMA``.
@@ -281,7 +281,7 @@ class CodedSelection:
         yield from self._in_order(split_rows(kept, split).subquery("split_events"), SPLIT_SCHEMA)
 
     def marked_twice(self, split: PairSplit) -> int:
-        """Return how many pairs have a held-out signal and another one."""
+        """Return how many pairs have both a held-out signal and another one."""
         return int(self._connection.execute(pairs_marked_twice(CODED, split)).scalar_one())
 
     def _policies(self, repeats: Mapping[str, RepeatPolicy]) -> dict[int, RepeatPolicy]:
@@ -294,7 +294,7 @@ class CodedSelection:
         return kept_rows(policies, borders)
 
     def _list_repeats(self) -> None:
-        """Make the table of the events that are not the first of their kind, once."""
+        """Make the table of repeated events, once."""
         if self._repeats_are_listed:
             return
         sizes = (len(self._user_ids), len(self._item_ids), len(self._signals))
@@ -306,13 +306,13 @@ class CodedSelection:
         return max(1, -(-(self._end_ms - self._start_ms) // _BINS))
 
     def _histogram(self, events: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the starts of the bins that hold events, int64, and how many events end with each."""
+        """Return the starts of the bins with events, int64, and the cumulative number of events to each bin's end."""
         rows = self._connection.execute(time_histogram(events, self._start_ms, self._bin_ms())).all()
         bins, counts = np.array([(int(start), int(count)) for start, count in rows], dtype=np.int64).reshape(-1, 2).T
         return bins, np.cumsum(counts)
 
     def _stretches(self) -> list[tuple[int, int]]:
-        """Return [start, end) ms of stretches of time with about ``range_rows`` events each; one on PostgreSQL."""
+        """Return [start, end) in ms of stretches of time with about ``range_rows`` events each; PostgreSQL gets one."""
         if self._connection.dialect.name != "duckdb":
             return [(self._start_ms, self._end_ms)]
         bins, ends = self._histogram(CODED)
@@ -353,23 +353,23 @@ class CodedSelection:
 
 
 def _codes(start: int, stop: int) -> np.ndarray:
-    """Return codes in as few bytes as they need: tables that are looked up in should fit into the caches."""
+    """Return the codes as int32, so that lookup tables fit into the caches."""
     return np.arange(start, stop, dtype=np.int32)
 
 
 class _Places:
-    """The index of each code, -1 where it has none."""
+    """The index of each code, -1 for a code without an index."""
 
     def __init__(self, by_code: pa.Array, by_index: pa.Array) -> None:
         self.by_code = pc.fill_null(pc.index_in(by_code, by_index), -1).to_numpy()
 
     def index(self, codes: pa.Array) -> pa.Array:
-        """Return the int64 indices of codes that have one."""
+        """Return the int64 indices of codes, each of which must have one."""
         index = self.by_code[codes.to_numpy()].astype(np.int64)
         if len(index) and index.min() < 0:
             raise ValueError("place: an event's user or item is not among the ids")
         return pa.array(index)
 
     def of_codes(self, values: np.ndarray) -> np.ndarray:
-        """Return, by code, what is given by index; 0 where a code has none."""
+        """Return by code the values that are given by index; 0 for a code without an index."""
         return np.where(self.by_code >= 0, values[self.by_code], 0)

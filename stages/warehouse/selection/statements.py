@@ -1,4 +1,4 @@
-"""The statements that code and judge the events of a selection; ``coded`` runs them.
+"""The SQL statements of a selection: coding, activity and eligibility; ``selection`` runs them.
 
 Written once in SQLAlchemy Core for every database.
 """
@@ -26,7 +26,7 @@ ITEM_MAP = sa.Table(
     sa.Column("item_index", sa.Integer),
     sa.Column("canonical", sa.Boolean),
 )
-"""Every id that may occur in an event; several ids of one index are duplicates, one is canonical."""
+"""Every id that may occur in an event; ids with the same index are duplicates, and one of them is canonical."""
 CONTEXT_MAP = sa.Table(
     "selected_contexts",
     _MAPS,
@@ -57,7 +57,7 @@ def unlisted_items(signals: Sequence[str], start_ms: int, end_ms: int) -> sa.Sel
 def coded_statement(
     signals: Sequence[str], start_ms: int, end_ms: int, with_context: bool, first_item: int = 0
 ) -> sa.Select[Any]:
-    """Return the SELECT of the selected events with codes in place of text, of items from ``first_item`` on."""
+    """Return the SELECT of the selected events with codes instead of text, for item codes from ``first_item`` on."""
     code = sa.case({signal: number for number, signal in enumerate(signals)}, value=_E.signal, else_=-1)
     context = sa.func.coalesce(CONTEXT_MAP.c.context_index, 0) if with_context else sa.literal(0, sa.Integer)
     source = INTERACTIONS.join(USER_MAP, USER_MAP.c.user_id == _E.user_id)
@@ -90,7 +90,7 @@ def first_times(code: Any) -> sa.Select[Any]:
 def activity_statement(
     signals: Sequence[str], borders: Sequence[int], policy: ActivityPolicy, codes: Mapping[str, int] | None = None
 ) -> sa.Select[Any]:
-    """Return the SELECT of each mapped user's activity bits; with ``codes`` of the signals from coded events."""
+    """Return the SELECT of each mapped user's activity bits; ``codes`` (of the signals) reads the coded events."""
     key = "user_id" if codes is None else "user_index"
     events = INTERACTIONS if codes is None else CODED
     counts = window_counts(signals, borders, policy, events.c[key], events, codes).subquery("window_counts")
