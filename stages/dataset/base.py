@@ -1,4 +1,4 @@
-"""The snapshot or release that a snapshot extends: whose rows must not move."""
+"""The snapshot or release that a new snapshot extends; its rows keep their indices."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from stages.contracts.value_ranges import ValueRange
 
 @dataclass(frozen=True)
 class Base:
-    """What a snapshot takes over.
+    """The data that a snapshot takes over from its base.
 
     Attributes:
         users, items: id maps.
         categories: names by code.
         context: columns with their values.
-        value_ranges: what the values of its signals may be.
+        value_ranges: allowed values of its signals.
     """
 
     users: IdMap
@@ -35,12 +35,12 @@ class Base:
 
     @classmethod
     def nothing(cls) -> Base:
-        """Return what a snapshot without a base starts from."""
+        """Return the empty base of a snapshot that starts anew."""
         return cls(IdMap.empty("users"), IdMap.empty("items"), (), ())
 
     @property
     def sha256(self) -> str:
-        """What identifies all of it."""
+        """Hex sha256 that identifies the base's content."""
         hashes = [map_.versions[-1].hash if map_.versions else "" for map_ in (self.users, self.items)]
         context = [column.model_dump(mode="json") for column in self.context]
         ranges = [entry.model_dump(mode="json") for entry in self.value_ranges]
@@ -48,11 +48,11 @@ class Base:
 
 
 def read_base(path: str) -> Base:
-    """Read a finished snapshot's or a release's directory.
+    """Read the base from the directory of a finished snapshot or of a release.
 
     Raises:
         ConfigError: if it is neither.
-        DataError: if its ids are not those of its versions.
+        DataError: if its ids do not match the versions of its id maps.
     """
     directory = Path(path)
     try:

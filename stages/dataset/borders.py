@@ -1,4 +1,4 @@
-"""Where one part ends and the next one begins."""
+"""The time borders between the periods of a snapshot."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stages.warehouse.selection.conditions import EventSurvey
 
 
 def selection_start(config: DatasetStepConfig, source: EventSource) -> tuple[int, dict[str, int]]:
-    """Return where the selection starts, int ms UTC, and counts of the rows that it leaves out.
+    """Return the start of the selection, int ms UTC, and counts of the rows that it leaves out.
 
     Raises:
-        EmptyDatasetError: if no event is left; it says what removed them.
+        EmptyDatasetError: if no event is left; the message says why the events were left out.
     """
     history_ms = None if config.history_days is None else config.as_of_ms - round(config.history_days * DAY_MS)
     survey = source.survey(config, history_ms)
@@ -30,19 +30,19 @@ def selection_start(config: DatasetStepConfig, source: EventSource) -> tuple[int
 
 
 def lay_borders(config: DatasetStepConfig, selection: Selection, start_ms: int) -> TimeBorders:
-    """Lay the time borders: at quantiles of the kept events' times, or at days before the as-of time.
+    """Set the time borders: at quantiles of the kept events' times, or at days before the as-of time.
 
     Args:
         config: selection and split.
         selection: the selected events.
-        start_ms: where it starts, int ms UTC.
+        start_ms: start of the selection, int ms UTC.
 
     Returns:
-        Borders, the same for all users; where parts are no stretches of time, all at the as-of time.
+        Borders, the same for all users. If the periods are not split by time, all borders are at the as-of time.
 
     Raises:
         EmptyDatasetError: if the selection holds no event.
-        DataError: if two borders coincide, so that a part would be empty.
+        DataError: if the borders do not increase, so that a period would be empty.
     """
     split = config.split
     if split.method != "time":

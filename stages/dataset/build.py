@@ -1,9 +1,9 @@
 """The dataset step: from the warehouse to a snapshot.
 
-Items are de-duplicated first, from the catalogue alone. Then ids get their indices in time order,
-the time borders are laid, the warehouse streams the events that are left, and first touches become
-requests. Nothing of a later part reaches an earlier one: see the property test beside the oracle
-tests. Memory grows with users, items and the later parts, not with all events.
+Items are de-duplicated first, from the catalogue alone. Then ids get their indices in time order, the
+time borders are set, the warehouse streams the selected events, and first touches become requests. No
+data of a later period reaches an earlier one: see the property test beside the oracle tests. Memory
+grows with users, items and the later periods, not with all events.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
     Args:
         config: what to select; the as-of time is part of it.
         source: the warehouse.
-        directory: empty, gets the files of ``stages.contracts.snapshot``.
+        directory: an empty directory for the files of ``stages.contracts.snapshot``.
 
     Returns:
         Counts as metrics; fingerprint, borders and sizes as info.
 
     Raises:
         EmptyDatasetError: if a threshold removed every event or every user; it names the threshold.
-        DataError: if a part has no events or no requests, or there are too few items.
+        DataError: if a period has no events or no requests, or there are too few items.
     """
     selected = select_events(config, source, directory / EVENTS_FILE)
     counts, catalogue = dict(selected.counts), selected.catalogue
@@ -105,21 +105,21 @@ def build_snapshot(config: DatasetStepConfig, source: EventSource, directory: Pa
 
 @dataclass(frozen=True)
 class Selected:
-    """What ``select_events`` leaves in memory.
+    """The result of ``select_events``.
 
     Attributes:
         catalogue: the items.
         user_ids: Arrow strings ``[U]``.
         aliases: item index by the id of a duplicate.
-        borders: of the parts.
-        tally: what was written.
-        counts: rows by kind, what was removed and why.
-        key: names the decision about duplicates in the warehouse.
-        blocked: reason by the id of an item that is kept out of everything.
-        review: pairs of items for people to look at.
-        contexts: what is known about moments.
-        values: rules that were fitted and applied.
-        value_ranges: what values were, before the rules.
+        borders: time borders of the periods.
+        tally: counts of the written events.
+        counts: rows by kind, and rows that were left out by reason.
+        key: key of the decision about duplicates in the warehouse.
+        blocked: reason by the id of a blocked item.
+        review: pairs of items for people to review.
+        contexts: contexts of the events.
+        values: value rules that were fitted and applied.
+        value_ranges: ranges of the values before the rules.
         ids: versions of the id maps.
     """
 
@@ -144,11 +144,11 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
     Args:
         config: what to select.
         source: the warehouse.
-        path: where ``events.parquet`` goes.
+        path: of ``events.parquet``, to be written.
 
     Raises:
         EmptyDatasetError: if a threshold removed every event or every user; it names the threshold.
-        DataError: if a part has no events, or there are too few items.
+        DataError: if a period has no events, or there are too few items.
     """
     base = Base.nothing() if config.base is None else _read_same_base(config)
     every_item = source.items(config)
@@ -202,14 +202,14 @@ def select_events(config: DatasetStepConfig, source: EventSource, path: Path) ->
 
 
 def _ranges(config: DatasetStepConfig, tally: Tally, base: Base) -> tuple[ValueRange, ...]:
-    """Return what posted values may be: what events said, those of the base included."""
+    """Return the allowed ranges of posted values, learnt from the events and the base."""
     seen = {signal: tally.values.get(code, SeenValues()) for code, signal in enumerate(config.signals)}
     amounts = {*config.values, *(signal for signal, policy in config.repeats.items() if policy == "sum")}
     return learn_ranges(seen, amounts, base.value_ranges, config.value_ranges)
 
 
 def _read_same_base(config: DatasetStepConfig) -> Base:
-    """Read the base, which must still be the one that identifies the step."""
+    """Read the base; its hash must still be the one in the step's configuration."""
     base = read_base(str(config.base))
     if config.base_sha256 and base.sha256 != config.base_sha256:
         raise DataError(f"dataset.base = {config.base!r}: changed since the run began; run again")
@@ -228,11 +228,11 @@ def write_selection(
     catalogue: Catalogue,
     path: Path,
 ) -> Tally:
-    """Judge users and items at the end of every part, and write the events as they come.
+    """Determine active users and eligible items at the end of every period, and stream the events to the file.
 
     Args:
         config: policies.
-        selection: coded.
+        selection: coded events.
         borders: time borders.
         n_users: U.
         catalogue: gets its ``eligible`` column.
@@ -261,21 +261,21 @@ def write_split(
     path: Path,
     counts: dict[str, int],
 ) -> Tally:
-    """Deal pairs to parts, judge users and items once, at the as-of time, and write the events.
+    """Assign pairs to periods, and write the events; activity and eligibility are determined at the as-of time.
 
     Args:
         config: policies and split, whose method is not ``time``.
-        selection: coded.
+        selection: coded events.
         user_ids: U ids by user index.
         catalogue: gets its ``eligible`` column.
         path: ``events.parquet``.
-        counts: numbers of what was left alone are added to it.
+        counts: gets the number of pairs that have both held-out signals and others.
 
     Returns:
         What was written.
     """
     split, n_users = pair_split(config), len(user_ids)
-    assert split is not None  # noqa: S101 - the caller asked for the method
+    assert split is not None  # noqa: S101 - only called if the method is not "time"
     ends, every_part = (config.as_of_ms,), (config.as_of_ms,) * len(PART_NAMES)
     user_bits = selection.user_activity(ends, activity_policy(config), n_users) * ALL_PARTS
     if config.items.restricts:
@@ -310,7 +310,7 @@ def _check_parts(config: DatasetStepConfig, tally: Tally, borders: TimeBorders) 
 
 
 def _check_active(config: DatasetStepConfig, tally: Tally, source: EventSource, borders: TimeBorders) -> None:
-    """Refuse a training part of which nothing is left, and say which threshold left nothing."""
+    """Refuse a training period without an active user; the message has the threshold."""
     policy = config.activity
     for part, end_ms in ((PART_CANDIDATE, borders.candidate_end_ms), (PART_RANKER, borders.ranker_end_ms)):
         if tally.active_users[part].any():

@@ -1,4 +1,4 @@
-"""What a snapshot selects, how it is split, and which requests it asks."""
+"""Configuration of a snapshot: selection, split and requests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from stages.warehouse.selection.policies import ItemPolicy, RepeatPolicy
 
 
 class ActivityConfig(Config):
-    """Who counts as active at the end of a part; training reads active users only.
+    """Which users are active at the end of a period; training reads active users only.
 
     Attributes:
-        min_events: at least so many events of the kept signals ...
-        window_days: ... within so many days before the end of the part.
-        max_events: at most so many events in the same window (bots have more), or None.
-        signals: kinds of events that count, also ones that are not kept; None = the kept signals.
-        weights: what an event of a kind counts for, 1 where it is not given, to three decimals.
+        min_events: smallest number of events of the kept signals in the window.
+        window_days: length of the window before the end of the period.
+        max_events: largest number of events in the window (bots have more), or None.
+        signals: kinds of events that count, also kinds that are not kept; None = the kept signals.
+        weights: weight of an event by kind, 1 by default, to three decimals.
     """
 
     min_events: int = Field(default=5, ge=1)
@@ -40,23 +40,23 @@ class ActivityConfig(Config):
 
 
 class SplitConfig(Config):
-    """What belongs to which part.
+    """How events are split into the candidate, ranker and evaluation periods.
 
     Attributes:
-        method: ``time`` (the default): parts are stretches of time, the same for everybody. The
-            others deal whole user-item pairs, as published protocols do, and let training know of
-            events that are later than a request (see ``docs/splits.md``): ``leave_last_out``,
-            ``user_ratio``, ``users`` and ``given``.
-        candidate_share: ``time``: share of events, the oldest, that trains the candidate generator;
+        method: ``time`` (the default): periods are stretches of time, the same for all users. The other
+            methods assign whole user-item pairs, as published protocols do: ``leave_last_out``,
+            ``user_ratio``, ``users`` and ``given``. With them training may read events that are later
+            than a request (see ``docs/splits.md``).
+        candidate_share: ``time``: share of events, the oldest, that trains the candidate generators;
             ``user_ratio``: share of each user's pairs.
-        ranker_share: share of events (pairs) after those that trains the rankers; the rest is held out.
-        ranker_days: ``time``: length of the ranker part in days; given together with
-            ``evaluation_days``, it replaces the shares, and the borders no longer depend on the events.
-        evaluation_days: ``time``: length of the held-out part in days.
-        last: ``leave_last_out``: how many of a user's last pairs are held out.
-        before_last: ``leave_last_out``, ``given``: how many pairs before those are the rankers'.
-        user_shares: ``users``: shares of the users that are dealt to the three parts.
-        fold_in_share: ``users``: of the pairs of a user of a later part, the oldest, that are history
+        ranker_share: share of the next events (pairs), which trains the rankers; the rest is held out.
+        ranker_days: ``time``: length of the ranker period in days. Together with ``evaluation_days`` it
+            replaces the shares, and the borders no longer depend on the events.
+        evaluation_days: ``time``: length of the held-out period in days.
+        last: ``leave_last_out``: number of a user's last pairs that are held out.
+        before_last: ``leave_last_out``, ``given``: number of pairs before those, which train the rankers.
+        user_shares: ``users``: shares of the users that are assigned to the three periods.
+        fold_in_share: ``users``: share of a later period's user's pairs, the oldest, that are history
             only: nothing trains on them.
         evaluation_signals: ``given``: the signals whose pairs are held out, such as ``test``.
     """
@@ -86,7 +86,7 @@ class SplitConfig(Config):
                 f"method = {self.method!r} with evaluation_signals = {list(self.evaluation_signals)}: the method "
                 "'given' needs them, and no other takes them"
             )
-        # A resolved recipe names every field, so what counts is whether one says something.
+        # A resolved recipe has every field, so only a value other than the default counts as set.
         others = set(SplitConfig.model_fields) - {"method", *_SPLIT_FIELDS[self.method]}
         other = sorted(name for name in others if getattr(self, name) != SplitConfig.model_fields[name].default)
         if other:
@@ -104,13 +104,13 @@ _SPLIT_FIELDS = {
 
 
 class RequestConfig(Config):
-    """How a user's first touches become requests.
+    """How requests are made from a user's first touches.
 
     Attributes:
-        targets_per_request: consecutive first touches that make one request; 1 is the replay of
-            every event.
+        targets_per_request: number of consecutive first touches of one request; 1 replays every event.
         window_days: targets and their labels must happen within so many days after the request.
-        max_requests_per_user: of a part, spread evenly over the user's requests, or None for all.
+        max_requests_per_user: largest number of a user's requests in a period, spread evenly over all of
+            them; None keeps all.
     """
 
     targets_per_request: int = Field(default=5, ge=1)
@@ -122,25 +122,25 @@ class DatasetConfig(Config):
     """The dataset section of a recipe.
 
     Attributes:
-        signals: event kinds kept; others stay in the warehouse.
-        tasks: what rankers predict; a target needs a task with ``relevance`` above zero.
-        activity: who is active.
-        history_days: events older than so many days before the as-of time are left out (None: none).
-        split: the time borders.
+        signals: kinds of events that are kept; other kinds stay in the warehouse.
+        tasks: tasks that rankers predict; a target needs a task with ``relevance`` above zero.
+        activity: which users are active.
+        history_days: events older than so many days before the as-of time are left out; None keeps all.
+        split: how events are split into periods.
         requests: how requests are made.
         items: which items are eligible.
-        repeats: what becomes of a user's repeated events of a kind on one item: ``first``, ``last``,
-            ``sum`` or ``max`` by signal, ``first`` where it is not given (see ``warehouse.coded``).
+        repeats: how a user's repeated events of a kind on one item are reduced: ``first`` (the default),
+            ``last``, ``sum`` or ``max`` by signal (see ``stages.warehouse.selection.repeats``).
         values: how the values of a signal are made comparable, such as watch time between short and
             long items (``stages.contracts.value_rules``); tasks, features and serving see the result.
         value_ranges: smallest and largest value that posted events of a signal may have, before its rule;
-            learnt from the events where it is not given (``stages.contracts.value_ranges``).
+            by default learnt from the events (``stages.contracts.value_ranges``).
         duplicates: which items are the same under several ids.
         content: which items are blocked.
-        base: directory of a snapshot or release whose rows of users, items, categories and context
-            values stay where they are; what is new comes after them. None starts anew.
-        base_sha256: filled in: what identifies the base.
-        context: what features read of the moment of a request.
+        base: directory of a snapshot or release whose users, items, categories and context values keep
+            their indices; new ones follow. None starts anew.
+        base_sha256: hash of the base, filled in by a run.
+        context: context columns of a request that features read.
         min_items: fewest items that a snapshot may have; set it to the largest ``k`` served.
     """
 
@@ -192,13 +192,13 @@ class DatasetConfig(Config):
 
 
 class DatasetStepConfig(DatasetConfig):
-    """What identifies one snapshot.
+    """The configuration of the dataset step, which identifies one snapshot.
 
     Attributes:
         as_of_ms: int ms UTC; events from then on do not exist for the snapshot.
         warehouse_fingerprint: changes with the content of the warehouse.
-        seed: where the even spread of ``max_requests_per_user`` starts, user by user.
-        exposure_signals: kinds of events that are no touches; a recipe says it in ``features.exposure_signals``.
+        seed: of the random start, by user, from which ``max_requests_per_user`` requests are spread evenly.
+        exposure_signals: kinds of events that are not touches; set in a recipe as ``features.exposure_signals``.
     """
 
     as_of_ms: int

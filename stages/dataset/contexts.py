@@ -1,4 +1,4 @@
-"""What is known about the moment of an event: columns of its context, coded for features.
+"""Code the context columns of events (such as device) for features.
 
 Shapes: X distinct contexts, C context columns.
 """
@@ -23,10 +23,10 @@ class ContextConfig(Config):
     """Which columns of the events' context become features.
 
     Attributes:
-        columns: names by which the source keeps them, such as ``device``. A column that its source
-            declares as known later only is refused.
-        max_values: of a column; values that appear after so many others count as unknown, so that a
-            new value never stops a run.
+        columns: names by which the data source keeps them, such as ``device``. A column that the data
+            source declares as known only later is refused.
+        max_values: largest number of values of a column; further values count as unknown, so that a new
+            value never stops a run.
     """
 
     columns: tuple[str, ...] = ()
@@ -46,9 +46,9 @@ class Contexts:
 
     Attributes:
         columns: C columns with their values.
-        codes: int32 ``[X, C]`` as ``Snapshot.contexts``; row 0 knows nothing.
-        rows: ``context``, ``context_index``: the row of each text that the warehouse holds.
-        n_other: values beyond ``max_values``, over all columns.
+        codes: int32 ``[X, C]`` as ``Snapshot.contexts``; row 0 is the unknown context.
+        rows: ``context``, ``context_index``: the row of each context text in the warehouse.
+        n_other: number of values beyond ``max_values``, over all columns.
     """
 
     columns: tuple[ContextColumn, ...]
@@ -58,15 +58,15 @@ class Contexts:
 
 
 def index_contexts(config: ContextConfig, found: pa.Table, base: tuple[ContextColumn, ...] = ()) -> Contexts:
-    """Code the contexts; values of the base keep their codes, others follow as they first appear.
+    """Code the contexts; values of the base keep their codes, new values follow in order of appearance.
 
     Args:
         config: which columns.
-        found: distinct ``id``, a JSON object of strings each, with ``first_ms``.
+        found: distinct ``id``, each a JSON object of strings, with ``first_ms``.
         base: columns of the snapshot that is extended.
 
     Raises:
-        ConfigError: if a column is known later only, or no event has it.
+        ConfigError: if a column is known only later, or no event has it.
     """
     order = pc.sort_indices(found, sort_keys=[("first_ms", "ascending"), ("id", "ascending")])
     texts = found["id"].take(order).to_pylist()
@@ -94,7 +94,7 @@ def index_contexts(config: ContextConfig, found: pa.Table, base: tuple[ContextCo
 
 
 def no_contexts() -> Contexts:
-    """Return what a selection knows that asks for no column."""
+    """Return the contexts of a selection without context columns."""
     rows = pa.table({"context": pa.array([], pa.string()), "context_index": pa.array([], pa.int32())})
     return Contexts(columns=(), codes=np.zeros((1, 0), dtype=np.int32), rows=rows, n_other=0)
 

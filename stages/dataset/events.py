@@ -1,6 +1,6 @@
-"""``events.parquet``: written as the warehouse streams it, read back only as far as requests need it.
+"""Write ``events.parquet`` as the warehouse streams it, and read back the rows that requests need.
 
-Shapes: R rows of a batch, U users, N items, P = 3 parts.
+Shapes: R rows of a batch, U users, N items, P = 3 periods.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from stages.dataset.ids import check_time_order
 
 PART_NAMES = {PART_CANDIDATE: "candidate", PART_RANKER: "ranker", PART_EVALUATION: "evaluation"}
 ROW_GROUP = 1 << 20
-"""Rows of a row group, and of what is in memory at a time."""
+"""Rows of a row group; so many rows are in memory at a time."""
 
 _ENCODINGS = dict.fromkeys(("user_index", "item_index", "event_time_ms"), "DELTA_BINARY_PACKED")
-"""Against dictionaries, which outgrow their page: less than half the time to write, two thirds of the size."""
+"""Compared with dictionaries, which outgrow their page: less than half the time to write, two thirds of the size."""
 _FEW_VALUES = ["signal", "value", "part", "context"]
 _SCHEMA = pa.schema([(name, pa.from_numpy_dtype(np.dtype(kind))) for name, kind in EventTable.TYPES.items()])
 
 
 @dataclass
 class Tally:
-    """What was written, by part.
+    """Counts of the written rows, by period.
 
     Attributes:
-        events, inactive: int64 ``[P]`` rows, and those that training leaves out.
-        users, active_users: bool ``[P, U]``: who has a row, and who has one that training reads.
+        events, inactive: int64 ``[P]``: number of rows, and of rows that training leaves out.
+        users, active_users: bool ``[P, U]``: users with a row, and users with a row that training reads.
         used_items: bool ``[N]``: items with a row.
-        values: what was seen by code of the signal.
+        values: statistics of the values, by code of the signal.
     """
 
     events: np.ndarray
@@ -82,13 +82,13 @@ class Tally:
 def label_events(
     batches: Iterable[pa.RecordBatch], ends: Sequence[int], user_bits: np.ndarray, item_bits: np.ndarray
 ) -> Iterator[EventTable]:
-    """Give the warehouse's rows their part, and say which of them training reads.
+    """Add the period to the warehouse's rows, and mark the rows that training reads.
 
     Args:
         batches: with the columns of ``stages.warehouse.selection.selection.EVENTS_SCHEMA``, in time order.
-        ends: ends of the parts, int ms UTC; not needed where the batches have a column ``part``.
-        user_bits: int8 ``[U]``, bit p where the user is active at the end of part p.
-        item_bits: int8 ``[N]``, bit p where the item is eligible at the end of part p.
+        ends: ends of the periods, int ms UTC; not needed if the batches have a column ``part``.
+        user_bits: int8 ``[U]``; bit p is set if the user is active at the end of period p.
+        item_bits: int8 ``[N]``; bit p is set if the item is eligible at the end of period p.
 
     Yields:
         Tables of ``ROW_GROUP`` rows, the last one shorter.
@@ -119,7 +119,10 @@ def label_events(
 
 
 def write_events(tables: Iterable[EventTable], path: Path, tally: Tally) -> None:
-    """Write tables as one Parquet file, a row group each, and count them; one is encoded while the next one comes."""
+    """Write tables to one Parquet file, a row group each, and count them.
+
+    A table is encoded in a thread while the next one is made.
+    """
     form: dict[str, Any] = {"use_dictionary": _FEW_VALUES, "column_encoding": _ENCODINGS, "compression": "zstd"}
     with pq.ParquetWriter(path, _SCHEMA, **form) as writer, ThreadPoolExecutor(1) as encoder:
         written: Future[None] | None = None
@@ -134,10 +137,10 @@ def write_events(tables: Iterable[EventTable], path: Path, tally: Tally) -> None
 
 
 def read_for_requests(path: Path, n_items: int) -> EventTable:
-    """Read what requests depend on: the later parts, and rows of the candidate part of their pairs.
+    """Read the rows that requests depend on: the later periods, and the candidate period's rows of the same pairs.
 
-    A request needs to know whether its user touched an item before, and nothing else of the
-    candidate part, which is most of the file.
+    Of the candidate period, which is most of the file, a request only needs to know whether its user
+    touched an item before.
 
     Args:
         path: ``events.parquet``, in time order.
@@ -157,9 +160,9 @@ def read_for_requests(path: Path, n_items: int) -> EventTable:
 
 
 def _membership(keys: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function of int64 ``[R]`` that tells which values are among the keys (ascending, none below 0).
+    """Return a function of int64 ``[R]`` that finds the values that are among the keys (ascending, none negative).
 
-    A table of the keys' low bits refuses most of the others first: a search in millions of keys
+    A table of the keys' low bits first rules out most other values: a binary search in millions of keys
     misses the cache at every step.
     """
     mask = (1 << (8 * len(keys)).bit_length()) - 1
@@ -176,7 +179,7 @@ def _membership(keys: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def stream_column(path: Path, name: str) -> Iterator[np.ndarray]:
-    """Yield one column of a Parquet file, a piece at a time."""
+    """Yield one column of a Parquet file, a batch at a time."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=ROW_GROUP, columns=[name]):
             values: np.ndarray = batch.column(0).to_numpy(zero_copy_only=False)
@@ -184,7 +187,7 @@ def stream_column(path: Path, name: str) -> Iterator[np.ndarray]:
 
 
 def _regroup(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield the rows of batches in tables of ``ROW_GROUP`` rows, so that the file depends on nothing else."""
+    """Yield the rows in tables of ``ROW_GROUP`` rows, so that the file does not depend on the batches' sizes."""
     held: list[pa.RecordBatch] = []
     size = 0
     for batch in batches:
@@ -200,7 +203,7 @@ def _regroup(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _take(path: Path, choose: Any) -> EventTable:
-    """Read the rows that ``choose`` (columns by name -> bool ``[R]``) wants."""
+    """Read the rows that ``choose`` (columns by name -> bool ``[R]``) marks."""
     kept: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in EventTable.TYPES.items()}
     for rows in row_groups(path, list(EventTable.TYPES)):
         chosen = choose(rows)

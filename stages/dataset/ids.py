@@ -1,8 +1,8 @@
 """Dense indices for users and items, append-only.
 
-Rows of a base stay where they are. What is new follows: users by (first event, id), items by (birth,
-id). Events that are added later in time therefore never move the index of an earlier user or item,
-with a base or without, and no index tells about the future.
+Rows of a base keep their indices. New users follow by (first event, id), new items by (birth, id). So
+later events never change the index of an earlier user or item, with or without a base, and an index
+reveals nothing about the future.
 
 Shapes: R events, N items.
 """
@@ -31,12 +31,12 @@ class Catalogue:
     Attributes:
         item_id, title: Arrow strings ``[N]``.
         categories: N lists of positions in ``category_names``.
-        category_names: in the order in which items bring them up.
+        category_names: in the order of their first item.
         created_at_ms: int64 ``[N]``.
         duration_s: float32 ``[N]``, NaN where unknown.
         eligible: int8 ``[N]`` as ``ItemTable.eligible``.
-        retired: bool ``[N]``: rows of a base that stand for nothing any more (a duplicate now, or
-            blocked): kept, never trained on, indexed or recommended.
+        retired: bool ``[N]``: rows of a base whose item is now a duplicate or blocked. The rows are kept,
+            but never trained on, indexed or recommended.
     """
 
     item_id: pa.Array
@@ -53,11 +53,11 @@ class Catalogue:
 
 
 def index_users(first: pa.Table, base: IdMap) -> IdMap:
-    """Return the map of users: those of the base, then the others in time order.
+    """Return the map of users: the users of the base, then the others in time order.
 
     Args:
         first: distinct ``id`` with ``first_ms``, the time of its first event.
-        base: what to extend.
+        base: the map to extend.
     """
     ids = _flat(first["id"])
     order = _time_order(first["first_ms"].to_numpy(), ids)
@@ -73,21 +73,21 @@ def index_items(
     counts: dict[str, int],
     base: Base | None = None,
 ) -> tuple[pa.Table, Catalogue]:
-    """Lay out the catalogue.
+    """Assign the items' indices and return the catalogue.
 
-    An item is born at its creation time or at its first event, whichever is earlier. One without
-    either is taken to be born at the as-of time: it can be recommended from then on.
+    An item is born at its creation time or at its first event, whichever is earlier. An item with neither
+    counts as born at the as-of time: it can be recommended from then on.
 
     Args:
         first: distinct ``id`` with ``first_ms`` of the items in events.
         items: the warehouse's items.
-        aliases: ids of duplicates, which get no index, by canonical id.
+        aliases: canonical id by the id of a duplicate; duplicates get no index of their own.
         as_of_ms: items born from then on do not exist yet.
-        counts: numbers of items by what happened to them are added to it.
-        base: what to extend.
+        counts: gets the number of items by outcome.
+        base: the base to extend.
 
     Returns:
-        ``item_id``, ``item_index``, ``canonical`` of every id that stands for an item; the catalogue.
+        ``item_id``, ``item_index``, ``canonical`` of every id of an item; the catalogue.
     """
     duplicates = pa.array(list(aliases), pa.string())
     touched = _canonical(_flat(first["id"]), duplicates, aliases)
@@ -106,7 +106,7 @@ def index_items(
     order = _time_order(born, ids)
     order = order[~future[order]]
     base = base or Base.nothing()
-    # Rows of the base first, -1 where nothing stands for the id any more.
+    # Rows of the base first; -1 if the id has no item any more.
     place_of_base = _place_or_none(base.items.ids, ids)
     place_of_base[(place_of_base >= 0) & future[place_of_base]] = -1
     order = np.concatenate([place_of_base, order[~np.isin(order, place_of_base)]])
@@ -128,7 +128,7 @@ def index_items(
 
 
 def with_canonical(item_ids: pa.ChunkedArray, aliases: Mapping[str, str]) -> pa.Table:
-    """Return ``item_id`` and ``canonical_id``, which stands for it, of each id.
+    """Return the table of ``item_id`` and ``canonical_id``.
 
     Args:
         item_ids: strings ``[N]``.
@@ -145,7 +145,7 @@ def _canonical(ids: pa.Array, duplicates: pa.Array, aliases: Mapping[str, str]) 
 
 
 def _item_map(ids: pa.Array, stands: np.ndarray, duplicates: pa.Array, aliases: Mapping[str, str]) -> pa.Table:
-    """Return the rows of the items that stand, and of the duplicates that one of them stands for."""
+    """Return the rows of the current items, and of their duplicates."""
     rows = np.flatnonzero(stands)
     own = ids.take(pa.array(rows))
     place = pc.index_in(pa.array(list(aliases.values()), pa.string()), own)
@@ -176,7 +176,7 @@ def _catalogue(
     place: np.ndarray,
     category_names: Sequence[str],
 ) -> Catalogue:
-    """Put the columns of the ``known`` items at their ``place``; the others have their id as title."""
+    """Put the columns of the ``known`` items at their ``place``; other items get their id as title."""
     titles, joined = item_id.to_pylist(), [""] * len(item_id)
     for row, title, names in zip(
         place.tolist(), known["title"].to_pylist(), known["categories"].to_pylist(), strict=True

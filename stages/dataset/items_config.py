@@ -1,4 +1,4 @@
-"""What counts as the same item, and what is kept out of everything."""
+"""Configuration of duplicate items and of blocked items."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Reason = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_leng
 
 
 class DuplicatesConfig(Config):
-    """How items that were posted twice are found.
+    """How duplicate items are found.
 
     Attributes:
         method: ``none``; ``exact``: equal normalised titles; ``near``: similar titles and texts as well.
-        threshold: two items are near-duplicates from this Jaccard similarity on.
-        fields: what of an item is compared, joined in this order; a missing text is empty.
-        shingles: ``words``, or ``characters``: every four neighbouring ones.
-        review_band: pairs of at most this distance from the threshold are written out for review.
-        max_review: at most so many of them, the closest to the threshold.
-        pairs: Parquet or CSV of item_a, item_b, similarity (see ``sluice dataset pairs``), decided by
-            the same threshold in addition to what the titles say; or None.
+        threshold: smallest Jaccard similarity of near-duplicates.
+        fields: compared fields of an item, joined in this order; a missing text is empty.
+        shingles: ``words``, or ``characters`` (all four-character substrings).
+        review_band: pairs within this distance from the threshold are written out for review.
+        max_review: largest number of pairs for review, the closest to the threshold.
+        pairs: Parquet or CSV of item_a, item_b, similarity (see ``sluice dataset pairs``), or None. The
+            same threshold applies to these pairs, in addition to the comparison of titles.
         verdicts: Parquet or CSV of item_a, item_b, verdict (``same`` or ``different``), or None.
-        files_sha256: of ``pairs`` and ``verdicts``, filled in when a run resolves its recipe.
+        files_sha256: hashes of ``pairs`` and ``verdicts``, filled in when a run resolves its recipe.
     """
 
     method: Literal["none", "exact", "near"] = "exact"
@@ -39,14 +39,14 @@ class DuplicatesConfig(Config):
 
 
 class ContentConfig(Config):
-    """Items that are blocked: no training, no index, no answer. Each reason is a name of its own.
+    """Which items are blocked: no training, no index, no recommendation. Each reason has a name of its own.
 
     Attributes:
         predicates: SQL over the table ``items`` by reason, executed by the warehouse as it is written.
         lists: path by reason: a text file with one id a line, or a CSV or Parquet with ``item_id``.
         classifiers: ``package.module:function`` by reason; it takes a ``pyarrow.Table`` with the columns
             of ``stages.warehouse.selection.items.ITEMS_SCHEMA`` and returns one boolean for each row.
-        files_sha256: of ``lists``, filled in when a run resolves its recipe.
+        files_sha256: hashes of ``lists``, filled in when a run resolves its recipe.
     """
 
     predicates: dict[Reason, Annotated[str, StringConstraints(min_length=1)]] = {}

@@ -1,10 +1,9 @@
-"""Requests and their targets, from the events of the ranker and the evaluation part.
+"""Make requests and their targets from the events of the ranker and the evaluation period.
 
-A user's first touches (items that the user never touched before, in any part; to be shown an item is no touch,
-see ``stages.contracts.touches``) are cut into
-consecutive chunks. Each chunk is one request at the time of its first event: what will this user
-turn to next? The state that answers it holds events strictly before that time, so no target has
-been seen by then. Only touches that end in a task with relevance count.
+A first touch is a user's first event on an item, in any period; an exposure is not a touch (see
+``stages.contracts.touches``). A user's first touches are cut into consecutive chunks. Each chunk is one request at
+the time of its first event: what will this user turn to next? The state that answers it holds events strictly
+before that time, so it contains no target. Only touches that satisfy a task with relevance count.
 
 Shapes: R events, F first touches, T tasks.
 """
@@ -25,7 +24,7 @@ from stages.dataset.config import RequestConfig
 
 @dataclass(frozen=True)
 class Touches:
-    """First touches ``[F]``, sorted by (user, time), with the context of their moment."""
+    """First touches ``[F]``, sorted by (user, time), with the context of their events."""
 
     user: np.ndarray
     item: np.ndarray
@@ -41,7 +40,7 @@ class Touches:
 
 
 class TaskLabels:
-    """Which tasks a user's events on an item satisfy, within one part and a time limit."""
+    """Which tasks a user's events on an item satisfy, within one period and a time limit."""
 
     def __init__(self, events: EventTable, part: int, n_items: int, tasks: Sequence[Task], signals: Sequence[str]):
         rows = np.flatnonzero(events.part == part)
@@ -83,7 +82,7 @@ def build_requests(
     exposure_signals: Sequence[str],
     seed: int,
 ) -> tuple[RequestTable, Targets, dict[str, int]]:
-    """Make the requests of the ranker part (active users) and of the evaluation part (all users).
+    """Make the requests of the ranker period (active users) and of the evaluation period (all users).
 
     Args:
         events: all events, in time order.
@@ -91,12 +90,12 @@ def build_requests(
         config: chunk size, window and cap.
         tasks: T tasks.
         signals: names by signal code.
-        exposure_signals: those of them that are no touches.
+        exposure_signals: signals that are not touches.
         seed: of the even spread under a cap.
 
     Returns:
-        Requests sorted by time; their targets, sorted by (request_id, item_index), every one of
-        relevance above zero; counts of what was made and left out.
+        Requests sorted by time; their targets, sorted by (request_id, item_index), all with relevance
+        above zero; counts of touches, requests and targets that were made or left out.
     """
     counts: dict[str, int] = {}
     first = first_touches(events, touching(signals, exposure_signals))
@@ -147,7 +146,7 @@ def _part_requests(
     seed: int,
     counts: dict[str, int],
 ) -> tuple[np.ndarray, ...]:
-    """Return (request time, user, part, context; target's request, item, labels) of one part."""
+    """Return (request time, user, part, context; target's request, item, labels) of one period."""
     name = "ranker" if part == PART_RANKER else "evaluation"
     window_ms = round(config.window_days * DAY_MS)
     counts[f"{name}_first_touches"] = len(touches)
@@ -156,7 +155,7 @@ def _part_requests(
     counts[f"{name}_touches_without_relevance"] = int((~wanted).sum())
     starts = chunk_starts(touches, config.targets_per_request, window_ms)
     chunk = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(touches))))
-    # A label must fall within the window of the request, which may begin before the touch itself.
+    # A label must fall within the request's window, which may begin before the touch.
     found = labels.of(touches, touches.time_ms[starts][chunk] + window_ms)
     relevant = found @ labels.relevance > 0
     counts[f"{name}_touches_relevant_too_late"] = int((~relevant).sum())
@@ -181,16 +180,16 @@ def _part_requests(
 
 
 def touches_of_part(events: EventTable, part: int, first: np.ndarray) -> Touches:
-    """Return the first touches that fall into a part, sorted by (user, time).
+    """Return the first touches that fall into a period, sorted by (user, time).
 
-    In the ranker part only rows of active users count.
+    In the ranker period only rows of active users count.
 
     Args:
         events: in time order.
         part: PART_RANKER or PART_EVALUATION.
-        first: int64 rows of the first touches of all parts.
+        first: int64 rows of the first touches of all periods.
     """
-    assert part != PART_CANDIDATE  # noqa: S101 - the candidate part asks no requests
+    assert part != PART_CANDIDATE  # noqa: S101 - the candidate period has no requests
     chosen = events.part[first] == part
     if part == PART_RANKER:
         chosen &= events.active[first]
@@ -218,7 +217,7 @@ def chunk_starts(touches: Touches, size: int, window_ms: int) -> np.ndarray:
 
 
 def _spread(users: np.ndarray, cap: int | None, seed: list[int]) -> np.ndarray:
-    """Return which requests ``[Q]`` (grouped by user, in time order) stay under a cap a user.
+    """Return bool ``[Q]``: which requests (grouped by user, in time order) are kept under a cap a user.
 
     Systematic sampling: every (m / cap)-th of a user's m requests from a random start, so that
     early and late requests have the same chance. The start depends on the user's index only.

@@ -1,4 +1,4 @@
-"""Files beside the recipe: lists of ids, pairs of items, verdicts. Their content is part of a step's identity."""
+"""Files beside the recipe: lists of ids, pairs of items, verdicts. Their hashes are part of a step's fingerprint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.dataset.config import DatasetConfig
 
 
 def resolve_files(config: DatasetConfig) -> DatasetConfig:
-    """Return ``config`` with the sha256 of every file that it names.
+    """Return ``config`` with the sha256 of every file that it refers to.
 
     Raises:
         ConfigError: if a file is missing.
@@ -69,7 +69,7 @@ def read_columns(field: str, path: str, types: dict[str, pa.DataType]) -> pa.Tab
 
 
 def read_ids(field: str, path: str) -> list[str]:
-    """Return the ids of a list: one a line, or the column ``item_id`` of a CSV or Parquet."""
+    """Return the ids of a list: a text file with one id a line, or the column ``item_id`` of a CSV or Parquet."""
     if path.endswith((".parquet", ".csv")):
         ids: list[str] = read_columns(field, path, {"item_id": pa.string()})["item_id"].to_pylist()
         return ids

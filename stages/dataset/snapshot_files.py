@@ -1,4 +1,4 @@
-"""The snapshot's files and its fingerprint, which covers content and not encoding."""
+"""Write the snapshot's files and its fingerprint, which covers the content and not the encoding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Contents:
 
 
 class ContentHash:
-    """A sha256 over typed values; each is preceded by its length, so that parts cannot run together."""
+    """A sha256 over typed values; each is preceded by its length, so that neighbouring values cannot be confused."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -73,7 +73,7 @@ class ContentHash:
         self._digest.update(data.tobytes())
 
     def stream(self, pieces: Iterable[np.ndarray], size: int) -> None:
-        """Add an array of ``size`` values that comes in pieces, as ``numbers`` adds a whole one."""
+        """Add an array of ``size`` values that comes in pieces; the hash is that of ``numbers`` of the whole array."""
         self._digest.update((8 * size).to_bytes(8, "little"))
         for values in pieces:
             self._digest.update(np.ascontiguousarray(values, dtype="<i8").data)
@@ -92,7 +92,7 @@ def fingerprint(contents: Contents) -> str:
     digest = ContentHash()
     digest.texts(contents.signals)
     shown = [name for name in contents.signals if name in contents.exposure_signals]
-    if shown:  # nothing is added where every kept event is a touch
+    if shown:  # nothing is added if every kept event is a touch
         digest.texts(shown)
     digest.texts(contents.items.category_names)
     digest.text(canonical_json([task.model_dump(mode="json") for task in contents.tasks]))
@@ -112,7 +112,7 @@ def fingerprint(contents: Contents) -> str:
     n_events = pq.read_metadata(contents.events).num_rows  # type: ignore[no-untyped-call]
     for name, kind in EventTable.TYPES.items():
         pieces = stream_column(contents.events, name)
-        # A float's bits stand for it: the value that is stored is the value that is read.
+        # Floats are hashed by their bits, since they are read exactly as they were stored.
         digest.stream((_bits(values) for values in pieces) if kind is np.float32 else pieces, n_events)
     for table in (contents.requests, contents.targets):
         for column in fields(table):

@@ -1,4 +1,4 @@
-"""Splits that deal user-item pairs, and the check that no pair is in two parts.
+"""Splits by user-item pair, and the check that no pair is in two periods.
 
 Shapes: R events, U users.
 """
@@ -20,7 +20,7 @@ from stages.warehouse.selection.pair_splits import PairSplit
 
 
 def pair_split(config: DatasetStepConfig) -> PairSplit | None:
-    """Return how pairs are dealt; None where parts are stretches of time."""
+    """Return how pairs are assigned to periods; None if the split is by time."""
     split = config.split
     if split.method == "time":
         return None
@@ -30,14 +30,14 @@ def pair_split(config: DatasetStepConfig) -> PairSplit | None:
 
 
 def deal_users(user_ids: Sequence[str], shares: tuple[float, float, float], seed: int) -> np.ndarray:
-    """Return int8 ``[U]``: the part that each user is dealt to.
+    """Return int8 ``[U]``: the period that each user is assigned to.
 
-    A user's lot is a hash of seed and id: it does not move when others come or go.
+    The period depends on a hash of seed and user id, so it does not change when other users come or go.
 
     Args:
         user_ids: U ids.
-        shares: of the candidate, the ranker and the evaluation part; they add up to 1.
-        seed: another one deals anew.
+        shares: of the candidate, the ranker and the evaluation period; they add up to 1.
+        seed: another seed gives another assignment.
     """
     lots = np.array(
         [int.from_bytes(hashlib.sha256(f"{seed}:{user_id}".encode()).digest()[:7], "big") for user_id in user_ids],
@@ -49,17 +49,17 @@ def deal_users(user_ids: Sequence[str], shares: tuple[float, float, float], seed
 
 
 def check_disjoint(events: EventTable, contents: Contents) -> None:
-    """Refuse a split that puts one user-item pair into two parts.
+    """Refuse a split that puts one user-item pair into two periods.
 
-    Of parts that are stretches of time, a pair may have events in several; then no pair that a
-    request asks for may have a touch in an earlier part; it may have been shown there.
+    In a split by time a pair may have events in several periods. Then the pair of a target must have no
+    touch in an earlier period; exposures are allowed.
 
     Args:
-        events: rows of the later parts, and the earlier rows of their pairs.
+        events: rows of the later periods, and the earlier rows of their pairs.
         contents: of the snapshot to be written.
 
     Raises:
-        DataError: naming an item and the parts; who the user is stays out of errors.
+        DataError: with an item and the two periods; user ids stay out of errors.
     """
     requests, targets, n_items = contents.requests, contents.targets, len(contents.items)
     key = events.user_index * n_items + events.item_index

@@ -1,6 +1,6 @@
-"""Fit the value rules on the candidate part and apply them to all of ``events.parquet``.
+"""Fit the value rules on the candidate period and apply them to all of ``events.parquet``.
 
-Memory holds one row group at a time. Nothing of a later part decides about a rule.
+Memory holds one row group at a time. A rule does not depend on later periods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def correct_values(config: DatasetStepConfig, path: Path, durations_s: np.ndarra
     """Replace the values of the signals that have a rule.
 
     Args:
-        config: the rules by signal; without any the file stays as it is.
+        config: the rules by signal; without a rule the file stays as it is.
         path: ``events.parquet``, rewritten as a whole or not at all.
         durations_s: float ``[N]``, NaN where unknown.
 
@@ -32,7 +32,7 @@ def correct_values(config: DatasetStepConfig, path: Path, durations_s: np.ndarra
         The fitted rules, in the order of the signals' codes.
 
     Raises:
-        DataError: if the candidate part has no event of a signal with a rule.
+        DataError: if the candidate period has no event of a signal with a rule.
     """
     if not config.values:
         return ()
@@ -67,7 +67,7 @@ def _write_corrected(
 
 
 def _views(path: Path, code: int, durations_s: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (values, durations) of what training may read of a signal."""
+    """Yield (values, durations) of the signal's events that training may read."""
     for columns in row_groups(path, _FITTED_ON):
         rows = (columns["signal"] == code) & (columns["part"] == PART_CANDIDATE) & columns["active"]
         yield columns["value"][rows].astype(np.float64), durations_s[columns["item_index"][rows]].astype(np.float64)

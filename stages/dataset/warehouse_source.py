@@ -1,4 +1,4 @@
-"""What the dataset step asks of the warehouse, as one small interface."""
+"""The dataset step's interface to the warehouse."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ class Selection(Protocol):
         """Return the events' contexts with their first times: id, first_ms."""
 
     def code(self, listed: pa.Table, blocked: pa.Array, context_map: pa.Table) -> None:
-        """Take item_id and canonical_id of the catalogue, ids whose events are left out, context and context_index."""
+        """Code the events; see ``CodedSelection.code``."""
 
     def items(self) -> pa.Table:
-        """Return the ids that stand for the events' items with their first times: id, first_ms."""
+        """Return the canonical ids of the events' items with their first times: id, first_ms."""
 
     def users(self) -> pa.Table:
         """Return the ids of the events' users with their first times: id, first_ms."""
 
     def place(self, item_ids: pa.Array, user_ids: pa.Array) -> None:
-        """Take the ids of items and users by index."""
+        """Set the ids of items and users by index."""
 
     def time_quantiles(self, shares: Sequence[float]) -> tuple[int, ...]:
-        """Return the time of the event at position floor(share * n) of the n first events, by time."""
+        """Return the time of the event at position floor(share * n) among the n events without repeats, by time."""
 
     def user_activity(self, borders: Sequence[int], policy: ActivityPolicy, n_users: int) -> np.ndarray:
-        """Return int8 ``[U]``: bit p is set where the user is active at the end of part p."""
+        """Return int8 ``[U]``: bit p is set if the user is active at the end of period p."""
 
     def item_eligibility(self, borders: Sequence[int], policy: ItemPolicy, n_items: int) -> np.ndarray:
-        """Return int8 ``[N]``: bit p is set where the item is eligible at the end of part p."""
+        """Return int8 ``[N]``: bit p is set if the item is eligible at the end of period p."""
 
     def split_events(
         self, split: PairSplit, repeats: Mapping[str, RepeatPolicy], user_parts: np.ndarray
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the events and their ``part`` in time order."""
+        """Yield the events and their period, ``part``, in time order."""
 
     def marked_twice(self, split: PairSplit) -> int:
-        """Return the number of pairs with a held-out signal and another one."""
+        """Return the number of pairs with both a held-out signal and another one."""
 
     def events(self, borders: Sequence[int], repeats: Mapping[str, RepeatPolicy]) -> Iterator[pa.RecordBatch]:
         """Yield the events without repeats, by (event_time_ms, event_id).
@@ -63,7 +63,7 @@ class Selection(Protocol):
 
 
 class EventSource(Protocol):
-    """Reads events and items; the tests have one made of plain lists."""
+    """Reads events and items; the tests implement it with plain lists."""
 
     def items(self, config: DatasetStepConfig) -> pa.Table:
         """Return the catalogue: item_id, title, categories ('|'-joined), created_at_ms, duration_s, text, state."""
@@ -72,7 +72,7 @@ class EventSource(Protocol):
         """Return the ids of the items that a SQL predicate of the content policy matches."""
 
     def write_aliases(self, key: str, aliases: Mapping[str, str]) -> None:
-        """Keep which item stands for a duplicate; ``key`` names the decision."""
+        """Store the canonical item of each duplicate under the decision's key."""
 
     def survey(self, config: DatasetStepConfig, history_ms: int | None) -> EventSurvey:
         """Count rows by whether the selection keeps them."""
@@ -83,7 +83,7 @@ class EventSource(Protocol):
     def activity(self, config: DatasetStepConfig, end_ms: int) -> tuple[int, float]:
         """Return (users, events of the most active user) in the activity window before ``end_ms``.
 
-        Events count as they are stored, before de-duplication, by their weight.
+        Stored events count by their weight, before de-duplication.
         """
 
 
@@ -94,7 +94,7 @@ class WarehouseSource:
         self._warehouse = warehouse
 
     def items(self, config: DatasetStepConfig) -> pa.Table:
-        """Return the catalogue's items; ids that only events mention are left to the events."""
+        """Return the catalogue's items; items that only occur in events are not among them."""
         return export_catalogue(self._warehouse)
 
     def matching(self, reason: str, predicate: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""Data contracts: what must hold of the warehouse before anything trains."""
+"""Data contracts: conditions that the warehouse must meet before training."""

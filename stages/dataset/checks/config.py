@@ -1,4 +1,4 @@
-"""What the data contracts allow: a warn and a fail level for each measured number."""
+"""Configuration of the data contracts: a warn and a fail level for each measured number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ContractName = Literal[
 
 
 class Limits(Config):
-    """The levels of one number; a number on a limit is within it, and None sets no limit.
+    """The levels of one number; a number equal to a limit is within it, and None sets no limit.
 
     Attributes:
         warn_below, fail_below: a smaller number warns, or stops the run.
@@ -74,7 +74,7 @@ class BadValues(Limits):
     """Share of selected events with a value that is no number, infinite or out of range.
 
     Attributes:
-        ranges: (lowest, highest) value allowed, by signal; both are allowed themselves.
+        ranges: (lowest, highest) allowed value, by signal; both limits are included.
     """
 
     fail_above: float | None = 0
@@ -95,7 +95,7 @@ class EarlyTimes(Limits):
 
 
 class AbsentSignals(Limits):
-    """Number of the dataset's signals without a single selected event."""
+    """Number of the dataset's signals without a selected event."""
 
     warn_above: float | None = 0
 
@@ -104,8 +104,8 @@ class Freshness(Limits):
     """Days from the newest selected event to the reference time.
 
     Attributes:
-        against: ``as_of`` measures up to the as-of time, ``now`` up to the clock: a run with ``now``
-            measures anew each time.
+        against: ``as_of`` measures up to the as-of time, ``now`` up to the clock. With ``now`` every run
+            measures anew.
     """
 
     warn_above: float | None = 2
@@ -121,11 +121,11 @@ class Future(Limits):
 
 
 class Volume(Limits):
-    """Selected events a day in the last days, over the median day before.
+    """Selected events a day in the last days, divided by the median day before.
 
     Attributes:
-        days: the days judged, counted back from the as-of time; 7 evens out the week.
-        trailing_days: the days before those, whose median is the measure.
+        days: number of judged days, counted back from the as-of time; 7 evens out the week.
+        trailing_days: number of days before the judged days; their median is the reference.
         min_trailing_days: with fewer days of history the contract is skipped.
     """
 
@@ -147,16 +147,16 @@ class Volume(Limits):
 
 
 class LabelRates(Limits):
-    """A task's share of positives in the last days, over its median day before.
+    """A task's share of positives in the last days, divided by its median day before.
 
     The levels apply to that ratio.
 
     Attributes:
         share: levels of the share itself, by task.
-        days: the days judged, counted back from the as-of time.
-        trailing_days: the days before those, whose median share is the measure.
+        days: number of judged days, counted back from the as-of time.
+        trailing_days: number of days before the judged days; their median share is the reference.
         min_trailing_days: with fewer days of history the ratio is not judged.
-        min_positives: with fewer positives expected in the days judged it is not judged either.
+        min_positives: with fewer expected positives in the judged days the ratio is not judged.
     """
 
     warn_below: float | None = 0.5
@@ -178,13 +178,13 @@ class IdenticalRows(Limits):
 
 
 class Duplicates(Config):
-    """Rows that say the same again.
+    """Repeated rows.
 
     Attributes:
         identical: rows beyond the first with equal user, item, signal and time, as a share.
         repeats: rows beyond the first with equal user, item and signal at any time, as a share; no
             limit by default, since many signals repeat by nature.
-        window_days: looked for among the events of so many days before the as-of time; None: among all.
+        window_days: number of days before the as-of time whose events are searched; None: all events.
     """
 
     identical: IdenticalRows = IdenticalRows()
@@ -212,7 +212,7 @@ class CategoryNulls(Limits):
 
 
 class Nulls(Config):
-    """Shares of catalogue items that lack an attribute; only what a funnel relies on needs levels.
+    """Shares of catalogue items that lack an attribute; only attributes that a funnel uses need levels.
 
     Attributes:
         title, categories, created_at, duration, text: levels of each.
@@ -226,7 +226,7 @@ class Nulls(Config):
 
 
 class ActiveUsers(Limits):
-    """Share of the users with a selected event who are active at the as-of time."""
+    """Share of active users, at the as-of time, among the users with a selected event."""
 
     warn_below: float | None = 0.02
     fail_below: float | None = 0.0001
@@ -240,23 +240,23 @@ class Quarantine(Limits):
 
 
 class ContractsConfig(Config):
-    """The contracts section of a recipe: what must hold of the warehouse before anything trains.
+    """The contracts section of a recipe: conditions that the warehouse must meet before training.
 
     Attributes:
         skip: contracts that are not evaluated.
-        sample_rows: rows to look at that a broken contract shows.
+        sample_rows: number of sample rows that a broken contract shows.
         columns: schema and types.
-        keys: nulls in the columns that make an event.
-        values: numbers that are none, or out of range.
+        keys: nulls in the required columns of an event.
+        values: values that are no number or out of range.
         times: events before 1970; part of the contract ``values``.
-        signals: signals that the recipe names and the warehouse does not hold.
+        signals: signals of the recipe without events in the warehouse.
         other_signals: levels of the share of events of signals that the recipe leaves out.
         freshness: age of the newest event.
         future: events later than the clock.
         after_as_of: levels of the share of events at or after the as-of time; many in a backfill.
         volume: the last days against the trailing median.
         label_rates: each task's positives, in bounds and against the trailing median.
-        duplicates: rows that say the same again.
+        duplicates: repeated rows.
         unknown_items: ids without a catalogue row.
         nulls: attributes that items lack.
         active_users: users who pass the activity policy.
@@ -284,13 +284,13 @@ class ContractsConfig(Config):
 
 
 class CheckStepConfig(Config):
-    """What identifies one evaluation of the contracts.
+    """The configuration of the step ``check_data``, which identifies one evaluation of the contracts.
 
     Attributes:
         contracts: the levels.
-        dataset: what would be selected; signals, tasks, activity and history are read.
+        dataset: the selection to check; its signals, tasks, activity and history are read.
         as_of_ms: int ms UTC; events from then on do not exist for the run.
-        now_ms: the clock, int ms UTC; given only where it matters (an event is later than it, or
+        now_ms: the clock, int ms UTC; set only if it matters (an event is later than the clock, or
             freshness is measured against it), so that equal data give equal fingerprints.
         rows_read, rows_quarantined: of the last ingestion.
         warehouse_fingerprint: changes with the content of the warehouse.

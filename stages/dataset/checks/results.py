@@ -1,4 +1,4 @@
-"""What the contracts found, as data, as a table and as the words of an error."""
+"""Results of the contracts: as data, as a table and as an error message."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Level = Literal["ok", "warn", "fail", "skipped"]
 _LATEST_MS = 253_402_300_799_000  # the last second of the year 9999
 _WORD = 60
 _OF_USERS = frozenset({"user_id", "raw"})
-"""Columns that tell who somebody is; ``raw`` is a row of a file as it was read."""
+"""Columns that identify a user; ``raw`` is a row of a file as it was read."""
 
 
 class ContractResult(Config):
     """One measured number against its limits.
 
     Attributes:
-        name: the contract, and after a dot what it is about, such as ``nulls.title``.
+        name: the contract and, after a dot, what is measured, such as ``nulls.title``.
         level: the outcome.
-        value: the measured number; None if it was skipped or there is none.
-        limits: those that are set, by ``warn_below``, ``fail_below``, ``warn_above``, ``fail_above``.
-        found: the number in words, with the counts behind it; or why it was skipped.
-        rows: a few rows to look at, where it is not ok.
-        sql: a statement that shows more of them.
+        value: the measured number; None if the contract was skipped or there is no number.
+        limits: the limits that are set, by ``warn_below``, ``fail_below``, ``warn_above``, ``fail_above``.
+        found: the number in words, with its counts; or why the contract was skipped.
+        rows: a few sample rows, if the level is not ``ok``.
+        sql: a statement that shows more of the rows.
     """
 
     name: str
@@ -72,7 +72,7 @@ class ContractReport(Config):
 
 
 def level_of(value: float, limits: Limits) -> Level:
-    """Return where a number stands; on a limit is within it."""
+    """Return the level of a number; a number equal to a limit is within it."""
     if _beyond(value, limits.fail_below, limits.fail_above):
         return "fail"
     return "warn" if _beyond(value, limits.warn_below, limits.warn_above) else "ok"
@@ -85,18 +85,18 @@ def set_limits(limits: Limits) -> dict[str, float]:
 
 
 def limits_in_words(limits: Mapping[str, float]) -> str:
-    """Return such as ``warn above 0.01, fail above 0.2``."""
+    """Return the limits as text, such as ``warn above 0.01, fail above 0.2``."""
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in limits.items())
 
 
 def failure_text(report: ContractReport, kept: str | None = None) -> str:
-    """Return the words of the error: every failed contract with its numbers, limits and rows, without user ids.
+    """Return the error message: every failed contract with its numbers, limits and rows, without user ids.
 
-    Errors end in logs and chat rooms; who the users are stands in the report, which stays in the home.
+    Error messages end up in logs and chat rooms. User ids are in the report only, which stays in ``SLUICE_HOME``.
 
     Args:
-        report: with at least one failure.
-        kept: where the full report lies, if anywhere.
+        report: a report with at least one failure.
+        kept: path of the full report, or None.
     """
     failed, warned = report.of_level("fail"), report.of_level("warn")
     names = ", ".join(result.name for result in failed)
@@ -111,7 +111,7 @@ def failure_text(report: ContractReport, kept: str | None = None) -> str:
 
 
 def table_text(report: ContractReport) -> str:
-    """Return every result as a line, and below the rows and the SQL of what is not ok."""
+    """Return every result as a line, followed by the rows and the SQL of the results that are not ok."""
     rows = []
     for result in report.results:
         number = "-" if result.value is None else f"{result.value:.6g}"
@@ -127,17 +127,17 @@ def table_text(report: ContractReport) -> str:
 
 
 def _without_users(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out who it was; that nobody is named there stays, for it may be the fault."""
+    """Leave out user ids; an empty user id stays, since it may be the fault."""
     return {name: value for name, value in row.items() if name not in _OF_USERS or value in {None, ""}}
 
 
 def row_in_words(row: Mapping[str, Any]) -> str:
-    """Return ``name=value`` pairs; a time in ms is followed by the date that it means."""
+    """Return ``name=value`` pairs; a time in ms is followed by its date."""
     return " ".join(f"{name}={_value(name, value)}" for name, value in row.items())
 
 
 def share_in_words(part: int, whole: int, of: str) -> str:
-    """Return such as ``12 of 1,000 events (1.2%)``."""
+    """Return a share as text, such as ``12 of 1,000 events (0.012)``."""
     return f"{part:,} of {whole:,} {of} ({part / whole:.3g})" if whole else f"{part:,} of {whole:,} {of}"
 
 

@@ -1,4 +1,4 @@
-"""Contracts on single rows: columns, keys, values, duplicates, and what ingestion quarantined."""
+"""Contracts on single rows: columns, keys, values, duplicates, unknown items, nulls and quarantined rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stages.warehouse.profile.profile import count_duplicates, count_unknown_ite
 
 
 def columns(scene: Scene) -> list[ContractResult]:
-    """Require the columns that the dataset step reads, with types that hold what it needs."""
+    """Require the columns that the dataset step reads, with types that fit."""
     faults = scene.faults
     found = "; ".join(map(str, faults)) or "every column that the dataset reads is there"
     result = scene.judge("columns", float(len(faults)), scene.limits.columns, found)
@@ -17,7 +17,7 @@ def columns(scene: Scene) -> list[ContractResult]:
 
 
 def keys(scene: Scene) -> list[ContractResult]:
-    """Limit events with a null where an event needs a value."""
+    """Limit events with a null in a required column."""
     events = scene.events
     found = share_in_words(events.null_keys, events.rows, "events have a null id, signal, value or time")
     share = _share(events.null_keys, events.rows)
@@ -39,7 +39,7 @@ def values(scene: Scene) -> list[ContractResult]:
 
 
 def duplicates(scene: Scene) -> list[ContractResult]:
-    """Limit rows that say the same again: at the same time, and at any time."""
+    """Limit repeated rows: at the same time, and at any time."""
     limits = scene.limits.duplicates
     days = limits.window_days
     counts = count_duplicates(scene.warehouse, scene.scope, days)
@@ -57,7 +57,7 @@ def duplicates(scene: Scene) -> list[ContractResult]:
 
 
 def unknown_items(scene: Scene) -> list[ContractResult]:
-    """Limit events whose item the catalogue does not know."""
+    """Limit events whose item has no catalogue row."""
     if scene.items.rows == 0:
         return [scene.skip("unknown_items", "the catalogue is empty: ids of events are the items")]
     counts = count_unknown_items(scene.warehouse, scene.scope)

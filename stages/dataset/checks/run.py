@@ -29,8 +29,8 @@ class Contract(NamedTuple):
 
     Attributes:
         name: as in the configuration.
-        reads: tables whose columns must be as declared, or it cannot be evaluated.
-        check: measures and judges.
+        reads: tables that the contract reads; it is skipped unless their columns are as declared.
+        check: measures the numbers and judges them.
     """
 
     name: ContractName
@@ -57,11 +57,11 @@ CONTRACTS: tuple[Contract, ...] = (
 
 
 def check_warehouse(config: CheckStepConfig, warehouse: Warehouse) -> ContractReport:
-    """Evaluate every contract, whatever the others say.
+    """Evaluate every contract, even if others fail.
 
     Args:
         config: levels, selection, as-of time.
-        warehouse: open; it is only read. Tables are not created, and views will do.
+        warehouse: open; it is only read. Tables are not created, and views are allowed.
     """
     scene = Scene(config, warehouse)
     results = [result for contract in CONTRACTS for result in _evaluate(contract, scene)]
@@ -69,10 +69,10 @@ def check_warehouse(config: CheckStepConfig, warehouse: Warehouse) -> ContractRe
 
 
 def require(report: ContractReport, kept: Path | None = None) -> None:
-    """Log the warnings of a report and refuse one with failures.
+    """Log the warnings of a report, and refuse a report with failures.
 
     Raises:
-        ContractError: naming every failed contract, its numbers, its limits and rows to look at.
+        ContractError: with every failed contract, its numbers, its limits and sample rows.
     """
     for result in report.of_level("warn"):
         log.warning("[sluice] data contract %s", result.headline())
@@ -84,9 +84,9 @@ def check_body(warehouse: Warehouse, kept: Path) -> Body[CheckStepConfig]:
     """Return the step's body for an open warehouse, as ``run_step`` takes it.
 
     Args:
-        warehouse: what is checked.
-        kept: file outside the step's directory that also gets the report, for the directory of a step
-            that fails does not stay.
+        warehouse: the warehouse to check.
+        kept: path of a copy of the report outside the step's directory, since the directory of a failed
+            step is removed.
     """
 
     def body(config: CheckStepConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
@@ -113,17 +113,17 @@ def step_config(
     rows_quarantined: int = 0,
     warehouse_fingerprint: str = "",
 ) -> CheckStepConfig:
-    """Return what identifies the evaluation; the clock is part of it only where it matters.
+    """Return the step's configuration, which identifies it; the clock is part of it only if it matters.
 
     Args:
         contracts: the levels.
-        dataset: what would be selected.
+        dataset: the selection to check.
         as_of_ms: int ms UTC.
         latest_ms: time of the latest event of the warehouse, int ms UTC, or None if it is not known.
         now_ms: the clock, int ms UTC.
-        rows_read: by the last ingestion.
-        rows_quarantined: of them.
-        warehouse_fingerprint: of its content.
+        rows_read: rows read by the last ingestion.
+        rows_quarantined: rows quarantined by the last ingestion.
+        warehouse_fingerprint: of the warehouse's content.
     """
     needs_clock = latest_ms is None or latest_ms > now_ms or contracts.freshness.against == "now"
     return CheckStepConfig(
@@ -145,13 +145,13 @@ def check_standing(
     now_ms: int,
     show: Callable[[str], None],
 ) -> None:
-    """Evaluate the contracts on a warehouse as it stands, show the table, and refuse failures.
+    """Evaluate the contracts on a warehouse in its present state, show the table, and refuse failures.
 
-    The quarantine's share is that of all files that the warehouse's log knows.
+    The share of quarantined rows covers all files in the warehouse's log.
 
     Raises:
         ContractError: after the table was shown.
-        EmptyDatasetError: if there is no event to lay the as-of time after, and none was given.
+        EmptyDatasetError: if no as-of time is given and there is no event to derive it from.
     """
     broken = {fault.table for fault in column_faults(warehouse)}
     latest = None if "interactions" in broken else warehouse.latest_event_ms()

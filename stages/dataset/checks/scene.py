@@ -1,4 +1,4 @@
-"""What a contract sees: the configuration, measurements taken once, and how to judge a number."""
+"""The data of a contract: configuration, measurements that are taken once, and the judging of a number."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ class Scene:
 
     @cached_property
     def events(self) -> EventProfile:
-        """One pass over the events."""
+        """Counts from one pass over the events."""
         return profile_events(self.warehouse, self.scope)
 
     @cached_property
     def items(self) -> ItemProfile:
-        """One pass over the catalogue."""
+        """Counts from one pass over the catalogue."""
         return profile_items(self.warehouse)
 
     @property
     def days(self) -> int:
-        """How many days before the as-of time the trends look back."""
+        """Number of days before the as-of time that the trends cover."""
         trends = (self.limits.volume, self.limits.label_rates)
         return max(trend.days + trend.trailing_days for trend in trends)
 
@@ -85,7 +85,7 @@ class Scene:
         return range(days, min(days + trailing_days, max(days, history)))
 
     def judge(self, name: str, value: float, limits: Limits, found: str, look: Rows | None = None) -> ContractResult:
-        """Return where a number stands; rows are fetched where it is not ok."""
+        """Return the result of a number; sample rows are fetched if its level is not ``ok``."""
         level = level_of(value, limits)
         result = ContractResult(name=name, level=level, value=value, limits=set_limits(limits), found=found)
         if level == "ok" or look is None:
@@ -94,13 +94,13 @@ class Scene:
         return result.model_copy(update={"rows": sample.rows, "sql": sample.sql})
 
     def skip(self, name: str, reason: str) -> ContractResult:
-        """Return a result that says why nothing was judged."""
+        """Return a skipped result with its reason."""
         return ContractResult(name=name, level="skipped", found=reason)
 
 
 def _raw_minimum(task: Task, dataset: DatasetConfig) -> float | None:
-    """Return the smallest value that counts, None where the values are corrected before they are compared.
+    """Return the smallest value of a positive, or None if the values are corrected before they are compared.
 
-    The contracts look at what the warehouse holds; a rule is fitted only after they hold.
+    The contracts check the warehouse's raw values; a value rule is fitted only afterwards.
     """
     return None if set(task.signals) & set(dataset.values) else task.min_value

@@ -13,7 +13,7 @@ from stages.warehouse.profile.profile import count_active, daily_statement
 
 
 def signals(scene: Scene) -> list[ContractResult]:
-    """Limit the signals that the recipe names in vain, and the events that it leaves out."""
+    """Limit the recipe's signals without events, and the share of events that the recipe leaves out."""
     events, limits = scene.events, scene.limits
     absent = [name for name, count in events.by_signal.items() if count == 0]
     found = f"{len(absent)} of {len(events.by_signal)} signals of the recipe have no event: {listed(absent)}"
@@ -59,7 +59,7 @@ def future(scene: Scene) -> list[ContractResult]:
 
 
 def volume(scene: Scene) -> list[ContractResult]:
-    """Limit the last days' events a day against the median of the days before."""
+    """Limit the events a day in the last days against the median of the days before."""
     limits, daily = scene.limits.volume, scene.daily
     trailing = scene.trailing(limits.days, limits.trailing_days)
     if len(trailing) < limits.min_trailing_days:
@@ -80,7 +80,7 @@ def volume(scene: Scene) -> list[ContractResult]:
 
 
 def label_rates(scene: Scene) -> list[ContractResult]:
-    """Limit each task's share of positives: in bounds, and against its median day."""
+    """Limit each task's share of positives: by fixed bounds, and against its median day."""
     results = []
     for task, rule in scene.scope.labels.items():
         if rule.min_value is None and set(rule.signals) == set(scene.scope.signals):
@@ -126,11 +126,11 @@ def _recent(scene: Scene, task: str) -> tuple[int, int]:
 
 
 def active_users(scene: Scene) -> list[ContractResult]:
-    """Limit from below the share of users who pass the activity policy at the as-of time."""
+    """Limit the share of users who pass the activity policy at the as-of time."""
     users, active = count_active(scene.warehouse, scene.scope, scene.activity)
     if users == 0:
         return [scene.skip("active_users", "no user has a selected event")]
-    # Named as in the recipe, whatever the policy consists of.
+    # Show the fields as the recipe has them.
     policy = scene.config.dataset.activity.model_dump(exclude_none=True)
     words = ", ".join(f"{name} = {value}" for name, value in policy.items())
     found = share_in_words(active, users, f"users are active by dataset.activity ({words})")

@@ -1,1 +1,1 @@
-"""The catalogue: which items stay, and which are copies of one another."""
+"""Duplicates and blocked items of the catalogue."""

@@ -1,4 +1,4 @@
-"""Groups of items that are the same thing, around one canonical item each."""
+"""Groups of duplicate items, each around one canonical item."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from stages.contracts.errors import ConfigError
 
 
 class Clusters:
-    """Grows groups pair by pair; no group chains away from its canonical item.
+    """Grows groups pair by pair; every member of a group must be similar to its canonical item.
 
-    The canonical item of a group is its first row by ``rank``. Two groups become one only if every
-    member is like the canonical item of the whole, their categories do not contradict, and no verdict
-    holds two members apart. What verdicts join counts as one item.
+    The canonical item of a group is its first row by ``rank``. Two groups are merged only if every member
+    is similar to the canonical item of the merged group, their categories do not contradict, and no
+    verdict separates two members. Rows that verdicts join count as one item.
 
     Args:
         rank: sort key of each row, all different.
-        categories: set of names of each row; two sets contradict if neither is empty and none is shared.
+        categories: set of names of each row; two sets contradict if neither is empty and they share no name.
         alike: whether two rows are similar by themselves.
-        same: pairs of rows that people joined.
-        different: pairs of rows that people held apart.
+        same: pairs of rows that verdicts join.
+        different: pairs of rows that verdicts separate.
         names: id of each row, for messages.
 
     Raises:
-        ConfigError: if verdicts contradict; it names them.
+        ConfigError: if verdicts contradict; the message has these verdicts.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Clusters:
         return self._members.get(head, [head])
 
     def join(self, a: int, b: int) -> bool:
-        """Make the groups of two rows one if they may be; return whether the rows share a group now."""
+        """Merge the groups of two rows if that is allowed; return whether the rows share a group now."""
         first, second = sorted((self.head[a], self.head[b]), key=self._rank.__getitem__)
         if first == second:
             return True
@@ -94,7 +94,7 @@ class Clusters:
 
 
 def _path(links: dict[int, set[int]], start: int, end: int) -> list[int]:
-    """Return the rows on a shortest way of verdicts from one row to another."""
+    """Return the rows on a shortest path of verdicts from one row to another."""
     before: dict[int, int | None] = {start: None}
     queue = deque([start])
     while end not in before:

@@ -1,4 +1,4 @@
-"""What the catalogue is made of: which items are the same, and which are kept out of everything."""
+"""Decide which items of the catalogue are duplicates, and which are blocked."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ REVIEW_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CatalogueDecision:
-    """What was decided about the items.
+    """The decision about duplicates and blocked items.
 
     Attributes:
         aliases: canonical id by duplicate id, never chained.
         blocked: reason by item id; every member of a blocked item's group is blocked.
         review: pairs near the threshold, the closest first, with ``REVIEW_SCHEMA``.
-        counts: items by what happened to them.
+        counts: number of items by outcome.
     """
 
     aliases: dict[str, str]
@@ -48,7 +48,7 @@ class CatalogueDecision:
 def decide_catalogue(
     items: pa.Table, config: DatasetStepConfig, sql_blocked: Mapping[str, Sequence[str]]
 ) -> CatalogueDecision:
-    """Find duplicates and blocked items; the answer depends on the catalogue only, never on events.
+    """Find duplicates and blocked items; the result depends on the catalogue only, never on events.
 
     Args:
         items: columns of ``stages.warehouse.selection.items.ITEMS_SCHEMA``.
@@ -56,7 +56,7 @@ def decide_catalogue(
         sql_blocked: ids that a SQL predicate of the content policy matched, by reason.
 
     Raises:
-        ConfigError: if a file, a classifier or a verdict is wrong; it names the field.
+        ConfigError: if a file, a classifier or a verdict is wrong; the message has the field.
     """
     ids: list[str] = items["item_id"].to_pylist()
     row_of = {item_id: row for row, item_id in enumerate(ids)}
@@ -93,7 +93,7 @@ def _comparable(items: pa.Table) -> Items:
 
 
 def _known(config: DatasetStepConfig, row_of: Mapping[str, int]) -> tuple[Known, int]:
-    """Read verdicts and pairs; what names an item that is not in the catalogue is left out."""
+    """Read verdicts and pairs; those with an item that is not in the catalogue are left out."""
     own = config.duplicates
     said = read_verdicts(own.verdicts) if own.verdicts else []
     rows = [(row_of[a], row_of[b], same) for a, b, same in said if a in row_of and b in row_of and a != b]
@@ -133,7 +133,7 @@ def _blocked(items: pa.Table, config: DatasetStepConfig, sql_blocked: Mapping[st
 
 
 def _classify(items: pa.Table, reason: str, name: str) -> list[str]:
-    """Return the ids of the items that a classifier wants blocked."""
+    """Return the ids of the items that a classifier blocks."""
     field = f"dataset.content.classifiers.{reason} = {name!r}"
     module, _, function = name.partition(":")
     try:
@@ -148,14 +148,14 @@ def _classify(items: pa.Table, reason: str, name: str) -> list[str]:
 
 
 def _spread(blocked: dict[str, str], ids: Sequence[str], head: Sequence[int]) -> None:
-    """Block what is the same as a blocked item."""
+    """Block the other items of a blocked item's group."""
     touched = {head[row] for row, item_id in enumerate(ids) if item_id in blocked}
     added = [ids[row] for row, own in enumerate(head) if own in touched and ids[row] not in blocked]
     blocked.update(dict.fromkeys(added, DUPLICATE_OF_BLOCKED))
 
 
 def _review(items: pa.Table, found: Found, config: DatasetStepConfig) -> pa.Table:
-    """Return the pairs within the band around the threshold, with what was decided."""
+    """Return the pairs within the band around the threshold, with the decision about each."""
     own = config.duplicates
     near = [pair for pair in found.near_pairs if abs(pair[2] - own.threshold) <= own.review_band + 1e-12]
     near.sort(key=lambda pair: (abs(pair[2] - own.threshold), pair[:2]))

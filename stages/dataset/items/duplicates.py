@@ -1,4 +1,4 @@
-"""Items that are the same thing under another id: by title, by text, by vectors, and by verdict."""
+"""Find duplicate items: by title, by text, by vectors, and by verdict."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def normalise_title(title: str) -> str:
 
 @dataclass(frozen=True)
 class Items:
-    """What is compared, row by row.
+    """The compared fields, row by row.
 
     Attributes:
         item_ids: N, any order.
         titles: N titles, possibly empty.
         categories: N sets of category names.
         created_at_ms: N times, int ms UTC or None.
-        texts: N texts, or none at all.
+        texts: N texts, or an empty sequence.
     """
 
     item_ids: Sequence[str]
@@ -61,11 +61,11 @@ class Items:
 
 @dataclass(frozen=True)
 class Found:
-    """Groups of the same items.
+    """Groups of duplicate items.
 
     Attributes:
         aliases: canonical id by duplicate id; a canonical id is never a key.
-        exact: how many of them were found by equal titles.
+        exact: number of duplicates with the same title as their canonical item.
         near_pairs: (row, row, similarity) of the pairs that were compared, best first.
         head: canonical row of each row.
     """
@@ -78,7 +78,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Known:
-    """What was decided elsewhere, by row: pairs of the same, pairs of different, similarities by vectors."""
+    """Known facts about pairs of rows: verdicts ``same`` and ``different``, and similarities of vectors."""
 
     same: Sequence[tuple[int, int]] = ()
     different: Sequence[tuple[int, int]] = ()
@@ -86,12 +86,13 @@ class Known:
 
 
 def find_duplicates(items: Items, config: DuplicatesConfig, known: Known | None = None) -> Found:
-    """Group the items that are the same.
+    """Group the duplicate items.
 
-    Equal titles (normalised, not empty) join first, then similar pairs, the most similar first. Titles
-    whose numbers differ (Part 2, Part 3) and categories that contradict keep items apart, verdicts
-    above all. The item created first stands for its group, then the lowest id; an unknown creation
-    time counts as late. The answer depends on the catalogue only, never on events.
+    Items with equal titles (normalised, not empty) are joined first, then similar pairs, the most similar
+    first. Items with different numbers in their titles (Part 2, Part 3) or contradicting categories are not
+    joined; verdicts take precedence. The canonical item of a group is the one created first, then the one
+    with the lowest id; an unknown creation time counts as late. The result depends on the catalogue only,
+    never on events.
 
     Raises:
         ConfigError: if verdicts contradict.
@@ -116,7 +117,7 @@ def find_duplicates(items: Items, config: DuplicatesConfig, known: Known | None 
 
 
 def _join_equal(clusters: Clusters, titles: Sequence[str], rank: Sequence[tuple]) -> None:
-    """Let each row join the first earlier group of its title that it may join."""
+    """Let each row join the first earlier group with its title that accepts it."""
     same_title: dict[str, list[int]] = defaultdict(list)
     for row, title in enumerate(titles):
         if title:
@@ -142,7 +143,7 @@ class _Texts:
             self._documents = [" ".join(words).strip() for words in zip(*columns, strict=True)]
 
     def alike(self, a: int, b: int) -> bool:
-        """Return whether two rows are the same by themselves."""
+        """Return whether two rows are similar by themselves, without regard to groups."""
         if self._titles[a] and self._titles[a] == self._titles[b]:
             return True
         if numbers(self._titles[a]) != numbers(self._titles[b]):
@@ -167,7 +168,7 @@ class _Texts:
         return sorted(((a, b, value) for (a, b), value in best.items()), key=lambda pair: (-pair[2], pair[:2]))
 
     def _near(self) -> list[tuple[int, int, float]]:
-        """Compare every different document once, and give its result to all rows that have it."""
+        """Compare each distinct document once, and use the result for all of its rows."""
         rows: dict[tuple[str, tuple[str, ...]], list[int]] = defaultdict(list)
         for row, (document, title) in enumerate(zip(self._documents, self._titles, strict=True)):
             if document:

@@ -1,4 +1,4 @@
-"""Pairs of similar documents: candidates by MinHash LSH, each verified by its exact Jaccard similarity.
+"""Find pairs of similar documents: candidates by MinHash LSH, each verified by its exact Jaccard similarity.
 
 MinHash: Broder, "On the resemblance and containment of documents", 1997. Banding: Leskovec, Rajaraman
 and Ullman, "Mining of Massive Datasets", section 3.4. The library ``rensa`` does both.
@@ -30,13 +30,13 @@ Shingles = Literal["words", "characters"]
 
 
 def numbers(title: str) -> tuple[str, ...]:
-    """Return the words of a normalised title that number it: with a digit, or Roman from II on, sorted."""
+    """Return the sorted numbers in a normalised title: words with a digit, and Roman numerals except I."""
     words = (word for word in title.split() if _ROMAN.fullmatch(word) or any(map(str.isdigit, word)))
     return tuple(sorted(words))
 
 
 def shingles(document: str, kind: Shingles) -> frozenset[str]:
-    """Return the words of a normalised document, or every four neighbouring characters."""
+    """Return the words of a normalised document, or all of its four-character substrings."""
     if kind == "words":
         return frozenset(document.split())
     padded = f" {document} "
@@ -44,13 +44,13 @@ def shingles(document: str, kind: Shingles) -> frozenset[str]:
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
-    """Return the share of common members among all, 0 for two empty sets."""
+    """Return the Jaccard similarity: the share of common members among all; 0 for two empty sets."""
     common = len(left & right)
     return common / (len(left) + len(right) - common) if common else 0.0
 
 
 def bands(threshold: float) -> int:
-    """Return how many bands let at most 1% of the pairs at ``threshold`` pass unseen: as few as can be."""
+    """Return the smallest number of bands that misses at most 1% of the pairs at ``threshold``."""
     choices = (n for n in range(4, _PERMUTATIONS + 1) if _PERMUTATIONS % n == 0)
     return next(n for n in choices if (1 - threshold ** (_PERMUTATIONS // n)) ** n <= _MISSED)
 
@@ -60,24 +60,24 @@ def similar_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return pairs of documents with equal keys and a Jaccard similarity of at least ``floor``.
 
-    A pair at the threshold is missed with a chance of 1%; below it more are missed.
+    A pair at the threshold is missed with a probability of at most 1%; below the threshold more are missed.
 
     Args:
-        documents: N normalised texts; empty ones are like nothing.
-        keys: N; documents with different keys are never compared.
-        threshold: what the bands are laid for.
+        documents: N normalised texts; an empty one is similar to no other.
+        keys: N keys; documents with different keys are never compared.
+        threshold: similarity for which the number of bands is chosen.
         floor: lowest similarity that is returned.
-        kind: what is compared.
+        kind: shingles to compare.
 
     Returns:
-        int64 ``[P]`` and int64 ``[P]`` positions, the first above the second, and float64 ``[P]``.
+        int64 ``[P]`` and int64 ``[P]`` positions, the first above the second; float64 ``[P]`` similarities.
     """
     index = RMinHashLSH(threshold, _PERMUTATIONS, bands(threshold))
     sets = _Sets()
     found = []
     for start in range(0, len(documents), _DOCUMENTS):
         end = start + _DOCUMENTS
-        # Numbers that differ make every shingle differ: a series of a thousand parts fills no bucket.
+        # The key is part of every shingle, so a series of a thousand numbered titles does not fill one bucket.
         marked = [
             [f"{'/'.join(key)}:{word}" for word in shingles(text, kind)] if text else [f"empty {start + row}"]
             for row, (text, key) in enumerate(zip(documents[start:end], keys[start:end], strict=True))
@@ -124,12 +124,12 @@ class _Sets:
         self._offsets = np.concatenate([self._offsets, end + np.cumsum(sizes)])
 
     def jaccard(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Return float64 ``[P]``: both sets of a pair are sorted together, and equal neighbours counted."""
+        """Return float64 ``[P]``; both sets of a pair are sorted together, and equal neighbours are counted."""
         pairs = np.concatenate([np.arange(len(left)), np.arange(len(right))])
         rows = np.concatenate([left, right])
         sizes = np.diff(self._offsets)[rows]
         values = self._values[ranges(self._offsets[rows], sizes)].astype(np.int64)
-        # The pair in the upper half of the word, the member in the lower one.
+        # The pair is in the upper 32 bits, the member in the lower 32.
         joined = np.sort((np.repeat(pairs, sizes) << 32) | values)
         twice = joined[1:][joined[1:] == joined[:-1]] >> 32
         common = np.bincount(twice, minlength=len(left))
