@@ -7,7 +7,7 @@ covisitation.py   item-to-item links of neighbouring touches
 trending.py       touches within short windows, by segment
 state.py          FunnelState: everything that advances by events
 history.py        inputs of the user tower
-replay.py         requests in time order against the state of their moment
+replay.py         requests in time order, each with the state before it
 ranking.py        the ranking features
 build.py          the ``build_examples`` step
 """

@@ -30,9 +30,9 @@ class ExamplesConfig(Config):
     """Configuration of ``build_examples``.
 
     Attributes:
-        features: what the state keeps and the features read.
-        sources: generators whose scores are features; empty where there is only one generator.
-        trending: windows that the state counts for a generator; None without one.
+        features: configuration of the state and the features.
+        sources: candidate generators whose scores are features; empty if there is only one generator.
+        trending: windows that the state counts for the trending generator; None without that generator.
     """
 
     features: FeatureConfig = FeatureConfig()
@@ -46,7 +46,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     Memory stays bounded: features are written to a memory-mapped file request by request.
 
     Args:
-        config: what the state keeps and the features read.
+        config: configuration of the state, the features and the candidate generators.
         inputs: ``snapshot``, ``candidate`` (``item_vectors.npy``) and ``retrieve``
             (``candidates.parquet``; with several generators ``source_scores.parquet``).
         directory: receives ``rows.parquet``, ``features.npy`` float32 ``[R, F]``, ``relevance.npy``
@@ -93,12 +93,12 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
     """Replay the events into a serving state, without requests or features.
 
     Args:
-        config: what the state keeps.
+        config: configuration of the state and the features.
         inputs: ``snapshot``, and ``champion``, the release whose rankers will read the features.
         directory: receives ``feature_schema.json`` and ``state/``.
 
     Raises:
-        DataError: if the champion's rankers read other features than these, or features of other code.
+        DataError: if the champion's rankers read other features, or features computed by other code.
         ReleaseError: if the champion's ``feature_schema.json`` is not readable by this version.
     """
     snapshot = Snapshot(inputs["snapshot"])
@@ -134,7 +134,7 @@ def _fill_features(
     vectors: np.ndarray,
     contexts: np.ndarray,
 ) -> int:
-    """Compute each request's features as ``moments`` reaches it; return how many had candidates."""
+    """Compute each request's features when the replay reaches it; return the number of requests with candidates."""
     starts = np.searchsorted(rows.request_id, np.arange(len(requests) + 1)).tolist()
     answered = 0
     for request in tqdm(moments, total=len(requests), desc="features", unit="request", disable=None):
@@ -157,7 +157,7 @@ def _fill_features(
 
 
 def _read_sources(config: ExamplesConfig, directory: Path, n_rows: int) -> SourceScores | None:
-    """Return each generator's score and rank of each candidate row, None where there is one generator."""
+    """Return each generator's score and rank of each candidate row, or None if there is only one generator."""
     path = directory / SOURCE_SCORES_FILE
     if not config.sources:
         if path.is_file():
@@ -178,7 +178,7 @@ def join_labels(rows: CandidateTable, targets: Targets, n_items: int) -> tuple[n
         n_items: N.
 
     Returns:
-        relevance float32 ``[R]`` and labels float32 ``[R, T]``, 0 where a row is no target.
+        relevance float32 ``[R]`` and labels float32 ``[R, T]``, 0 for a row that is no target.
     """
     relevance = np.zeros(len(rows), dtype=np.float32)
     labels = np.zeros((len(rows), targets.labels.shape[1]), dtype=np.float32)

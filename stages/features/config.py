@@ -15,20 +15,20 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class FeatureConfig(Config):
-    """What the serving state keeps and what the features read from it.
+    """Configuration of the serving state and of the features that are computed from it.
 
     Attributes:
-        history_length: L, the newest distinct items that the user tower reads.
+        history_length: L, the number of newest distinct items that the user tower reads.
         history_decay: the tower's weight of position r (0 = newest) is ``exp(-r / history_decay)``,
             normalised to sum 1.
         half_lives_days: half-lives of the decayed counters, shortest first, in days.
-        covisitation_window: previous items of a user that are linked to a new one.
-        covisitation_neighbours: neighbours kept for an item when its row is pruned; a row is pruned
-            as soon as it holds more than twice as many.
-        similarity_history: newest items of the user that are compared with a candidate.
-        smoothing: pseudo-observations of the global mean in each smoothed rate.
-        exposure_signals: signals that say that an item was shown, not that the user chose it. They
-            count as exposures of the item; requests, histories, touched items and all other counters ignore them
+        covisitation_window: number of a user's previous items that are linked to a new one.
+        covisitation_neighbours: number of neighbours that an item keeps when its row is pruned. A row is
+            pruned as soon as it holds more than twice as many.
+        similarity_history: number of the user's newest items that are compared with a candidate.
+        smoothing: number of pseudo-observations of the global mean in each smoothed rate.
+        exposure_signals: signals of items that were shown, not chosen by the user. They count as exposures of
+            the item; requests, histories, touched items and all other counters ignore them
             (``stages.contracts.touches``).
     """
 
@@ -43,7 +43,7 @@ class FeatureConfig(Config):
 
     @property
     def middle_half_life(self) -> int:
-        """Position of the middle half-life, at which windowed rates are kept."""
+        """Position of the middle half-life, which decayed rates use."""
         return len(self.half_lives_days) // 2
 
     @field_validator("half_lives_days")
@@ -59,9 +59,10 @@ class TrendingConfig(Config):
 
     Attributes:
         windows_minutes: lengths of the windows, shortest first.
-        weights: of each window's shares in the score.
-        segment: context column by whose values touches are counted as well; None for everybody alike.
-        segment_smoothing: pseudo-touches at everybody's shares in each segment's shares.
+        weights: weight of each window's shares in the score.
+        segment: context column; touches are also counted by its values. None counts over all users only.
+        segment_smoothing: number of pseudo-touches, distributed as the shares over all users, that smooth each
+            segment's shares.
     """
 
     windows_minutes: tuple[Positive, ...] = Field(default=(10.0, 60.0, 1440.0), min_length=1)

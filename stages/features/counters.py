@@ -1,8 +1,8 @@
 """Exponentially decayed counts of many rows, advanced lazily.
 
-A count c last touched at t_last is worth ``c * 2 ** (-(t - t_last) / half_life)`` at time t. Events
-that arrive with a time before t_last do not turn the clock back: they count in full at t_last, and a
-read before t_last sees the count as of t_last (dt is never negative).
+A count c that was last changed at t_last is ``c * 2 ** (-(t - t_last) / half_life)`` at time t. An event
+with a time before t_last counts in full at t_last. A read before t_last returns the count as of t_last: dt
+is never negative.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from stages.contracts.tables import DAY_MS
 
 NEVER_MS = -(1 << 61)
-"""``last_ms`` of a row without events; times of events lie within ±2^61 ms, so no difference overflows."""
+"""``last_ms`` of a row without events; times of events are within ±2^61 ms, so no difference overflows."""
 
 
 def memory_cells(values: np.ndarray) -> Any:
-    """Return a view of the same memory whose single elements are read and written faster."""
+    """Return a view of the same memory that reads and writes single elements faster."""
     return memoryview(values)  # type: ignore[arg-type]
 
 
@@ -28,7 +28,7 @@ class DecayedCounts:
 
     Attributes:
         values: float64 ``[K, n]``, each count as of its row's last event.
-        last_ms: int64 ``[n]``, time of the row's newest event, NEVER_MS without any.
+        last_ms: int64 ``[n]``, time of the row's newest event, NEVER_MS without an event.
     """
 
     def __init__(self, values: np.ndarray, last_ms: np.ndarray, half_lives_days: tuple[float, ...]) -> None:
@@ -52,8 +52,8 @@ class DecayedCounts:
         """Return float64 counts of ``rows`` as of ``time_ms``.
 
         Args:
-            half_life: position in ``half_lives_days``; negative ones count from the end.
-            time_ms: the moment to read at.
+            half_life: position in ``half_lives_days``; a negative one counts from the end.
+            time_ms: time of the read, int ms UTC.
             rows: which rows, all by default.
         """
         elapsed = np.maximum(time_ms - self.last_ms[rows], 0)

@@ -1,7 +1,7 @@
-"""Item-to-item co-visitation: items that the same users touch near one another.
+"""Item-to-item co-visitation: items that the same users touch shortly after one another.
 
-A user's first touch of an item links it with each of the previous ``window`` distinct items, both
-ways, with weight 1 / distance (1 for the item just before). On reading, a link is divided by the
+A user's first touch of an item links the item with each of the user's previous ``window`` distinct items, in
+both directions, with weight 1 / distance (1 for the item just before). On reading, a link is divided by the
 square root of both items' popularity (cosine normalisation, as in Linden, Smith and York, "Amazon.com
 Recommendations: Item-to-Item Collaborative Filtering", 2003).
 """
@@ -24,13 +24,13 @@ class Covisitation:
     """Links between items: a read-only CSR base, plus the rows of items that changed since.
 
     A row is cut to its strongest ``neighbours`` links (ties by item index) as soon as it holds more
-    than twice as many: new links get time to grow, and cutting costs little an event.
+    than twice as many. So new links get time to grow, and cutting costs little for each event.
 
     Args:
         arrays: ``neighbours_offsets`` int64 ``[N + 1]`` (or ``[1]``, no links), ``neighbours_items``
             int32 and ``neighbours_weights`` float64.
         n_items: N.
-        neighbours: links kept an item when its row is cut.
+        neighbours: number of links that an item keeps when its row is cut.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], n_items: int, neighbours: int) -> None:
@@ -38,8 +38,8 @@ class Covisitation:
         self._items, self._weights = arrays["neighbours_items"], arrays["neighbours_weights"]
         self._neighbours = neighbours
         self._changed: dict[int, dict[int, float]] = {}
-        self._as_arrays: dict[int, Links] = {}  # of changed rows that were read since
-        # Position of each candidate of the request being answered, -1 elsewhere: allocated once.
+        self._as_arrays: dict[int, Links] = {}  # changed rows that were read after their last change
+        # Position of each candidate of the current request, -1 for other items; allocated once.
         self._position = np.full(n_items, -1, dtype=np.int32)
 
     def link(self, item: int, previous: Iterable[int]) -> None:
@@ -76,7 +76,7 @@ class Covisitation:
             popularity: int64 ``[N]`` first touches of every item; positive for linked items.
 
         Returns:
-            Two float64 ``[n]``, 0 where a candidate has no link.
+            Two float64 ``[n]``, 0 for a candidate without a link.
         """
         total, best = np.zeros(len(candidates)), np.zeros(len(candidates))
         if not len(newest):

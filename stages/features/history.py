@@ -1,4 +1,4 @@
-"""Inputs of the user tower: a user's history with signals and ages, and what is known of the moment.
+"""Inputs of the user tower: a user's history with signals and ages, and the context of the request.
 
 Shapes: B users, L history length, X context columns.
 """
@@ -19,12 +19,12 @@ UNKNOWN_USER = -1
 
 
 class Moment(NamedTuple):
-    """A moment at which a user is to be embedded.
+    """A request's user, time and context, for which the user tower computes a vector.
 
     Attributes:
-        time_ms: of the request.
-        user: index of the user, UNKNOWN_USER or one that the tower was not trained with.
-        context: one code a context column, 0 where nothing is known.
+        time_ms: time of the request, int ms UTC.
+        user: index of the user; it may be UNKNOWN_USER or a user that the tower was not trained with.
+        context: one code a context column, 0 if the value is unknown.
     """
 
     time_ms: int
@@ -34,7 +34,7 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class TowerInputs:
-    """What a user tower may read; a tower takes the inputs that it was made with.
+    """The inputs that a user tower may read; each tower takes the inputs that it was built with.
 
     Attributes:
         items: int64 ``[B, L]``, newest first, padded on the right with the number of items.
@@ -65,7 +65,7 @@ class TowerInputs:
 
 
 def age_seconds(event_ms: np.ndarray, request_ms: np.ndarray | int) -> np.ndarray:
-    """Return int64 whole seconds from events to requests; an event after its request is 0 old."""
+    """Return int64 whole seconds from events to requests; 0 for an event after its request."""
     ages: np.ndarray = np.maximum(request_ms - event_ms, 0) // 1000
     return ages.astype(np.int64, copy=False)
 
@@ -73,11 +73,11 @@ def age_seconds(event_ms: np.ndarray, request_ms: np.ndarray | int) -> np.ndarra
 def tower_inputs(
     histories: Sequence[History], moments: Sequence[Moment], config: FeatureConfig, n_items: int
 ) -> TowerInputs:
-    """Return what the user tower reads for B users.
+    """Return the user tower's inputs for B users.
 
     Args:
         histories: one a user, newest first; only the newest L entries are read.
-        moments: of the users' requests.
+        moments: time, user and context of each request.
         config: ``history_length`` is L.
         n_items: N, also the id of padding.
     """
@@ -96,13 +96,13 @@ def tower_inputs(
 
 
 def event_relevance(signal: np.ndarray, value: np.ndarray, signals: Sequence[str], tasks: Sequence[Task]) -> np.ndarray:
-    """Return float64 relevance of events over the tasks, by which a state judges an item's best event.
+    """Return the float64 relevance of events, summed over the tasks; a state selects an item's best event by it.
 
     Args:
         signal: int codes into ``signals``.
         value: float32 strengths.
         signals: names of the event kinds.
-        tasks: the tasks that an event may be positive for.
+        tasks: tasks that an event may be a positive of.
     """
     relevance = np.zeros(len(signal))
     for task in tasks:

@@ -1,8 +1,8 @@
-"""Growing rows of keyed entries: a read-only CSR base plus the rows that changed since.
+"""Growing rows of keyed entries: a read-only CSR base, plus the rows that changed since.
 
-A user's items are such a row: distinct integer keys in the order of their first appearance, with some
-values for each. A release holds the rows as flat arrays, memory-mapped at load; only a row that
-changes is copied into memory, so that a server starts in milliseconds however many rows there are.
+For example, a user's items are a row: distinct integer keys in the order of their first appearance, with
+some values for each. A release holds the rows as flat arrays, which are memory-mapped at load. Only a row
+that changes is copied into memory, so a server starts in milliseconds however many rows there are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TYPECODES = {"int16": "h", "int32": "i", "int64": "q", "float32": "f", "float64
 
 
 class Row:
-    """One changeable row.
+    """One mutable row.
 
     Attributes:
         slots: position of each key.
@@ -34,7 +34,7 @@ class Row:
         self.slots: dict[int, int] = {key: slot for slot, key in enumerate(columns[0])}
 
     def append(self, *entry: float) -> None:
-        """Append one entry; its first value is a key that the row does not hold yet."""
+        """Append one entry; its first value is a key that is not in the row yet."""
         self.slots[int(entry[0])] = len(self.columns[0])
         for column, value in zip(self.columns, entry, strict=True):
             column.append(value)
@@ -56,7 +56,7 @@ class KeyedRows:
         self._changed: dict[int, Row] = {}
 
     def open(self, index: int) -> Row:
-        """Return row ``index`` for changing; an unknown row is empty.
+        """Return row ``index`` as a mutable row; an unknown row is empty.
 
         Raises:
             ReleaseError: if the row holds a key more than once.
@@ -101,5 +101,5 @@ class KeyedRows:
 
 
 def save_offsets(path: Path, lengths: Iterable[int], n_rows: int) -> None:
-    """Write int64 ``[n_rows + 1]``: where each row of a CSR layout starts."""
+    """Write int64 ``[n_rows + 1]``: the start of each row in a CSR layout."""
     np.save(path, row_offsets(np.fromiter(lengths, dtype=np.int64, count=n_rows)))

@@ -1,4 +1,4 @@
-"""What the ranking features are made of: one user, the categories of a list, rates, the moment.
+"""Inputs and helpers of the ranking features: one user, the categories of a list, rates, the request's context.
 
 Shapes: n candidates of one request, H items of the user, C categories.
 """
@@ -21,14 +21,14 @@ Columns = dict[str, np.ndarray | float]
 
 
 class Categories:
-    """The categories of a list of n items: flat codes and the position of the item that owns each."""
+    """The categories of a list of n items: flat codes, and the position of each code's item."""
 
     def __init__(self, table: ItemTable, items: np.ndarray) -> None:
         starts, stops = table.category_offsets[items], table.category_offsets[items + 1]
         self.lengths = stops - starts
         self.owners = np.repeat(np.arange(len(items)), self.lengths)
         self.codes = table.category_codes[ranges(starts, self.lengths)]
-        # The first category is the main one; -1 for an item without any.
+        # The first category is the main one; -1 for an item without a category.
         self.main = np.full(len(items), -1, dtype=np.int64)
         has = self.lengths > 0
         self.main[has] = table.category_codes[starts[has]]
@@ -39,7 +39,7 @@ class Categories:
         return sums
 
     def latest(self, times_ms: np.ndarray, n_categories: int) -> np.ndarray:
-        """Return int64 ``[C]``: the items' newest time by category, NEVER_MS without any."""
+        """Return int64 ``[C]``: the items' newest time by category, NEVER_MS for a category without items."""
         latest_ms = np.full(n_categories, NEVER_MS, dtype=np.int64)
         np.maximum.at(latest_ms, self.codes, times_ms[self.owners])
         return latest_ms
@@ -59,15 +59,15 @@ class Categories:
 
 @dataclass(frozen=True)
 class User:
-    """What the features read of one user, in first-touch order.
+    """The data of one user that the features read, in first-touch order.
 
     Attributes:
         items, times_ms: int64 ``[H]``.
-        values: float32 ``[H]``, best value of each item.
-        positives: int64 ``[H]`` masks, bit t where the item was positive for task t.
-        last_ms: time of the newest touch, repeated ones too; None without any.
+        values: float32 ``[H]``, value of each item's best event.
+        positives: int64 ``[H]`` masks; bit t is set if the item was positive for task t.
+        last_ms: time of the newest touch, repeated touches included; None without a touch.
         newest: the newest ``similarity_history`` items, newest first.
-        categories: of ``items``.
+        categories: categories of ``items``.
     """
 
     items: np.ndarray
@@ -93,40 +93,40 @@ class User:
         )
 
     def weights(self, time_ms: int, half_life_days: float) -> np.ndarray:
-        """Return float64 ``[H]``: each touch decayed to ``time_ms``; 1 for one that is later."""
+        """Return float64 ``[H]``: the weight of each touch, decayed to ``time_ms``; 1 for a later touch."""
         weights: np.ndarray = np.exp2(np.maximum(time_ms - self.times_ms, 0) / (-half_life_days * DAY_MS))
         return weights
 
     def positive(self, task: int) -> np.ndarray:
-        """Return float64 ``[H]``: 1 where the item was positive for the task, else 0."""
+        """Return float64 ``[H]``: 1 if the item was positive for the task, else 0."""
         return (self.positives >> task & 1).astype(np.float64)
 
 
 def smooth(successes: np.ndarray, trials: np.ndarray, prior: float | np.ndarray, weight: float) -> np.ndarray:
-    """Return successes per trial with ``weight`` more trials at the rate ``prior``."""
+    """Return successes per trial, smoothed by ``weight`` further trials at the rate ``prior``."""
     smoothed: np.ndarray = (successes + weight * prior) / (trials + weight)
     return smoothed
 
 
 def ratio(part: float, whole: float) -> float:
-    """Return part / whole, 0 where the whole is 0."""
+    """Return part / whole, or 0 if the whole is 0."""
     return part / whole if whole else 0.0
 
 
 def log_hours(time_ms: int, since_ms: np.ndarray) -> np.ndarray:
-    """Return float64 ``[n]`` log(1 + hours) since each time, -1 where it is NEVER_MS."""
+    """Return float64 ``[n]`` log(1 + hours) since each time, -1 for NEVER_MS."""
     hours = np.maximum(time_ms - since_ms, 0) / HOUR_MS
     return np.where(since_ms == NEVER_MS, -1.0, np.log1p(hours))
 
 
 def user_rate(state: FunnelState, user: User, task: int, time_ms: int | None = None) -> float:
-    """Return the share of the user's items that were positive for a task, smoothed by everybody's.
+    """Return the share of the user's items that were positive for a task, smoothed by the rate over all users.
 
     Args:
-        state: for everybody's.
-        user: whose items.
+        state: gives the rate over all users.
+        user: the user.
         task: position of the task.
-        time_ms: where given, touches are decayed to it at the middle half-life.
+        time_ms: if given, touches are decayed to this time at the middle half-life.
     """
     prior, weight = ratio(state.task_total(task), state.total("touches")), state.config.smoothing
     weights = user_weights(state, user, time_ms)
@@ -134,7 +134,7 @@ def user_rate(state: FunnelState, user: User, task: int, time_ms: int | None = N
 
 
 def user_weights(state: FunnelState, user: User, time_ms: int | None) -> np.ndarray:
-    """Return float64 ``[H]``: 1 for each touch, or decayed to a time at the middle half-life."""
+    """Return float64 ``[H]``: weight 1 for each touch, or decayed to ``time_ms`` at the middle half-life."""
     if time_ms is None:
         return np.ones(len(user.items))
     return user.weights(time_ms, state.config.half_lives_days[state.config.middle_half_life])
@@ -160,10 +160,10 @@ def user_category_columns(state: FunnelState, user: User, time_ms: int, candidat
 
 
 def context_columns(state: FunnelState, items: np.ndarray, candidates: Categories, codes: Sequence[int]) -> Columns:
-    """Return what the moment of the request says about each candidate, column by column.
+    """Return the context features of each candidate, for each context column.
 
-    A lift is the share of the request's value among the touches of an item (or category), smoothed
-    by the value's share among all touches, over that share.
+    A lift compares two shares of the request's context value: its share among the touches of an item (or
+    category), smoothed by its share among all touches, divided by its share among all touches.
     """
     columns: Columns = {}
     all_touches, weight = state.total("touches"), state.config.smoothing

@@ -35,8 +35,8 @@ from stages.features.parts import (
 from stages.features.state import FunnelState
 
 FEATURES: tuple[tuple[str, str, str], ...] = (
-    # name ({h}, {g}: half-life and the next longer one in days; {task}: task name; {context}: name of
-    # a context column; {source}: name of a candidate generator, where there are several), meaning, unit
+    # Name, meaning, unit. In names: {h}, {g}: a half-life and the next longer one in days; {task}: task name;
+    # {context}: name of a context column; {source}: name of a candidate generator, if there are several.
     ("retrieval_score", "score of the candidate in the retrieved list", "as given"),
     ("retrieval_log_rank", "position in the retrieved list", "log(1 + rank)"),
     ("item_popularity_{h}d", "first touches of the item, decayed", "log(1 + count)"),
@@ -91,16 +91,16 @@ FEATURES: tuple[tuple[str, str, str], ...] = (
     ("source_{source}_score", "the generator's own score, 0 where its list does not hold the item", "as given"),
     ("source_{source}_reciprocal_rank", "1 / (1 + position in the generator's list), 0 where it is not in it", "1"),
 )
-"""Name, meaning and unit. Every value is finite; what a user or item lacks is 0 unless stated."""
+"""Name, meaning and unit of each feature. Every value is finite; a missing value is 0 unless stated."""
 
 
 @dataclass(frozen=True)
 class FeatureSchema:
-    """Which features a model reads.
+    """The features that a model reads.
 
     Attributes:
         names: F names, in column order.
-        hash: hex sha256 over the names, and the configuration and the code behind them.
+        hash: hex sha256 over the names, and the configuration and code that define the features.
     """
 
     names: tuple[str, ...]
@@ -116,15 +116,15 @@ def feature_schema(
 ) -> FeatureSchema:
     """Return names and hash of the ranking features.
 
-    The hash also covers what each task counts as positive: a rate of something else is another
-    feature. A task's relevance and weight are no part of any feature. It covers the code that computes
-    features, tower inputs, candidates and scores: a model is not to be fed by other code than it was trained with.
+    The hash also covers each task's definition of a positive, since another definition makes its rates other
+    features. It leaves out a task's relevance and weight, which no feature uses. It covers the code that computes
+    features, tower inputs, candidates and scores: a model must be served by the code that it was trained with.
 
     Args:
-        config: what features read.
-        tasks: whose rates are features.
-        context: columns of the moment.
-        sources: names of the candidate generators; empty where there is only one.
+        config: configuration of the features.
+        tasks: tasks whose rates are features.
+        context: context columns.
+        sources: names of the candidate generators; empty if there is only one.
     """
     half_lives = [f"{days:g}" for days in config.half_lives_days]
     names: list[str] = []
@@ -164,21 +164,21 @@ def ranking_features(
     context: Sequence[int] = (),
     source_scores: SourceScores | None = None,
 ) -> np.ndarray:
-    """Return the features of one request's candidates, from the state as it stands.
+    """Return the features of one request's candidates, from the current state.
 
-    The caller sees to it that the state holds only events before ``time_ms``, see ``replay``.
+    The caller must ensure that the state holds only events before ``time_ms``, see ``replay``.
 
     Args:
         state: histories, counters and co-visitation.
-        user_index: may be unknown to the state.
+        user_index: index of the user, who may be unknown to the state.
         time_ms: time of the request.
         items: int64 ``[n]`` distinct candidates.
         scores: float32 ``[n]`` retrieval scores, finite.
         ranks: int32 ``[n]`` retrieval ranks, 0-based.
         item_vectors: float32 ``[N, D]``, row = item index.
-        context: code of each of the state's context columns at the request, 0 where nothing is
-            known; empty = nothing is.
-        source_scores: the candidates' scores and ranks by generator, n rows; None where there is one generator.
+        context: the request's code in each of the state's context columns, 0 if unknown; empty if the
+            context is unknown.
+        source_scores: the candidates' scores and ranks by generator, n rows; None if there is only one generator.
 
     Returns:
         float32 ``[n, F]``, finite, columns in the order of ``feature_schema``.
@@ -210,7 +210,7 @@ def ranking_features(
 def heavy_features(
     features: np.ndarray, light_scores: np.ndarray, light_ranks: np.ndarray, query: np.ndarray, vectors: np.ndarray
 ) -> np.ndarray:
-    """Return what the heavy ranker reads.
+    """Return the heavy ranker's inputs.
 
     Args:
         features: float32 ``[n, F]`` ranking features.
@@ -254,7 +254,7 @@ def _item_columns(state: FunnelState, time_ms: int, items: np.ndarray) -> Column
     for days, count in zip(half_lives, counts, strict=True):
         columns[f"item_popularity_{days:g}d"] = np.log1p(count)
     for position, (short, long) in enumerate(pairwise(half_lives)):
-        # A steady item's decayed counts are proportional to the half-lives, so its ratio is near 1.
+        # The decayed counts of an item with a constant rate are proportional to the half-lives: its ratio is near 1.
         trend = (counts[position] * (long / short) + 1.0) / (counts[position + 1] + 1.0)
         columns[f"item_trend_{short:g}d_{long:g}d"] = np.log(trend)
     age_days = (time_ms - state.items.created_at_ms[items]) / DAY_MS
@@ -316,7 +316,7 @@ def _category_columns(state: FunnelState, user: User, time_ms: int, candidates: 
     share = recent = main_share = last = np.zeros(n)
     if len(user.items):
         share = touched.histogram(np.ones(len(user.items)), n) / len(user.items)
-        # Relative to the newest touch, so that the weights of a user long away do not all vanish.
+        # Relative to the newest touch, so that the weights of a long inactive user do not all vanish.
         weights = user.weights(int(user.times_ms.max()), half_lives[middle])
         recent = touched.histogram(weights, n) / weights.sum()
         main = touched.main[-len(user.newest) :]

@@ -1,4 +1,4 @@
-"""Replay: walk requests in time order, each against the state of its moment."""
+"""Replay: walk through requests in time order, each with the state just before it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def replay(
 
     When a row is yielded, the state holds exactly the events with
     ``event_time_ms < request_time_ms``. Requests of the same time come in row order. After the last
-    request the remaining events are applied, provided that the iterator is exhausted.
+    request the remaining events are applied, if the iterator is exhausted.
 
     Args:
-        events: events in time order; those of equal time are applied in row order.
+        events: events in time order; events of equal time are applied in row order.
         requests: requests in any order.
         state: advanced in place; normally empty at the start.
-        contexts: int32 ``[X, C]``, as ``Snapshot.contexts``; None where the state keeps no context.
+        contexts: int32 ``[X, C]``, as ``Snapshot.contexts``; None if the state keeps no context.
 
     Raises:
         DataError: if the events are not in time order.

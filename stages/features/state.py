@@ -1,4 +1,4 @@
-"""FunnelState: everything that advances by events, offline by replay, online by posted events."""
+"""FunnelState: everything that events update, offline by replay and online by posted events."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class History:
 
     Attributes:
         items: int64 ``[H]``, H at most ``history_length``.
-        times_ms: int64 ``[H]``, first touches.
-        signals: int16 ``[H]``, code of the item's best event: the one with the greatest relevance
-            over the tasks, then the greatest value.
-        values: float32 ``[H]``, value of that event.
+        times_ms: int64 ``[H]``, times of the first touches.
+        signals: int16 ``[H]``, code of the item's best event: the event with the greatest relevance,
+            summed over the tasks, then with the greatest value.
+        values: float32 ``[H]``, value of the best event.
     """
 
     items: np.ndarray
@@ -56,37 +56,38 @@ class History:
 
 
 class FunnelState:
-    """Histories, counters and co-visitation of a world, as of the events applied so far.
+    """Histories, counters and co-visitation of all users and items, after the events applied so far.
 
-    A *touch* is an event that is no exposure, see ``stages.contracts.touches``. A user's first touch
-    of an item enters the history, the popularity counters and the co-visitation links; later touches
-    of the same item leave the history's order alone, but may raise its signal and value, add the
-    positives of tasks that the pair had not reached yet, and count as events.
+    A *touch* is an event that is not an exposure, see ``stages.contracts.touches``. A user's first touch
+    of an item enters the history, the popularity counters and the co-visitation links. Later touches of
+    the same item do not change the history's order. They count as events, may replace the item's signal
+    and value by a better event's, and add positives of tasks that the pair was not positive for yet.
 
-    Events should come in time order. One that comes late is counted at the newest time that its
-    counters have seen (see ``counters``) and enters the history as the newest entry.
+    Events should come in time order. A late event counts at the newest time that its counters have seen
+    (see ``counters``) and enters the history as the newest entry.
 
-    Not safe for threads: whoever shares a state holds one lock around ``apply`` and around reads.
+    Not thread-safe: a shared state needs one lock around ``apply`` and around reads.
 
     Attributes:
-        items, config, signals, tasks: what the state was made for.
-        n_users: users known so far.
-        context: what is known about moments; V values of all columns together.
+        items, config, signals, tasks: as given to ``empty`` or ``load``.
+        n_users: number of users known so far.
+        context: context columns; all columns together have V values.
         item_counts, category_counts: decayed first touches by item and by category; an item with
             several categories counts once in each.
         task_counts: positives as in ``positives``, decayed at the middle half-life; row t * N + i.
-        category_task_counts: the same by category; row t * C + c.
+        category_task_counts: positives by category, decayed likewise; row t * C + c.
         exposure_counts: exposures by item, decayed at the middle half-life.
         touches: int64 ``[N]`` first touches of all time.
         exposures: int64 ``[N]`` exposure events of all time.
-        positives: int64 ``[T, N]`` user-item pairs that were positive for a task.
-        item_events: int64 ``[N]`` touches, repeated ones too; item_value_sum: float64 ``[N]``.
-        totals: float64 ``[4 + T]``, sums over items, read through ``total`` and ``task_total``.
+        positives: int64 ``[T, N]`` number of user-item pairs that were positive for a task.
+        item_events: int64 ``[N]`` touches, repeated touches included; item_value_sum: float64 ``[N]``, sum of
+            their values.
+        totals: float64 ``[4 + T]``, sums over items; read them through ``total`` and ``task_total``.
         category_touches: int64 ``[C]`` first touches; category_positives: int64 ``[T, C]``.
-        context_counts: int32 ``[V, N]`` first touches of an item while a context value held;
+        context_counts: int32 ``[V, N]`` first touches of an item by context value;
             context_categories: int64 ``[V, C]`` the same by category; context_totals: int64 ``[V]``.
         covisitation: links between items.
-        trending: recent touches, None where they are not counted.
+        trending: recent touches; None if they are not counted.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class FunnelState:
         arrays: dict[str, np.ndarray],
         trending: TrendingConfig | None = None,
     ) -> None:
-        """Build from the arrays that ``save`` writes; use ``empty`` or ``load``."""
+        """Create the state from the arrays that ``save`` writes; use ``empty`` or ``load`` instead."""
         self.items, self.config, self.signals, self.tasks, self.context = items, config, signals, tasks, context
         self.n_users = len(arrays["users_offsets"]) - 1
         half_lives, middle = config.half_lives_days, (config.half_lives_days[config.middle_half_life],)
@@ -119,7 +120,7 @@ class FunnelState:
         self._users = KeyedRows("users", USER_COLUMNS, arrays)
         self.covisitation = Covisitation(arrays, len(items), config.covisitation_neighbours)
         self.trending = None if trending is None else Trending(trending, context, arrays, len(items))
-        # Single elements of a memory view are read and written several times faster than numpy's.
+        # A memory view reads and writes single elements several times faster than numpy.
         self._cells = {name: memory_cells(getattr(self, name)) for name in (*SUMMED, "totals", "category_touches")}
         self._positives = [memory_cells(row) for row in self.positives]
         self._codes = [{value: code for code, value in enumerate(column.values, start=1)} for column in context]
@@ -143,11 +144,11 @@ class FunnelState:
         Args:
             items: the catalogue, N rows.
             config: what to keep.
-            signals: event kinds; ``apply`` takes positions in it.
-            tasks: whose positives are counted, T of them.
-            n_users: users known beforehand; others join with their first event.
-            context: columns of what is known about moments.
-            trending: which short windows to count, None for none.
+            signals: event kinds; ``apply`` takes positions in this tuple.
+            tasks: T tasks whose positives are counted.
+            n_users: number of users known beforehand; other users are added with their first event.
+            context: context columns.
+            trending: short windows to count, or None.
         """
         shapes = array_shapes(items, config, tasks, context, trending)
         arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
@@ -169,15 +170,15 @@ class FunnelState:
         """Advance by one event.
 
         Args:
-            user_index: 0-based; an index beyond ``n_users`` makes the state grow.
+            user_index: 0-based; an index of ``n_users`` or more enlarges the state.
             item_index: 0-based, below N.
             signal: position in ``signals``.
             value: strength, finite; rounded to float32 first, as in ``EventTable``.
-            time_ms: when it happened, within ±2^61.
-            context: what held at that moment, from ``context_values``.
+            time_ms: time of the event, within ±2^61.
+            context: positions of the event's context values, from ``context_values``.
 
         Raises:
-            DataError: naming the argument that is out of range; nothing is changed then.
+            DataError: if an argument is out of range; the message has its name, and the state is not changed.
         """
         self._check(user_index, item_index, signal, value, time_ms)
         value = float(np.float32(value))
@@ -207,7 +208,7 @@ class FunnelState:
         return History(*newest)
 
     def touched(self, user_index: int) -> np.ndarray:
-        """Return int64 items that the user ever touched, in first-touch order."""
+        """Return all int64 items that the user touched, in first-touch order."""
         return self._users.read(user_index, _ITEMS)
 
     def touch_times(self, user_index: int) -> np.ndarray:
@@ -219,14 +220,14 @@ class FunnelState:
         return self._users.read(user_index, _VALUES)
 
     def touch_positives(self, user_index: int) -> np.ndarray:
-        """Return int64 masks, bit t where the pair was positive for task t, parallel to ``touched``."""
+        """Return int64 masks, parallel to ``touched``; bit t is set if the pair was positive for task t."""
         return self._users.read(user_index, _POSITIVES)
 
     def context_values(self, codes: Sequence[int]) -> tuple[int, ...]:
         """Return the positions of context values among all V.
 
         Args:
-            codes: one a context column, as in ``contexts.parquet``: 0 where nothing is known.
+            codes: one a context column, as in ``contexts.parquet``; 0 if unknown, and left out of the result.
         """
         return tuple(start + code - 1 for start, code in zip(self._context_starts, codes, strict=True) if code > 0)
 
@@ -237,7 +238,7 @@ class FunnelState:
         )
 
     def last_event_ms(self, user_index: int) -> int | None:
-        """Return the time of the user's newest touch, repeated ones too; None without any."""
+        """Return the time of the user's newest touch, repeated touches included; None without a touch."""
         latest = self._users.read(user_index, _LATEST)
         return int(latest.max()) if len(latest) else None
 
@@ -253,7 +254,7 @@ class FunnelState:
         """Return float32 ``[N]`` first touches, decayed to ``time_ms``.
 
         Args:
-            time_ms: the moment to read at.
+            time_ms: time of the read, int ms UTC.
             half_life: position in ``half_lives_days`` (-1 is the longest), or None for all time
                 without decay.
         """
@@ -266,10 +267,10 @@ class FunnelState:
         """Return the fallback list: the most popular items at the longest half-life.
 
         Args:
-            time_ms: the moment; items created after it are left out.
-            k: how many; fewer come back only if fewer items remain.
+            time_ms: time of the request, int ms UTC; items that are not available yet are left out.
+            k: number of items; fewer are returned only if fewer items remain.
             exclude: item indices that must not be returned.
-            available_from_ms: int64 ``[N]``, when each item may be recommended; None = when it was created.
+            available_from_ms: int64 ``[N]``, time from which each item may be recommended; None = its creation.
 
         Returns:
             Items by decayed popularity, ties by item index.
@@ -305,11 +306,11 @@ class FunnelState:
         context: tuple[ContextColumn, ...] = (),
         trending: TrendingConfig | None = None,
     ) -> FunnelState:
-        """Load what ``save`` wrote; arrays are memory-mapped copy-on-write, files never change.
+        """Load a saved state; arrays are memory-mapped copy-on-write, so the files never change.
 
         Raises:
-            ReleaseError: if a file is missing, malformed or was saved for other items, signals,
-                tasks, context or configuration.
+            ReleaseError: if a file is missing or malformed, or if the state was saved for other items,
+                signals, tasks, context or configuration.
         """
         check_identity(directory / STATE_FILE, state_identity(items, config, signals, tasks, context, trending))
         arrays = load_arrays(directory, array_shapes(items, config, tasks, context, trending))
@@ -328,7 +329,7 @@ class FunnelState:
             raise DataError(f"event: time_ms = {time_ms}, allowed are times within ±{-NEVER_MS}")
 
     def _judge(self, signal: int, value: float) -> tuple[int, float]:
-        """Return the tasks that an event is positive for, as a bit mask, and their relevance."""
+        """Return the tasks that an event is positive for, as a bit mask, and the sum of their relevance."""
         mask, relevance = 0, 0.0
         for bit, min_value, gain in self._rules[signal]:
             if value >= min_value:

@@ -1,4 +1,4 @@
-"""The files of a ``FunnelState``: which arrays there are, and what a state was saved for.
+"""The files of a ``FunnelState``: its arrays, and the catalogue and configuration that it was saved for.
 
 Shapes: N items, C categories, T tasks, K half-lives, V context values (of all columns together).
 """
@@ -31,9 +31,9 @@ USER_COLUMNS: dict[str, np.dtype] = {
     "positives": np.dtype(np.int64),
     "latest_ms": np.dtype(np.int64),
 }
-"""One entry a user-item pair: first touch, best event, tasks reached as a bit mask, newest touch."""
+"""One entry a user-item pair: first touch, best event, positive tasks as a bit mask, newest touch."""
 SUMMED = ("touches", "exposures", "item_events", "item_value_sum")
-"""Counters by item whose sums over all items are the first of ``totals``."""
+"""Counters by item; their sums over all items are the first entries of ``totals``."""
 PLAIN = (
     *SUMMED,
     "positives",
@@ -44,7 +44,7 @@ PLAIN = (
     "context_categories",
     "context_totals",
 )
-"""Arrays that are saved as they are."""
+"""Arrays that are saved without conversion."""
 DECAYED = {
     "item": "item_counts",
     "category": "category_counts",
@@ -57,7 +57,7 @@ RAGGED = tuple(f"users_{name}" for name in ("offsets", *USER_COLUMNS)) + tuple(
     f"neighbours_{name}" for name in ("offsets", *LINK_COLUMNS)
 )
 LOG = tuple(f"trending_{name}" for name in TRENDING_COLUMNS)
-"""Arrays as long as there are recent touches; only a state that counts trends has them."""
+"""Arrays with one entry a recent touch; only a state that counts trends has them."""
 
 _DAY_S = 86_400.0
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -70,7 +70,7 @@ def array_shapes(
     context: Sequence[ContextColumn],
     trending: TrendingConfig | None = None,
 ) -> Shapes:
-    """Return shape (when empty, for the ragged ones) and dtype of every array of a state."""
+    """Return shape and dtype of every array of a state; for ragged arrays the shape of an empty state."""
     n, c, t, k = len(items), items.n_categories, len(tasks), len(config.half_lives_days)
     v = sum(len(column.values) for column in context)
     count, real = np.dtype(np.int64), np.dtype(np.float64)
@@ -113,7 +113,7 @@ def state_identity(
     context: Sequence[ContextColumn],
     trending: TrendingConfig | None = None,
 ) -> dict[str, Any]:
-    """Return what a saved state belongs to, as ``state.json`` holds it."""
+    """Return the catalogue sizes and configuration that a saved state belongs to, as ``state.json`` holds them."""
     kept = {} if trending is None else {"trending": trending.model_dump(mode="json")}
     return kept | {
         "format_version": FORMAT_VERSION,
@@ -127,10 +127,10 @@ def state_identity(
 
 
 def check_identity(path: Path, wanted: dict[str, Any]) -> None:
-    """Refuse a state that was saved for something else.
+    """Refuse a state that was saved for another catalogue or configuration.
 
     Raises:
-        ReleaseError: naming every key that differs, or that the file cannot be read.
+        ReleaseError: if a key differs (the message has all of them), or the file cannot be read.
     """
     try:
         found = read_json(path)
@@ -146,10 +146,10 @@ def check_identity(path: Path, wanted: dict[str, Any]) -> None:
 
 
 def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
-    """Read every array: a small one into memory, a large one mapped copy-on-write; the files never change.
+    """Read small arrays into memory and map large ones copy-on-write, so that the files never change.
 
     Raises:
-        ReleaseError: if one is missing, malformed or of another shape or type.
+        ReleaseError: if an array is missing, malformed or of another shape or type.
     """
     arrays = {}
     for name, (shape, dtype) in shapes.items():
@@ -172,10 +172,10 @@ def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
 
 
 def observed_ranges(directory: Path, signals: Sequence[str], rules: Sequence[FittedValueRule]) -> dict[str, ValueRange]:
-    """Return the range of each signal's values that users' histories hold, for releases that hold no others.
+    """Return each signal's range of values from users' histories, for releases without stored value ranges.
 
-    A pair keeps the value of its best event only, after a value rule: of a signal with a rule in seconds, the
-    longest view is not known, and a day stands for it.
+    A user-item pair keeps only the value of its best event, after its value rule. For a signal with a rule in
+    seconds, the longest view is unknown, so one day is used.
 
     Raises:
         ReleaseError: if the arrays are not readable.
@@ -204,7 +204,7 @@ def _load_array(path: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def _check_rows(directory: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse offsets that do not go up from 0, and flat columns whose length is not what they say."""
+    """Refuse offsets that do not start at 0 or that decrease, and flat columns of another length than the offsets'."""
     offsets = arrays[f"{name}_offsets"]
     if not len(offsets) or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
         raise ReleaseError(f"{directory / name}_offsets.npy: allowed are numbers that begin with 0 and never fall")

@@ -1,11 +1,11 @@
-"""What many people touched within the last minutes and hours, among everybody and by segment.
+"""Items that many users touched within the last minutes and hours, over all users and by segment.
 
-First touches are kept in a log that goes back as far as the longest window, so that counts over sliding windows are
-exact: a decayed counter would still name what was read all morning, minutes after nobody does. Only first touches
-count, so that one user raises an item once.
+First touches are kept in a log as long as the longest window, so that counts over sliding windows are exact. A decayed
+counter would keep an item that was read all morning at the top for some time after its readers are gone. Only first
+touches count, so that each user counts once for an item.
 
-Counts are kept with the places in the log where each window began and ended, so that the next read adds what came and
-takes off what fell out.
+Counts are kept with the positions in the log where each window began and ended. The next read only adds the new
+entries and subtracts those that left the window.
 
 Shapes: E touches within the longest window, M distinct items among them, N items, W windows.
 """
@@ -28,7 +28,7 @@ COLUMNS: dict[str, np.dtype] = {
     "items": np.dtype(np.int32),
     "segments": np.dtype(np.int16),
 }
-"""One entry a touch: when, which item, and the code of the moment's segment, 0 where it is unknown."""
+"""One entry a touch: its time, its item, and the code of its segment, 0 if unknown."""
 
 _MINUTE_MS = 60_000
 _CAPACITY = 1024
@@ -37,9 +37,9 @@ _CAPACITY = 1024
 class Trending:
     """Touches within the longest window, oldest first.
 
-    A touch that comes late counts at the newest time seen so far, as in ``counters``. Older entries are dropped
-    when the log is full, so that it takes at most twice the memory of the busiest stretch of that length. The counts
-    take 4 W N bytes for everybody, and for each segment that is asked for.
+    A late touch counts at the newest time seen so far, as in ``counters``. Entries older than the longest window are
+    dropped when the log is full, so the log takes at most twice the memory of the busiest window. The counts take
+    4 W N bytes over all users, and as much for each segment that is read.
 
     Args:
         config: windows, weights and segment.
@@ -48,7 +48,7 @@ class Trending:
         n_items: N.
 
     Raises:
-        ConfigError: if the segment is none of the context columns.
+        ConfigError: if the segment is not a context column.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Trending:
 
         Args:
             item: item index.
-            time_ms: when it happened.
-            context: positions of what held then, as ``FunnelState.context_values`` returns them.
+            time_ms: time of the touch, int ms UTC.
+            context: positions of its context values, as ``FunnelState.context_values`` returns them.
         """
         self._newest_ms = max(time_ms, self._newest_ms)
         if self._size == len(self._log[0]):
@@ -84,18 +84,19 @@ class Trending:
         self._size += 1
 
     def segment(self, context: Sequence[int]) -> int:
-        """Return the segment's code among a request's ``context`` codes, 0 where it is unknown."""
+        """Return the segment's code among a request's ``context`` codes, 0 if unknown."""
         return context[self._place] if self._place is not None and len(context) else 0
 
     def scores(self, time_ms: int, segment: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items of the longest window and their weighted shares of all windows' touches.
+        """Return the items of the longest window, and the weighted sum of their shares of each window's touches.
 
-        The share in a segment is (count + s * everybody's share) / (touches of the segment + s), with s pseudo-touches
-        (Dirichlet smoothing, Zhai and Lafferty, 2004), so that a segment that is unknown or quiet is like everybody.
+        The share in a segment is (count + s * share over all users) / (touches of the segment + s), with s
+        pseudo-touches (Dirichlet smoothing, Zhai and Lafferty, 2004). So an unknown segment, or one with few touches,
+        gets the shares over all users.
 
         Args:
-            time_ms: windows end there, or at the newest touch if that is later; their first moment is included.
-            segment: code of a value of the segment's column; 0 for everybody.
+            time_ms: end of the windows, or the newest touch if that is later; a window's start is included.
+            segment: code of a value of the segment's column; 0 for all users.
 
         Returns:
             int64 ``[M]`` items, ascending, and float64 ``[M]`` scores above 0.
@@ -114,18 +115,18 @@ class Trending:
         return distinct, scores
 
     def save(self, directory: Path) -> None:
-        """Write one ``trending_<column>.npy`` a column: what later reads can still see."""
+        """Write one ``trending_<column>.npy`` a column, with the entries that later reads can still need."""
         first = self._oldest_kept()
         for name, column in zip(COLUMNS, self._log, strict=True):
             np.save(directory / f"trending_{name}.npy", column[first : self._size])
 
     def _tally(self, segment: int, time_ms: int) -> _Tally:
-        """Return a segment's counts at ``time_ms``, everybody's for 0."""
+        """Return a segment's counts at ``time_ms``; for segment 0 the counts over all users."""
         time_ms = max(time_ms, self._newest_ms)
         times = self._log[0][: self._size]
         starts_W = np.searchsorted(times, [time_ms - window for window in self._windows_ms], side="left")
         tally = self._tallies.get(segment)
-        if tally is None or (starts_W < tally.starts_W).any():  # a moment before the last one that was read
+        if tally is None or (starts_W < tally.starts_W).any():  # a time before that of the last read
             tally = self._tallies[segment] = _Tally(len(starts_W), self._n_items)
         for window, start in enumerate(starts_W.tolist()):
             self._count(tally, window, segment, slice(tally.end, self._size), 1)
@@ -148,16 +149,16 @@ class Trending:
         first = self._oldest_kept()
         self._log = tuple(_grown(column[first : self._size], 2 * (self._size - first)) for column in self._log)
         self._size -= first
-        self._tallies.clear()  # their places are those of the former log
+        self._tallies.clear()  # their positions refer to the old log
 
 
 class _Tally:
-    """Touches of each item within each window, as of a moment.
+    """Number of touches of each item within each window, as of one time.
 
     Attributes:
-        counts_WN: int32.
-        totals_W: int64, sums over the items.
-        starts_W, end: which entries of the log they count.
+        counts_WN: int32 ``[W, N]``.
+        totals_W: int64 ``[W]``, sums over the items.
+        starts_W, end: positions in the log: window w counts the entries from ``starts_W[w]`` to ``end``.
     """
 
     def __init__(self, windows: int, n_items: int) -> None:
@@ -167,7 +168,7 @@ class _Tally:
 
 
 def _segment(config: TrendingConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:
-    """Return the place of the segment's column, and the positions of its values among all columns' values."""
+    """Return the position of the segment's column, and the positions of its values among all columns' values."""
     if config.segment is None:
         return None, range(0)
     names = [column.name for column in context]
