@@ -1,4 +1,4 @@
-"""A synthetic world that knows the truth: users, items and a log of sessions."""
+"""A synthetic world with known true preferences: users, items and a log of sessions."""
 
 from stages.simulator.config import WorldConfig
 from stages.simulator.world import World

@@ -1,4 +1,4 @@
-"""Size and character of a synthetic world."""
+"""Configuration of a synthetic world."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class WorldConfig(Config):
 
     Attributes:
         seed: of every random draw.
-        n_users: users, inactive ones included.
-        n_items: items, planted duplicates included.
-        n_categories: categories; each topic belongs to one.
-        n_topics: points in taste space around which items lie.
+        n_users: number of users, inactive users included.
+        n_items: number of items, planted duplicates included.
+        n_categories: number of categories; each topic belongs to one.
+        n_topics: number of points in taste space around which items lie.
         days: length of the log.
-        n_events: impressions aimed at; clicks and what follows come on top.
+        n_events: approximate number of impressions; clicks and the events after them are added.
         inactive_share: share of users with at most one session, in the first half of the log.
         duplicate_share: share of items that copy another item under a changed title.
-        slate_size: items shown in a session.
+        slate_size: number of items shown in a session.
         start_ms: beginning of the log, int ms UTC.
     """
 

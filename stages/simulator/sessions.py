@@ -1,8 +1,8 @@
-"""The log of a world: sessions, slates of a logging policy, clicks and what follows them.
+"""The log of a world: sessions, slates of a logging policy, clicks and the events after them.
 
-Sessions are numbered in time order and drawn in blocks of fixed size, each from its own generator,
-so that the log depends neither on the chunk size of the reader nor on earlier blocks, and memory
-stays bounded. Events that reach past the start of the next block wait for it.
+Sessions are numbered in time order and drawn in blocks of fixed size, each with its own random generator. So
+the log depends neither on the reader's chunk size nor on earlier blocks, and memory stays bounded. Events later
+than the start of the next block are held back and sorted into that block.
 
 Shapes: S sessions of a block, P positions of a slate, R events.
 """
@@ -48,7 +48,7 @@ class Events:
 
 
 def examination(slate_size: int) -> np.ndarray:
-    """Return the chance ``[P]`` that each position of a slate is looked at (position bias)."""
+    """Return the probability ``[P]`` that the user looks at each position of a slate (position bias)."""
     chance: np.ndarray = (1.0 + np.arange(slate_size)) ** -POSITION_DECAY
     return chance
 
@@ -59,7 +59,7 @@ class LoggingPolicy:
     def __init__(self, world: World) -> None:
         self._world = world
         self._popular = np.concatenate([[0.0], np.cumsum(world.exposure_weight)])
-        # Stable sort: within a topic items stay in birth order, so those born so far are a prefix.
+        # Stable sort: within a topic items stay in birth order, so the items born so far are a prefix.
         self._by_topic = np.argsort(world.item_topic, kind="stable")
         self._topical = np.concatenate([[0.0], np.cumsum(world.exposure_weight[self._by_topic])])
         self._first = np.searchsorted(world.item_topic[self._by_topic], np.arange(world.config.n_topics))
@@ -71,7 +71,7 @@ class LoggingPolicy:
         return since
 
     def fill(self, users: np.ndarray, times_ms: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return item rows ``[S, P]`` without repeats within a session; -1 where none was left.
+        """Return item rows ``[S, P]`` without repeats within a session; -1 if no item is left.
 
         Args:
             users: user rows ``[S]``.
@@ -92,7 +92,7 @@ class LoggingPolicy:
     def _by_interest(
         self, users: np.ndarray, times_ms: np.ndarray, position: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Draw a topic by the user's interests, then one of its items by weight; -1 if none is born."""
+        """Draw a topic by the user's interests, then one of its items by weight; -1 if no item is born yet."""
         cumulative = np.cumsum(self._world.interests(users, times_ms), axis=1)
         draws = rng.random(position.shape)
         chosen = (draws[:, :, None] > cumulative[:, None, : TOPICS_PER_USER - 1]).sum(axis=2)
@@ -133,7 +133,7 @@ class SessionLog:
         self._day_curve = np.concatenate([[0.0], np.cumsum(hours) / hours.sum()])
 
     def start_of(self, session: np.ndarray) -> np.ndarray:
-        """Return the time, int ms, at which a (fractional) session number starts; quiet at night."""
+        """Return the start, int ms UTC, of a (fractional) session number; few sessions start at night."""
         day, share = np.divmod(session / self.n_sessions * self._world.config.days, 1.0)
         within = np.interp(share, self._day_curve, np.arange(25) / 24)
         starts: np.ndarray = self._world.config.start_ms + ((day + within) * DAY_MS).astype(np.int64)
@@ -152,7 +152,7 @@ class SessionLog:
         return self._respond(users, times, slates, rng)
 
     def _respond(self, users: np.ndarray, times: np.ndarray, slates: np.ndarray, rng: np.random.Generator) -> Events:
-        """Draw clicks by utility and position, then what follows a click."""
+        """Draw clicks by utility and position, then the events after each click."""
         world = self._world
         shown = slates >= 0
         items = slates.clip(0)
@@ -226,7 +226,7 @@ def _encode(world: World, rows: Events) -> pa.RecordBatch:
 
 
 def event_batches(world: World, chunk: int = 100_000) -> Iterator[pa.RecordBatch]:
-    """Yield the log of ``world`` in time order, ``chunk`` rows a batch (the last one may be shorter).
+    """Yield the log of ``world`` in time order, ``chunk`` rows a batch (the last batch may be shorter).
 
     Columns: user_id, item_id, signal, value (1, or the watched share of the duration for ``watch``), event_time_ms. The
     rows do not depend on ``chunk``.

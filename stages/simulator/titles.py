@@ -29,13 +29,13 @@ _PLAIN = str.maketrans("éèêáàâíìóòúùüñ", "eeeaaaiioouuun")
 
 
 def _name(words: tuple[str, ...], index: int) -> str:
-    """Return word ``index``, numbered from the second round on."""
+    """Return word ``index``; after all words were used once, a round number is appended."""
     round_number, position = divmod(index, len(words))
     return words[position] if round_number == 0 else f"{words[position]} {round_number + 1}"
 
 
 def category_names(n_categories: int) -> list[str]:
-    """Return that many different category names."""
+    """Return ``n_categories`` different category names."""
     return [_name(CATEGORIES, index) for index in range(n_categories)]
 
 
@@ -46,7 +46,7 @@ def item_titles(topics: np.ndarray) -> list[str]:
         topics: int ``[N]`` topic of each item.
     """
     combinations = len(ADJECTIVES) * len(NOUNS)
-    stride = 373  # prime to the number of combinations: walks through all of them in a mixed order
+    stride = 373  # coprime to the number of combinations, so it visits all of them in a mixed order
     used: dict[int, int] = {}
     titles = []
     for topic in topics.tolist():

@@ -1,13 +1,13 @@
-"""The world and its truth: who likes what, when, and which items are copies.
+"""The world and its true preferences: who likes what, when, and which items are copies.
 
-The chance that user u, looking at item i at time t, likes what they see is
+The probability that user u, looking at item i at time t, likes the item is
 
     sigmoid(TASTE * taste(u, t) . vector(i) + QUALITY * quality(i) + FRESHNESS * exp(-age / FRESH_DAYS)
             - DURATION * |ln(duration(i) / preferred(u))| + OFFSET)
 
 Tastes mix a few topics and move from a first mixture to a second one over the log, so recent
-behaviour tells more than old behaviour. Freshness and duration are out of reach of a plain dot
-product of two towers, which leaves something for rankers to gain.
+behaviour is more informative than old behaviour. A plain dot product of two towers cannot express
+freshness and duration, so that rankers can improve on it.
 
 Shapes: U users, N items, E taste dimensions, M topics a user.
 """
@@ -66,11 +66,11 @@ class World:
         self._plant_duplicates(rng)
 
     def _plant_duplicates(self, rng: Generator) -> None:
-        """Turn some items into later copies of earlier ones; half of them keep the normalised title."""
+        """Turn some items into later copies of earlier items; half of the copies keep the normalised title."""
         n = self.config.n_items
         n_duplicates = round(self.config.duplicate_share * n)
         rows = np.sort(rng.choice(n, 2 * n_duplicates, replace=False))
-        # Rows are in birth order, so any pairing of the lower with the upper half has the original first.
+        # Rows are in birth order, so if the lower half is paired with the upper half, the original is older.
         originals, copies = rng.permutation(rows[:n_duplicates]), rows[n_duplicates:]
         self.original = np.arange(n)
         self.original[copies] = originals
@@ -121,7 +121,7 @@ class World:
         return logits
 
     def true_preference(self, user_rows: np.ndarray, times_ms: np.ndarray, item_rows: np.ndarray) -> np.ndarray:
-        """Return the expected utility of items: the chance of a click without position bias.
+        """Return the expected utility of items: the probability of a click without position bias.
 
         Args:
             user_rows: int ``[...]`` user rows.
@@ -129,7 +129,7 @@ class World:
             item_rows: int ``[...]`` item rows; the three arguments broadcast.
 
         Returns:
-            float64 ``[...]`` between 0 and 1; a copy is worth as much as its original.
+            float64 ``[...]`` between 0 and 1; a copy has the same utility as its original.
         """
         users, times = np.broadcast_arrays(np.asarray(user_rows), np.asarray(times_ms))
         return sigmoid(self.logits(self.tastes(users, times), users, times, np.asarray(item_rows)))
@@ -142,9 +142,9 @@ class World:
         return best
 
     def duplicates(self, kind: Literal["exact", "near"] | None = None) -> dict[str, str]:
-        """Return ``{id of a planted copy: id of its original}``, all or of one kind.
+        """Return ``{id of a planted copy: id of its original}``, of all copies or of one kind.
 
-        ``exact`` copies have the same title after normalisation, ``near`` ones have a word added
+        ``exact`` copies have the same title after normalisation; ``near`` copies have a word added
         or two words swapped.
         """
         found = {}
@@ -168,7 +168,7 @@ class World:
         return pa.array([user_id(row) for row in range(self.config.n_users)], pa.string())
 
     def item_titles(self) -> list[str]:
-        """Return the titles by item row, changed where an item is a planted copy."""
+        """Return the titles by item row; a planted copy has a changed title of its original."""
         names = titles.item_titles(self.item_topic)
         for variant, row in enumerate(np.flatnonzero(self.original != np.arange(len(names))).tolist()):
             title = names[int(self.original[row])]

@@ -27,12 +27,12 @@ EVENTS_SCHEMA = pa.schema(
 def write_world(config: WorldConfig, directory: Path) -> dict[str, int]:
     """Write ``events.parquet``, ``items.parquet``, ``users.parquet`` and ``truth.json``.
 
-    The directory appears when it is complete; an existing one is kept as it is, so give each
-    configuration its own.
+    The directory appears when it is complete. An existing directory is not changed, so use another
+    directory for each configuration.
 
     Args:
         config: the world.
-        directory: where to write.
+        directory: the directory to write to.
 
     Returns:
         Number of events by signal.

@@ -1,1 +1,1 @@
-"""How much data is enough: what a selection would have covered, and when more data stops paying."""
+"""How much data is enough: the traffic that a selection would have covered, and when more data stops helping."""

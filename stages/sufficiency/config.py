@@ -1,4 +1,4 @@
-"""What the dataset report looks at."""
+"""Configuration of the dataset report."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ class ReportConfig(Config):
     """The recipe's section ``report``.
 
     Attributes:
-        days: how many of the last days are looked at.
-        thresholds: least numbers of events to try; the recipe's own is added.
-        windows_days: activity windows to try; the recipe's own is added.
-        halvings: quality is measured on the whole candidate part, its latest half, quarter, and so on.
-        neighbours: neighbours an item keeps in the recommender that measures quality.
-        max_requests: of the ranker part; more are sampled evenly in time.
-        max_users: whose events teach that recommender; more are sampled evenly.
+        days: number of last days whose coverage is measured.
+        thresholds: smallest numbers of events to try; the recipe's own number is added.
+        windows_days: activity windows to try; the recipe's own window is added.
+        halvings: number of halvings of the candidate period: quality is measured on all of it, its latest
+            half, quarter, and so on.
+        neighbours: number of neighbours of an item in the recommender that measures quality.
+        max_requests: largest number of requests of the ranker period; if there are more, they are sampled
+            evenly in time.
+        max_users: largest number of users that the recommender is fitted on, besides those of the requests;
+            if there are more, they are sampled evenly.
         k: cut-off of NDCG@k.
-        bootstrap_samples: of the intervals.
+        bootstrap_samples: number of bootstrap samples for the intervals.
     """
 
     days: int = Field(default=14, ge=1, le=90)

@@ -1,8 +1,8 @@
-"""Item-to-item cosine, answered with bounded memory.
+"""Recommend by item-to-item cosine, in bounded memory.
 
-Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001. Only items
-that somebody who asks has touched need neighbours, and a block of them at a time is compared with
-all others; what is kept of each is its strongest neighbours.
+Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001. Neighbours are
+computed only for items that a user with a request touched. These items are compared with all others in
+blocks, and only the strongest neighbours of each are kept.
 
 Shapes: Q requests, N items, S users, K neighbours.
 """
@@ -19,9 +19,9 @@ from stages.contracts.tables import RankedTable, ScoredItems
 from stages.contracts.top_k import top_k
 
 _BLOCK = 32
-"""Requests that are answered at a time."""
+"""Number of requests that are answered at a time."""
 _PRODUCTS = 1 << 23
-"""Entries of a block of similarities, at most, before an item that has more by itself."""
+"""Largest number of entries of a block of similarities, unless a single item has more."""
 
 
 def answers(
@@ -32,15 +32,15 @@ def answers(
     neighbours: int,
     k: int,
 ) -> RankedTable:
-    """Return the k best items of each request; ties and strangers get the popular ones.
+    """Return the k best items of each request; ties, and users without history, are decided by popularity.
 
     Args:
-        touched: float32 ``[S, N]``, 1 where a user touched an item: what teaches, and the histories.
-        seen: ``[S, N]``, non-zero where an item must not be recommended.
+        touched: float32 ``[S, N]``, 1 if a user touched an item: the training data and the histories.
+        seen: ``[S, N]``, non-zero if an item must not be recommended to a user.
         request_id: int64 ``[Q]``.
         users: int64 ``[Q]``, the row of each request's user.
-        neighbours: K, of an item.
-        k: answers a request, fewer where fewer items are left.
+        neighbours: K, the number of neighbours of an item.
+        k: number of items a request; fewer if fewer items are left.
     """
     popularity = _popularity(touched)
     tie_break = 1e-6 * popularity / max(popularity.max(initial=0), 1.0)
@@ -52,7 +52,7 @@ def answers(
         near = sparse.csr_array(histories[start : start + _BLOCK] @ similar)
         for row in range(near.shape[0]):
             (close, value), (refused, _) = _row(near, row), _row(hidden, start + row)
-            # So many popular ones that k remain whatever is refused: nobody after them can win.
+            # Enough popular items that k remain after the refused ones; less popular items cannot be among the best.
             popular = np.setdiff1d(by_popularity[: k + len(refused)], close)
             items = np.concatenate([close, popular])
             score = np.concatenate([value + tie_break[close], tie_break[popular]])
@@ -62,7 +62,7 @@ def answers(
 
 
 def _best(items: np.ndarray, scores: np.ndarray, refused: np.ndarray, k: int) -> np.ndarray:
-    """Return the places of the k best items that are not refused; ties go to the lower item."""
+    """Return the positions of the k best items that are not refused; ties go to the lower item index."""
     shown = np.flatnonzero(~np.isin(items, refused))
     best: np.ndarray = shown[top_k(scores[shown], k, items[shown])]
     return best
@@ -71,11 +71,11 @@ def _best(items: np.ndarray, scores: np.ndarray, refused: np.ndarray, k: int) ->
 def similarities(touched: sparse.csr_array, items: np.ndarray, neighbours: int) -> sparse.csr_array:
     """Return float32 ``[N, N]``: the cosines of some items with their strongest neighbours, other rows empty.
 
-    Of neighbours that are equally strong the lower indices stay; no item is its own neighbour.
+    Among equally strong neighbours the lower indices are kept; no item is its own neighbour.
 
     Args:
         touched: float32 ``[S, N]`` of 0 and 1.
-        items: int64, ascending: whose rows are wanted.
+        items: int64, ascending: the items whose rows are computed.
         neighbours: K.
     """
     n_items = touched.shape[1]
@@ -97,7 +97,7 @@ def similarities(touched: sparse.csr_array, items: np.ndarray, neighbours: int) 
 
 
 def _popularity(touched: sparse.csr_array) -> np.ndarray:
-    """Return float32 ``[N]``: by how many users each item was touched."""
+    """Return float32 ``[N]``: the number of users who touched each item."""
     return np.asarray(touched.sum(axis=0)).ravel()
 
 
@@ -108,7 +108,7 @@ def _row(matrix: sparse.csr_array, row: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(touched: sparse.csr_array, items: np.ndarray) -> Iterator[np.ndarray]:
-    """Cut items so that a block's product holds no more than ``_PRODUCTS`` entries, or is one item's."""
+    """Cut items into blocks whose product has at most ``_PRODUCTS`` entries, or that have one item."""
     reach = touched.T @ np.diff(touched.indptr).astype(np.float64)
     ends = np.cumsum(np.minimum(reach[items], touched.shape[1]))
     start = 0
@@ -120,7 +120,7 @@ def _blocks(touched: sparse.csr_array, items: np.ndarray) -> Iterator[np.ndarray
 
 
 def _strongest(items: np.ndarray, values: np.ndarray, own: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k items with the largest values and their values, without the own one."""
+    """Return the k items with the largest values, and their values, without the item ``own``."""
     others = items != own
     items, values = items[others], values[others]
     chosen = top_k(values, k, items)

@@ -1,9 +1,9 @@
-"""Quality against window length: does a recommender get better from older data?
+"""Quality against window length: does older data make a recommender better?
 
 The recommender is item-to-item cosine (Sarwar et al., "Item-based Collaborative Filtering
-Recommendation Algorithms", WWW 2001): cheap enough to be fitted once a window, and close enough to
-the candidate generator to say whether older events carry anything. It answers requests of the
-ranker part; the held-out part is never looked at, for people set thresholds by this report.
+Recommendation Algorithms", WWW 2001). It is cheap enough to fit once a window, and close enough to the
+candidate generator to show whether older events are informative. It answers requests of the ranker period.
+The held-out period is never read, since people set thresholds by this report.
 
 Shapes: Q requests, N items, S users whose events are read, W windows.
 """
@@ -28,13 +28,13 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class WindowQuality:
-    """What the latest days of the candidate part are worth.
+    """The quality of a recommender fitted to the latest days of the candidate period.
 
     Attributes:
-        days: length of the window before the ranker part.
-        events: distinct user-item pairs that it holds, of the users that were looked at.
+        days: length of the window before the ranker period.
+        events: number of distinct user-item pairs of the sampled users in the window.
         ndcg: mean NDCG@k over the requests.
-        loss: of the best window's mean over this one, with its interval; None for the best one.
+        loss: mean NDCG@k of the best window minus this window's, with its interval; None for the best window.
     """
 
     days: float
@@ -48,11 +48,11 @@ class QualityCurve:
     """The windows by length, shortest first.
 
     Attributes:
-        windows: W of them; empty where there is too little to measure.
+        windows: W windows; empty if there is too little to measure.
         requests: Q.
-        enough_days: the shortest window of those from the best one downwards that do not clearly
-            differ from it, or None.
-        why_not: what is missing where there are no windows.
+        enough_days: length of the shortest window such that neither it nor any window between it and the
+            best one is clearly worse than the best one; None without windows.
+        why_not: the reason if there are no windows.
     """
 
     windows: tuple[WindowQuality, ...]
@@ -62,11 +62,11 @@ class QualityCurve:
 
 
 def quality_by_window(config: ReportConfig, snapshot: Snapshot) -> QualityCurve:
-    """Measure the curve on a snapshot whose parts are stretches of time.
+    """Measure the curve on a snapshot that is split by time.
 
     Args:
         config: windows, sizes and cut-off.
-        snapshot: its candidate part teaches, its ranker part asks.
+        snapshot: the recommender is fitted to its candidate period and answers requests of its ranker period.
     """
     if snapshot.meta.split != "time":
         return QualityCurve((), 0, None, f"parts dealt by {snapshot.meta.split} follow no order in time")
@@ -84,8 +84,8 @@ def quality_by_window(config: ReportConfig, snapshot: Snapshot) -> QualityCurve:
         if place != best:
             loss = paired_bootstrap(values, measured[best][2], asked.user_index, config.bootstrap_samples, _SEED)
         windows.append(WindowQuality(days, size, float(values.mean()), loss))
-    # From the best one down to the first that is clearly worse: beyond it a shorter one that is not
-    # would owe that to its few requests.
+    # Go from the best window to shorter ones, and stop at the first that is clearly worse. A still shorter
+    # window that is not clearly worse would only be so by chance, because of its few requests.
     enough = best
     while enough > 0 and not _is_worse(windows[enough - 1]):
         enough -= 1
@@ -111,6 +111,6 @@ def _is_worse(window: WindowQuality) -> bool:
 
 
 def _matrix(past: Past, n_items: int) -> sparse.csr_array:
-    """Return float32 ``[S, N]``, 1 where a user touched an item."""
+    """Return float32 ``[S, N]``, 1 if a user touched an item."""
     rows, columns = np.divmod(np.unique(past.user * n_items + past.item_index), n_items)
     return sparse.csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(past.users), n_items))

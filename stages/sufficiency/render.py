@@ -1,4 +1,4 @@
-"""The dataset report as one HTML page: plots are SVG inside it, nothing is loaded from elsewhere."""
+"""The dataset report as one HTML page with inline SVG plots; it loads no other file."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _plot_thresholds(users: list[dict[str, Any]], own: int) -> str:
 
 
 def _plot_days(rows: list[dict[str, Any]]) -> str:
-    """Draw day by threshold, for the recipe's own window."""
+    """Draw the coverage by day and threshold, for the recipe's own window."""
     figure = Figure(figsize=(10, 0.5 + 0.45 * max(len(rows), 3)), layout="constrained")
     labels = [datetime.fromtimestamp(day["start_ms"] / 1000, UTC).strftime("%d %b") for day in rows[0]["days"]]
     for axes, part, whole, title in zip(
@@ -143,7 +143,7 @@ def _plot_quality(quality: Mapping[str, Any]) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """Return the figure as an SVG element without date or outside references."""
+    """Return the figure as an SVG element without a date or external references."""
     stream = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "sluice", "svg.fonttype": "path"}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})

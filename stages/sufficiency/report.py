@@ -1,4 +1,4 @@
-"""The step ``dataset_report``: coverage of the days that followed, and quality against window length."""
+"""The step ``dataset_report``: coverage of the last days' traffic, and quality against window length."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ JSON_FILE, HTML_FILE = "dataset_report.json", "dataset_report.html"
 
 
 class ReportStepConfig(ReportConfig):
-    """What identifies one report.
+    """The configuration of the step, which identifies one report.
 
     Attributes:
-        dataset: the selection that it judges; the as-of time is part of it.
+        dataset: the reported selection, with its as-of time.
     """
 
     dataset: DatasetStepConfig
@@ -48,10 +48,10 @@ def write_report(config: ReportStepConfig, warehouse: Warehouse, snapshot: Snaps
     """Write ``dataset_report.json`` and ``dataset_report.html``.
 
     Args:
-        config: what to look at.
+        config: configuration of the report.
         warehouse: for the coverage.
         snapshot: for the counts and the quality.
-        directory: exists.
+        directory: an existing directory for the files.
 
     Returns:
         The recipe's own coverage and the quality curve's ends as metrics; the sentences as info.
@@ -85,7 +85,7 @@ def write_report(config: ReportStepConfig, warehouse: Warehouse, snapshot: Snaps
 
 
 def coverage_of_users(config: ReportStepConfig, warehouse: Warehouse) -> list[dict[str, Any]]:
-    """Return the report's rows about users, one a window and threshold, with their days."""
+    """Return the report's rows about users: one for each window and threshold, with their days."""
     dataset = config.dataset
     own = dataset.activity
     thresholds = sorted({*config.thresholds, own.min_events})
@@ -101,7 +101,7 @@ def coverage_of_users(config: ReportStepConfig, warehouse: Warehouse) -> list[di
 
 
 def coverage_of_items(config: ReportStepConfig, warehouse: Warehouse) -> list[dict[str, Any]]:
-    """Return the report's rows about items, one a threshold, with their days."""
+    """Return the report's rows about items: one for each threshold, with their days."""
     dataset = config.dataset
     thresholds = sorted({*config.thresholds, max(dataset.items.min_support, 1)})
     starts = day_starts(dataset.as_of_ms, config.days)

@@ -1,7 +1,7 @@
-"""Who asks, and what teaches: read from a snapshot whose events need not fit into memory.
+"""Sample requests and training events from a snapshot whose events need not fit into memory.
 
-Files are walked a row group at a time. What stays is a byte a user, the requests that are asked, and
-the events of the users who ask and of a limited number of others.
+Files are read a row group at a time. Memory holds a byte a user, the sampled requests, and the events of the
+users of these requests and of a limited number of other users.
 
 Shapes: E events, Q requests, S sampled users, U users.
 """
@@ -18,7 +18,7 @@ from stages.contracts.tables import PART_CANDIDATE, PART_RANKER
 
 @dataclass(frozen=True)
 class Asked:
-    """Requests of the ranker part, in time order.
+    """Sampled requests of the ranker period, in time order.
 
     Attributes:
         request_id, user_index: int64 ``[Q]``.
@@ -33,7 +33,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Past:
-    """Active touches of the candidate part, of sampled users, in time order.
+    """Active touches of sampled users in the candidate period, in time order.
 
     Attributes:
         users: int64 ``[S]`` user indices, ascending.
@@ -47,13 +47,13 @@ class Past:
     event_time_ms: np.ndarray
 
     def since(self, start_ms: float) -> Past:
-        """Return the events from a time on; the users stay."""
+        """Return the events from a time on; the users stay the same."""
         rows = self.event_time_ms >= start_ms
         return Past(self.users, self.user[rows], self.item_index[rows], self.event_time_ms[rows])
 
 
 def known_users(snapshot: Snapshot) -> np.ndarray:
-    """Return bool ``[U]``: who has an active touch in the candidate part; later users are left off the end."""
+    """Return bool ``[U]``: users with an active touch in the candidate period; it ends with the last such user."""
     known, touching = np.zeros(0, dtype=bool), snapshot.meta.touching
     for rows in snapshot.stream_events("user_index", "signal", "part", "active"):
         users = rows["user_index"][_teaches(rows, touching)]
@@ -63,10 +63,10 @@ def known_users(snapshot: Snapshot) -> np.ndarray:
 
 
 def draw_requests(snapshot: Snapshot, known: np.ndarray, limit: int) -> Asked:
-    """Return requests of known users from the ranker part, spread evenly in time.
+    """Return requests of known users from the ranker period, spread evenly in time.
 
     Args:
-        snapshot: is read twice, first to count.
+        snapshot: its requests are read twice, first to count them.
         known: bool ``[U]``, see ``known_users``.
         limit: largest Q.
     """
@@ -86,13 +86,13 @@ def draw_requests(snapshot: Snapshot, known: np.ndarray, limit: int) -> Asked:
 
 
 def draw_past(snapshot: Snapshot, known: np.ndarray, asking: np.ndarray, limit: int) -> Past:
-    """Return what teaches: the events of the users who ask, and of others up to a limit, evenly by index.
+    """Return the training events: of the users of the requests, and of users spread evenly by index.
 
     Args:
-        snapshot: whose events are walked.
+        snapshot: its events are read.
         known: bool ``[U]``, see ``known_users``.
-        asking: int64 ``[Q]`` known users, in any order.
-        limit: of users that are spread evenly; where there are no more, all are taken.
+        asking: int64 ``[Q]`` known users of the requests, in any order.
+        limit: number of users that are spread evenly; if there are no more known users, all are taken.
     """
     users = np.flatnonzero(known)
     if len(users) > limit:

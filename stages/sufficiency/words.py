@@ -1,4 +1,4 @@
-"""What the report says in sentences."""
+"""The sentences of the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stages.sufficiency.quality import QualityCurve
 
 
 def coverage_sentence(row: Mapping[str, Any]) -> str:
-    """Say what a threshold would have covered."""
+    """Return the sentence on the traffic that a threshold would have covered."""
     return (
         f"With at least {row['threshold']} events in {row['window_days']:g} days, the selection would have covered "
         f"{row['users_share']:.1%} of the next day's users and {row['traffic_share']:.1%} of its traffic, over "
@@ -18,7 +18,7 @@ def coverage_sentence(row: Mapping[str, Any]) -> str:
 
 
 def quality_sentence(curve: QualityCurve) -> str:
-    """Say where more data stops paying."""
+    """Return the sentence on the window length from which more data does not help."""
     if not curve.windows:
         return f"Quality against window length was not measured: {curve.why_not}."
     longest = curve.windows[-1].days
