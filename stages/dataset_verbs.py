@@ -1,4 +1,4 @@
-"""What ``sluice dataset`` calls: look at the data before and after a selection."""
+"""Functions of the command ``sluice dataset``: look at the data before and after a selection."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stages.settings import Settings
 
 
 def check_warehouse(settings: Settings, show: Callable[[str], None]) -> None:
-    """Evaluate the data contracts on the warehouse as it stands: nothing is ingested, nothing written.
+    """Evaluate the data contracts on the warehouse in its present state; nothing is ingested or written.
 
     Args:
         settings: as for ``run_pipeline_step``; the as-of time is just after the latest event unless given.
         show: called with the table of results.
 
     Raises:
-        ContractError: naming every failed contract, after the table was shown.
+        ContractError: if a contract fails, after the table was shown; the message has every failed contract.
     """
     from stages.dataset.checks.run import check_standing
     from stages.warehouse.database.engine import Warehouse
@@ -34,7 +34,7 @@ def report_dataset(settings: Settings, output: Path | None, progress: Callable[[
 
     Args:
         settings: as for ``run_pipeline_step``.
-        output: where the page is copied to, or None.
+        output: path of a copy of the page, or None.
         progress: called with each step's name before it starts.
 
     Returns:
@@ -61,14 +61,14 @@ def similar_items(
     Args:
         settings: as for ``run_pipeline_step``.
         output: CSV of item_a, item_b, similarity.
-        vectors: Parquet of item_id and vector; None = the tower's own, for which the steps up to
+        vectors: Parquet of item_id and vector; None = the item tower's vectors, for which the steps up to
             ``train_candidate`` run.
         threshold: smallest cosine.
-        neighbours: of an item that are looked at.
+        neighbours: number of nearest neighbours of an item that are compared.
         progress: called with each step's name before it starts.
 
     Returns:
-        How many pairs there are.
+        The number of pairs.
     """
     from stages.candidate.index.similar_pairs import read_vectors, similar_pairs, tower_vectors, write_pairs
 

@@ -1,8 +1,8 @@
-"""What a step of a job is, and how a job runs its steps: the main job and the refresh are two tables of them.
+"""The steps of a job, and how a job runs them; the main job and the refresh are two tables of steps.
 
 A step is declared once, as a row of its job's table (``stages.pipeline.JOB``, ``stages.refresh.JOB``). Airflow's tasks,
 the command line and a run in one process follow from the table. Importing this module and the tables is cheap: a step's
-function is named by a string and imported when the step runs.
+function is given as a string and imported when the step runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FUNCTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*:[A-Za-z_]\w*")
 
 
 class NoConfig(Config):
-    """The configuration of a step that has none."""
+    """The configuration of a step without settings."""
 
 
 def _no_config(run: StepRun) -> Config:
@@ -52,22 +52,22 @@ class Step:
     """The declaration of a step: one row of a job's table.
 
     Attributes:
-        name: of the step; its Airflow task and its folder of results are called so.
-        function: what it does, as ``module:function``. The code of that module, with all that it imports, is part of
-            the step's fingerprint. Of a kept step it is the body, ``(config, directories by input name, empty
-            directory) -> (metrics, info)``; of another one ``(config, run) -> StageResult``.
-        inputs: earlier steps whose directories the body reads, by the name under which it sees each. Their
-            fingerprints are part of the step's.
-        after: further earlier steps: the configuration follows from their results, or they must have passed.
-        configure: how the step's configuration follows from the recipe and the results.
+        name: of the step; also the name of its Airflow task and of its folder of results.
+        function: the step's function, as ``module:function``. The code of that module, with all that it imports, is
+            part of the step's fingerprint. The function of a kept step is its body, ``(config, directories by input
+            name, empty directory) -> (metrics, info)``; that of another step is ``(config, run) -> StageResult``.
+        inputs: earlier steps whose directories the body reads, by the input name that the body uses. Their
+            fingerprints are part of the step's fingerprint.
+        after: further earlier steps: the configuration uses their results, or they must have passed.
+        configure: returns the step's configuration from the recipe and the results.
         kept: whether the result is a directory that a later run with the same fingerprint re-uses. False for a step
-            that acts on something outside, such as the warehouse or the registry: it is done in every run, and must
-            bear being done twice.
-        opened: what the function of a kept step must be called with to give the body, held open while that runs; None
-            if the function is the body.
-        left_out: names of ``inputs`` that the body does not get in this run.
-        version: of the step itself, for a change that is not in its code, such as another version of a library; a
-            greater one does finished work anew.
+            that acts on an outside system, such as the warehouse or the registry: it runs every time, and must be
+            safe to run twice.
+        opened: returns a context manager with the arguments for ``function``, which then returns the body of a kept
+            step; the context stays open while the body runs. None if ``function`` is the body.
+        left_out: returns the names of ``inputs`` that the body does not get in this run.
+        version: version of the step, for a change that is not in its code, such as another version of a library. A
+            new version runs finished steps again.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Step:
     version: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no name of a function.
+        """Check the form of ``function``.
 
         Raises:
-            ConfigError: naming the step and the function.
+            ConfigError: if it is not ``module:function``; the message has the step and the function.
         """
         if not _FUNCTION.fullmatch(self.function):
             raise ConfigError(
@@ -99,18 +99,18 @@ class Step:
 
     @property
     def upstream(self) -> tuple[str, ...]:
-        """The earlier steps whose results the step takes."""
+        """The earlier steps whose results the step needs."""
         return tuple(dict.fromkeys([*self.after, *self.inputs.values()]))
 
     @property
     def code(self) -> str:
         """The digest of the step's code."""
-        self.load()  # a module outside of the package is found by where it was imported from
+        self.load()  # the digest finds a module outside of the package by the place from which it was imported
         return module_code(self.module)
 
     @property
     def code_version(self) -> str:
-        """What a fingerprint says of the step's code: versions, then the digest."""
+        """The identity of the step's code in a fingerprint: versions, then the digest."""
         return f"{self._versions} {self.code}"
 
     @property
@@ -135,7 +135,7 @@ class Step:
         return found
 
     def do(self, run: StepRun) -> StageResult:
-        """Do the step's work, or find it done."""
+        """Run the step, or re-use its finished result."""
         config, function = self.configure(run), self.load()
         if not self.kept:
             result: StageResult = function(config, run)
@@ -151,13 +151,13 @@ class Step:
 
 @dataclass(frozen=True)
 class StepRun:
-    """One run of a step: what its configuration and its function may look at.
+    """One run of a step: the data that its configuration and its function may use.
 
     Attributes:
         step: the declaration.
-        settings: of the run.
-        results: of the steps in ``step.upstream``.
-        known_recipe: the run's recipe; None where a job knows none yet.
+        settings: settings of the run.
+        results: results of the steps in ``step.upstream``.
+        known_recipe: the run's recipe; None if it is not known yet.
     """
 
     step: Step
@@ -173,14 +173,14 @@ class StepRun:
         return self.known_recipe
 
     def on(self, recipe: Recipe) -> StepRun:
-        """Return the same run on another recipe."""
+        """Return the same run with another recipe."""
         return replace(self, known_recipe=recipe)
 
     def outcome(self, path: Path, info: dict[str, Any]) -> StageResult:
-        """Return the result of a step that is not kept: its code and what it took identify it.
+        """Return the result of a step that is not kept; its code and its upstream results identify it.
 
         Args:
-            path: what the step acted on.
+            path: the file or directory that the step acted on.
             info: as in ``StageResult``.
         """
         fingerprint = step_fingerprint(self.step.name, self.step.code_version, NoConfig(), self.results)
@@ -188,12 +188,12 @@ class StepRun:
 
 
 class Job:
-    """Steps in an order in which they can run: that of the table as far as their inputs allow.
+    """Steps in an order in which they can run: the order of the table as far as their inputs allow.
 
     Attributes:
         name: of the job, for messages.
         steps: names in the order of running.
-        upstream: by step, the earlier steps whose results it takes.
+        upstream: by step, the earlier steps whose results it needs.
     """
 
     def __init__(
@@ -202,17 +202,17 @@ class Job:
         table: Iterable[Step],
         find_recipe: Callable[[Settings, Upstream], Recipe | None],
     ) -> None:
-        """Check the table and lay the order.
+        """Check the table and determine the order.
 
         Args:
             name: of the job.
             table: its steps.
-            find_recipe: returns the recipe of a step's run, from the settings and the results that the step takes; it
-                is called once a run of a step.
+            find_recipe: returns the recipe of a step's run from the settings and the step's upstream results; it
+                is called once for each run of a step.
 
         Raises:
-            ConfigError: if two steps have one name, a step takes the result of one that there is not, or steps take
-                one another's in a circle.
+            ConfigError: if two steps have the same name, a step needs the result of an unknown step, or steps need
+                each other's results in a cycle.
         """
         self.name, self.find_recipe = name, find_recipe
         rows = tuple(table)
@@ -246,7 +246,7 @@ class Job:
         return self._declared[step]
 
     def _ordered(self, declared: Mapping[str, Step]) -> Iterator[str]:
-        """Return the names in order: of the steps that can run, the one that stands first in the table."""
+        """Yield the names in order: always the first step of the table that can run."""
         place = {name: number for number, name in enumerate(declared)}
         sorter = TopologicalSorter({name: step.upstream for name, step in declared.items()})
         try:
@@ -263,12 +263,12 @@ class Job:
             sorter.done(name)
 
     def run(self, step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one step; a second run with the same inputs re-uses the outputs of a step that is kept.
+        """Run one step; a second run with the same inputs re-uses the outputs of a kept step.
 
         Args:
             step: one of ``steps``.
-            settings: where things live and which recipe to follow.
-            upstream: results of at least the steps that it takes, as ``StageResult`` or as its JSON.
+            settings: paths, addresses and recipe of the run.
+            upstream: results of at least the step's upstream steps, as ``StageResult`` or as its JSON.
 
         Returns:
             The step's ``StageResult`` as JSON, small enough for an Airflow XCom.
@@ -276,7 +276,7 @@ class Job:
         Raises:
             ConfigError: if the step is unknown, an upstream result is missing or not readable, or the recipe is wrong.
             OutOfSpaceError: if a disk is full.
-            SluiceError: whatever the step itself refuses.
+            SluiceError: any error of the step itself.
         """
         declared = self[step]
         missing = [name for name in declared.upstream if name not in upstream]
@@ -301,7 +301,7 @@ class Job:
 
         Args:
             settings: as for ``run``.
-            until: the last step to run; None = the last one of all.
+            until: the last step to run; None = the last step of the job.
             progress: called with each step's name before it starts.
 
         Returns:
@@ -319,7 +319,7 @@ class Job:
 
 
 def _result(step: str, earlier: str, value: Any) -> StageResult:
-    """Return an earlier step's result from what the workflow kept of it."""
+    """Return an earlier step's result from the form in which the workflow kept it."""
     if isinstance(value, StageResult):
         return value
     try:
@@ -331,7 +331,7 @@ def _result(step: str, earlier: str, value: Any) -> StageResult:
 
 
 def headline(result: StageResult) -> str:
-    """Return the few numbers of a result that a log line has room for."""
+    """Return the most important numbers of a result, for a log line."""
     wanted = [name for name in result.metrics if name.endswith("/ndcg@10")] or list(result.metrics)[:6]
     words = [f"{name} {_short(result.metrics[name])}" for name in wanted]
     words += [f"{name} {result.info[name]}" for name in ("release_id", "version") if name in result.info]
@@ -341,5 +341,5 @@ def headline(result: StageResult) -> str:
 
 
 def _short(value: float) -> str:
-    """Return a count in full, anything else to four digits."""
+    """Return a whole number in full, other numbers with four digits."""
     return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"

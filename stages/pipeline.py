@@ -1,8 +1,8 @@
 """The main job: every step from raw interactions to a promoted release, as one table.
 
-``JOB`` at the end is the table; above it stands how the configuration of a step follows from the recipe. The DAG, the
-command line and the tests call ``run_pipeline_step`` and ``run_all``. To add a step, write its body and add one row.
-Importing this module is cheap: what a step needs is imported when it runs, so that parsing a DAG or asking for help
+``JOB`` at the end is the table; the functions above it return the configuration of each step from the recipe. The DAG,
+the command line and the tests call ``run_pipeline_step`` and ``run_all``. To add a step, write its body and add one
+row. Importing this module is cheap: a step's modules are imported when it runs, so that parsing a DAG or showing help
 loads neither torch nor MLflow.
 """
 
@@ -41,10 +41,10 @@ def load_recipe(settings: Settings) -> Recipe:
 
 
 def checked_recipe(settings: Settings) -> Recipe:
-    """Return the recipe; refuse a wrong one, and paths in it that lead nowhere, before any step does anything.
+    """Return the recipe; an invalid recipe, or a missing path in it, is refused before a step starts.
 
     Raises:
-        ConfigError: naming every wrong field, or the path.
+        ConfigError: with every wrong field, or the missing path.
     """
     recipe = load_recipe(settings)
     paths = {"candidate.warm_start.path": recipe.candidate.warm_start.path, "dataset.base": recipe.dataset.base}
@@ -77,7 +77,7 @@ def opened_warehouse(run: StepRun, config: Config) -> Iterator[tuple[Warehouse]]
 
 @contextmanager
 def opened_to_check(run: StepRun, config: Config) -> Iterator[tuple[Warehouse, Path]]:
-    """Hold the warehouse open, and say where the report is kept: the directory of a step that fails is not."""
+    """Hold the warehouse open, and yield the path of the report's copy: a failed step's directory is removed."""
     key = step_fingerprint("check_data", __version__, config, {})[:16]
     with opened_warehouse(run, config) as (warehouse,):
         yield warehouse, Path(run.settings.home) / "reports" / f"contracts-{key}.json"
@@ -112,9 +112,9 @@ def dataset_config(run: StepRun) -> DatasetStepConfig:
 
 
 def selection(recipe: Recipe, source: StageResult) -> DatasetStepConfig:
-    """Return what identifies the snapshot of a recipe and of what was ingested.
+    """Return the configuration of ``dataset`` from the recipe and the result of ``ingest``.
 
-    What its data contracts say of the values of a signal holds for posted events as well.
+    The value ranges of the data contracts hold for posted events as well.
     """
     from stages.dataset.config import DatasetStepConfig
     from stages.dataset.side_files import resolve_files
@@ -141,7 +141,7 @@ def report_config(run: StepRun) -> Config:
 
 
 def candidate_config(run: StepRun) -> Config:
-    """Return the configuration of ``train_candidate``; what it starts from counts by its version."""
+    """Return the configuration of ``train_candidate``, with the version of the model of a warm start."""
     from stages.candidate.config import TrainCandidateConfig
     from stages.candidate.training.warm_start import warm_start_version
 
@@ -186,7 +186,7 @@ def heavy_config(run: StepRun) -> Config:
 
 
 def baselines_config(run: StepRun) -> Config:
-    """Return the configuration of ``rank_baselines``, which ranks as deep as the ledger looks."""
+    """Return the configuration of ``rank_baselines``, whose lists are as long as the stage ledger needs."""
     from stages.candidate.linear.config import RankBaselinesConfig
 
     recipe = run.recipe
@@ -208,7 +208,7 @@ def assemble_config(run: StepRun) -> Config:
 
 
 def register_config(run: StepRun) -> Config:
-    """Return what is logged with a release: the recipe, every step's metrics and the dataset report."""
+    """Return the configuration of ``register``: log the recipe, every step's metrics and the dataset report."""
     return RegisterConfig(params=run.recipe.model_dump(mode="json"), reports_of="dataset_report")
 
 
@@ -320,10 +320,10 @@ JOB = Job(
     ),
     lambda settings, results: checked_recipe(settings),
 )
-"""The table."""
+"""The table of the main job's steps."""
 
 STEPS = JOB.steps
 """The steps in the order in which they run."""
 
 UPSTREAM = JOB.upstream
-"""The earlier steps whose results each step takes."""
+"""The earlier steps whose results each step needs."""

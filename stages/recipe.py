@@ -1,7 +1,7 @@
 """The recipe: one configuration that describes a whole funnel, stage by stage.
 
-Each section is owned by its stage; this file only puts them together. ``configs/`` holds recipes
-as YAML, and the resolved recipe travels with every release.
+Each section belongs to its stage; this file only combines them. ``configs/`` holds recipes as YAML, and
+every release contains its resolved recipe.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class Recipe(Config):
 
     Attributes:
         seed: of every random choice that has no seed of its own.
-        world: the synthetic world, made where a run asks for it.
-        contracts: what must hold of the warehouse before anything trains.
-        report: what the dataset report looks at.
+        world: the synthetic world, which is made if a run's data is ``synthetic``.
+        contracts: data contracts: conditions that the warehouse must meet before training.
+        report: the dataset report.
         dataset: selection, de-duplication, tasks, splits and requests.
         features: histories, counters and ranking features.
         candidate: the two-tower model and its training.
         index: the Faiss index.
-        sources: the candidate generators beside it, and how many candidates each gives.
+        sources: the candidate generators beside the index, and how many candidates each returns.
         light_ranker: the LightGBM ranker.
         heavy_ranker: the DCN-v2 ranker.
         baselines: EASE and implicit ALS, rows of the stage ledger.
         evaluation: the stage ledger.
         funnel: sizes and stages of the served funnel, and the objective's weights.
-        gate: what a release must gain before it is promoted.
+        gate: the gain that a release needs before it is promoted.
     """
 
     seed: int = 0

@@ -1,8 +1,8 @@
-"""The refresh: new items become findable and the index is published anew, without training.
+"""The refresh: a new release with new items and a new index, without training.
 
-A champion's towers and rankers stay; its id maps, its catalogue, its serving state and its index follow
-the warehouse. What comes out is a release like any other: registered, promoted, rolled back the same way.
-``JOB`` at the end is the table of its steps; those that it shares with the main job are taken from there.
+The champion's towers and rankers stay; its id maps, catalogue, serving state and index are updated from the
+warehouse. The result is a release like any other: it is registered, promoted and rolled back the same way.
+``JOB`` at the end is the table of its steps; steps that it shares with the main job are taken from there.
 Importing this module is cheap, as with ``stages.pipeline``.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stages.recipe import Recipe
 
 _NAMED = 3
-"""Keys of a recipe of another version that an error names."""
+"""Largest number of unknown recipe keys in an error message."""
 
 
 def run_refresh_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,12 +40,12 @@ def refresh_all(settings: Settings, progress: Callable[[str], None] | None = Non
 
 
 def find_recipe(settings: Settings, results: Upstream) -> Recipe | None:
-    """Return the run's own recipe; settings that name none follow the champion's, their overrides laid over it.
+    """Return the run's own recipe, or else the champion's recipe with the settings' overrides.
 
-    None as long as no champion has been pulled either.
+    Without a recipe of its own, a step that runs before the champion is pulled gets None.
 
     Raises:
-        ConfigError: naming every wrong field, or a path in it that leads nowhere.
+        ConfigError: with every wrong field, or a missing path.
     """
     if settings.config_path is None:
         if "champion" not in results:
@@ -55,16 +55,16 @@ def find_recipe(settings: Settings, results: Upstream) -> Recipe | None:
 
 
 def _on_champions_recipe(settings: Settings, champion: Path) -> Settings:
-    # What it was trained from may be gone, and a refresh reads neither.
+    # The champion's base and warm start may be gone, and a refresh reads neither.
     unneeded = {"dataset": {"base": None}, "candidate": {"warm_start": {"path": None}}}
     return settings.on_recipe(merged(champions_recipe(champion), unneeded), str(champion / "config.json"))
 
 
 def champions_recipe(champion: Path) -> dict[str, Any]:
-    """Return the recipe that a release was made by.
+    """Return the recipe of a release.
 
     Raises:
-        ReleaseError: if this version has other keys, naming the first of them and what to do.
+        ReleaseError: if this version has other recipe keys; the message has the first of them and what to do.
     """
     from stages.recipe import Recipe
 
@@ -80,7 +80,7 @@ def champions_recipe(champion: Path) -> dict[str, Any]:
 
 
 def released_recipe(run: StepRun) -> Recipe:
-    """Return the champion's recipe with this run's index and gate: the towers and rankers fit no other one.
+    """Return the champion's recipe, which its towers and rankers need, with this run's index and gate.
 
     Raises:
         ReleaseError: if the champion's recipe is not readable by this version.
@@ -94,7 +94,7 @@ def released_recipe(run: StepRun) -> Recipe:
 
 
 def released(configure: Callable[[StepRun], Config]) -> Callable[[StepRun], Config]:
-    """Let a configuration follow from the champion's recipe in place of the run's own."""
+    """Return a ``configure`` function that uses the champion's recipe instead of the run's own."""
     return lambda run: configure(run.on(released_recipe(run)))
 
 
@@ -113,13 +113,13 @@ def sources_config(run: StepRun) -> Config:
 
 
 def assemble_config(run: StepRun) -> Config:
-    """Return the configuration of ``assemble``; what the champion bypasses stays bypassed."""
+    """Return the configuration of ``assemble``; stages that the champion bypasses stay bypassed."""
     from stages.contracts.manifest import read_manifest
     from stages.release.assemble import AssembleConfig
 
     refreshed = read_manifest(run.results["champion"].directory)
     trained_as_of_ms, _ = refreshed.age
-    # Where the base lies on this machine is not part of what was released.
+    # The base's path on this machine is not part of the release.
     dataset = run.recipe.dataset.model_copy(update={"base": None})
     return AssembleConfig(
         funnel=run.recipe.funnel.model_copy(update={"stages": refreshed.funnel.stages}),
@@ -129,12 +129,12 @@ def assemble_config(run: StepRun) -> Config:
 
 
 def no_sources(run: StepRun) -> Collection[str]:
-    """Leave out the sources beside the index where the champion has none."""
+    """Leave out the candidate generators beside the index if the champion has none."""
     return () if run.results["refresh_sources"].info["names"] else ("sources",)
 
 
 def register_config(run: StepRun) -> Config:
-    """Return what is logged with a release: which one it refreshes; the ledger's metrics are of that one."""
+    """Return the configuration of ``register``: log the refreshed release, whose ledger metrics still apply."""
     refreshed = run.results["champion"].info["release_id"]
     return RegisterConfig(params={"refreshed_from": refreshed}, unlogged=("assemble",))
 
@@ -186,15 +186,15 @@ JOB = Job(
             left_out=no_sources,
         ),
         _shared("register", after=("assemble", "dataset", "refresh_vectors", "build_index"), configure=register_config),
-        # The gate is the run's own; it reads the ledger that came with the rankers.
+        # The gate is the run's own; it reads the champion's ledger, which came with the rankers.
         _shared("promote"),
     ),
     find_recipe,
 )
-"""The table."""
+"""The table of the refresh's steps."""
 
 STEPS = JOB.steps
 """The steps in the order in which they run."""
 
 UPSTREAM = JOB.upstream
-"""The earlier steps whose results each step takes."""
+"""The earlier steps whose results each step needs."""

@@ -1,6 +1,6 @@
-"""The steps that act on the registry: pull the champion, register a release, let it challenge.
+"""The steps that act on the registry: pull the champion, register a release, compare it with the champion.
 
-None of them leaves a directory that is re-used: they are done in every run, and done twice they change nothing.
+They leave no directory that is re-used: they run every time, and a second run changes nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def champion(config: Config, run: StepRun) -> StageResult:
-    """Pull the release that serves now; the fingerprint is that of its content.
+    """Pull the release that serves now; the result's fingerprint is the hash of the release's content.
 
     Raises:
-        ReleaseError: if there is no champion, or its features were computed by other code than this.
+        ReleaseError: if there is no champion, or its features were computed by other code.
     """
     from stages.contracts.manifest import MANIFEST_FILE
     from stages.contracts.release_code import check_code
@@ -37,12 +37,12 @@ def champion(config: Config, run: StepRun) -> StageResult:
 
 
 class RegisterConfig(Config):
-    """What is logged with a release.
+    """The parameters, metrics and reports that are logged with a release.
 
     Attributes:
-        params: nested.
+        params: nested parameters.
         unlogged: steps whose metrics are not logged.
-        reports_of: step whose report is kept beside the release, or None.
+        reports_of: step whose report is logged with the release, or None.
     """
 
     params: dict[str, Any]
@@ -70,11 +70,11 @@ def register(config: RegisterConfig, run: StepRun) -> StageResult:
 def promote(config: GateConfig, run: StepRun) -> StageResult:
     """Make the registered release the champion if it passes the gate and is no worse than the champion.
 
-    A release that does no better than the champion stays challenger, and the run goes on: it did its work.
+    A release that does not pass the comparison stays challenger, and the run still succeeds.
 
     Returns:
-        A result whose info holds ``version``, ``promoted``; ``reason`` in words where it challenged; ``compared``, the
-        means of both releases, where there were enough common requests.
+        A result whose info holds ``version`` and ``promoted``; ``reason`` in words unless the settings say not to
+        promote; ``compared``, the means of both releases, if there were enough common requests.
 
     Raises:
         GateError: if the release does not pass the gate against the baseline.

@@ -1,6 +1,6 @@
-"""Where a deployment keeps its things, and which recipe a run follows.
+"""Settings of a run: paths and addresses of a deployment, and the recipe.
 
-Entry points (the command line, the DAGs) build ``Settings`` once; steps only ever read them.
+Entry points (the command line, the DAGs) build ``Settings`` once; steps only read them.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from stages.contracts.shipped import RECIPES
 from stages.release.config import RegistryConfig
 
 WAREHOUSE = "warehouse"
-"""As ``data``: nothing is loaded, and a run reads what the warehouse holds, in tables or views. The default."""
+"""Value of ``data``, the default: nothing is loaded, and a run reads the warehouse's tables or views as they are."""
 
 SYNTHETIC = "synthetic"
-"""As ``data``: the synthetic world of the recipe is made and loaded, into a warehouse that holds nothing else."""
+"""Value of ``data``: the recipe's synthetic world is made and loaded into a warehouse without other data."""
 
 
 class Settings(Config):
-    """One run's surroundings, plain JSON.
+    """The settings of one run, as plain JSON.
 
-    Addresses may hold passwords: they are shown without them, and no error quotes them.
+    Addresses may hold passwords. They are shown without passwords, and no error message quotes them.
 
     Attributes:
-        home: directory of the embedded default: warehouse, runs, MLflow's store, release cache.
+        home: directory of the embedded warehouse and MLflow store (the defaults), of the runs and the release cache.
         warehouse_url: SQLAlchemy URL of the warehouse.
-        registry: where releases go.
-        recipe: values of ``stages.recipe.Recipe``; what is left out takes its default.
-        file_recipe: what the file holds by itself, for messages; None if the recipe came from no file.
-        laid_over: the values of ``recipe`` that are not the file's, by what gave them, for messages.
-        config_path: where the recipe came from, for messages; None where ``recipe`` holds overrides alone.
+        registry: MLflow registry of the releases.
+        recipe: values of ``stages.recipe.Recipe``; missing values take their defaults.
+        file_recipe: values of the recipe's file alone, for messages; None if there is no file.
+        laid_over: values of ``recipe`` that are not from the file, by their origin, for messages.
+        config_path: origin of the recipe, for messages; None if ``recipe`` holds only overrides.
         data: path of the interactions to ingest, ``WAREHOUSE`` or ``SYNTHETIC``.
         mapping_path: YAML file that maps the columns of a generic file, or None.
-        as_of_ms: events from this time on do not exist for the run; None = just after the
-            latest that is not later than ``now_ms``.
-        now_ms: the wall clock at the start, int ms UTC; later events are quarantined as bad rows.
+        as_of_ms: int ms UTC; events from this time on do not exist for the run. None = just after the latest
+            event that is not later than ``now_ms``.
+        now_ms: the wall clock at the start, int ms UTC; later events are quarantined.
         promote: whether a release that passes the gate becomes champion.
-        allow_times: whether times of events are taken that look like a mistake of their unit.
+        allow_times: whether to accept event times that look like a wrong unit.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -65,11 +65,11 @@ class Settings(Config):
 
     @property
     def runs(self) -> Path:
-        """Directory below which every step keeps its outputs."""
+        """Directory of the outputs of all steps."""
         return Path(self.home) / "runs"
 
     def on_recipe(self, recipe: Mapping[str, Any], origin: str) -> Settings:
-        """Return settings that follow a recipe from elsewhere, with this one's values laid over it."""
+        """Return settings with another recipe, overridden by the values of the present one."""
         return self.model_copy(
             update={"recipe": merged(recipe, self.recipe), "file_recipe": dict(recipe), "config_path": origin}
         )
@@ -93,8 +93,8 @@ def load_settings(
 
     Reads ``SLUICE_HOME`` (default ``var``), ``SLUICE_WAREHOUSE_URL`` (default: a DuckDB file in the
     home), ``SLUICE_MLFLOW_URI`` (default: SQLite in the home), ``SLUICE_MODEL_NAME``,
-    ``SLUICE_CONFIGS`` (the folder of recipes, default: those that came with this version), and, where the
-    parameter is not given, ``SLUICE_CONFIG`` and ``SLUICE_DATA``.
+    ``SLUICE_CONFIGS`` (the folder of recipes, default: the recipes of this version), and, if the parameter
+    is not given, ``SLUICE_CONFIG`` and ``SLUICE_DATA``.
 
     Args:
         environ: usually ``os.environ``.
@@ -102,16 +102,16 @@ def load_settings(
         config: path of a recipe in YAML; None = the recipe that suits the data.
         mapping: path of a column mapping in YAML for generic files.
         as_of: ISO 8601 time with zone; events from then on are left out.
-        n_processes: ranks that train the candidate generator.
-        warm_start: finished ``train_candidate`` step, or release, that the candidate generator goes on from.
-        overrides: values laid over the recipe, nested.
+        n_processes: number of ranks that train the two-tower model.
+        warm_start: directory of a finished ``train_candidate`` step or of a release from which training starts.
+        overrides: nested values that override the recipe.
         promote: whether to promote a release that passes the gate.
-        allow_times: whether to take times of events that look like a mistake of their unit.
-        needs_recipe: False where a release brings its own: without ``config`` the overrides stand alone.
+        allow_times: whether to accept event times that look like a wrong unit.
+        needs_recipe: False if a release's recipe is used: without ``config`` the settings hold only overrides.
 
     Raises:
-        ConfigError: naming the field, its value and what is allowed.
-        DataError: if there is nothing at ``data`` and no recipe is given.
+        ConfigError: if a value is wrong; the message has the field, the value and what is allowed.
+        DataError: if the path ``data`` does not exist and no recipe is given.
     """
     home = Path(environ.get("SLUICE_HOME") or "var").resolve()
     data = data or environ.get("SLUICE_DATA") or None
@@ -156,7 +156,7 @@ def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
         raise ConfigError(f"config: a recipe is needed for data = {data}; recipes for a start are in {folder}")
     if not Path(data).exists():
         raise DataError(f"data = {data}: no such file or directory")
-    # Imported here: what serves a release reads settings too, and has no warehouse.
+    # Imported here: a server reads settings too, but has no warehouse.
     from stages.warehouse.layouts.detect import find_layout
 
     found = find_layout(Path(data))
@@ -168,7 +168,7 @@ def _suitable_recipe(environ: Mapping[str, str], data: str | None) -> Path:
 
 
 def registry_settings(environ: Mapping[str, str]) -> RegistryConfig:
-    """Return where releases are registered, from the environment (see ``load_settings``)."""
+    """Return the configuration of the release registry from the environment (see ``load_settings``)."""
     home = Path(environ.get("SLUICE_HOME") or "var").resolve()
     uri = environ.get("SLUICE_MLFLOW_URI")
     return RegistryConfig(
@@ -193,5 +193,5 @@ def parse_time_ms(text: str) -> int:
 
 
 def release_cache(environ: Mapping[str, str]) -> Path:
-    """Return the directory in which pulled releases are kept, one folder a release id."""
+    """Return the directory of the pulled releases, with one folder for each release id."""
     return Path(environ.get("SLUICE_HOME") or "var").resolve() / "serving" / "releases"

@@ -1,6 +1,6 @@
-"""What a run ingests: data in a known layout, generic files with a mapping, or the synthetic world.
+"""The data sources of a run: data in a known layout, generic files with a mapping, or the synthetic world.
 
-A warehouse holds either the synthetic world or real data: models of a mixture are good for neither.
+A warehouse holds either the synthetic world or real data: a model of a mixture would be useless for both.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def ingest_source(config: Config, run: StepRun) -> StageResult:
-    """Load the run's source into the warehouse; loading the same rows again adds nothing.
+    """Load the run's data source into the warehouse; repeated rows are not added again.
 
     Returns:
-        A result whose fingerprint is that of the warehouse's content, whose metrics are row counts,
-        and whose info holds ``as_of_ms`` and the counts by table and reason.
+        A result. Its fingerprint covers the warehouse's content and the as-of time, its metrics are row
+        counts, and its info holds ``as_of_ms`` and the counts by table and reason.
 
     Raises:
-        DataError: if the source cannot be read, its times cannot be, or its events were to be loaded and
-            the warehouse holds none afterwards.
+        DataError: if the data source cannot be read, its times are implausible, or the warehouse holds no
+            event although events were to be loaded.
         ConfigError: if a mapping is wrong, or the synthetic world and real data would be mixed.
     """
     from stages.warehouse.database.engine import Warehouse
@@ -74,17 +74,17 @@ def ingest_source(config: Config, run: StepRun) -> StageResult:
 
 
 def require_events(source: StageResult) -> None:
-    """Refuse to go on from an ingestion after which the warehouse holds no event, such as of a catalogue alone.
+    """Refuse to continue if the warehouse holds no event after the ingestion, for example of a catalogue alone.
 
     Raises:
-        EmptyDatasetError: naming the source and what was read.
+        EmptyDatasetError: if there is no event; the message has the data source and what was read.
     """
     if source.info.get("no_event"):
         raise EmptyDatasetError(str(source.info["no_event"]))
 
 
 def _notes(warehouse: Warehouse, source_name: str | None, report: IngestReport) -> list[str]:
-    """Return the lines on what was replaced, and from when to when the source's events and items are."""
+    """Return lines on the replaced events, and on the time spans of the data source's events and items."""
     from stages.warehouse.ingest.times import born_line, source_span
 
     notes = [
@@ -105,7 +105,7 @@ def _notes(warehouse: Warehouse, source_name: str | None, report: IngestReport) 
 def _load(
     warehouse: Warehouse, settings: Settings, recipe: Recipe, source: IngestSource | None
 ) -> tuple[str, IngestReport]:
-    """Load the source, or the synthetic world if that is asked for; return its name and what became of its rows."""
+    """Load the data source, or the synthetic world if requested; return its name and the ingestion's report."""
     from stages.warehouse.ingest.ingest import ingest
     from stages.warehouse.ingest.report import IngestReport
 
@@ -121,10 +121,10 @@ def _load(
 
 
 def _check_unmixed(warehouse: Warehouse, data: str, world: str) -> None:
-    """Refuse to mix the synthetic world with anything else, and two worlds with one another.
+    """Refuse to mix the synthetic world with other data or with another synthetic world.
 
     Raises:
-        ConfigError: naming what the warehouse holds and what to do.
+        ConfigError: with the data sources that the warehouse holds and what to do.
     """
     from stages.warehouse.ingest.holdings import held_sources
 
@@ -143,9 +143,9 @@ def _check_unmixed(warehouse: Warehouse, data: str, world: str) -> None:
 
 
 def world_name(world: WorldConfig) -> str:
-    """Return the source name of a synthetic world: the same for one with more events, another for any other.
+    """Return the data source name of a synthetic world; worlds that differ only in ``n_events`` share a name.
 
-    Users, items and their true preferences follow from all of its configuration but the number of events.
+    Users, items and their true preferences depend on the whole configuration except the number of events.
     """
     from stages.contracts.code import code_digest
 
@@ -172,7 +172,7 @@ def _check_columns(warehouse: Warehouse) -> None:
 
 
 def find_source(settings: Settings, recipe: Recipe) -> IngestSource:
-    """Return what the run's settings ask to ingest; the synthetic world is written first if needed."""
+    """Return the data source of the run's settings; the synthetic world is written first if needed."""
     from stages.warehouse.layouts.detect import detect, find_layout
 
     if settings.data == SYNTHETIC:
@@ -198,9 +198,9 @@ def _world_directory(settings: Settings, recipe: Recipe) -> Path:
 
 
 def _mapped(data: Path, mapping: Path) -> IngestSource:
-    """Read a mapping: one file's (``mapping: {table: …}``) or a set's (``name`` and ``files``).
+    """Read the mapping of one file (``mapping: {table: …}``) or of several (``name`` and ``files``).
 
-    Of a directory, ``path`` is below it, and may be a pattern such as ``*.json.gz``.
+    If ``data`` is a directory, ``path`` is relative to it and may be a pattern such as ``*.json.gz``.
     """
     from stages.warehouse.mapping import IngestSource
 
