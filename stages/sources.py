@@ -88,8 +88,8 @@ def _notes(warehouse: Warehouse, source_name: str | None, report: IngestReport) 
     from stages.warehouse.ingest.times import born_line, source_span
 
     notes = [
-        f"{file.file}: replaced what this file gave before: {file.rows_replaced:,} events, {file.rows_removed:,} of "
-        "which it gives no longer"
+        f"{file.file}: replaced {file.rows_replaced:,} events of the file's earlier load; {file.rows_removed:,} of "
+        "them were removed"
         for file in report.files
         if file.rows_replaced
     ]

@@ -115,7 +115,7 @@ def _check_columns(columns: tuple[str, ...], names: set[str]) -> None:
         if column in later:
             raise ConfigError(
                 f"dataset.context.columns names {column!r}, which its source declares as known only after the event "
-                f"(known_later): as a feature it would tell the future; allowed are {known}"
+                f"(known_later): a feature must not read the future; allowed are {known}"
             )
         if column not in names:
             raise ConfigError(

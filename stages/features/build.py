@@ -161,7 +161,7 @@ def _read_sources(config: ExamplesConfig, directory: Path, n_rows: int) -> Sourc
     path = directory / SOURCE_SCORES_FILE
     if not config.sources:
         if path.is_file():
-            raise DataError(f"{path} tells sources apart, but sources = []: retrieve followed another recipe")
+            raise DataError(f"{path} has scores by generator, but sources = []: retrieve followed another recipe")
         return None
     source_scores = SourceScores.read(path, config.sources)
     if len(source_scores) != n_rows:

@@ -69,7 +69,7 @@ def quality_by_window(config: ReportConfig, snapshot: Snapshot) -> QualityCurve:
         snapshot: the recommender is fitted to its candidate period and answers requests of its ranker period.
     """
     if snapshot.meta.split != "time":
-        return QualityCurve((), 0, None, f"parts dealt by {snapshot.meta.split} follow no order in time")
+        return QualityCurve((), 0, None, f"the split by {snapshot.meta.split} is not in time order")
     known = known_users(snapshot)
     asked = draw_requests(snapshot, known, config.max_requests)
     if len(asked) < 20:

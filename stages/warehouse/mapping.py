@@ -120,7 +120,7 @@ class InteractionColumns(_Columns):
     def _check_lists(self) -> Self:
         if self.context_names and len(set(self.context_names)) != len(self.context):
             raise ValueError(
-                f"context_names = {self.context_names}: as many different names as context = {self.context}"
+                f"context_names = {self.context_names}: allowed are as many different names as context = {self.context}"
             )
         kept = self.context_names or self.context
         if not set(self.known_later) <= set(kept) or any(name.startswith(KNOWN_LATER) for name in kept):
@@ -129,9 +129,9 @@ class InteractionColumns(_Columns):
                 f"starts with {KNOWN_LATER!r}"
             )
         if self.outcomes and (self.item_separator is None or self.signal_column is not None):
-            raise ValueError("outcomes: item_separator is needed as well, and no signal_column")
+            raise ValueError("outcomes: item_separator is needed, and signal_column is not allowed with it")
         if not all(self.outcomes.values()):
-            raise ValueError(f"outcomes = {self.outcomes}: each names one signal or more")
+            raise ValueError(f"outcomes = {self.outcomes}: each outcome needs at least one signal")
         return self
 
 
@@ -214,10 +214,11 @@ class FileSource(Config):
     @model_validator(mode="after")
     def _check_quoting(self) -> Self:
         if len(self.delimiter) > 1 and self.quote is not None:
-            raise ValueError(f"delimiter = {self.delimiter!r}: one of several characters needs quote = null")
+            raise ValueError(f"delimiter = {self.delimiter!r}: a delimiter of several characters needs quote = null")
         if "\n" in self.delimiter or (self.quote is not None and not self.quote.isascii()):
             raise ValueError(
-                f"delimiter = {self.delimiter!r}, quote = {self.quote!r}: no line break, and an ASCII quote"
+                f"delimiter = {self.delimiter!r}, quote = {self.quote!r}: allowed are a delimiter without a line "
+                "break, and an ASCII quote"
             )
         return self
 

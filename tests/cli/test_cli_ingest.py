@@ -45,7 +45,7 @@ def test_the_span_is_printed_and_judged(sluice: Callable[..., Result]) -> None:
     assert "replaced" not in good.output
     allowed = sluice("ingest", "e.csv", text, EVENTS.replace("UNIT", "ms"), "--allow-times")
     assert allowed.exit_code == 0
-    assert "e.csv: replaced what this file gave before: 2 events, 2 of which it gives no longer" in allowed.output
+    assert "e.csv: replaced 2 events of the file's earlier load; 2 of them were removed" in allowed.output
     assert "e.csv: 2 events of 2 users, 1970-01-20T16:13:20Z to 1970-01-20T17:10:00Z" in allowed.output
     mapped = sluice("ingest", "e.csv", text, EVENTS.replace("UNIT", "ms, allow_times: true"))
     assert mapped.exit_code == 0

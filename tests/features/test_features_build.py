@@ -165,7 +165,7 @@ def test_examples_of_a_blend_hold_what_the_sources_said_and_a_state_that_counts_
     assert state.trending.scores(T0 + 9)[0].tolist() == [1, 4, 5]
 
     for other, message in (
-        ((), r"tells sources apart, but sources = \[\]"),
+        ((), r"has scores by generator, but sources = \[\]"),
         (("tower", "ease"), r"holds the sources \['tower', 'trending'\], expected \['tower', 'ease'\]"),
     ):
         with pytest.raises(DataError, match=message):

@@ -42,7 +42,7 @@ def test_too_little_to_measure_is_said(make_snapshot: Make) -> None:
     assert few.windows == ()
     assert "7 requests" in quality_sentence(few) and "at least 20 are needed" in quality_sentence(few)
     dealt = quality_by_window(ReportConfig(), make_snapshot(stable_days=8, split="users"))
-    assert "dealt by users" in quality_sentence(dealt)
+    assert "split by users" in quality_sentence(dealt)
 
 
 def test_requests_and_users_are_sampled_down_to_the_limits(make_snapshot: Make) -> None:

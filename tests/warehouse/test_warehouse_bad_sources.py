@@ -150,7 +150,7 @@ def test_patterns_and_mappings_that_match_nothing(duck: Warehouse, tmp_path: Pat
     for wrong, message in (
         ({"context": ("a", "b"), "context_names": ("c",)}, "as many different names as context"),
         ({"outcomes": {"1": ("click",)}}, "item_separator is needed"),
-        ({"item_separator": " ", "outcomes": {"1": ()}}, "each names one signal or more"),
+        ({"item_separator": " ", "outcomes": {"1": ()}}, "each outcome needs at least one signal"),
     ):
         with pytest.raises(ValidationError, match=message):
             InteractionColumns(user_id="u", item_id="i", event_time="t", **wrong)

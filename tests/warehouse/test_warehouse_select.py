@@ -280,7 +280,7 @@ def test_aliases_are_replaced_and_chains_refused(warehouse: Warehouse) -> None:
     with warehouse.connect() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM item_aliases ORDER BY snapshot_key").all()
     assert [tuple(row) for row in rows] == [("k", "a", "x"), ("l", "a", "y")]
-    with pytest.raises(DataError, match="'a' stands for 'b', which stands for 'c'"):
+    with pytest.raises(DataError, match="'a' is a duplicate of 'b', which is a duplicate of 'c'"):
         write_aliases(warehouse, "k", {"a": "b", "b": "c"})
 
 

@@ -59,7 +59,7 @@ def duplicates(scene: Scene) -> list[ContractResult]:
 def unknown_items(scene: Scene) -> list[ContractResult]:
     """Limit events whose item has no catalogue row."""
     if scene.items.rows == 0:
-        return [scene.skip("unknown_items", "the catalogue is empty: ids of events are the items")]
+        return [scene.skip("unknown_items", "the catalogue is empty; the items are those of the events")]
     counts = count_unknown_items(scene.warehouse, scene.scope)
     found = share_in_words(counts.unknown, counts.events, "events name an item without a catalogue row")
     found = f"{found}; {counts.items:,} such items"

@@ -167,8 +167,8 @@ class Warehouse:
         for name in (INTERACTIONS.name, ITEMS.name, USERS.name):
             if name in found:
                 raise ConfigError(
-                    f"data: {name} of warehouse {self.name} is a view, into which nothing is loaded; allowed is "
-                    "data = warehouse, which reads it as it stands"
+                    f"data: {name} of warehouse {self.name} is a view, and a view cannot be loaded into; allowed is "
+                    "data = warehouse, which only reads it"
                 )
 
     def counts(self) -> dict[str, int]:

@@ -187,7 +187,7 @@ def born_line(connection: Connection) -> str | None:
     count, first, last = map(int, row)
     line = f"{count:,} items with created_at, {moment(first)} to {moment(last)}"
     if first >= 0 and last < YEAR_1971_MS:
-        return f"warning: {line}: all in 1970, as of a wrong time_unit of the items' mapping"
+        return f"warning: {line}: all in 1970; check time_unit in the items' mapping"
     return line
 
 
@@ -201,8 +201,8 @@ def check_within_an_hour(connection: Connection, source_name: str) -> None:
     if span is None or span.users < MANY_USERS or span.events < MANY_EVENTS or span.last_ms - span.first_ms > HOUR_MS:
         return
     raise DataError(
-        f"{source_name}: {span}, which is within an hour; nothing of it was stored. Look whether event_time names "
-        "the column of the event and time_unit its unit. If these times are right, allow them: --allow-times, or "
+        f"{source_name}: {span}, which is within an hour; nothing of it was stored. Check that event_time is the "
+        "column of the event's time, and time_unit its unit. If these times are right, allow them: --allow-times, or "
         "allow_times: true in the mapping"
     )
 

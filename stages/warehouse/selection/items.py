@@ -75,7 +75,7 @@ def write_aliases(warehouse: Warehouse, snapshot_key: str, aliases: Mapping[str,
     if chained:
         item = chained[0]
         raise DataError(
-            f"aliases of {snapshot_key}: {item!r} stands for {real[item]!r}, which stands for "
+            f"aliases of {snapshot_key}: {item!r} is a duplicate of {real[item]!r}, which is a duplicate of "
             f"{real[real[item]]!r}; a canonical item must not be a duplicate itself"
         )
     ids = sorted(real)
