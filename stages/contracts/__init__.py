@@ -1,4 +1,4 @@
-"""The ground floor: types, files and errors that every other package agrees on.
+"""The lowest layer: types, files and errors that every other package shares.
 
 This package imports nothing else of Sluice.
 """

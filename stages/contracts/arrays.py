@@ -1,8 +1,8 @@
 """Reads arrays from ``.npy`` files: small ones into memory, large ones as a mapping of the file.
 
-A mapping follows what others write into the file, and reading behind the end of one that was cut short kills the
-process (SIGBUS). What is in memory is safe from both; a large release would not fit twice, so it is mapped, and
-relies on its files being left alone: the cache of releases makes them read-only.
+A mapped array changes when another process writes to the file. Reading past the end of a file that was cut short kills
+the process (SIGBUS). Arrays in memory are safe from both. A large release would not fit into memory twice, so it is
+mapped and its files must not change: the cache of releases makes them read-only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def load_npy(path: Path, mode: Literal["r", "c"] = "r") -> np.ndarray:
 
     Args:
         path: of an ``.npy`` file without Python objects.
-        mode: ``r``: it cannot be written to; ``c``: it can, and the file does not change.
+        mode: ``r`` for a read-only array; ``c`` for one that can be written to while the file stays as it is.
 
     Raises:
         OSError: if the file is missing or unreadable.
@@ -31,7 +31,7 @@ def load_npy(path: Path, mode: Literal["r", "c"] = "r") -> np.ndarray:
     size = path.stat().st_size
     try:
         loaded, end = _mapped(path, mode) if size > IN_MEMORY_BYTES else _read(path, mode)
-    except (MemoryError, OverflowError, SyntaxError, TokenError, TypeError) as error:  # a header that is noise
+    except (MemoryError, OverflowError, SyntaxError, TokenError, TypeError) as error:  # a corrupt header
         raise ValueError(f"not the header of an array: {error}") from None
     if end != size:
         raise ValueError(f"{size - end:,} bytes follow the array, which ends at byte {end:,}")

@@ -1,7 +1,7 @@
 """The table of a release's artifacts: their names, which step makes each, and what describes them.
 
-The artifacts of the ranking stages are listed by ``stages.contracts.ranking_stages``.
-``stages.contracts.release_check`` compares all of them.
+``stages.contracts.ranking_stages`` lists the artifacts of the ranking stages, ``stages.contracts.release_check``
+compares all artifacts.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from stages.contracts.summaries import (
 
 @dataclass(frozen=True)
 class Artifact:
-    """One row of the table.
+    """One row of ``ARTIFACTS``.
 
     Attributes:
         name: relative posix path, the same in a release and in its step's directory; a directory ends with a slash.
         step: input of ``assemble`` that it is taken from; empty for what ``assemble`` itself writes.
-        summary: how it is read, for a summary.
-        described: the summary, and its key, that say the file's sha256; None where only the manifest does.
-        is_served: whether a server cannot do without it.
-        is_optional: whether a release may lack it: releases of older versions do, or those of one source.
-        again: what to do where it is missing or wrong; by the step where empty.
+        summary: the class that reads it, where it is a summary.
+        described: (summary file, key) that hold this file's sha256; None where only the manifest holds it.
+        is_served: whether a server needs it.
+        is_optional: whether a release may lack it, as older releases and those with one candidate generator do.
+        again: what to do where it is missing or wrong; empty takes the advice of its step.
     """
 
     name: str
@@ -87,7 +87,7 @@ ARTIFACTS: tuple[Artifact, ...] = (
     Artifact(CONFIG_FILE, ""),
     Artifact(FALLBACK_FILE, ""),
 )
-"""Every artifact of a release but those of its ranking stages; ``state/`` and ``sources/`` are directories."""
+"""Every artifact of a release except those of its ranking stages; ``state/`` and ``sources/`` are directories."""
 
 
 def made_by(*steps: str, served_only: bool = True) -> tuple[Artifact, ...]:
@@ -102,7 +102,7 @@ def made_by(*steps: str, served_only: bool = True) -> tuple[Artifact, ...]:
 
 
 def collect(artifacts: Iterable[Artifact], directories: Mapping[str, Path]) -> dict[str, Path]:
-    """Return where artifacts lie, by name; of a directory every file.
+    """Return the path of each artifact by name; for a directory, of every file in it.
 
     Args:
         artifacts: rows of the table.

@@ -1,8 +1,8 @@
-"""Which code made something: digests of source files, so that the work of other code is not taken for this code's.
+"""Digests of source files: they identify the code that made an output, so that outputs of other code are not reused.
 
-A digest is over the names of modules and the bytes of their files: it is the same on every machine, in every version of
-Python and wherever the package is installed. A checkout that rewrites line ends has other bytes. Libraries are no part
-of it, and neither is the package's version.
+A digest covers the names of modules and the bytes of their files. It is the same on every machine, in every version of
+Python and wherever the package is installed. A checkout that rewrites line ends has other bytes. Libraries and the
+package's version are not part of it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @cache
 def code_digest(*modules: str, imports: bool = True) -> str:
-    """Return a hex sha256 over modules and all of ``stages`` that they import, directly or through others.
+    """Return a hex sha256 over modules and all modules of ``stages`` that they import, directly or indirectly.
 
-    Imports inside functions count, and modules that a string names, such as what a subprocess runs.
+    Imports inside functions count, and so do modules that are named in a string, such as one that a subprocess runs.
 
     Args:
-        modules: full names below ``stages``; a package stands for every module in it.
+        modules: full names below ``stages``; a package means every module in it.
         imports: False leaves out what they import.
 
     Raises:
@@ -41,10 +41,10 @@ def code_digest(*modules: str, imports: bool = True) -> str:
 
 
 def body_code(body: Callable[..., Any]) -> str:
-    """Return ``module_code`` of the module that a step's body stands in.
+    """Return ``module_code`` of the module that defines a step's body.
 
     Raises:
-        ConfigError: if the body comes from no file, so that nobody could tell it from another one.
+        ConfigError: if the body's module has no file, so that its code cannot be identified.
     """
     while isinstance(body, partial):
         body = body.func
@@ -52,13 +52,13 @@ def body_code(body: Callable[..., Any]) -> str:
 
 
 def module_code(module: str) -> str:
-    """Return the digest of a module, with what it imports of its own top package and of ``stages``.
+    """Return the digest of a module and of what it imports from its own top-level package and from ``stages``.
 
     Args:
-        module: its full name; one outside of ``stages`` has been imported.
+        module: its full name; a module outside ``stages`` must have been imported already.
 
     Raises:
-        ConfigError: if there is no such module, or it comes from no file.
+        ConfigError: if there is no such module, or it has no file.
     """
     if module.partition(".")[0] == "stages":
         return code_digest(module)
@@ -72,7 +72,7 @@ def module_code(module: str) -> str:
 
 
 def _digest(files: dict[str, Path]) -> str:
-    # ``stages/__init__.py`` holds the version alone, which changes nothing that is computed.
+    # ``stages/__init__.py`` holds only the version, which no result depends on.
     return sha256_text(canonical_json({name: sha256_file(path) for name, path in files.items() if name != "stages"}))
 
 
@@ -80,9 +80,9 @@ def _closure(names: list[str], roots: dict[str, Path], given: dict[str, Path]) -
     """Return the file of every module that can be reached from ``names``, by module.
 
     Args:
-        names: to begin with; what is no module of ours is passed over.
-        roots: directory above each top-level package that is followed.
-        given: files of modules that their names do not lead to, such as a script's.
+        names: where to start; names without a file are skipped.
+        roots: parent directory of each top-level package that is followed.
+        given: files of modules that cannot be found by name, such as a script.
     """
     files: dict[str, Path] = {}
     waiting = list(names)
@@ -109,7 +109,7 @@ def _file(name: str, roots: dict[str, Path]) -> Path | None:
 
 @cache
 def _mentioned(name: str, path: Path) -> tuple[str, ...]:
-    """Return the names in a file that may be modules, and the packages above each: importing runs those as well."""
+    """Return the names in a file that may be modules, and their parent packages, which an import runs as well."""
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     found = {name}
     for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
@@ -134,7 +134,7 @@ def _named_by(node: ast.AST, package: str) -> Iterator[str]:
 
 
 def _with_contents(module: str) -> list[str]:
-    """Return the module, or a package's every module."""
+    """Return the module, or every module of a package."""
     place = PACKAGE.parent.joinpath(*module.split("."))
     inside = sorted(place.rglob("*.py")) if place.is_dir() else []
     names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in inside]

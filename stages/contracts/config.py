@@ -21,8 +21,8 @@ class Config(BaseModel):
     """A frozen configuration model that refuses unknown keys and shows no secret.
 
     Attributes:
-        renamed: former keys of this section, and the dotted key, from this section on, that each is now. A former
-            key may have the name of what is a section now.
+        renamed: former keys of this section, each with its present dotted key, relative to this section. A former key
+            may have the same name as a present section.
         removed: former keys of this section that are gone, and what to do instead.
     """
 
@@ -32,7 +32,7 @@ class Config(BaseModel):
 
     @classmethod
     def sections(cls) -> dict[str, Any]:
-        """Return the type of each key that is allowed, by name; for a model whose keys are not all fields."""
+        """Return the type of each allowed key by name; a model with keys that are not fields overrides it."""
         return {name: field.annotation for name, field in cls.model_fields.items()}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -40,7 +40,7 @@ class Config(BaseModel):
             yield name, redacted(value) if isinstance(value, str) else value
 
     def changed(self, **values: Any) -> Self:
-        """Return a validated copy with other values; a mapping changes only what it names of a section.
+        """Return a validated copy with other values; a mapping changes only those keys of a section that it holds.
 
         Raises:
             ValueError: if a value is not allowed (pydantic's ``ValidationError``).
@@ -49,7 +49,7 @@ class Config(BaseModel):
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``over`` laid over it, mappings within mappings likewise."""
+    """Return ``base`` updated with ``over``; nested mappings are merged key by key."""
     found = dict(base)
     for key, value in over.items():
         within = found.get(key)
@@ -72,20 +72,20 @@ def parse_config(
     Args:
         model: the configuration class.
         values: nested plain values, as YAML or JSON gives them.
-        origin: what to call the source in an error (a file name, ``--set``).
-        laid_over: those of ``values`` that ``origin`` does not hold, nested, by what gave them: a fault in one is
-            blamed on it.
-        base: what ``origin`` holds by itself.
+        origin: where the values come from, for errors (a file name, ``--set``).
+        laid_over: nested values that were merged over those of ``origin``, by the name of where they come from. An
+            error in one of them names that place instead of ``origin``.
+        base: the values of ``origin`` alone.
 
     Raises:
-        ConfigError: naming every wrong field, its value and what is allowed; of a former key, what it is now.
+        ConfigError: naming every wrong field, its value and what is allowed; for a former key, the present one.
     """
     faults: dict[str, list[str]] = {}
     own, laid_over = _faults(model, base), laid_over or {}
     at_fault = _faults(model, values)
     for fault in at_fault:
         faults.setdefault(_blamed(fault, origin, laid_over, own), []).append(_in_words(model, fault))
-    # A former key that another source has laid a section over must not be lost in silence.
+    # A former key is reported even where a section from elsewhere was merged over it.
     for name, found in ((origin, own), *((name, _faults(model, over)) for name, over in laid_over.items())):
         covered = [fault for fault in found if _former(model, fault) and fault not in at_fault]
         faults.setdefault(name, []).extend(_in_words(model, fault) for fault in covered)
@@ -95,12 +95,12 @@ def parse_config(
 
 
 def faults_of(model: type[Config], values: Mapping[str, Any]) -> list[str]:
-    """Return what ``parse_config`` would name of ``values``, one text a fault; nothing where they are valid."""
+    """Return the faults that ``parse_config`` would name, one text each; an empty list where ``values`` are valid."""
     return [_in_words(model, fault) for fault in _faults(model, values)]
 
 
 def under_new_names(model: type[Config], section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flat values, such as ``candidate.epochs``, with the former keys of a section under the names of now."""
+    """Return flat values, such as ``candidate.epochs``, with the former keys of a section under their present names."""
     former = {f"{section}.{old}": f"{section}.{new}" for old, new in model.renamed.items()}
     return {former.get(name, name): value for name, value in values.items()}
 
@@ -139,7 +139,7 @@ def _in_words(model: type[BaseModel], fault: Any) -> str:
 
 
 def _allowed(name: str, names: list[str]) -> str:
-    """Return the keys that are allowed in place of ``name``; of many the nearest."""
+    """Return the keys that are allowed in place of ``name``; if there are many, the most similar ones."""
     if len(names) <= _MANY:
         return f", allowed are {', '.join(names)}" if names else ""
     near = sorted(names, key=lambda other: -SequenceMatcher(None, name, other).ratio())[:_MANY]
@@ -147,13 +147,13 @@ def _allowed(name: str, names: list[str]) -> str:
 
 
 def _names_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys allowed where an unknown one stands, none where its section has several forms."""
+    """Return the keys allowed in the section of an unknown key, none where that section has several forms."""
     forms = _forms_at(model, loc[:-1])
     return sorted(_sections(forms[0])) if len(forms) == 1 else []
 
 
 def _forms_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
-    """Return the models that a section may be of."""
+    """Return the models that a section may have."""
     forms = [model]
     for part in loc:
         named = [sections[str(part)] for form in forms if str(part) in (sections := _sections(form))]
@@ -172,7 +172,7 @@ def _sections(form: type[BaseModel]) -> dict[str, Any]:
 
 
 def _forms(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models in a type: of its elements, of its alternatives, or itself."""
+    """Return the models in a type: the type itself, or those of its elements or alternatives."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [form for argument in get_args(annotation) for form in _forms(argument)]
@@ -183,7 +183,7 @@ def _has_tag(form: type[BaseModel], tag: str) -> bool:
 
 
 def _faults(model: type[BaseModel], values: Mapping[str, Any] | None) -> list[Any]:
-    """Return what is wrong, without lists that are too short because what they hold is wrong."""
+    """Return pydantic's errors, without those of lists that are too short only because their elements are wrong."""
     if values is None:
         return []
     try:
@@ -196,14 +196,14 @@ def _faults(model: type[BaseModel], values: Mapping[str, Any] | None) -> list[An
 
 
 def _blamed(fault: Any, origin: str, laid_over: Mapping[str, Mapping[str, Any]], own: list[Any]) -> str:
-    """Return what gave the value at fault, or everything that had a part in a section that does not fit together."""
+    """Return where the wrong value comes from; for an inconsistent section, every place that gave some of it."""
     if (fault["loc"], fault["msg"]) in [(other["loc"], other["msg"]) for other in own]:
         return origin
     partly = []
     for name, values in laid_over.items():
         found: Any = values
         for part in fault["loc"]:
-            # Anything but a mapping took the place of the whole section that the file had there.
+            # Anything but a mapping replaced the whole section of the file.
             found = found.get(part, _NOTHING) if isinstance(found, Mapping) else found
         if isinstance(found, Mapping) and found:
             partly.append(name)

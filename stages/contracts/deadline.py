@@ -1,7 +1,7 @@
-"""Calls into libraries that may hang: the caller waits for so long and no longer.
+"""Time limits for calls into libraries that may hang.
 
-Python cannot stop a thread. A call that is given up goes on in a daemon thread; ``exit_now`` ends a process that
-has such threads, which the interpreter would otherwise wait for where a library started threads of its own.
+Python cannot stop a thread: a call that took too long goes on in a daemon thread. ``exit_now`` ends a process with such
+threads. Without it the interpreter would wait for them where a library started threads of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Deadline:
 
 
 def start_daemon(target: Callable[[], None], name: str) -> threading.Thread:
-    """Start a thread that does not keep the process alive, and that ``unfinished`` knows of."""
+    """Start a thread that does not keep the process alive, and that ``unfinished`` checks."""
     thread = threading.Thread(target=target, name=name, daemon=True)
     _threads.add(thread)
     thread.start()

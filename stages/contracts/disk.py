@@ -13,12 +13,12 @@ from pathlib import Path
 from stages.contracts.errors import ConfigError, DataError, OutOfSpaceError, ReleaseError
 
 _NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
-# What the C library, SQLite, PostgreSQL and numpy (which drops the error's number) say.
+# Messages of the C library, SQLite, PostgreSQL and numpy (which drops the error's number).
 _SAYS_SO = re.compile(
     r"no space left on device|disk quota exceeded|database or disk is full|\b\d+ requested and \d+ written\b",
     re.IGNORECASE,
 )
-# Libraries that do not say why a write failed: they are believed where next to nothing is free.
+# Messages that do not say why a write failed: they mean a full disk where almost no space is free.
 _MAY_MEAN_IT = re.compile(r"\bwrit|flush|save|disk i/o error|unable to open database|inline_container", re.IGNORECASE)
 _NEXT_TO_NOTHING = 1 << 16
 _QUOTED_PATH = re.compile(r"[\"'](/[^\"'\n]+)[\"']")
@@ -34,7 +34,7 @@ SMALLER = {
     "train_heavy": "funnel.light_k",
     "rank_baselines": "funnel.candidate_k",
 }
-"""The settings that make what a step writes smaller, by step."""
+"""The settings that make the output of a step smaller, by step."""
 
 
 def is_out_of_space(error: BaseException, directory: Path | None = None) -> bool:
@@ -42,7 +42,7 @@ def is_out_of_space(error: BaseException, directory: Path | None = None) -> bool
 
     Args:
         error: of Python or of any library.
-        directory: where it was written to; where next to nothing is free there, any error of writing counts.
+        directory: that was being written to; if almost no space is free there, any write error counts.
     """
     tight = directory is not None and free_bytes(directory) < _NEXT_TO_NOTHING
     for each in _chain(error):
@@ -67,7 +67,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def free_bytes(directory: Path) -> int:
-    """Return the bytes that this process may still write to the file system of a directory that may not exist yet."""
+    """Return the bytes that are free to this process on a directory's file system; the directory need not exist yet."""
     while not directory.exists() and directory != directory.parent:
         directory = directory.parent
     return shutil.disk_usage(directory).free
@@ -75,12 +75,12 @@ def free_bytes(directory: Path) -> int:
 
 @contextmanager
 def names_full_disk(step: str, directory: Path, own: bool = False) -> Iterator[None]:
-    """Turn whatever says that a disk is full into one error that names the step.
+    """Turn any error of a full disk into one that names the step.
 
     Args:
         step: what is being done.
         directory: that it writes to.
-        own: whether nothing else is in the directory, so that what the step has written can be told.
+        own: whether the directory holds only the step's files, so that their size is what the step has written.
 
     Raises:
         OutOfSpaceError: with the bytes that were written, needed and free, where they are known.
@@ -98,7 +98,7 @@ def names_full_disk(step: str, directory: Path, own: bool = False) -> Iterator[N
 
 
 def _found(error: BaseException, directory: Path, own: bool) -> str:
-    """Return what said that a disk is full, and what is known of its bytes."""
+    """Return the text of the error, the free bytes and, where they are known, the bytes written and needed."""
     words = (str(error).strip().splitlines() or [""])[0]
     quoted = [getattr(error, "filename", None), *_QUOTED_PATH.findall(words)]
     named = [Path(path).parent for path in quoted if isinstance(path, str)]

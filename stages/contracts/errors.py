@@ -2,12 +2,12 @@
 
     SluiceError
     ├── ConfigError        a configuration value, command-line option or unknown key
-    ├── DataError          input data that no retry will mend
+    ├── DataError          input data that no retry will fix
     │   ├── EmptyDatasetError   a selection that removed every row
     │   └── ContractError       data that break a contract of the recipe
-    ├── ReleaseError       a release whose parts are missing or do not match
-    │   ├── GateError      a release that did not earn promotion
-    │   └── RegistryError  a registry that is not there or lets nobody in
+    ├── ReleaseError       a release whose artifacts are missing or do not match
+    │   ├── GateError      a release that did not pass the promotion gate
+    │   └── RegistryError  a registry that is missing or refuses access
     ├── RequestError       a malformed request to the serving layer (HTTP 4xx)
     └── TransientError     a fault that may pass: retried with back-off
         └── OutOfSpaceError     a disk that is full: other processes, or a person, may make room
@@ -46,7 +46,7 @@ class ContractError(DataError):
 
 
 class ReleaseError(SluiceError):
-    """A release is incomplete, corrupt or made of parts that do not match."""
+    """A release is incomplete, corrupt or made of artifacts that do not match."""
 
 
 class GateError(ReleaseError):
@@ -54,11 +54,11 @@ class GateError(ReleaseError):
 
 
 class RegistryError(ReleaseError):
-    """The registry is not there or lets nobody in, so that it cannot say which release is the champion."""
+    """The registry is missing or refuses access, so that the champion is unknown."""
 
 
 class RequestError(SluiceError):
-    """A request names a field, a value and what is allowed."""
+    """A request is malformed; the message names the field, its value and what is allowed."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""The ranking examples that both rankers train on, and the yardstick they compare themselves by.
+"""The ranking examples that both rankers train on, and the NDCG that they compare orders by.
 
-The rankers never import one another; they meet here and in files.
+The rankers never import each other; they share this module and files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Examples:
     Attributes:
         rows: R candidate rows, sorted by (request_id, rank).
         features: float32 ``[R, F]``, memory-mapped and read-only.
-        relevance: float32 ``[R]``, graded, 0 where the candidate was not wanted.
+        relevance: float32 ``[R]``, graded, 0 where the candidate is not a target.
         labels: float32 ``[R, T]`` 0/1, memory-mapped and read-only.
         feature_names: F names.
         schema_hash: hash of the feature schema that made ``features``.
@@ -110,10 +110,10 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def mean_ndcg(request_id: np.ndarray, relevance: np.ndarray, scores: np.ndarray, k: int = 10) -> float:
-    """Return NDCG@k over requests that have something relevant among their rows.
+    """Return the mean NDCG@k over requests that have a relevant row.
 
-    The ideal order is that of the request's own rows: this compares two orders of the same candidates. It is not the
-    held-out metric, which also counts what retrieval missed.
+    The ideal order is that of the request's own rows: this compares two orders of the same candidates. The held-out
+    metric is another one: it also counts the targets that retrieval missed.
 
     Args:
         request_id: int64 ``[R]``, equal ids side by side.

@@ -53,8 +53,8 @@ def sha256_tree(directory: Path) -> dict[str, str]:
 def atomic_file(final: Path) -> Iterator[Path]:
     """Yield a name beside ``final`` to write a file under, and rename it to ``final`` on success.
 
-    If the body raises, what it wrote is removed and ``final`` is untouched. Each call has a name of its own: of
-    several writers at a time the last to finish wins, and a reader finds the whole file of one of them.
+    If the body raises, what it wrote is removed and ``final`` is untouched. Each call has its own temporary name: of
+    several concurrent writers the last to finish wins, and a reader finds the whole file of one writer.
     """
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -77,7 +77,7 @@ def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
     A mapped file without reserved space kills the process (SIGBUS) where the disk turns out to be too small.
 
     Args:
-        path: of the file, which is written over.
+        path: of the file, which is overwritten.
         dtype: of the array.
         shape: of the array.
 
@@ -106,9 +106,9 @@ def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
 
 
 def reserve(file: int, size: int) -> None:
-    """Give an open file the disk space of its first ``size`` bytes; what it holds stays.
+    """Reserve disk space for the first ``size`` bytes of an open file; its content stays.
 
-    Where the file system cannot reserve, the free space is looked at instead.
+    Where the file system cannot reserve space, the free space is checked instead.
 
     Raises:
         OSError: ENOSPC or EDQUOT if there is not so much space.

@@ -1,4 +1,4 @@
-"""Files that were hashed once; what was found is handed on, so that nobody hashes a large file twice."""
+"""Files with their hashes, which are passed on so that no large file is hashed twice."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Stamp = tuple[int, int, int, int] | None
 
 @dataclass(frozen=True)
 class HashedFiles:
-    """Files by name, with what their bytes were when they were hashed.
+    """Files by name, with the hashes of their bytes.
 
     Attributes:
-        paths: where each lies.
+        paths: path of each.
         hashes: hex sha256 of each.
-        stamps: what the file system said of each before it was hashed.
+        stamps: ``stamp`` of each, taken before it was hashed.
     """
 
     paths: Mapping[str, Path]
@@ -62,7 +62,7 @@ class HashedFiles:
 
 
 def stamp(path: Path) -> Stamp:
-    """Return what the file system says of a file now; reads no content."""
+    """Return a file's device, inode, size and time of the last change; its content is not read."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,8 @@
 """Append-only maps from ids to rows, with versions.
 
-A map grows by appending; a row that an id once had is its row for ever, so that tables of vectors can
-grow with it. Each version is identified by a hash chained over the versions before it: whoever has a
-version's hash knows every id below its size.
+A map grows only at its end and an id keeps its row for ever, so that tables of vectors can grow with the map. Each
+version is identified by a hash chained over the versions before it: maps with the same version hash hold the same ids
+below the version's size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class IdMapVersion(Config):
 
     Attributes:
         size: number of ids.
-        hash: hex sha256 over the version before and the ids that were appended to it.
+        hash: hex sha256 over the hash of the version before and the appended ids.
     """
 
     size: int
@@ -61,10 +61,11 @@ class IdMap:
         Args:
             kind: for messages.
             ids: Arrow strings ``[N]``.
-            versions: as stored; none = a map from before there were versions, taken as its first.
+            versions: as stored; if there are none, as in maps of older versions of Sluice, the ids become the first
+                version.
 
         Raises:
-            DataError: if ids and versions do not belong together, or an id repeats.
+            DataError: if ids and versions do not match, or an id repeats.
         """
         if not versions:
             return cls.empty(kind).extend(ids)
@@ -78,7 +79,7 @@ class IdMap:
         return known
 
     def extend(self, ids: pa.Array) -> IdMap:
-        """Return the map with more ids at its end; without any, the map as it is.
+        """Return the map with ids appended; the same map if there are none.
 
         Raises:
             DataError: if an id is in the map already, or repeats.

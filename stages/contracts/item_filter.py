@@ -1,7 +1,7 @@
 """Which items a request allows: categories, age, the item policy.
 
-A filter becomes a mask over the catalogue before anything is searched, so that retrieval, the popular
-list and what fills an answer up obey the same rule.
+A filter becomes a mask over the catalogue before anything is searched, so that retrieval, the popular list and the
+filling of short answers use the same rule.
 
 Shapes: N items.
 """
@@ -20,12 +20,12 @@ from stages.contracts.tables import DAY_MS
 
 
 class ItemFilter(Config):
-    """What an item has to be; every condition that is given must hold.
+    """Conditions on an item; all that are given must hold.
 
     Attributes:
         categories: at least one of these; empty for any.
-        max_age_days: created at most so many days before the moment of the request; None for any age.
-        eligible_for: a part (PART_RANKER, PART_EVALUATION or SERVING) whose item policy it passed; that
+        max_age_days: created at most so many days before the request; None for any age.
+        eligible_for: a period (PART_RANKER, PART_EVALUATION or SERVING) whose item policy the item must pass; the
             policy judges states, support and recency. None for any.
     """
 
@@ -34,7 +34,7 @@ class ItemFilter(Config):
     eligible_for: Annotated[int, Field(ge=1, le=3)] | None = None
 
     def __bool__(self) -> bool:
-        """Return whether it leaves anything out."""
+        """Return whether it has any condition."""
         return self != ItemFilter()
 
 

@@ -1,7 +1,7 @@
 """What the evaluation hands to a release: the ledger's served row, and its results request by request.
 
-``held_out.parquet`` lets two releases be compared on the requests that both were judged on, whatever their
-user and item indices are. It holds no user id: a request is known by a hash of who asked when for what.
+``held_out.parquet`` lets two releases be compared on the requests that both were judged on, even if their user and item
+indices differ. It holds no user id: a request is identified by a hash of its user, time and targets.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from stages.contracts.files import canonical_json
 
 LEDGER_FILE, HELD_OUT_FILE = "ledger.json", "held_out.parquet"
 SERVED = "served"
-"""In the names of metrics: the ledger row of what a release answers with."""
+"""In the names of metrics: the ledger row that a release answers with."""
 
 MAX_REQUESTS = 1_000_000
-"""Rows of ``held_out.parquet``: of more requests, those with the smallest keys, the same ones in every release."""
+"""Rows of ``held_out.parquet`` at most. Of more requests the smallest keys are kept: the same ones in every release."""
 
 
 def ledger_metrics(ledger: Mapping[str, Any]) -> dict[str, float]:
@@ -36,12 +36,12 @@ def ledger_metrics(ledger: Mapping[str, Any]) -> dict[str, float]:
 
 
 def request_key(user_id: str, time_ms: int, targets: Iterable[tuple[str, float]]) -> int:
-    """Return 64 bits that stand for one held-out request, as a signed integer.
+    """Return a 64-bit hash of one held-out request, as a signed integer.
 
     Args:
-        user_id: who asks.
-        time_ms: when.
-        targets: item id and relevance of everything that should be found; their order does not matter.
+        user_id: of the request.
+        time_ms: of the request, int ms UTC.
+        targets: item id and relevance of each target, in any order.
     """
     text = canonical_json([user_id, time_ms, sorted([item_id, float(relevance)] for item_id, relevance in targets)])
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big", signed=True)
@@ -49,7 +49,7 @@ def request_key(user_id: str, time_ms: int, targets: Iterable[tuple[str, float]]
 
 @dataclass(frozen=True)
 class JudgedRequests:
-    """How a release's served row did on each held-out request; Q requests.
+    """The metric of a release's served row on each of Q held-out requests.
 
     Attributes:
         metric: such as ``ndcg@10``.
@@ -66,7 +66,7 @@ class JudgedRequests:
 
     @classmethod
     def make(cls, metric: str, key: np.ndarray, value: np.ndarray) -> JudgedRequests:
-        """Sort the requests by their key; of two with one key the first is kept, of too many the smallest keys."""
+        """Sort requests by key; of equal keys the first is kept, of more than ``MAX_REQUESTS`` the smallest."""
         kept, rows = np.unique(key, return_index=True)
         return cls(metric, kept[:MAX_REQUESTS], np.asarray(value, dtype=np.float64)[rows[:MAX_REQUESTS]])
 

@@ -41,8 +41,8 @@ class FunnelSpec(Config):
         candidate_k: items that retrieval returns.
         light_k: items that the light ranker passes to the heavy ranker.
         max_k: largest ``k`` that a request may ask for.
-        stages: the ranking stages after retrieval: in a recipe those that are asked for, in a release those in use.
-            Leaving one out bypasses it; it still runs where another one reads its scores.
+        stages: the ranking stages after retrieval: in a recipe the requested ones, in a release those in use. A stage
+            that is left out is bypassed; it still runs where another stage reads its scores.
         objective: weight of each task's probability in the heavy ranker's score.
     """
 
@@ -61,14 +61,14 @@ class ReleaseManifest(Config):
         release_id: ``<as-of date>-<12 hex of the hash over the parts>``.
         as_of_ms: events before this time are in the release's state.
         trained_as_of_ms: events before this time trained its models; earlier than ``as_of_ms`` in a refreshed
-            release, None where the two are one.
+            release, None where both are the same.
         parts: sha256 of every other file by relative posix path.
         feature_schema_hash: hash of the ranking features' names and configuration.
         tower_version: sha256 of ``user_tower.onnx``; index and vectors belong to it.
         data_fingerprint: fingerprint of the snapshot.
         funnel: sizes, stages and objective weights.
-        metrics: held-out metrics by ``<ledger row>/<metric>``, of what is answered with by ``served/<metric>``.
-        bypassed: why each ranking stage that is not in use is not, by name; empty in releases of older versions.
+        metrics: held-out metrics by ``<ledger row>/<metric>``; those of the served row by ``served/<metric>`` as well.
+        bypassed: reason by name of each ranking stage that is not in use; empty in releases of older versions.
     """
 
     format_version: int = 1
@@ -85,7 +85,7 @@ class ReleaseManifest(Config):
 
     @property
     def age(self) -> tuple[int, int]:
-        """How new the release is: by what trained its models, then by what its state holds; int ms UTC each."""
+        """The as-of times of training data and state, int ms UTC: the release with the larger pair is the newer one."""
         return (self.as_of_ms if self.trained_as_of_ms is None else self.trained_as_of_ms, self.as_of_ms)
 
 
@@ -109,12 +109,12 @@ def read_manifest(directory: Path) -> ReleaseManifest:
 
 @dataclass(frozen=True)
 class VerifiedRelease:
-    """A release whose every byte is what its manifest says.
+    """A release whose files all match its manifest.
 
     Attributes:
-        directory: where it lies.
+        directory: of the release.
         manifest: of the release.
-        files: every file, hashed once, the manifest among them.
+        files: every file, hashed once, including the manifest.
     """
 
     directory: Path
@@ -149,5 +149,5 @@ def verified_release(directory: Path) -> VerifiedRelease:
 
 
 def verify_release(directory: Path) -> ReleaseManifest:
-    """Return the manifest of a release that is whole, see ``verified_release``."""
+    """Verify a release and return its manifest, see ``verified_release``."""
     return verified_release(directory).manifest

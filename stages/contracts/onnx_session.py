@@ -11,14 +11,14 @@ from stages.contracts.errors import ReleaseError
 
 
 def open_onnx(path: Path, threads: int | None = 1) -> InferenceSession:
-    """Return a session of the model in a file; nothing is reported to anybody.
+    """Return a session of the model in a file; telemetry is switched off.
 
     Args:
         path: of the ``.onnx`` file.
-        threads: that one call may use; None = as many as ONNX Runtime takes by itself.
+        threads: threads that one call may use; None leaves the number to ONNX Runtime.
 
     Raises:
-        ReleaseError: if the file is missing, or no model that can be loaded.
+        ReleaseError: if the file is missing, or is not a model that can be loaded.
     """
     if not path.is_file():
         raise ReleaseError(f"{path}: missing")

@@ -1,6 +1,6 @@
 """Rows of different lengths that lie one after the other in a flat array.
 
-Shapes: n rows, m entries of all of them.
+Shapes: n rows, m entries in total.
 """
 
 from __future__ import annotations

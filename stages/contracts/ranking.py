@@ -18,12 +18,12 @@ from stages.contracts.tables import CandidateTable, RankedTable, ScoredItems
 from stages.contracts.top_k import top_k
 
 BASELINES_FILE = "baselines.json"
-"""Of the step ``rank_baselines``: ``rows``, names of its rankings, each in ``<name>.parquet`` (RankedTable),
-and ``left_out``, why others have none, by name."""
+"""Output of the step ``rank_baselines``: ``rows`` are the names of its rankings, each in ``<name>.parquet``
+(RankedTable); ``left_out`` is the reason by name of each baseline without a ranking."""
 
 SOURCE_TOWER, SOURCE_POPULAR = 0, 1
 """Codes of ``CandidateTable.source``: the two-tower index, or the popular list that answers a
-request without history. Rankers leave requests of the popular list in their order."""
+request without history. Rankers do not reorder requests of the popular list."""
 
 
 def ranked_table(request_id: Sequence[int] | np.ndarray, answers: Sequence[ScoredItems]) -> RankedTable:
@@ -31,7 +31,7 @@ def ranked_table(request_id: Sequence[int] | np.ndarray, answers: Sequence[Score
 
     Args:
         request_id: int ``[Q]``, increasing.
-        answers: one a request.
+        answers: one per request.
     """
     lengths = np.array([len(items) for items in answers], dtype=np.int64)
     return RankedTable(
@@ -70,19 +70,19 @@ def rank_rows(rows: CandidateTable, scores: np.ndarray, keep: int | None = None)
 
 
 class RankingInputs:
-    """What the ranking stages read of one request, in the order of retrieval.
+    """Inputs of the ranking stages for one request, in the order of retrieval.
 
     Attributes:
         ids: int64 ``[n]``, the items that were retrieved, best first.
         query: float32 ``[D]``, the user's vector.
-        scores: float32 ``[n]`` by the stage that gave them; NaN where it scored nothing.
-        ranks: int32 ``[n]`` by stage, counted from 0 among what it scored; -1 where it scored nothing.
+        scores: float32 ``[n]`` by stage; NaN for items that the stage did not score.
+        ranks: int32 ``[n]`` by stage, counted from 0 among the items that it scored; -1 for the others.
     """
 
     def __init__(
         self, ids: np.ndarray, query: np.ndarray, item_vectors: np.ndarray, features: Callable[[], np.ndarray]
     ) -> None:
-        """Take what is there; features are computed when a stage first reads them.
+        """Keep the inputs; features are computed when a stage first reads them.
 
         Args:
             ids: see the attributes.
@@ -107,7 +107,7 @@ class RankingInputs:
         return np.asarray(self._item_vectors[self.ids[rows]])
 
     def keep(self, stage: str, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Write down a stage's scores for the stages after it.
+        """Store a stage's scores for the stages after it.
 
         Args:
             stage: its name.
@@ -115,7 +115,7 @@ class RankingInputs:
             scores: float32 ``[m]``.
 
         Returns:
-            int64 ``[m]``, the positions in ``rows`` by score, best first, ties in the order of retrieval.
+            int64 ``[m]``, positions in ``rows`` in the order of the scores, best first, ties in the order of retrieval.
 
         Raises:
             DataError: if a score is NaN.
@@ -129,7 +129,7 @@ class RankingInputs:
 
 
 class StageScorer(Protocol):
-    """What a row of ``stages.contracts.ranking_stages`` names: scores the items of one request."""
+    """The scorer of a row of ``stages.contracts.ranking_stages``: it scores the items of one request."""
 
     @classmethod
     def load(cls, directory: Path, feature_schema_hash: str, objective: Mapping[str, float]) -> Self:
@@ -138,7 +138,7 @@ class StageScorer(Protocol):
         Args:
             directory: a release, or the finished step that trained the stage.
             feature_schema_hash: of the ranking features that the caller computes.
-            objective: weight of each task in a score; empty means those that the stage was trained for.
+            objective: weight of each task in a score; empty means the weights that the stage was trained for.
 
         Raises:
             ReleaseError: if a file is missing or unreadable, or was trained on other features.

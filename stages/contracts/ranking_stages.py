@@ -1,7 +1,7 @@
-"""The ranking stages of the funnel, in their order: a further one is a row here and a scorer.
+"""The ranking stages of the funnel, in order: a new stage is a row here and a scorer.
 
-A row says which files a stage has, what of the earlier stages it reads, and which class scores at serving time. The
-evaluation, ``assemble``, the registry and the server go through the rows and know no stage by name.
+A row lists a stage's files, the earlier stages whose scores it reads, and the class that scores at serving time. The
+evaluation, ``assemble``, the registry and the server iterate over the rows and name no stage themselves.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class RankingStage:
     """One ranking stage.
 
     Attributes:
-        name: in recipes, the ledger, answers, and of the input of ``assemble`` that holds its files.
-        model_file: what its scorer scores with.
+        name: as in recipes, the ledger and answers; also the input of ``assemble`` that holds its files.
+        model_file: the model of its scorer.
         summary_file: describes the model.
-        summary: how that is read.
-        module, scorer: where its scorer is and what it is called, a ``stages.contracts.ranking.StageScorer``. The
-            module's name stands alone: digests of code follow such names (``stages.contracts.code``).
+        summary: class that reads the summary file.
+        module, scorer: module and class name of its scorer, a ``stages.contracts.ranking.StageScorer``. The module has
+            a field of its own because digests of code follow strings that name a module (``stages.contracts.code``).
         reads: earlier stages whose scores it reads; they run for it even where they are bypassed.
         cut: key of ``FunnelSpec`` that says how many items it passes on; None passes all on.
     """
@@ -82,7 +82,7 @@ RANKING_STAGES: dict[str, RankingStage] = {
 
 
 def unknown_stages(names: Iterable[str]) -> list[str]:
-    """Return the names that are no ranking stage's."""
+    """Return the names that are not ranking stages."""
     return [name for name in names if name not in RANKING_STAGES]
 
 
@@ -104,7 +104,7 @@ def needed_stages(names: Iterable[str]) -> tuple[RankingStage, ...]:
 
 
 def release_artifacts(names: Iterable[str]) -> tuple[Artifact, ...]:
-    """Return the whole table of a release that uses these ranking stages.
+    """Return every artifact of a release that uses these ranking stages.
 
     Args:
         names: the stages in use.

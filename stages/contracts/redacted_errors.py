@@ -1,4 +1,4 @@
-"""Errors of libraries, and log records, without secrets: what ``SluiceError`` does for our own errors."""
+"""Takes secrets out of library errors and log records, as ``SluiceError`` does for our own errors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from stages.contracts.redaction import redacted
 def redact_error(error: BaseException) -> BaseException:
     """Take secrets out of an exception, its causes and its notes, and return it.
 
-    It is changed in place, so that its type and traceback stay. Only where its words do not come from its
-    arguments, a ``RuntimeError`` with the same traceback takes its place.
+    The exception is changed in place and keeps its type and traceback. If its text does not come from its arguments, a
+    ``RuntimeError`` with the same traceback replaces it.
     """
     return _redact(error, set())
 
 
 def raise_redacted(error: BaseException) -> NoReturn:
-    """Raise an exception that is being handled again, without secrets; see ``redact_error``."""
+    """Re-raise an exception that is being handled, without secrets; see ``redact_error``."""
     clean = redact_error(error)
     if clean is error:
         raise error
@@ -45,7 +45,7 @@ def _redact(error: BaseException, seen: set[int]) -> BaseException:
 
 
 def _shown(value: Any) -> Any:
-    """Return a value itself, or its words without secrets if there are any in them."""
+    """Return a value itself, or its text without secrets if it holds any."""
     if value is None or isinstance(value, bool | int | float):
         return value
     words = str(value)
@@ -54,14 +54,14 @@ def _shown(value: Any) -> Any:
 
 
 def redact_logs() -> None:
-    """Let every log record of this process, of whichever logger, pass through ``redacted``; again changes nothing."""
+    """Pass the log records of all loggers of this process through ``redacted``; a second call changes nothing."""
     made = logging.getLogRecordFactory()
     if not isinstance(made, _RedactingFactory):
         logging.setLogRecordFactory(_RedactingFactory(made))
 
 
 class _RedactingFactory:
-    """Makes log records as ``made`` does, and takes secrets out of their words, traceback and stack."""
+    """Makes log records as ``made`` does, and takes secrets out of their message, traceback and stack."""
 
     def __init__(self, made: Callable[..., logging.LogRecord]) -> None:
         self._made = made
@@ -69,15 +69,15 @@ class _RedactingFactory:
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = self._made(*args, **kwargs)
         try:
-            # As a whole: a secret may be put together of the words and their arguments.
+            # As a whole: message and arguments may form a secret only together.
             words = record.getMessage()
-        except (TypeError, ValueError, KeyError):  # words and arguments that do not match: the handler reports it
+        except (TypeError, ValueError, KeyError):  # message and arguments do not match: the handler reports it
             record.msg = _shown(record.msg)
         else:
             if redacted(words) != words:
                 record.msg, record.args = redacted(words), None
         if record.exc_info and record.exc_info[1] is not None:
-            # A formatter takes this text where it is set; the exception itself is still somebody's to handle.
+            # A formatter uses this text where it is set; the exception itself stays as it is for whoever handles it.
             record.exc_text = redacted("".join(traceback.format_exception(record.exc_info[1])).rstrip("\n"))
         if record.stack_info:
             record.stack_info = redacted(record.stack_info)

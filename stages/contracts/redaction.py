@@ -1,8 +1,8 @@
 """Takes secrets out of text before a person or a log sees it.
 
 Addresses carry passwords (``postgresql://user:secret@host/db``), and libraries quote addresses in their errors.
-Whatever leaves the process as words goes through ``redacted``: logs, HTTP answers, alerts, reports. Errors of ours
-are redacted when they are made (``SluiceError``), others' errors and log records by ``redacted_errors``.
+All text that leaves the process goes through ``redacted``: logs, HTTP answers, alerts, reports. Our own errors are
+redacted when they are made (``SluiceError``), library errors and log records by ``redacted_errors``.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ SECRET_VARIABLES = (
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _NO_ADDRESS = re.compile(r":(?P<secret>\S*)@")
 _SHORTEST = 4
-"""Characters of a secret that is looked for on its own; a shorter one would hide half of the words around it."""
+"""Length of the shortest secret that is looked for on its own; a shorter one would also hide ordinary words."""
 _ORDINARY = frozenset({"sluice", "airflow", "mlflow", "postgres"})
-"""Words that stand in every message; as passwords they protect nothing."""
+"""Words of many messages: they are not masked, even if one is used as a password."""
 
 
 def redacted(text: str) -> str:
     """Return ``text`` with passwords, tokens and webhook paths replaced by ``***``.
 
-    User names, hosts, ports and paths stay, for they say which address was meant. Secrets of this process'
-    environment (``SECRET_VARIABLES``) are found on their own as well, for libraries quote pieces of an address that
+    User names, hosts, ports and paths stay, since they show which address was meant. Secrets of this process's
+    environment (``SECRET_VARIABLES``) are masked on their own as well, since libraries quote pieces of an address that
     they could not read. Redacting twice changes nothing.
     """
     text = _USER_INFO.sub(rf"\g<before>:{MASK}@", text)
@@ -68,9 +68,9 @@ def redacted(text: str) -> str:
 
 
 def environment_secrets() -> frozenset[str]:
-    """Return the passwords and tokens in this process' environment, as written and as meant, and their pieces.
+    """Return the passwords and tokens in this process's environment, as written and decoded, and their pieces.
 
-    Whoever writes ``@`` or ``/`` unquoted into a password gets pieces of it back in errors about hosts and ports.
+    Pieces of a password with an unquoted ``@`` or ``/`` appear in errors about hosts and ports.
     """
     return _secrets_of(tuple((name, os.environ.get(name, "")) for name in SECRET_VARIABLES))
 
@@ -82,7 +82,7 @@ def _secrets_of(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
         if name.endswith(("PASSWORD", "TOKEN")):
             secrets.add(value)
             continue
-        # Where no address was written, whatever stands between a colon and an "@" may have been meant as a password.
+        # In a value that is not an address, any text between a colon and an "@" may be a password.
         patterns = (_USER_INFO, _TOKEN_INFO, _ASSIGNED) if _SCHEME.match(value) else (_NO_ADDRESS, _ASSIGNED)
         found = [match["secret"] for pattern in patterns for match in pattern.finditer(value)]
         secrets.update(found, map(unquote, found), *(re.split(r"[@/:?#]", secret) for secret in found))
@@ -91,6 +91,6 @@ def _secrets_of(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def _either(secrets: frozenset[str]) -> re.Pattern[str] | None:
-    """Return a pattern of any of them as a word of its own, the longest first."""
+    """Return a pattern that matches any of them as a whole word, the longest first."""
     words = "|".join(re.escape(secret) for secret in sorted(secrets, key=lambda secret: (-len(secret), secret)))
     return re.compile(rf"(?<!\w)(?:{words})(?!\w)") if words else None

@@ -1,7 +1,7 @@
-"""Whether artifacts belong together: the one check, of a release and of finished steps.
+"""The one check that artifacts belong together, for a release and for finished steps.
 
-A file says things that other files say as well: a summary by its keys, any other file by its bytes. Everybody who
-says a thing has to say the same. What was checked is handed on with its hashes and summaries.
+Several files state the same value: a summary by its keys, any other file by its bytes. All of them must agree. Checked
+artifacts are passed on with their hashes and summaries.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _HASH = re.compile("[0-9a-f]{32,}")
 
 @dataclass(frozen=True)
 class Claim:
-    """What somebody says of a thing that others say as well.
+    """A value as one file states it; other files state the same value.
 
     Attributes:
-        what: such as ``tower_version``.
-        origin: the file that says it, or what else does.
+        what: name of the value, such as ``tower_version``.
+        origin: the file, or anything else, that states it.
         value: plain JSON.
-        again: what to do where this claim is the wrong one; empty for what is taken as given.
+        again: what to do where this claim is the wrong one; empty for a value that is taken as given.
     """
 
     what: str
@@ -58,7 +58,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class CheckedArtifacts:
-    """Artifacts that belong together, each file hashed once; scorers load them without looking again.
+    """Artifacts that belong together, each file hashed once; scorers load them without checking again.
 
     Attributes:
         files: with their hashes.
@@ -69,7 +69,7 @@ class CheckedArtifacts:
     summaries: Mapping[str, Summary]
 
     def path(self, name: str) -> Path:
-        """Return where an artifact lies.
+        """Return the path of an artifact.
 
         Raises:
             ReleaseError: if it is not among those that were checked.
@@ -98,7 +98,7 @@ def check_steps(
     Args:
         artifacts: rows of the table.
         directories: of the steps, by the names of ``assemble``'s inputs.
-        claims: what else has to agree.
+        claims: further values that must agree.
 
     Raises:
         ReleaseError: naming every file that is missing or does not belong to the others, and what to do.
@@ -111,11 +111,11 @@ def check_together(files: HashedFiles, artifacts: Sequence[Artifact], claims: It
 
     Args:
         files: hashed, by the names of the artifacts.
-        artifacts: rows of the table; files of no row are left alone.
-        claims: what else has to agree.
+        artifacts: rows of the table; files without a row are ignored.
+        claims: further values that must agree.
 
     Raises:
-        ReleaseError: naming every thing that files disagree on, each file with its value, and what to do.
+        ReleaseError: naming every value that files disagree on, each file with its value, and what to do.
     """
     missing = [
         f"{artifact.name}: missing ({artifact.remedy})"
@@ -138,14 +138,14 @@ def check_together(files: HashedFiles, artifacts: Sequence[Artifact], claims: It
 def refuse_disagreements(claims: Iterable[Claim], faults: Iterable[str] = ()) -> None:
     """Refuse claims that differ.
 
-    What most say is taken as right; of equally many, what is taken as given, then the first.
+    The most frequent value is taken as right; of equally frequent ones a given one, then the first.
 
     Args:
-        claims: of any number of things.
-        faults: found otherwise, to be named as well.
+        claims: about any number of values.
+        faults: further faults, which the error names as well.
 
     Raises:
-        ReleaseError: naming each thing, every origin with its value, and what to do.
+        ReleaseError: naming each value that differs, every origin with its own, and what to do.
     """
     by_what: dict[str, list[Claim]] = {}
     for claim in sorted(claims, key=lambda each: bool(each.again)):
@@ -174,7 +174,7 @@ def _shown(value: Any) -> str:
 
 
 def _of_files(artifacts: Sequence[Artifact], checked: CheckedArtifacts) -> Iterator[Claim]:
-    """Yield what each file says, by its bytes or its keys."""
+    """Yield the claims of each file, from its bytes or its keys."""
     for artifact in artifacts:
         name = artifact.name
         said = dict(checked.summaries[name].says()) if name in checked.summaries else {}
@@ -188,7 +188,7 @@ def _of_files(artifacts: Sequence[Artifact], checked: CheckedArtifacts) -> Itera
 
 
 def _of_sources(checked: CheckedArtifacts) -> dict[str, str]:
-    """Return the sha256 of every file beside ``sources/sources.json`` that this one may list."""
+    """Return the sha256 of every other file in ``sources/`` that ``sources.json`` may list."""
     if SOURCES_JSON not in checked.summaries:
         return {}
     directory = SOURCES_JSON.removesuffix("sources.json")
@@ -213,11 +213,11 @@ def _vector_shape(path: Path) -> dict[str, int]:
 
 
 _MEASURED = {ITEMS_FILE: _item_rows, VECTORS_FILE: _vector_shape}
-"""What can be read off a file that is no summary."""
+"""How values are read from files that are not summaries."""
 
 
 def _faults(artifacts: Sequence[Artifact], checked: CheckedArtifacts) -> Iterator[str]:
-    """Yield what is wrong with one file alone, or with files that are not there."""
+    """Yield the faults of single files, and the files that are missing."""
     summaries = checked.summaries
     for artifact in artifacts:
         summary, key = artifact.described or ("", "")
@@ -229,7 +229,8 @@ def _faults(artifacts: Sequence[Artifact], checked: CheckedArtifacts) -> Iterato
     if isinstance(schema, SchemaSummary) and schema.sources and sources is None:
         told_apart = list(schema.sources)
         yield (
-            f"{SCHEMA_FILE} tells the sources {told_apart} apart, {SOURCES_JSON} is missing ({SourcesIdentity.AGAIN})"
+            f"{SCHEMA_FILE} has features of the candidate generators {told_apart}, but {SOURCES_JSON} is missing "
+            f"({SourcesIdentity.AGAIN})"
         )
     if isinstance(sources, SourcesIdentity):
         listed = [SOURCES_JSON.removesuffix("sources.json") + name for name in sources.files]

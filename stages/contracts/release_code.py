@@ -1,4 +1,4 @@
-"""The code that a release needs: what trained its models, and has to feed them ever after."""
+"""The code that a release depends on: it made the inputs of its models in training, and makes them in serving."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SHARED = (
     "stages.candidate.refresh.generators",
     *(stage.module for stage in RANKING_STAGES.values()),
 )
-"""What computes features, tower inputs, candidates and scores in training, and then in serving or a refresh as well.
+"""The modules that compute features, tower inputs, candidates and scores in training, and in serving or a refresh.
 
-A step that imports this module depends on all of it, see ``code_digest``: whoever writes the digest down runs
-again when it changes.
+A step that imports this module depends on all of them, see ``code_digest``: a step that records the digest runs again
+when it changes.
 """
 
 

@@ -14,8 +14,8 @@ Files below one directory:
     aliases.parquet    item_id str, item_index int64: ids of duplicates and their canonical item
     blocked.parquet    item_id str, reason str: ids that the content policy keeps out of everything
     review_pairs.csv   pairs of items near the duplicate threshold, for people to judge
-    contexts.parquet   context_index int64, one int32 column a context column: 0 where it is unknown,
-                       c for ``values[c - 1]`` of ``SnapshotMeta.context``; row 0 knows nothing
+    contexts.parquet   context_index int64, one int32 column per context column: 0 where it is unknown,
+                       c for ``values[c - 1]`` of ``SnapshotMeta.context``; row 0 is all unknown
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Task(Config):
 
 
 class TimeBorders(Config):
-    """Borders of the parts, int ms UTC; each part is [start, end)."""
+    """Borders of the periods (``part`` columns), int ms UTC; each period is [start, end)."""
 
     start_ms: int
     candidate_end_ms: int
@@ -67,11 +67,11 @@ class TimeBorders(Config):
 
 
 class ContextColumn(Config):
-    """What is known about the moment of a request, such as the device.
+    """One property of a request's context, such as the device.
 
     Attributes:
         name: of the key in the events' context.
-        values: in the order of their first appearance; code c stands for ``values[c - 1]``.
+        values: in the order of their first appearance; code c means ``values[c - 1]``.
     """
 
     name: str
@@ -84,18 +84,18 @@ class SnapshotMeta(Config):
     Attributes:
         signals: event kinds; ``EventTable.signal`` is a position in it.
         categories: names; ``items.categories`` holds positions in it.
-        exposure_signals: event kinds that say that an item was shown and are no touches, also ones that are not
-            among ``signals``: the recipe's ``features.exposure_signals``.
+        exposure_signals: event kinds that say that an item was shown, and are not touches: the recipe's
+            ``features.exposure_signals``. They need not be among ``signals``.
         tasks: the tasks whose labels ``targets.parquet`` holds, the first is the main one.
-        borders: time borders of the parts.
+        borders: time borders of the periods.
         context: columns of ``contexts.parquet``.
-        split: ``time``, or how user-item pairs were dealt to the parts; then both inner borders lie at
-            the as-of time, and parts follow no order in time.
-        ids: versions of the id maps ``users`` and ``items``, whose rows are those of the files.
+        split: ``time``, or the method that assigned user-item pairs to the parts; then both inner borders are the as-of
+            time, and the parts are not in order of time.
+        ids: versions of the id maps ``users`` and ``items``; a map's rows are those of its file.
         values: rules that have been applied to the values of ``events.parquet``, and that serving
             applies to posted events.
-        value_ranges: what the values of each signal may be before the rules, learnt from the events; empty in
-            snapshots of older versions.
+        value_ranges: allowed values of each signal before the rules, learnt from the events; empty in snapshots of
+            older versions.
         counts: rows by kind, what was removed and why.
         fingerprint: hex sha256 over the content, independent of the warehouse and of file encoding.
     """
@@ -123,12 +123,12 @@ NEVER_AVAILABLE_MS = (1 << 62) - 1
 """Later than every request."""
 
 ALL_PARTS = 0b111
-"""``ItemTable.eligible`` of an item that passed the item policy at the end of every part."""
+"""``ItemTable.eligible`` of an item that passed the item policy at the end of every period."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What each request should have found; rows sorted by (request_id, item_index).
+    """The target items of each request; rows sorted by (request_id, item_index).
 
     Attributes:
         request_id, item_index: int64 ``[R]``.
@@ -154,8 +154,8 @@ class ItemTable:
             ``category_codes[category_offsets[i]:category_offsets[i + 1]]``.
         category_codes: int32 ``[sum]``.
         n_categories: number of categories.
-        eligible: int8 ``[N]``, bit p is set where the item passed the item policy as of the end of
-            part p; all bits by default. See ``withheld``.
+        eligible: int8 ``[N]``, bit p is set where the item passed the item policy as of the end of period p; all bits
+            by default. See ``withheld``.
     """
 
     item_id: np.ndarray
@@ -175,9 +175,9 @@ class ItemTable:
         return len(self.item_id)
 
     def withheld(self, part: int) -> np.ndarray:
-        """Return bool ``[N]``: items that answers to requests of ``part`` must not hold.
+        """Return bool ``[N]``: items that must not be recommended in the period ``part``.
 
-        The item policy is judged at the end of the part before: what a release of that moment knew.
+        The item policy is judged at the end of the period before, with what a release of that time knew.
 
         Args:
             part: PART_RANKER, PART_EVALUATION or SERVING.
@@ -186,14 +186,14 @@ class ItemTable:
         return mask
 
     def available_from_ms(self, part: int) -> np.ndarray:
-        """Return int64 ``[N]``: when requests of ``part`` may be answered with each item.
+        """Return int64 ``[N]``: from when on each item may be recommended in the period ``part``, ms UTC.
 
-        That is from its creation on, or NEVER_AVAILABLE_MS where the item is withheld.
+        That is its creation time, or NEVER_AVAILABLE_MS where the item is withheld.
         """
         return np.where(self.withheld(part), NEVER_AVAILABLE_MS, self.created_at_ms)
 
     def recommendable(self) -> np.ndarray:
-        """Return int64 items that some request may be answered with, ascending; only they are indexed."""
+        """Return the items that may be recommended in any period, int64, ascending; only they are indexed."""
         return np.flatnonzero(~(self.withheld(PART_RANKER) & self.withheld(PART_EVALUATION) & self.withheld(SERVING)))
 
 
@@ -237,7 +237,7 @@ class Snapshot:
         return row_groups(self.directory / "requests.parquet", names)
 
     def targets_of(self, request_id: np.ndarray) -> Targets:
-        """Return the targets of some requests; beside them a row group at a time is in memory."""
+        """Return the targets of some requests; apart from them only one row group at a time is in memory."""
         names = ["request_id", "item_index", "relevance", *(f"task_{task.name}" for task in self.meta.tasks)]
         kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for rows in row_groups(self.directory / "targets.parquet", names):

@@ -1,4 +1,4 @@
-"""Candidate generators: the one table of their names, and what each says of every candidate.
+"""Candidate generators: the one table of their names, and each one's score and rank of every candidate.
 
 Recipes, files and answers call them sources. Shapes: R candidate rows, S generators.
 """
@@ -21,8 +21,8 @@ class GeneratorRow(NamedTuple):
     """A row of ``GENERATORS``.
 
     Attributes:
-        code: stands for the name in ``CandidateTable.source``, and as a bit of the column ``sources`` of
-            ``source_scores.parquet``, an int32; 0 to ``LAST_CODE``. Finished steps hold it, so it never changes.
+        code: the generator's number in ``CandidateTable.source`` and its bit in the int32 column ``sources`` of
+            ``source_scores.parquet``; 0 to ``LAST_CODE``. Finished steps hold it, so it never changes.
         path: "module:Class" of its ``CandidateGenerator``; empty for the two-tower index and the popular list.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""What the generator's state grows by: 2^64 over the golden ratio, made odd."""
+"""Increment of the generator's state: 2^64 over the golden ratio, made odd."""
 _STEPS = (
     (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
     (np.uint64(27), np.uint64(0x94D049BB133111EB)),
@@ -17,7 +17,7 @@ _LAST = np.uint64(31)
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """Return uint64, as many: the generator's output for each state, a bijection that spreads every bit.
+    """Return the generator's output for each state, uint64 of the same shape: a bijection that spreads every bit.
 
     Args:
         values: uint64.

@@ -39,7 +39,7 @@ def run_step(
     root: Path,
     code: str | None = None,
 ) -> StageResult:
-    """Run ``body`` unless a directory with the same fingerprint is already complete; other code has another one.
+    """Run ``body`` unless a directory with the same fingerprint is complete; other code has another fingerprint.
 
     Args:
         step: name, also the folder below ``root``.
@@ -48,13 +48,14 @@ def run_step(
         config: the step's resolved configuration; seed and as-of time are part of it.
         inputs: results of the steps before, by the name that ``body`` expects.
         root: directory under which every step's outputs live.
-        code: digest of the step's code, which counts beside the version; None = that of ``body``'s module.
+        code: digest of the step's code, part of the fingerprint like the version; None = the digest of ``body``'s
+            module.
 
     Returns:
         The result, with ``reused=True`` if nothing had to be done.
 
     Raises:
-        ConfigError: if the step's directory is there, but its result is not that of this work.
+        ConfigError: if the step's directory is there, but holds the result of other work.
         OutOfSpaceError: if a disk is full; nothing of the step is left.
     """
     fingerprint = step_fingerprint(step, f"{version} {code or body_code(body)}", config, inputs)
@@ -83,12 +84,12 @@ def load_result(directory: Path, step: str, fingerprint: str) -> StageResult | N
 
     Args:
         directory: of the step's work.
-        step: whose it must be.
-        fingerprint: that it must have.
+        step: name that the result must have.
+        fingerprint: that the result must have.
 
     Raises:
         ConfigError: naming the file and what to do, if the directory holds no such result: it was made by another
-            version, or damaged since. It is not written over: somebody may want to know what became of it.
+            version, or damaged since. It is not overwritten, so that it can be looked into.
     """
     path = directory / RESULT_FILE
     if not directory.is_dir():

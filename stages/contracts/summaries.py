@@ -1,7 +1,7 @@
-"""The files of a release by name, and what the JSON files among them, the summaries, say.
+"""The names of a release's files, and the contents of the JSON files among them, the summaries.
 
-A summary is a JSON file beside large files. It says their sha256 and what they belong to; ``read_summary`` is the
-only reader. ``stages.contracts.artifacts`` lists all artifacts of a release.
+A summary is a JSON file beside large files. It holds their sha256 and what they belong to; ``read_summary`` is the only
+reader. ``stages.contracts.artifacts`` lists all artifacts of a release.
 
 Shapes: N items, D vector dimensions.
 """
@@ -47,7 +47,7 @@ _SHOWN = 60
 
 
 class Summary(Config):
-    """A JSON file that describes an artifact; keys that nobody reads are kept as they are.
+    """A JSON file that describes an artifact; unknown keys are kept as they are.
 
     Attributes:
         AGAIN: what to do where a key is missing.
@@ -57,11 +57,11 @@ class Summary(Config):
     AGAIN: ClassVar[str]
 
     def says(self) -> dict[str, Any]:
-        """Return what the file says that other files say as well, by name; see ``stages.contracts.release_check``."""
+        """Return the values that other files must agree with, by name; see ``stages.contracts.release_check``."""
         return {}
 
     def write(self, path: Path) -> None:
-        """Write the keys that were given."""
+        """Write the fields that were set."""
         write_json(path, self.model_dump(mode="json", exclude_unset=True))
 
 
@@ -69,7 +69,7 @@ SummaryT = TypeVar("SummaryT", bound=Summary)
 
 
 class TowerConfig(Summary):
-    """What ``tower.json`` keeps of the configuration that trained it.
+    """The configuration of the training, as far as ``tower.json`` keeps it.
 
     Attributes:
         features: configuration of the features, as plain values.
@@ -79,7 +79,7 @@ class TowerConfig(Summary):
 
 
 class TowerSummary(Summary):
-    """``tower.json``, as far as a server reads it.
+    """``tower.json``: the fields that a server reads.
 
     Attributes:
         tower_version: sha256 of ``user_tower.onnx``.
@@ -88,8 +88,8 @@ class TowerSummary(Summary):
         n_items: N.
         dim: D.
         config: of the training.
-        code: digest of the code that makes the tower's inputs, None where it was not noted.
-        trained_version: of a refreshed tower, the version that was trained.
+        code: digest of the code that makes the tower's inputs, None where it was not recorded.
+        trained_version: for a refreshed tower, the version of the tower that was trained.
     """
 
     AGAIN: ClassVar[str] = AGAIN["candidate"]
@@ -105,7 +105,7 @@ class TowerSummary(Summary):
 
     @property
     def trained(self) -> str:
-        """The version of the tower that was trained, refreshed or not."""
+        """The version of the tower that was trained; a refresh does not change it."""
         return self.trained_version or self.tower_version
 
     def says(self) -> dict[str, Any]:
@@ -120,14 +120,14 @@ class TrainedTower(TowerSummary):
     Attributes:
         item_tower_sha256: of ``item_tower.onnx``.
         inputs: names of the user tower's inputs.
-        tastes: vectors of a user.
+        tastes: number of vectors of a user.
         history_length: L, items of a history at most.
-        vectors_as_of_ms: moment of the items' ages.
+        vectors_as_of_ms: time at which the items' ages were taken, int ms UTC.
         n_cold_items: items without training rows.
         losses: mean loss of each epoch.
-        device: that trained it.
+        device: device that trained it.
         export_deviation: largest difference from the vectors of the sharded model.
-        refreshed_from: version of the tower that a refresh started from, None of one that was trained.
+        refreshed_from: version of the tower that a refresh started from, None for a trained tower.
     """
 
     item_tower_sha256: str
@@ -150,7 +150,7 @@ class IndexSummary(Summary):
         index_sha256: of ``index.faiss``.
         n_indexed: how many items can be found.
         recall: measured against exact search.
-        refine: so many times k items are fetched and scored again.
+        refine: ``refine * k`` items are fetched and scored again.
         n_items, dim: N and D; None in older releases.
     """
 
@@ -172,11 +172,11 @@ class IndexSummary(Summary):
 
 
 class SourcesIdentity(Summary):
-    """``sources/sources.json``, as far as it concerns other artifacts.
+    """``sources/sources.json``, as far as other artifacts must agree with it.
 
     Attributes:
-        names: the sources of candidates in use.
-        candidate_k: what their quotas are parts of.
+        names: the candidate generators in use.
+        candidate_k: number of candidates that their quotas are shares of.
         n_items: N.
         tower_version: of the tower that the quotas were made with.
         data_fingerprint: of the snapshot.
@@ -193,7 +193,7 @@ class SourcesIdentity(Summary):
     files: dict[str, str] = {}
 
     def says(self) -> dict[str, Any]:
-        """See ``Summary``; features tell sources apart only where there are several."""
+        """See ``Summary``; features distinguish generators only where there are several."""
         named = ("candidate_k", "n_items", "tower_version", "data_fingerprint")
         directory = SOURCES_JSON.rpartition("/")[0]
         return {
@@ -209,8 +209,8 @@ class SchemaSummary(Summary):
     Attributes:
         hash: of the ranking features' names and configuration.
         names: of the features; the examples' columns.
-        sources: the sources of candidates that features tell apart; None in older releases.
-        code: digest of the code that computes the features, None where it was not noted.
+        sources: the candidate generators that features distinguish; None in older releases.
+        code: digest of the code that computes the features, None where it was not recorded.
     """
 
     AGAIN: ClassVar[str] = AGAIN["examples"]
@@ -227,7 +227,7 @@ class SchemaSummary(Summary):
 
 
 class StateSummary(Summary):
-    """``state/state.json``, as far as it concerns other artifacts.
+    """``state/state.json``, as far as other artifacts must agree with it.
 
     Attributes:
         n_items: N.
@@ -253,11 +253,11 @@ class SnapshotBorders(Summary):
 
 
 class SnapshotSummary(Summary):
-    """``snapshot.json``, as far as it concerns other artifacts.
+    """``snapshot.json``, as far as other artifacts must agree with it.
 
     Attributes:
         fingerprint: of the data.
-        borders: moments in time.
+        borders: time borders of the snapshot.
     """
 
     AGAIN: ClassVar[str] = AGAIN["snapshot"]
@@ -271,13 +271,13 @@ class SnapshotSummary(Summary):
 
 
 class RankerSummary(Summary):
-    """What every ranking stage's summary says.
+    """The fields that the summary of every ranking stage has.
 
     Attributes:
         feature_schema_hash: of the ranking features that it was trained on.
-        vector_dim: D where it reads vectors.
-        tasks: what it predicts, where a score is a weighted sum of predictions.
-        objective: weight of each task that it was trained for.
+        vector_dim: D where the stage reads vectors, else None.
+        tasks: names of its predictions, where a score is their weighted sum.
+        objective: weight of each task in training.
         metrics: of its training.
     """
 
@@ -313,7 +313,7 @@ class HeavySummary(RankerSummary):
 
     Attributes:
         input_width: columns that the model reads.
-        light_k: rows of a request that it was trained on, at most; None in older releases.
+        light_k: largest number of rows of a request in training; None in older releases.
         tasks, objective: see ``RankerSummary``; this stage always has them.
     """
 
@@ -330,7 +330,7 @@ def read_summary(path: Path, model: type[SummaryT]) -> SummaryT:
 
     Args:
         path: of the JSON file.
-        model: what it must hold.
+        model: class of the summary.
 
     Raises:
         ReleaseError: naming the file, every key that is missing or of a wrong type, and what to do.
@@ -356,7 +356,7 @@ def _in_words(error: ValidationError) -> str:
             missing.append(key)
         elif key:
             wrong.append(f"{key} = {str(fault['input'])[:_SHOWN]!r}: {fault['msg'].lower()}")
-        else:  # no JSON, or no JSON object
+        else:  # not JSON, or not a JSON object
             wrong.append(f"is not a JSON object: {fault['msg'].lower()}")
     return "; ".join([*([f"lacks {', '.join(missing)}"] if missing else []), *wrong])
 

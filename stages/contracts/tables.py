@@ -20,11 +20,11 @@ from stages.contracts.errors import DataError
 from stages.contracts.top_k import top_k
 
 PART_CANDIDATE, PART_RANKER, PART_EVALUATION = 0, 1, 2
-"""Codes of the ``part`` columns: the oldest part trains the candidate generator, the next one the
-rankers, the latest one is held out."""
+"""Codes of the ``part`` columns, the periods of a snapshot: the oldest period trains the candidate generator, the next
+one the rankers, the latest one is held out."""
 
 SERVING = 3
-"""What follows the last part: live requests."""
+"""The period after the last one: live requests."""
 
 DAY_MS = 86_400_000
 
@@ -128,9 +128,9 @@ class EventTable(ColumnTable):
         signal: code into ``SnapshotMeta.signals``.
         value: strength of the signal (rating, watched share, 1 for plain events).
         part: PART_CANDIDATE, PART_RANKER or PART_EVALUATION by the time borders.
-        active: whether the user was active as of the end of the row's part. Training reads only
-            active rows; serving state (histories, counters) is advanced by all of them.
-        context: row of ``contexts.parquet``, 0 where nothing is known of the moment (the default).
+        active: whether the user was active as of the end of the row's period. Training reads only active rows; serving
+            state (histories, counters) is advanced by all of them.
+        context: row of ``contexts.parquet``, 0 where the context is unknown (the default).
     """
 
     user_index: np.ndarray
@@ -183,7 +183,7 @@ class CandidateTable(ColumnTable):
         request_id, item_index: which request, which item; unique as a pair.
         score: retrieval score, non-increasing within a request.
         rank: 0-based position within the request.
-        source: code of the retrieval source (0 = two-tower index).
+        source: code of the candidate generator (0 = two-tower index).
     """
 
     request_id: np.ndarray
@@ -202,7 +202,7 @@ class CandidateTable(ColumnTable):
 
 @dataclass(frozen=True)
 class RankedTable(ColumnTable):
-    """What a stage answers: items by request, best first (``ranked.parquet``), rank 0-based."""
+    """A stage's ranking: items by request, best first (``ranked.parquet``), rank 0-based."""
 
     request_id: np.ndarray
     item_index: np.ndarray

@@ -1,4 +1,4 @@
-"""The k best of some scores, the same way everywhere: best first, and of equal scores the lower id first."""
+"""The k best scores, chosen the same way everywhere: best first, and of equal scores the lower id first."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from stages.contracts.errors import DataError
 def top_k(scores: np.ndarray, k: int, ids: np.ndarray | None = None) -> np.ndarray:
     """Return the positions of the k largest scores, int64 ``[min(k, N)]``.
 
-    The same as the first k of a stable sort of everything, in less time: only what is at or above the k-th score is
-    sorted.
+    The result is the first k of a stable sort of all scores, in less time: only scores at or above the k-th are sorted.
 
     Args:
         scores: ``[N]``, integers or floats; ``-inf`` is the worst score.
@@ -29,7 +28,7 @@ def top_k(scores: np.ndarray, k: int, ids: np.ndarray | None = None) -> np.ndarr
             return places[:0]
         highest = np.partition(scores, len(scores) - k)[len(scores) - k :]
         places = np.flatnonzero(scores >= highest[0])
-    if np.isnan(highest).any():  # sorted behind the largest number, so that it is among the k highest
+    if np.isnan(highest).any():  # NaN sorts after the largest number, so it is among the k highest
         raise DataError("top-k: a score is NaN, allowed are numbers and infinities")
     ties = places if ids is None else ids[places]
     order = np.lexsort((ties, -scores[places]))

@@ -1,8 +1,8 @@
-"""What a touch is, and which touch of a user-item pair is the first: the one definition for all stages.
+"""The definition of a touch, and of the first touch of a user-item pair, for all stages.
 
-A *touch* is an event by which a user turned to an item. An event that says that the item was shown, an
-*exposure*, is none. Requests, baselines, the popular list, training histories and the serving state
-all read it here; which signals are exposures is the recipe's ``features.exposure_signals``, kept in ``snapshot.json``.
+A *touch* is an event in which a user acted on an item. An *exposure* is an event that says that the item was shown; it
+is not a touch. Requests, baselines, the popular list, training histories and the serving state all use this definition.
+The recipe's ``features.exposure_signals``, kept in ``snapshot.json``, lists the signals that are exposures.
 
 Shapes: S signals, R events, F first touches.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from stages.contracts.tables import EventTable
 
 EXPOSURE_SIGNALS = ("impression",)
-"""Exposures where a recipe names no others."""
+"""Signals that are exposures by default."""
 
 
 def touching(signals: Sequence[str], exposure_signals: Sequence[str]) -> np.ndarray:
@@ -33,7 +33,7 @@ def first_touches(events: EventTable, touching_S: np.ndarray) -> np.ndarray:
     """Return int64 ``[F]`` rows of the first touch of every user-item pair, sorted by (user, item).
 
     Args:
-        events: in time order; of a pair's touches at one time the upper row is the first.
+        events: in time order; of touches of a pair at the same time the first row counts.
         touching_S: bool ``[S]``, see ``touching``.
     """
     rows = np.flatnonzero(touching_S[events.signal])

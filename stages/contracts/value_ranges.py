@@ -1,13 +1,13 @@
-"""What the values of each signal may be: learnt from the events of a snapshot, applied to posted events.
+"""The allowed values of each signal: learnt from the events of a snapshot, applied to posted events.
 
-One event with a value of a thousand million would outweigh all others in every counter, durably. A range is learnt
-from what a source says (before a value rule, and as float32), and travels with snapshot and release:
+One event with a value of a thousand million would outweigh all others in every counter, for good. A range is learnt
+from the values of the data source (before a value rule, and as float32), and is stored in snapshot and release:
 
-- A scale, such as ratings: few distinct values. The smallest to the largest of them; a signal that always says 1
-  takes 1 only.
-- An amount, such as seconds watched: many distinct values, a value rule, or values that are summed over repeats.
-  From 0 to the largest of them, and to 1 at least: that is what an event counts that says nothing.
-- A signal without events takes 1 only.
+- A scale, such as ratings, has few distinct values. Its range is the smallest to the largest of them; a signal whose
+  value is always 1 allows 1 only.
+- An amount, such as seconds watched, has many distinct values, a value rule, or values that are summed over repeats.
+  Its range is 0 to the largest of them, and to 1 at least: an event without a value counts 1.
+- A signal without events allows 1 only.
 
 A recipe may set a range itself (``dataset.value_ranges``).
 """
@@ -23,7 +23,7 @@ from pydantic import model_validator
 from stages.contracts.config import Config
 
 LONGEST_SCALE = 32
-"""More distinct values than this are an amount."""
+"""A signal with more distinct values than this is an amount."""
 _LARGEST = 1e30
 
 
@@ -82,11 +82,11 @@ class SeenValues:
             self.distinct.update(np.unique(values)[: LONGEST_SCALE + 1].tolist())
 
     def range(self, signal: str, amount: bool) -> ValueRange:
-        """Return what the values say of the signal, see above.
+        """Return the range of the signal, by the rules above.
 
         Args:
             signal: its name.
-            amount: whether it is one even if it has few distinct values.
+            amount: whether the signal is an amount even if it has few distinct values.
         """
         if not self.distinct:
             return ValueRange.of_nothing(signal)
@@ -105,7 +105,7 @@ def learn_ranges(
 
     Args:
         seen: values by signal.
-        amounts: signals that are amounts whatever they say.
+        amounts: signals that are amounts whatever their values.
         before: ranges of the snapshot or release that this one extends; what they allow stays allowed.
         given: (low, high) by signal that a recipe sets, instead of what is learnt.
     """

@@ -2,16 +2,15 @@
 
 ``share``: watched seconds over the item's duration, at most 1.
 
-``duration_quantile``: the share of other views, of items about as long, that were watched less. R. Zhan
-et al., "Deconfounding Duration Bias in Watch-time Prediction for Video Recommendation" (D2Q), KDD 2022:
-duration decides how long people watch whatever they like, so that only views of similar durations are
-compared. Groups hold equally many views; items of unknown duration are a group of their own. Within a
-group views are compared by the share of the duration, so that those who reached the end tie, and ties are
-dealt out evenly over their ranks by a lot (the distributional transform: L. Rüschendorf, "On the
-distributional transform, Sklar's theorem, and the empirical copula process", J. Stat. Plan. Inference 139,
-2009). So every group has the same distribution: with a threshold, no duration has more positives than
-another, and a clip that everybody finishes says nothing. The lot of a view is a hash of its item and time:
-the same offline and online.
+``duration_quantile``: the share of other views, of items of similar duration, that were watched less. R. Zhan et al.,
+"Deconfounding Duration Bias in Watch-time Prediction for Video Recommendation" (D2Q), KDD 2022: the duration decides
+how long people watch, whatever they like, so that only views of similar durations are compared. Groups hold equally
+many views; items of unknown duration are a group of their own. Within a group, views are compared by the share of the
+duration, so that all views that reached the end tie. Ties are spread evenly over their ranks by a lot, a pseudo-random
+number (the distributional transform: L. Rüschendorf, "On the distributional transform, Sklar's theorem, and the
+empirical copula process", J. Stat. Plan. Inference 139, 2009). So every group has the same distribution: with a
+threshold, no duration has more positives than another, and a clip that everybody finishes carries no information. The
+lot of a view is a hash of its item and time: the same offline and online.
 
 Shapes: R values, G groups of known duration, B bins of shares.
 """
@@ -39,8 +38,8 @@ class ValueRule(Config):
 
     Attributes:
         method: ``share`` or ``duration_quantile``, see above.
-        unit: what the source's values are: ``seconds`` watched, or the ``share`` of the duration.
-        groups: of equally many views by duration, for ``duration_quantile``.
+        unit: of the data source's values: ``seconds`` watched, or the ``share`` of the duration.
+        groups: number of duration groups, of equally many views each, for ``duration_quantile``.
     """
 
     method: Literal["share", "duration_quantile"]
@@ -49,14 +48,14 @@ class ValueRule(Config):
 
 
 class FittedValueRule(Config):
-    """A rule with what it learned from the candidate part; it travels with snapshot and release.
+    """A rule fitted to the candidate period; it is stored in snapshot and release.
 
     Attributes:
-        signal: whose values it is for.
+        signal: whose values it applies to.
         method, unit: as in ``ValueRule``.
         group_edges_s: G - 1 increasing durations; a group ends before its edge.
-        ranks: G + 1 rows of B + 1 shares of views below the start of each bin, from 0 to 1; a row a
-            group and one for unknown durations; empty for ``share``.
+        ranks: G + 1 rows, one per group and one for unknown durations, of B + 1 shares of views below the start of each
+            bin, from 0 to 1; empty for ``share``.
     """
 
     signal: str
@@ -69,10 +68,10 @@ class FittedValueRule(Config):
         """Return float32 ``[R]`` comparable values in [0, 1].
 
         Args:
-            values: float ``[R]`` in the source's unit; below 0 counts as 0.
-            durations_s: float ``[R]`` of the items, NaN where unknown. The ``share`` of an unknown
-                duration is the value itself where that is a share, else 0.
-            lots: float ``[R]`` in [0, 1), from ``draw_lots``; where each lands among its ties.
+            values: float ``[R]`` in ``unit``; below 0 counts as 0.
+            durations_s: float ``[R]`` of the items, NaN where unknown. With method ``share`` and an unknown duration
+                the result is the value itself where ``unit`` is ``share``, else 0.
+            lots: float ``[R]`` in [0, 1), from ``draw_lots``; the place of each value among its ties.
         """
         if self.method == "share":
             known = _watched(self.unit, values, durations_s)
@@ -98,7 +97,7 @@ def fit_value_rule(signal: str, rule: ValueRule, views: Iterable[tuple[np.ndarra
     """
     if rule.method == "share":
         return FittedValueRule(signal=signal, method=rule.method, unit=rule.unit)
-    # By fine bins of duration first: groups are made of whole bins, so one pass is enough.
+    # First count by fine bins of duration: groups are made of whole bins, so one pass is enough.
     counts = np.zeros((_BINS + 1, _BINS), dtype=np.int64)
     for values, durations_s in views:
         row = np.where(_is_unknown(durations_s), _BINS, _bins(durations_s))
@@ -109,7 +108,7 @@ def fit_value_rule(signal: str, rule: ValueRule, views: Iterable[tuple[np.ndarra
     starts = [0, *edges, _BINS]
     rows = [counts[start:stop].sum(axis=0) for start, stop in pairwise(starts)]
     everything = counts.sum(axis=0)
-    # Without views of unknown duration, such a view is compared with all of them.
+    # If no view here has an unknown duration, a later one that has is compared with all views.
     rows.append(counts[_BINS] if counts[_BINS].any() else everything)
     return FittedValueRule(
         signal=signal,
@@ -128,10 +127,10 @@ def apply_value_rules(
     Args:
         rules: of a snapshot or release.
         signal: name of the event's signal.
-        value: in the source's unit.
+        value: in the unit of the data source.
         duration_s: of the item, NaN where unknown.
         item_index: of the event, for its lot.
-        time_ms: of the event, likewise.
+        time_ms: of the event, for its lot.
     """
     for rule in rules:
         if rule.signal == signal:
@@ -156,7 +155,7 @@ def _is_unknown(durations_s: np.ndarray) -> np.ndarray:
 
 
 def _watched(unit: str, values: np.ndarray, durations_s: np.ndarray) -> np.ndarray:
-    """Return the share of the duration; of an unknown one, the value as it is."""
+    """Return the share of the duration; for an unknown duration, the value as it is."""
     if unit == "share":
         return values
     return np.asarray(values / np.where(_is_unknown(durations_s), 1.0, durations_s))

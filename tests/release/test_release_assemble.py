@@ -256,7 +256,7 @@ def test_sources_of_something_else_are_refused(blended, tmp_path, changes, messa
 def test_features_that_tell_missing_sources_apart_are_refused(blended, tmp_path):
     del blended["sources"]
     with pytest.raises(
-        ReleaseError, match=r"tells the sources \['tower', 'ease'\] apart, sources/sources.json is missing"
+        ReleaseError, match=r"candidate generators \['tower', 'ease'\], but sources/sources.json is missing"
     ):
         assemble_into(tmp_path / "out", blended)
 
