@@ -1,7 +1,7 @@
-"""Popularity rankings from events alone: what every stage of the funnel has to beat.
+"""Popularity rankings from events alone: the baselines that every stage of the funnel has to beat.
 
-Written apart from ``stages.features``, so that a fault there cannot flatter the funnel here; only what a touch is, both
-take from ``stages.contracts.touches``.
+Written apart from ``stages.features``, so that a fault there cannot flatter the funnel here; the two share only the
+definition of a touch (``stages.contracts.touches``).
 Legend: Q requests, N items, T first touches.
 """
 
@@ -57,7 +57,7 @@ class FirstTouches:
 
 
 class _Scores:
-    """Decayed counts that advance by first touches."""
+    """Decayed counts of first touches, advanced in time order."""
 
     def __init__(self, touches: FirstTouches, n_items: int, half_life_ms: float | None) -> None:
         self.touches, self.half_life_ms = touches, half_life_ms
@@ -71,7 +71,7 @@ class _Scores:
         self._reference_ms = time_ms
 
     def decay(self, time_ms: int) -> float:
-        """What a touch at the reference time weighs at ``time_ms``."""
+        """Weight at ``time_ms`` of a touch at the reference time."""
         if self.half_life_ms is None:
             return 1.0
         return float(np.exp2((self._reference_ms - time_ms) / self.half_life_ms))
@@ -102,18 +102,18 @@ def popularity_rankings(
 ) -> Iterator[RankedTable]:
     """Rank the catalogue by first touches strictly before each request.
 
-    Items that the user has touched and items not yet born are left out; ties go to the lower item
-    index. A touch counts 1, or 2 ** (-age / half-life).
+    Items that the user has touched and items not yet available are left out; ties go to the lower item index. A touch
+    counts 1, or 2 ** (-age / half-life).
 
-    Within a block of requests only a pool of items can be answered, because counts never fall
-    and decay does not change the order: the best at the start of the block, those touched in it
-    and those born in it. So a request costs the pool, not the catalogue.
+    Within a block of requests, counts never fall and decay does not change the order. So only a pool of items can be
+    answered: the best at the start of the block, those touched in it and those that become available in it. The cost of
+    a request grows with the pool, not with the catalogue.
 
     Args:
         touches: first touches of all events.
         requests: sorted by time.
-        available_from_ms: int64 ``[N]``, from when on each item may be recommended: its birth, or never.
-        k: answers a request.
+        available_from_ms: int64 ``[N]``, from when on each item may be recommended: its creation time, or never.
+        k: items per request.
         half_life_ms: of a touch's weight; None counts all touches alike.
 
     Yields:

@@ -1,6 +1,6 @@
 """The evaluation step: every stage on the same held-out requests, in one stage ledger.
 
-``ledger.json`` is data, ``ledger.md`` the same as people read it. Each row is compared, request by
+``ledger.json`` holds the data, ``ledger.md`` the same as a readable page. Each row is compared, request by
 request, with the row before it. A ranking stage that does not gain is bypassed: the ledger's entry
 ``served`` names the row that a release answers with, and ``held_out.parquet`` holds its results request by
 request, so that releases can be compared.
@@ -43,14 +43,14 @@ class EvaluationConfig(Config):
     """How the ledger is made.
 
     Attributes:
-        ks: cut-offs, increasing; the first one is the headline's.
+        ks: cut-offs, increasing; the headline metric uses the first one.
         candidate_k: deeper cut-off at which recall alone is measured.
         bootstrap_samples: of each interval.
         seed: of the bootstrap.
         half_life_days: of a touch's weight in the ``trending`` baseline.
         bypass: ``not_gaining`` bypasses a ranking stage whose interval is not above zero or that chose 0 epochs,
             ``never`` serves whatever ``funnel.stages`` asks for.
-        stages: the ranking stages that are asked for; a recipe says it in ``funnel.stages``.
+        stages: the requested ranking stages; a recipe sets them in ``funnel.stages``.
     """
 
     ks: tuple[int, ...] = (10, 20)
@@ -99,7 +99,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
     snapshot = Snapshot(inputs["snapshot"])
     events = snapshot.events()
     touches = FirstTouches(events, snapshot.meta.touching)
-    # What training knew: by part and not by time, for some splits let the parts overlap in time.
+    # What training knew: chosen by ``part`` and not by time, since the parts of some splits overlap in time.
     known = FirstTouches(events.take(events.part != PART_EVALUATION), snapshot.meta.touching)
     items = snapshot.items()
     requests = _held_out(snapshot, touches, known, len(items))
@@ -174,7 +174,7 @@ def _rankings(
 
 
 def _baselines(inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Return what ``rank_baselines`` says of its rankings: ``rows``, and reasons in ``left_out``."""
+    """Return the output of ``rank_baselines``: names of its rankings in ``rows``, and reasons in ``left_out``."""
     if "baselines" not in inputs:
         return {"rows": [], "left_out": {}}
     found: dict[str, Any] = read_json(inputs["baselines"] / BASELINES_FILE)
@@ -182,7 +182,7 @@ def _baselines(inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _read(kind: type[RankedTable] | type[CandidateTable], path: Path, held: HeldOut) -> RankedTable | CandidateTable:
-    """Read a stage's answers; answers to none of the held-out requests are a fault, not a zero."""
+    """Read a stage's answers; a table without any held-out request is an error, not a score of 0."""
     table = kind.read(path)
     if not np.isin(held.request_id, table.request_id).any():
         raise DataError(f"{path}: {len(table)} rows, none for the {len(held)} held-out requests")
@@ -213,8 +213,8 @@ def _ledger_row(
 def _against(name: str, rows: Mapping[str, RowMeasures], stages: tuple[str, ...]) -> str | None:
     """Return the row to compare with, None for the first.
 
-    A ranking stage is compared with the nearest row before it that there is and that would be served, every other row
-    with the most popular items.
+    A ranking stage is compared with the nearest earlier row that exists and would be served, every other row with the
+    most popular items.
     """
     if name not in RANKING_STAGES:
         return None if name == POPULARITY else POPULARITY
@@ -248,7 +248,7 @@ def _counts(requests: _Requests, head: np.ndarray) -> dict[str, int]:
 
 
 def history_slices(history_length: np.ndarray) -> dict[str, np.ndarray]:
-    """Return which requests, bool ``[Q]``, have a history of which length, by the names of the ledger's slices.
+    """Return a mask of requests, bool ``[Q]``, for each slice of history lengths, by the ledger's slice names.
 
     Args:
         history_length: int64 ``[Q]``, items that each request's user touched before it.

@@ -1,4 +1,4 @@
-"""Full-ranking metrics, one value a request.
+"""Full-ranking metrics, one value per request.
 
 Every metric is computed over the whole catalogue: an item that a stage did not rank counts as
 missed, and nothing is sampled. Legend: Q requests, N items, R ranked rows, T targets, K cut-off.
@@ -19,7 +19,7 @@ from stages.contracts.top_k import top_k
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Requests and what each of them should have found.
+    """Held-out requests and their targets.
 
     Attributes:
         request_id: int64 ``[Q]``, strictly increasing; each has at least one target.
@@ -74,7 +74,7 @@ class JudgedRanking:
     """A stage's answers to the held-out requests, each row marked with its target's relevance.
 
     Attributes:
-        held: what was asked for.
+        held: the requests and their targets.
         position: int64 ``[R]``, row of ``held.request_id``.
         item_index: int64 ``[R]``.
         rank: int32 ``[R]``, 0-based.
@@ -93,7 +93,7 @@ class JudgedRanking:
 
 
 def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
-    """Match ranked rows with targets; rows of requests that are not held out are left aside.
+    """Match ranked rows with targets; rows of requests that are not held out are ignored.
 
     Raises:
         DataError: if an item is outside the catalogue or answered twice in one request, or two
@@ -135,7 +135,7 @@ def recall_at(judged: JudgedRanking, k: int) -> np.ndarray:
 
 
 def precision_at(judged: JudgedRanking, k: int) -> np.ndarray:
-    """Targets among the first ``k`` answers over ``k``, float64 ``[Q]``; a short answer pays for it."""
+    """Targets among the first ``k`` answers over ``k``, float64 ``[Q]``; missing answers count as misses."""
     hits = (judged.relevance > 0).astype(np.float64)
     return judged.per_request(hits, judged.rank < k) / k
 
@@ -195,12 +195,12 @@ def popularity_share(shown: np.ndarray, head: np.ndarray) -> float:
 def popular_head(counts: np.ndarray, share: float = 0.01) -> np.ndarray:
     """Mark the most popular ``share`` of the catalogue, at least one item, bool ``[N]``.
 
-    One per cent, not the twenty of the paper cited above: lists of ten out of catalogues of
-    thousands to millions lie in the top fifth whoever makes them, and the share would always be
-    near 1. Ties go to the lower item index.
+    The default is 1%, not the 20% of the paper that ``popularity_share`` cites: in catalogues of thousands to millions
+    of items any ranker's lists of ten lie in the top fifth, and the share would always be near 1. Ties go to the lower
+    item index.
 
     Args:
-        counts: int ``[N]``, first touches of each item in the training parts.
+        counts: int ``[N]``, first touches of each item in the training periods.
         share: share of N, in (0, 1].
     """
     size = max(1, int(np.ceil(len(counts) * share)))

@@ -46,7 +46,7 @@ th:first-child, td:first-child { text-align: left } th { background: #f5f5f5 }
 
 
 def main_table(ledger: Mapping[str, Any]) -> Table:
-    """Return (header, rows) of the ledger: a row a stage, with its gain and verdict."""
+    """Return (header, rows) of the ledger: one row per stage, with its gain and verdict."""
     k, last = ledger["config"]["ks"][0], ledger["config"]["ks"][-1]
     wanted = (f"ndcg@{k}", f"recall@{k}", f"recall@{last}", f"recall@{ledger['config']['candidate_k']}")
     names = list(dict.fromkeys((*wanted, f"mrr@{k}", f"hit_rate@{k}", f"coverage@{k}", f"popularity_share@{k}")))
@@ -78,7 +78,7 @@ def interval_text(gain: Mapping[str, Any]) -> str:
 
 
 def served_notes(ledger: Mapping[str, Any]) -> list[str]:
-    """Return the sentences that say which row a release answers with and what it bypasses; none of old ledgers."""
+    """Return the sentences that say which row a release answers with and what it bypasses; none for old ledgers."""
     served = ledger.get("served")
     if served is None:
         return []
@@ -124,7 +124,7 @@ def render_ledger(ledger: Mapping[str, Any]) -> str:
 
 
 def write_html(ledger: Mapping[str, Any], path: Path) -> None:
-    """Write the ledger as one HTML file that loads nothing from anywhere."""
+    """Write the ledger as one HTML file without external resources."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     page = environment.from_string(_PAGE).render(
         stages=main_table(ledger),

@@ -19,7 +19,7 @@ from stages.evaluation.metrics import HeldOut
 from stages.evaluation.report import interval_text, verdict_text
 
 RETRIEVAL = "candidates"
-"""The row that is served where no ranking stage is."""
+"""The row that is served where no ranking stage is in use."""
 
 
 def choose_served(
@@ -27,10 +27,10 @@ def choose_served(
 ) -> dict[str, Any]:
     """Return the ledger's entry ``served``: its row, the stages in use and the reasons of those bypassed.
 
-    A stage is kept if its interval lies above zero. One that reads the scores of an earlier stage re-ranks what that
-    one passes on: where the earlier one is bypassed for its results the later one is too, so that the served row is
-    always one that was measured. A recipe that asks for the later one alone gets it: then only the order and the cut
-    of the earlier one are left out.
+    A stage is kept if its interval lies above zero. A stage that reads the scores of an earlier stage re-ranks the
+    items that the earlier stage passes on. Where the earlier stage is bypassed for its results, the later one is
+    bypassed too, so that the served row is always one that was measured. A recipe may still request the later stage
+    alone: then only the order and the cut of the earlier stage are left out.
 
     Args:
         rows: of the ledger.
@@ -61,7 +61,7 @@ def _reason(
     bypassed: Mapping[str, str],
     untrained: Mapping[str, str],
 ) -> str | None:
-    """Return why a stage does not earn its place, None if it does."""
+    """Return why a stage is bypassed, None if it is kept."""
     for earlier in RANKING_STAGES[stage].reads:
         if earlier in stages and earlier in bypassed:
             return f"reads the scores of the {earlier} ranker, which is bypassed"
@@ -73,7 +73,7 @@ def _reason(
 
 
 def untrained_stages(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Return why each stage whose training chose to stay untrained did so, by name.
+    """Return the reason by name of each stage whose training chose 0 epochs.
 
     Raises:
         ReleaseError: if a stage's summary is not readable.
@@ -97,7 +97,7 @@ def untrained_stages(inputs: Mapping[str, Path]) -> dict[str, str]:
 def judged_requests(
     snapshot: Snapshot, item_id: np.ndarray, table: RequestTable, held: HeldOut, metric: str, value: np.ndarray
 ) -> JudgedRequests:
-    """Return the served row's results by requests that another release can recognise.
+    """Return the served row's results, with request keys that are the same in every release.
 
     Args:
         snapshot: where the user ids are.
@@ -108,7 +108,7 @@ def judged_requests(
         value: float64 ``[Q]``.
 
     Raises:
-        DataError: if there is not one value a request.
+        DataError: if there is not one value per request.
     """
     if not len(value) == len(table) == len(held):
         raise DataError(f"judged requests: {len(value)} values for {len(table)} requests")
