@@ -15,9 +15,9 @@ class NetworkConfig(Config):
     Attributes:
         cross_layers: explicit feature-crossing layers.
         cross_rank: rank of each cross layer's matrix, or None for a full one.
-        deep_layers: widths of the deep part.
-        structure: whether the deep part reads the input (``parallel``) or the crosses (``stacked``).
-        dropout: share of the deep part's units dropped in training.
+        deep_layers: widths of the deep network.
+        structure: whether the deep network reads the input (``parallel``) or the crosses (``stacked``).
+        dropout: share of the deep network's units dropped in training.
     """
 
     cross_layers: int = Field(default=2, ge=0)

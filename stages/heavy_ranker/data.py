@@ -1,4 +1,4 @@
-"""What the heavy ranker reads: the rows that the light ranker passes on, as whole requests.
+"""The heavy ranker's inputs: the rows that the light ranker passes on, as whole requests.
 
 Shapes: R example rows, Q requests, M chosen rows, B requests of a batch, K rows of the longest of
 them, D vector dimensions, F ranking features, W = F + 2 + 3D input width, T tasks.
@@ -85,7 +85,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class HeavyData:
-    """Everything that an input row is made of.
+    """The data that input rows are made from.
 
     Attributes:
         examples: R rows.
@@ -160,7 +160,7 @@ class HeavyData:
             yield self.batch(lists, order[start : start + size])
 
     def moments(self, lists: Lists) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation ``[W]`` over all rows; 1 instead of 0 where nothing varies."""
+        """Return mean and standard deviation ``[W]`` over all rows; the deviation of a constant column is 1."""
         total, squares = np.zeros(self.width), np.zeros(self.width)
         shift = self.inputs(lists, 0).mean(axis=0, dtype=np.float64)
         for request in range(len(lists)):

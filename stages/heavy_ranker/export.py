@@ -1,8 +1,8 @@
 """Export the heavy ranker to ONNX.
 
-The ``torch.export`` based exporter is used: the TorchScript one is deprecated since torch 2.9. What
-it records about the source (stack traces with file names) is removed, so that the file's hash does
-not depend on where the code lies.
+The ``torch.export`` based exporter is used: the TorchScript one is deprecated since torch 2.9. The exporter's records
+of the source code (stack traces with file names) are removed, so that the file's hash does not depend on where the code
+lies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the heavy ranker minimises.
+"""The losses of the heavy ranker.
 
 Shapes: B requests, K candidates of a request (padded), T tasks.
 """
@@ -24,9 +24,9 @@ def log_score(logits_BKT: Tensor, log_weights_T: Tensor) -> Tensor:
 def listwise_loss(log_score_BK: Tensor, relevance_BK: Tensor, mask_BK: Tensor) -> Tensor:
     """Return the cross-entropy between the shares of relevance and the shares of the score.
 
-    A candidate's share is its combined score over the sum of its request's: the listwise loss of Bai
-    et al. (2023), which pulls no probability away from where the pointwise loss puts it, since only
-    ratios count. Requests without a relevant row are left out; 0 if there is none at all.
+    A candidate's share is its combined score divided by the sum of its request's scores: the listwise loss of Bai et
+    al. (2023). Only ratios count, so it does not pull a probability away from where the pointwise loss puts it.
+    Requests without a relevant row are left out; the loss is 0 if no request has one.
     """
     total_B = relevance_BK.sum(dim=1)
     log_share_BK = log_score_BK.masked_fill(mask_BK == 0, -torch.inf).log_softmax(dim=1).masked_fill(mask_BK == 0, 0.0)

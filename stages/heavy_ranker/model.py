@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stages.heavy_ranker.config import NetworkConfig
 
 _CLIP = 8.0
-"""Standardised inputs are cut here, so that an outlier at serving time cannot blow up the crosses."""
+"""Standardised inputs are clipped to this size, so that an outlier at serving time cannot blow up the cross layers."""
 
 
 class CrossLayer(nn.Module):  # type: ignore[misc]
@@ -62,8 +62,8 @@ class HeavyRanker(nn.Module):  # type: ignore[misc]
     """An ensemble of DCN-v2 networks, each a correction of the Platt-scaled light score.
 
     ``logit_t = slope_t * light_score + bias_t + network_t(standardised input)``; the exported
-    probabilities are the sigmoid of the networks' mean logit. The standardisation is part of the
-    model, so that serving hands over raw features.
+    probabilities are the sigmoid of the networks' mean logit. The standardisation is part of the model, so that serving
+    passes raw features.
 
     Args:
         mean, std: float ``[W]`` of the training rows.

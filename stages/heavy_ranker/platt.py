@@ -12,8 +12,8 @@ _SMALLEST_SLOPE = 1e-2
 def platt_scaling(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Fit ``P(label) = sigmoid(slope * score + bias)`` by Newton's method (Platt, 1999).
 
-    Labels are smoothed as Platt proposes, so that separable or one-sided data stay finite. The slope
-    is kept above zero: a light score that says nothing about a task must not turn its order around.
+    Labels are smoothed as Platt proposes, so that the fit stays finite on separable or one-sided data. The slope is
+    kept above zero: a light score that is unrelated to a task must not reverse its order.
 
     Args:
         scores: float ``[n]``.

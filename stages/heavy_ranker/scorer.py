@@ -1,4 +1,4 @@
-"""The heavy ranker at serving time: ONNX Runtime on one thread, nothing of training."""
+"""The heavy ranker at serving time: ONNX Runtime on one thread, no training code."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class HeavyScorer:
                 weights that the model was trained for.
 
         Raises:
-            ReleaseError: if a file is missing or unreadable, was trained on other features, or the
-                objective names an unknown task or weighs nothing.
+            ReleaseError: if a file is missing or unreadable, was trained on other features, or the objective names an
+                unknown task or has no weight other than 0.
         """
         summary = read_summary(directory / META_FILE, HeavySummary)
         if summary.feature_schema_hash != feature_schema_hash:
@@ -89,7 +89,7 @@ class HeavyScorer:
         return scores
 
     def score_rows(self, inputs: RankingInputs, rows: np.ndarray) -> np.ndarray:
-        """Return float32 ``[m]`` scores of int64 ``[m]`` rows of a request; the light ranker has scored them before."""
+        """Return float32 ``[m]`` scores of int64 ``[m]`` rows of a request, which the light ranker scored before."""
         light_scores, light_ranks = inputs.scores[LIGHT][rows], inputs.ranks[LIGHT][rows]
         vectors_mD = inputs.vectors(rows)
         return self.score(heavy_features(inputs.features[rows], light_scores, light_ranks, inputs.query, vectors_mD))

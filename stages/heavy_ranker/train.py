@@ -1,4 +1,4 @@
-"""Train the heavy ranker: multi-task DCN-v2 on what the light ranker passes on.
+"""Train the heavy ranker: multi-task DCN-v2 on the rows that the light ranker passes on.
 
 R example rows, Q requests, M rows of chosen requests, T tasks.
 """
@@ -32,8 +32,8 @@ from stages.heavy_ranker.scorer import META_FILE, MODEL_FILE, HeavyScorer
 def train_heavy(config: HeavyRankerConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Train the heavy ranker, export it and re-rank the evaluation requests with the exported model.
 
-    Epoch 0 is the light ranker's own order. The number of epochs is the one with the best NDCG@10 on
-    the latest ranker requests, 0 included; then the model is trained for that long on all of them.
+    Epoch 0 is the light ranker's own order. The number of epochs is the one with the best NDCG@10 on the latest ranker
+    requests, 0 included; then a model is trained for that many epochs on all ranker requests.
 
     Args:
         config: see ``HeavyRankerConfig``.
@@ -117,7 +117,7 @@ def check_positives(data: HeavyData, lists: Lists, tasks: tuple[Task, ...]) -> N
     """Refuse a task that cannot be learnt.
 
     Raises:
-        DataError: naming each task without a positive and the rows looked at.
+        DataError: naming each task without a positive and the number of rows.
     """
     counts = data.examples.labels[lists.rows].sum(axis=0)
     missing = [task.name for task, count in zip(tasks, counts, strict=True) if count == 0]
@@ -133,7 +133,7 @@ class Trainer:
 
     Args:
         config: see ``HeavyRankerConfig``.
-        data: what the lists point into.
+        data: the rows that the lists refer to.
         weights: float ``[T]``, the objective.
     """
 
@@ -197,7 +197,7 @@ class Trainer:
         return model
 
     def _epochs(self, model: HeavyRanker, lists: Lists, numbers: Iterable[int]) -> Iterator[int]:
-        """Train one epoch a time and yield its number; dropout does not touch the caller's generator."""
+        """Train one epoch at a time and yield its number; dropout does not touch the caller's generator."""
         matrices = [parameter for name, parameter in model.named_parameters() if name.endswith("weight")]
         others = [parameter for name, parameter in model.named_parameters() if not name.endswith("weight")]
         optimizer = torch.optim.AdamW(
@@ -224,7 +224,7 @@ class Trainer:
             optimizer.step()
 
     def _loss(self, logits_BKT: Tensor, labels_BKT: Tensor, relevance_BK: Tensor, mask_BK: Tensor) -> Tensor:
-        # A task that the objective punishes has no place in a share of the score: only BCE trains it.
+        # A task with a negative weight cannot be part of a share of the score: only BCE trains it.
         log_weights = self.weights.clamp_min(0.0).log().to(self.device)
         pointwise = pointwise_loss(logits_BKT, labels_BKT, mask_BK)
         listwise = listwise_loss(log_score(logits_BKT, log_weights), relevance_BK, mask_BK)

@@ -15,7 +15,7 @@ class LightRankerConfig(Config):
         threads: LightGBM threads for training; the scorer always uses one. More than one only pays on
             idle cores: its threads wait for each other by spinning.
         folds: user folds that choose the number of rounds and give out-of-fold scores.
-        negatives_per_request: negatives kept a training request, or None for all; sampled at random.
+        negatives_per_request: negatives kept per training request, or None for all; sampled at random.
         max_rounds: largest number of boosting rounds.
         patience: rounds without a better mean NDCG@10 of the folds before they stop growing.
         learning_rate: shrinkage of each round.

@@ -1,4 +1,4 @@
-"""The light ranker at serving time: LightGBM's text model, one thread, nothing of training."""
+"""The light ranker at serving time: LightGBM's text model, one thread, no training code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LightScorer:
         Args:
             directory: a finished ``train_light`` directory or a release.
             feature_schema_hash: hash of the features that the caller computes.
-            objective: not read: the model scores relevance as it was trained for.
+            objective: unused: the model scores the relevance that it was trained on.
 
         Raises:
             ReleaseError: if a file is missing or unreadable, or was trained on other features.

@@ -35,7 +35,7 @@ class TrainingSet:
     Attributes:
         rows: int64 ``[M]`` positions in the examples: every candidate of every usable request.
         request_id, user_index: int64 ``[M]``.
-        grade: int32 ``[M]``, 0 = not wanted, then one grade for each distinct relevance.
+        grade: int32 ``[M]``, 0 = not relevant, then one grade for each distinct relevance.
         sampled: bool ``[M]``, false for negatives that training leaves out.
         gains: relevance of each grade.
     """
@@ -51,10 +51,10 @@ class TrainingSet:
 def train_light(config: LightRankerConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Train LambdaRank (Burges, 2010) and write the model, its scores and the evaluation rankings.
 
-    The number of rounds is chosen by cross-validation over users, then the model is fitted on all of
-    the ranker part. Rows of a user that took part in training get their score from the fold whose
-    model never saw that user, so that the heavy ranker learns from scores as they will be at serving
-    time. Their own NDCG is a little too good: the number of rounds was chosen by it.
+    The number of rounds is chosen by cross-validation over users, then the model is fitted on the whole ranker period.
+    Rows of a user in the training set get their score from the fold whose model never saw that user, so that the heavy
+    ranker learns from scores as they will be at serving time. The NDCG of these scores is a little too good: the number
+    of rounds was chosen by it.
 
     Args:
         config: see ``LightRankerConfig``.
@@ -63,8 +63,8 @@ def train_light(config: LightRankerConfig, inputs: Mapping[str, Path], directory
             ``ranked.parquet`` (evaluation requests).
 
     Raises:
-        DataError: if no ranker request has a positive among its candidates, fewer than two users
-            have, or an input is malformed.
+        DataError: if no ranker request has a positive among its candidates, fewer than two users have one, or an input
+            is malformed.
     """
     requests = Snapshot(inputs["snapshot"]).requests()
     examples = Examples.read(inputs["examples"])
@@ -94,7 +94,7 @@ def _part_of_rows(examples: Examples, requests: RequestTable) -> np.ndarray:
 
 
 def select_training(examples: Examples, requests: RequestTable, config: LightRankerConfig) -> TrainingSet:
-    """Choose the requests of the ranker part that have both a history and a positive candidate.
+    """Choose the requests of the ranker period that have both a history and a positive candidate.
 
     Raises:
         DataError: if none is left, with the counts that explain it.
@@ -139,7 +139,7 @@ def _sample(request_id: np.ndarray, positive: np.ndarray, negatives: int | None,
 
 @dataclass(frozen=True)
 class Folds:
-    """One model a fold of users, grown side by side.
+    """One model per fold of users, all grown round by round.
 
     Attributes:
         boosters: K models; each may hold more rounds than are used.
