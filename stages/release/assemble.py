@@ -1,4 +1,4 @@
-"""Assemble one release: copy the parts, check that they belong together, write the manifest last."""
+"""Assemble one release: copy the artifacts, check that they belong together, write the manifest last."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ RELEASE_DIRECTORY = "release"
 
 
 class AssembleConfig(Config):
-    """What the release is made of besides its parts.
+    """What the release is made of besides its artifacts.
 
     Attributes:
-        funnel: sizes, stages asked for, objective weights (empty: those the heavy ranker was trained for). The
-            ledger says which of the stages are served; of the others nothing is in the release.
+        funnel: sizes, requested stages, objective weights (empty: those that the heavy ranker was trained for). The
+            ledger says which of the stages are served; the release holds nothing of the others.
         resolved: the whole resolved configuration of the run, kept in the release.
-        trained_as_of_ms: as-of time of what trained the models, where they are those of an earlier release.
+        trained_as_of_ms: as-of time of the models' training data, int ms UTC, where the models are those of an earlier
+            release.
         fallback_k: length of the popular list.
         fallback_half_life_days: of a touch's weight in the popular list, None counts all alike.
     """
@@ -61,8 +62,8 @@ class AssembleConfig(Config):
 def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Write a release to ``directory / "release"``.
 
-    The id depends on the as-of time, the parts, the funnel and the metrics alone: assembling the
-    same inputs again gives the same id.
+    The id depends only on the as-of time, the artifacts, the funnel and the metrics: assembling the same inputs again
+    gives the same id.
 
     Args:
         config: see ``AssembleConfig``.
@@ -73,8 +74,8 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
         The ledger's metrics, and the release id.
 
     Raises:
-        ReleaseError: if a part is missing, two parts do not belong together, or the ledger serves a stage that
-            the funnel does not ask for.
+        ReleaseError: if an artifact is missing, two artifacts do not belong together, or the ledger serves a stage that
+            the funnel does not request.
         ConfigError: if the funnel names an unknown stage or task.
     """
     funnel, bypassed = _served(config.funnel, inputs)
@@ -107,7 +108,7 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
 
 
 def release_id(body: Mapping[str, Any]) -> str:
-    """Return ``<as-of date, UTC>-<12 hex>``, the hash being over everything the manifest says."""
+    """Return ``<as-of date, UTC>-<12 hex>``, a hash over all other fields of the manifest."""
     date = datetime.fromtimestamp(body["as_of_ms"] / 1000, tz=UTC)
     return f"{date:%Y%m%d}-{sha256_text(canonical_json(dict(body)))[:12]}"
 
@@ -116,8 +117,8 @@ def popular_list(snapshot: Snapshot, k: int, half_life_days: float | None) -> li
     """Return the most popular items as of the snapshot's as-of time, ``{item_id, score}``, best first.
 
     The score of an item is the number of users that touched it (``stages.contracts.touches``), each weighted by
-    2 ** (-age of the first touch / half-life). Items not yet born or withheld are left out; ties go to the lower
-    item index.
+    2 ** (-age of the first touch / half-life). Items that are not yet created, or withheld, are left out; ties go to
+    the lower item index.
     """
     events, items, as_of_ms = snapshot.events(), snapshot.items(), snapshot.meta.borders.as_of_ms
     events = events.take(events.event_time_ms < as_of_ms)
@@ -137,7 +138,7 @@ def _served(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> tuple[FunnelSpec,
         raise ConfigError(f"funnel.stages: unknown {unknown}, allowed are {list(RANKING_STAGES)}")
     ledger = read_json(inputs["evaluate"] / LEDGER_FILE) if "evaluate" in inputs else {}
     served = ledger.get("served")
-    if served is None:  # a ledger of an older version: what is asked for is served
+    if served is None:  # a ledger of an older version: the requested stages are served
         return funnel, {}
     if not set(served["stages"]) <= set(funnel.stages):
         raise ReleaseError(
@@ -148,7 +149,7 @@ def _served(funnel: FunnelSpec, inputs: Mapping[str, Path]) -> tuple[FunnelSpec,
 
 
 def _check_inputs(artifacts: Sequence[Artifact], inputs: Mapping[str, Path]) -> None:
-    """Refuse inputs that lack a step whose artifacts the release cannot do without."""
+    """Refuse inputs that lack a step whose artifacts the release needs."""
     needed = list(dict.fromkeys(each.step for each in artifacts if each.step and not each.is_optional))
     missing = [name for name in needed if name not in inputs]
     if missing:

@@ -1,11 +1,11 @@
-"""The local cache of releases: whole, verified, read-only, and what an alias pointed at last.
+"""The local cache of releases: complete, verified and read-only; and the release that an alias pointed at last.
 
     <release id>/          a release that was pulled from the registry
     <release id>-<hash>/   a copy of a release directory, by the hash of its manifest
     alias-<name>.json      which release an alias pointed at when it was pulled last
 
-A release appears under its name in one step. Its files are read-only: a server maps the large ones, and whoever
-writes into them changes its answers.
+A release appears under its name in one step. Its files are read-only: a server maps the large ones, so that a write to
+them would change its answers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _logger = logging.getLogger("sluice")
 
 @contextmanager
 def locked(cache_dir: Path) -> Iterator[None]:
-    """Hold the cache for one process; what a killed one left behind is removed."""
+    """Lock the cache for one process; leftovers of a killed process are removed."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     with (cache_dir / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -94,7 +94,7 @@ def copy_release(source: Path, cache_dir: Path) -> VerifiedRelease:
 
 
 def _copied(source: Path, copy: Path) -> VerifiedRelease:
-    # Contents, not permissions. Hard links would not protect: they share what is written.
+    # Contents, not permissions. Hard links would not protect: a write to one file changes the other.
     shutil.copytree(source, copy, copy_function=shutil.copyfile)
     try:
         return verified_release(copy)
@@ -111,12 +111,12 @@ def _checked_name(manifest: ReleaseManifest) -> str:
 
 @dataclass(frozen=True)
 class AliasKey:
-    """What is kept about an alias is for one model.
+    """An alias of one model in one registry.
 
     Attributes:
         alias: its name.
         model: registered model of the funnel.
-        registry: hash that tells the registry's address from another one.
+        registry: hash of the registry's address.
     """
 
     alias: str
@@ -125,7 +125,7 @@ class AliasKey:
 
 
 def remember_alias(cache_dir: Path, key: AliasKey, release_id: str, version: int) -> None:
-    """Keep which release, in ``cache_dir``, an alias points at."""
+    """Record which release in ``cache_dir`` an alias points at."""
     pointed = {"release_id": release_id, "version": version, "pulled_at_ms": time.time_ns() // 1_000_000}
     write_json(_record(cache_dir, key.alias), {**asdict(key), **pointed})
 
@@ -133,7 +133,7 @@ def remember_alias(cache_dir: Path, key: AliasKey, release_id: str, version: int
 def recall_alias(cache_dir: Path, key: AliasKey) -> Path | None:
     """Return the cached release that an alias pointed at when it was pulled last, not verified.
 
-    The same model at another address counts, with a warning: registries move.
+    A record of the same model at another address counts, with a warning: registries move.
 
     Returns:
         Its directory; None if nothing is known of this model's alias or the release is no longer there.
@@ -156,6 +156,6 @@ def _record(cache_dir: Path, alias: str) -> Path:
 
 
 def _protect(directory: Path) -> None:
-    """Take the right to write from every file; the directories keep it, so that they can be removed."""
+    """Make every file read-only; the directories stay writable, so that they can be removed."""
     for path in (directory, *directory.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o444)

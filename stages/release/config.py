@@ -1,4 +1,4 @@
-"""Configuration of the registry; importing it is cheap, for entry points read it."""
+"""Configuration of the registry; importing it is cheap, since entry points read it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class GateConfig(Config):
 
     Attributes:
         metric: held-out metric, as the stage ledger names it.
-        last_row: ledger row to judge; None takes what users are answered with.
+        last_row: ledger row to judge; None takes the served row.
         baseline: ledger row to beat.
         min_gain: the gain must be larger than this.
         champion_tolerance: by how much the ledger's headline metric may lie below the champion's on the requests
@@ -41,11 +41,11 @@ class GateConfig(Config):
 
 @dataclass(frozen=True)
 class Contender:
-    """A release as the comparison sees it.
+    """What the comparison needs of a release.
 
     Attributes:
         manifest: of the release.
-        judged: its held-out requests, None where an older version made it.
+        judged: its results on the held-out requests, None for a release of an older version.
     """
 
     manifest: ReleaseManifest
@@ -60,7 +60,7 @@ class Comparison:
         passes: whether it may take the champion's place.
         reason: in words, with the numbers.
         requests: how many requests both were judged on.
-        metric: what was compared on them, None where nothing was.
+        metric: the metric that was compared on them, None where none was.
         value, champion: its mean and the champion's over those requests.
     """
 
@@ -73,7 +73,7 @@ class Comparison:
 
 
 def read_contender(directory: Path, release_id: str) -> Contender:
-    """Read what a comparison needs from a release's directory, which may hold no more than that.
+    """Read what a comparison needs from a release's directory; no other files need be there.
 
     Raises:
         ReleaseError: if it is another release, or its held-out requests are missing or changed.
@@ -118,10 +118,10 @@ def check_gate(manifest: ReleaseManifest, config: GateConfig) -> float:
 def compare(challenger: Contender, champion: Contender, config: GateConfig) -> Comparison:
     """Compare a release with the champion, request by request.
 
-    Older data never replaces newer. What trained the models counts first: a refresh may have brought the champion's
-    state up to date while its successor trained. On the requests that both were judged on, with the same targets, the
-    mean of the challenger must not lie more than ``config.champion_tolerance`` below the champion's. Where too few are
-    common, newer data passes and equally old data does not.
+    Older data never replaces newer data. The training data count first: a refresh may have brought the champion's state
+    up to date while its successor was training. On the requests that both were judged on, with the same targets, the
+    mean of the challenger must not lie more than ``config.champion_tolerance`` below the champion's. With too few
+    common requests, newer data passes and equally old data does not.
     """
     mine, theirs = challenger.manifest.age, champion.manifest.age
     name = f"the champion {champion.manifest.release_id}"
@@ -158,7 +158,7 @@ def _served_row(manifest: ReleaseManifest, metric: str) -> str:
 def _common(
     challenger: Contender, champion: Contender, config: GateConfig
 ) -> tuple[str, tuple[np.ndarray, np.ndarray] | None]:
-    """Return what stands in the way of a comparison, or the values of the common requests."""
+    """Return why the two cannot be compared, or their values on the common requests."""
     if challenger.judged is None or champion.judged is None:
         without = champion if champion.judged is None else challenger
         return f"{without.manifest.release_id} was made by an older version and has no {HELD_OUT_FILE}", None

@@ -1,4 +1,4 @@
-"""The one door to MLflow: quiet, without telemetry, with our errors."""
+"""The only access to MLflow: quiet, without telemetry, with our own error classes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "true",  # MLflow takes "true" here, not "1"
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its own 7 hide a server that is away for four minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # its own 120 s, four times over, hide a server that says nothing
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its default, 7, hides for four minutes that a server is away
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # its default, 120 s, four times, hides a silent server
 }
 _PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
 _SHUT = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND")
@@ -35,7 +35,7 @@ _MAX_VALUE, _MAX_KEY = 6000, 250
 
 
 def load_mlflow() -> None:
-    """Import MLflow with our switches, which it reads when it is imported; values that the user has set are kept."""
+    """Import MLflow with our settings, which it reads on import; values that the user has set are kept."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
@@ -49,12 +49,12 @@ def open_client(tracking_uri: str, create: bool = True) -> Any:
 
     Args:
         tracking_uri: of the store.
-        create: whether a store on this machine that is not there is made. Only who writes should make one:
-            an empty store in the place of a lost one answers that there is no release.
+        create: whether to create a store on this machine that is missing. Only writers should: an empty store in the
+            place of a lost one would answer that there is no release.
 
     Raises:
         ConfigError: if the store's kind is unknown.
-        RegistryError: if it is not there and must not be made.
+        RegistryError: if it is missing and must not be created.
         TransientError: if the store does not answer.
     """
     load_mlflow()
@@ -78,7 +78,7 @@ def open_client(tracking_uri: str, create: bool = True) -> Any:
 
 
 def opened_late(tracking_uri: str) -> bool:
-    """Return whether opening a store touches it: a database or a directory, not a server, which is asked later."""
+    """Return whether opening a store accesses it: yes for a database or a directory, no for a server."""
     return urlparse(tracking_uri).scheme.partition("+")[0] in _DATABASES or local_path(tracking_uri) is not None
 
 
@@ -88,7 +88,7 @@ def _sqlite_file(tracking_uri: str) -> Path | None:
 
 
 def _check_there(tracking_uri: str, file: Path | None) -> None:
-    """Refuse a store of this machine that is not there, or is locked, before MLflow makes or waits for one."""
+    """Refuse a store on this machine that is missing or locked, before MLflow creates it or waits for it."""
     directory = local_path(tracking_uri)
     if directory is not None and not directory.is_dir():
         raise RegistryError(f"tracking_uri = {tracking_uri!r}: no such directory, hence no champion; a run makes it")
@@ -108,15 +108,15 @@ def _check_there(tracking_uri: str, file: Path | None) -> None:
 
 
 def _check_listening(tracking_uri: str) -> None:
-    """Refuse a database whose server is away at once: MLflow 3.17 would try ten times, for 100 s, and has no switch.
+    """Refuse at once a database whose server is away: MLflow 3.17 would try ten times, for 100 s, and has no setting.
 
-    An address that this cannot read (several hosts, a socket's path) is left to the driver.
+    An address that is not parsed here (several hosts, a socket's path) is left to the driver.
     """
     parsed = urlparse(tracking_uri)
     usual = _PORTS.get(parsed.scheme.partition("+")[0])
     try:
         host, port = parsed.hostname, parsed.port or usual
-    except ValueError:  # no number in the place of the port, as with several hosts
+    except ValueError:  # the port is not a number, as with several hosts
         return
     if usual is None or not host:
         return
@@ -135,7 +135,7 @@ def mlflow_errors(doing: str) -> Iterator[None]:
 
     Raises:
         TransientError: if the store is locked, busy or away.
-        RegistryError: if it lets nobody in.
+        RegistryError: if it refuses access.
         ReleaseError: if what was asked for does not exist or is refused.
     """
     from mlflow.exceptions import MlflowException
@@ -154,7 +154,7 @@ def mlflow_errors(doing: str) -> Iterator[None]:
 
 
 def download(source: str, into: Path, tracking_uri: str) -> Path:
-    """Copy an artifact directory below ``into`` and return where it lies.
+    """Copy an artifact directory below ``into`` and return its path.
 
     Raises:
         ReleaseError: if the artifacts do not exist.

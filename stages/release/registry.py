@@ -1,7 +1,7 @@
 """Releases in MLflow: register, promote, roll back, pull.
 
-One truth: which version of the funnel model carries the alias ``champion``. The stages' own models
-are registered for lineage only, and nobody serves from them.
+The version of the funnel model with the alias ``champion`` is the one that is served. The stages' own models are
+registered for lineage only and never served.
 
 A release is logged to one MLflow run and becomes a model version only when all of it is there, so a
 version is never half a release. Moving an alias is one call of the registry, hence one transaction.
@@ -38,7 +38,7 @@ from stages.release.runs import lineage, log_release, page_of_runs
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 FORCED = "forced"
-"""Tag of a model version that was promoted past the gate; it says over which champion."""
+"""Tag of a model version that was promoted without passing the gate; its value is the champion that it replaced."""
 
 _RELEASE_ID = re.compile(r"\d{8}-[0-9a-f]{12}")
 
@@ -66,12 +66,12 @@ class RegisteredRelease:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What became of a challenge.
+    """The outcome of a challenge.
 
     Attributes:
         release: the challenger, with the aliases that it has now.
         promoted: whether it is the champion.
-        comparison: with the champion that there was.
+        comparison: with the champion at that time.
     """
 
     release: RegisteredRelease
@@ -93,8 +93,7 @@ class Promotion:
 class ReleaseRegistry:
     """The releases of one funnel in MLflow.
 
-    A store on this machine, or a database, is opened when it is first asked; only ``register`` makes one that is
-    not there.
+    A store on this machine, or a database, is opened on first use; only ``register`` creates a missing one.
     """
 
     def __init__(self, config: RegistryConfig) -> None:
@@ -123,8 +122,7 @@ class ReleaseRegistry:
     ) -> RegisteredRelease:
         """Log a release to MLflow and make it the challenger.
 
-        A release that is registered already is returned as it is; a registration that broke off is
-        taken up again in its run.
+        A release that is registered already is returned as it is; an interrupted registration is continued in its run.
 
         Args:
             release_dir: a complete release.
@@ -171,8 +169,8 @@ class ReleaseRegistry:
     ) -> Promotion:
         """Make a registered release the champion if it passes the gate and is no worse than the champion.
 
-        The champion before it keeps the alias ``previous``. That alias is set first: whoever is
-        killed in between leaves the old champion in place.
+        The old champion gets the alias ``previous``. That alias is set first: if the process is killed in between, the
+        old champion stays in place.
 
         Args:
             reference: version, release id or alias.
@@ -181,7 +179,7 @@ class ReleaseRegistry:
 
         Raises:
             GateError: if it does not pass the gate against the baseline.
-            ReleaseError: if it does not exist, its artifacts are corrupt, or its features are other code's.
+            ReleaseError: if it does not exist, its artifacts are corrupt, or other code computed its features.
         """
         target = self.resolve(reference)
         manifest = self._verified(target)
@@ -204,11 +202,11 @@ class ReleaseRegistry:
         try:
             theirs = self._contender(champion)
         except ReleaseError as error:
-            raise ReleaseError(f"the champion cannot be compared with: {error}; {BY_HAND}") from None
+            raise ReleaseError(f"cannot compare with the champion: {error}; {BY_HAND}") from None
         return compare(mine, theirs, gate)
 
     def _contender(self, release: RegisteredRelease) -> Contender:
-        """Read what the comparison needs of a release, and no more of it than that."""
+        """Read only what the comparison needs of a release."""
         local = local_path(release.source)
         if local is not None:
             return read_contender(local, release.release_id)
@@ -233,7 +231,7 @@ class ReleaseRegistry:
         """Make the champion before this one the champion again.
 
         Raises:
-            ReleaseError: if there is none, its artifacts are corrupt, or its features are other code's.
+            ReleaseError: if there is none, its artifacts are corrupt, or other code computed its features.
         """
         aliases = self._aliases()
         previous = aliases.get(PREVIOUS)
@@ -249,7 +247,7 @@ class ReleaseRegistry:
         """Return the registered release behind a version, a release id or an alias.
 
         Raises:
-            ReleaseError: if there is none; the message says what there is.
+            ReleaseError: if there is none; the message lists the registered ones.
         """
         releases = self.list()
         for release in releases:
@@ -262,15 +260,15 @@ class ReleaseRegistry:
         )
 
     def pull(self, reference: str | int, cache_dir: Path) -> Path:
-        """Return where a verified local copy of a release lies, see ``pull_verified``."""
+        """Return the path of a verified local copy of a release, see ``pull_verified``."""
         return self.pull_verified(reference, cache_dir).directory
 
     def pull_verified(self, reference: str | int, cache_dir: Path) -> VerifiedRelease:
         """Return a verified local copy of a release, ``cache_dir / release_id``; each file of it was hashed once.
 
         A cached copy is verified and used again, or replaced if it is corrupt. Processes that pull
-        at the same time wait for one another. Its files are read-only. What an alias pointed at is
-        kept beside it, see ``last_pulled``.
+        at the same time wait for one another. The copy's files are read-only. The release that an alias pointed at is
+        recorded beside it, see ``last_pulled``.
 
         Raises:
             ReleaseError: if the release does not exist or its artifacts are corrupt; then nothing
@@ -306,7 +304,7 @@ class ReleaseRegistry:
         return AliasKey(alias, self.config.model_name, sha256_text(redacted(self.config.tracking_uri)))
 
     def _verified(self, release: RegisteredRelease) -> ReleaseManifest:
-        """Return the manifest of a release that may serve: its parts are whole, and of this code."""
+        """Return the manifest of a release that may be served: its artifacts are intact and made by this code."""
         local = local_path(release.source)
         if local is not None:
             return _check_servable(local, release)
@@ -321,7 +319,7 @@ class ReleaseRegistry:
         return str(found.experiment_id)
 
     def _add_versions(self, manifest: ReleaseManifest, run: Any) -> Any:
-        """Register the stages' models, then the funnel's: its version says that all is there."""
+        """Register the stages' models, then the funnel's: its version marks the registration as complete."""
         for suffix in lineage(manifest):
             self._add_version(f"{self.config.model_name}-{suffix}", manifest, run)
         return self._add_version(self.config.model_name, manifest, run)
@@ -343,7 +341,7 @@ class ReleaseRegistry:
         return found
 
     def _version_of(self, model: str, release_id: str) -> Any | None:
-        """Return the first version of a release: two writers at once still agree on one."""
+        """Return the first version of a release, so that concurrent writers agree on one."""
         found = self._client.search_model_versions(f"name = '{model}' and tags.release_id = '{release_id}'")
         return min(found, key=lambda version: int(version.version), default=None)
 

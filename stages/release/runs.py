@@ -1,4 +1,4 @@
-"""One MLflow run a release: parameters, metrics, tags and the release directory as artifacts."""
+"""One MLflow run per release: parameters, metrics, tags and the release directory as artifacts."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def log_release(
 ) -> Any:
     """Log a release and return its finished run, with all of the artifacts in it.
 
-    A run that an earlier registration of the same release left unfinished is used again: what it
-    has is kept, what it lacks is added, artifacts are written over.
+    A run that an earlier registration of the same release left unfinished is used again: its values are kept, missing
+    ones are added, artifacts are overwritten.
 
     Args:
         client: an ``MlflowClient``.
@@ -67,8 +67,8 @@ def lineage(manifest: ReleaseManifest) -> list[str]:
 def page_of_runs(client: Any, experiment: str, server: str) -> str:
     """Return the address of MLflow's page that lists the runs of an experiment; nothing is written.
 
-    MLflow 3 opens an experiment on traces, of which a funnel has none, unless the address asks for machine learning.
-    No tag of the experiment changes that.
+    MLflow 3 opens an experiment on its traces unless the address asks for machine learning; a funnel has no traces. No
+    tag of the experiment changes that.
 
     Args:
         client: an ``MlflowClient``.
@@ -90,7 +90,7 @@ def page_of_runs(client: Any, experiment: str, server: str) -> str:
 
 
 def _server_address(server: str) -> str:
-    """Return an address without its closing slash; no password is ever printed with it."""
+    """Return an address without its closing slash; one with a user is refused, so that no password is printed."""
     allowed = "allowed is an address such as http://127.0.0.1:5000"
     try:
         parts = urlsplit(server)
@@ -100,7 +100,7 @@ def _server_address(server: str) -> str:
     if not whole:
         raise ConfigError(f"server = {redacted(server)!r}: {allowed}")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ConfigError(f"server = {redacted(server)!r}: without user, query and fragment; {allowed}")
+        raise ConfigError(f"server = {redacted(server)!r}: user, query and fragment are not allowed; {allowed}")
     return server.rstrip("/")
 
 

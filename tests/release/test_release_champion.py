@@ -132,6 +132,6 @@ def test_of_a_distant_store_only_what_is_compared_is_copied(registry, challenge,
 def test_a_damaged_champion_is_named_and_can_be_replaced_by_force(registry, challenge):
     champion = challenge(judged(0.2)).release
     (local_path(champion.source) / "held_out.parquet").write_bytes(b"rotten")
-    with pytest.raises(ReleaseError, match=r"the champion cannot be compared with: .*held_out.parquet is missing or"):
+    with pytest.raises(ReleaseError, match=r"cannot compare with the champion: .*held_out.parquet is missing or"):
         challenge(judged(0.9))
     assert registry.promote(2, GATE, force=True).version == 2

@@ -39,7 +39,7 @@ def test_an_address_of_no_server_is_refused(registry, server) -> None:
 
 
 def test_a_password_is_never_printed(registry) -> None:
-    with pytest.raises(ConfigError, match="without user") as refused:
+    with pytest.raises(ConfigError, match="user, query and fragment are not allowed") as refused:
         registry.runs_page("http://me:secret-word@host")
     assert "secret-word" not in str(refused.value)
 
