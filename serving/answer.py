@@ -1,4 +1,4 @@
-"""What the funnel answers, and the trace of a request on its way there."""
+"""The funnel's answer, and the trace of a request through the funnel."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class AnsweredItem:
         rank: position in the answer, from 0.
         source: the candidate generator that it is counted to (see ``stages.candidate.generators.blend``), such as
             ``tower``; ``popular`` for items of the popular list and, without history, for trending items.
-        places: score and rank at each stage that ran; empty unless an explanation was wanted.
-        named_by: score and rank in the list of every generator that holds it; empty unless an explanation was wanted,
-            and where the index is the only generator.
+        places: score and rank at each stage that ran; empty unless an explanation was requested.
+        named_by: score and rank in the list of every generator that returned it; empty unless an explanation was
+            requested, and where the index is the only generator.
     """
 
     item_id: str
@@ -58,15 +58,15 @@ class Answer:
         request_id: a fresh UUID.
         user_id: of the request.
         path: ``funnel``, or ``popular`` for a user without history.
-        time_ms: the moment that the answer is for.
+        time_ms: the request time, int ms UTC.
         items: best first, no duplicates, nothing that the user has seen.
-        counts: how many items were cut where: ``catalogue``, ``withheld_excluded`` (by the item
+        counts: number of items at each step of the funnel: ``catalogue``, ``withheld_excluded`` (by the item
             policy), ``filtered_excluded`` (by the request's filter), ``seen_excluded``,
             ``not_yet_available``, ``retrieved``, ``after_light``, ``after_heavy``, ``filled`` (taken from
             the popular list) and ``returned``; with several generators ``retrieved_<name>``, the items counted to
             each. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
-        explain: whether the request wanted an explanation.
+        explain: whether the request asked for an explanation.
         bypassed: why each ranking stage that the release does not use is bypassed, by name.
     """
 
@@ -82,7 +82,7 @@ class Answer:
     bypassed: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; the explanation only where the request wanted it."""
+        """Return plain JSON values; the explanation only where the request asked for it."""
         body: dict[str, Any] = {
             "release_id": self.release_id,
             "request_id": self.request_id,
@@ -121,7 +121,7 @@ class Trace:
 
     Attributes:
         user: index, below 0 for an unknown user.
-        time_ms: the moment to answer for.
+        time_ms: the request time, int ms UTC.
         seen: int64 items that must not be returned.
         inputs: of the user tower, None without history.
         available_ms: int64 ``[N]``, when each item may be returned; the request's filter is applied.
@@ -129,7 +129,7 @@ class Trace:
         context: one code for each context column.
         request: the input of the generators beside the index; None without any, or without history.
         state_lists: the lists of those generators that read the state.
-        blended: the candidates with the generators that they are from.
+        blended: the candidates, with the generator that each is counted to.
         stages: (stage, its output) of each stage that ran.
         counts, timings_ms: for the explanation.
     """
@@ -150,7 +150,7 @@ class Trace:
     _last: float = field(default_factory=time.perf_counter)
 
     def lap(self, stage: str) -> None:
-        """Book the time since the last lap to ``stage``."""
+        """Add the time since the last lap to that of ``stage``."""
         now = time.perf_counter()
         self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + (now - self._last) * 1000
         self._last = now

@@ -1,4 +1,4 @@
-"""The HTTP surface: four routes and the metrics, one shape for every error.
+"""The HTTP interface: four routes and the metrics, one shape for every error.
 
 An error is ``{"error": {"field", "value", "allowed", "message", "faults"}}``: the first fault, and the
 list of faults. No answer carries a traceback, an address or a path of the server.
@@ -55,7 +55,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
     def recommendations(query: Annotated[RecommendQuery, Query()], request: Request) -> Response:
         """Recommend k items to a user; ``explain=true`` adds score and rank at every stage.
 
-        ``category`` (any of several) and ``max_age_days`` filter what may be answered with.
+        ``category`` (any of several) and ``max_age_days`` filter the items that may be returned.
         """
         _check_repeats(request)
         context = parse_context(query.context)
@@ -81,7 +81,7 @@ def _add_events(app: FastAPI, service: Service) -> None:
         """Take one event or a list; the users' next answers take them into account.
 
         The answer is sent when the events are on the disk. A repeated ``event_id`` changes nothing.
-        One wrong event refuses the whole list.
+        If one event is wrong, the whole list is refused.
         """
         if request.query_params:
             name, value = request.query_params.multi_items()[0]

@@ -13,9 +13,9 @@ from serving.funnel import Funnel
 def replay(funnel: Funnel, posts: Iterable[Post]) -> Counter[str]:
     """Apply every logged event that the release's state does not hold yet, in the log's order.
 
-    An event is applied if it came in while this very release was served, if it is not older than
-    the release's as-of time, or if it came late and the state knows nothing of that user and item.
-    Events of items or signals that the release does not know are left in the log for one that does.
+    An event is applied if it came in while this release was served, if it is not older than the release's as-of time,
+    or if it came late and the state has no touch of that item by that user. Events with items or signals that the
+    release does not know stay in the log for a release that does.
 
     Returns:
         How many events were ``applied``, already ``contained``, or ``unknown`` to the release.
@@ -29,8 +29,8 @@ def replay(funnel: Funnel, posts: Iterable[Post]) -> Counter[str]:
 
 
 def _replay_one(funnel: Funnel, event: Event, same_release: bool) -> str:
-    # The log holds what was accepted once: its times are not judged by the present clock again.
-    # What it says of the moment is kept for a release that reads it.
+    # Logged events were accepted once: their times are not checked against the present clock again.
+    # Their context is not checked either: it stays in the log for a release that reads it.
     if funnel.event_faults(replace(event, context={}), event.event_time_ms):
         return "unknown"
     fresh = same_release or event.event_time_ms >= funnel.release.manifest.as_of_ms

@@ -1,4 +1,4 @@
-"""What time it is for the funnel: the machine's time, or the time of old data running on."""
+"""The funnel's clock: the machine's, or one that starts at the time of old data and runs on."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def choose_clock(
     Args:
         kind: ``ServeConfig.clock``.
         as_of_ms: as-of time of the release.
-        newest_event_ms: time of the newest logged event; time does not go back behind it. One that is
-            later than the machine's time does not count.
-        before: clock of the release before; a data clock does not go back behind another one.
+        newest_event_ms: time of the newest logged event; the clock does not start before it. One that is later than the
+            machine's time counts as the machine's time.
+        before: clock of the release before; a data clock does not start before the time of another one.
     """
     now_ms = wall_clock_ms()
     stale = now_ms - as_of_ms > STALE_MS

@@ -19,7 +19,7 @@ class ServeConfig(Config):
         cache_dir: pulled releases are kept here.
         data_dir: the event log is kept here.
         poll_seconds: how often the alias is checked for a new release; 0 never checks.
-        max_clock_skew_ms: how far in the future an event may claim to be; it then counts as now.
+        max_clock_skew_ms: how far in the future the time of an event may lie; it then counts as now.
         clock: ``wall`` is the machine's clock. ``data`` starts at the release's as-of time (or at
             the newest logged event) and runs on from there: for releases trained on old data,
             whose decayed counters would all be zero by the machine's clock. ``auto`` takes

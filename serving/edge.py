@@ -1,4 +1,4 @@
-"""The outermost layer over HTTP: counts, times and bounds requests, and answers for faults that nobody expected."""
+"""The outermost layer over HTTP: counts, times and limits requests, and answers unexpected errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def json_answer(body: Mapping[str, Any], status: int = 200, headers: dict[str, s
 
 
 class Edge:
-    """Counts and times requests, and answers for faults that nobody expected.
+    """Counts and times requests, and answers unexpected errors.
 
     Paths that do not exist share one label. A client that hangs up is no fault: such a request is counted
     under ``CLIENT_GONE``.
@@ -71,7 +71,7 @@ class Edge:
         except ClientDisconnect:
             raise
         except Exception:
-            # Answered here and not by Starlette, after whose answer uvicorn cuts the connection.
+            # Answered here: after Starlette's own answer uvicorn would cut the connection.
             _logger.exception("%s %s failed", scope["method"], path)
             if answer.begun:
                 raise

@@ -1,7 +1,7 @@
-"""Faults of a request: which field, the value that was found and what is allowed; and what clients may know of ours.
+"""Faults of a request (field, value and what is allowed), and what a client may know of faults of the server.
 
-What a client sent is named, but never all of it: an answer holds the first ``MAX_NAMED`` faults, cut short, and
-how many there are. What went wrong in the server is said in a general sentence; the log has the details.
+An answer holds the first ``MAX_NAMED`` faults of a request, cut short, and their number. A fault of the server is
+described in one general sentence; the log has the details.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Fault:
 
     @classmethod
     def of(cls, field: str, value: Any, allowed: str, problem: str = "") -> Fault:
-        """Make a fault whose message is put together from its parts.
+        """Make a fault, with a message made from the arguments.
 
         Args:
             field: its name.
@@ -68,13 +68,13 @@ class Fault:
 
 @dataclass
 class FaultCount:
-    """Counts faults and holds the first ``MAX_NAMED`` of them; the others cost nothing."""
+    """Counts faults and holds the first ``MAX_NAMED`` of them; the others are only counted."""
 
     total: int = 0
     named: list[Fault] = field(default_factory=list)
 
     def add(self, number: int, name: Callable[[int], Sequence[Fault]]) -> None:
-        """Count ``number`` faults; ``name(n)``, asked only while there is room, returns the first n."""
+        """Count ``number`` faults; ``name(n)`` returns the first n of them, and is called only while there is room."""
         room = MAX_NAMED - len(self.named)
         if number and room > 0:
             self.named += name(min(room, number))[:room]
@@ -101,7 +101,7 @@ class FieldError(RequestError):
 def error_body(faults: Sequence[Fault], total: int | None = None) -> dict[str, Any]:
     """Return the JSON body of an error: the first fault, and the list of faults.
 
-    Where there are more than are named, a last entry without a field has their number as its value.
+    If there are more faults than entries, a last entry without a field has the number of all faults as its value.
 
     Args:
         faults: at least one.
@@ -124,14 +124,14 @@ def error_body(faults: Sequence[Fault], total: int | None = None) -> dict[str, A
 
 
 def plain_error(message: str) -> dict[str, Any]:
-    """Return the JSON body of an error that no field of the request is to blame for."""
+    """Return the JSON body of an error that no field of the request has caused."""
     return error_body([Fault(field="", value=None, allowed="", message=message)])
 
 
 def public_reason(error: Exception) -> str:
     """Return what a client may know of a fault of the server: no address, no path, no list of releases.
 
-    The error's own words belong into the log.
+    The error's own message goes to the log only.
     """
     for kind, reason in _REASONS:
         if isinstance(error, kind):
@@ -140,7 +140,7 @@ def public_reason(error: Exception) -> str:
 
 
 def echo(value: Any) -> Any:
-    """Return ``value`` if it is short plain JSON, otherwise a short text that stands for it."""
+    """Return ``value`` if it is short plain JSON, otherwise a short text in its place."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

@@ -4,7 +4,7 @@ One JSON line holds one post, so that a post is stored as a whole or not at all:
 
     {"release_id": "...", "events": [{"event_id": ..., "user_id": ..., ...}, ...]}
 
-How lines are read, damaged ones too: ``serving.log_lines``.
+``serving.log_lines`` reads the lines, damaged ones too.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ _logger = logging.getLogger("sluice")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a user did, by the ids of the outside world.
+    """An action of a user, with the ids that clients use.
 
     Attributes:
-        event_id: makes a retry of the same post harmless; an id is the user's own, so that two users may
-            use the same one.
+        event_id: makes a retry of the same post harmless; unique for one user only: two users may use the same id.
         user_id, item_id: as in the catalogue; users need not be known.
         signal: one of the release's signals.
         value: strength of the signal, finite.
         event_time_ms: when it happened, int ms UTC.
-        context: what is known about that moment, by the names of the release's context columns.
+        context: context of the event, by the names of the release's context columns.
     """
 
     event_id: str
@@ -68,7 +67,7 @@ class EventLog:
 
     Attributes:
         torn_bytes: length of an unfinished last line that was dropped when the log was opened.
-        damaged_lines: lines before it that were not posts when the log was opened; they stay in the file.
+        damaged_lines: number of earlier lines that were not posts when the log was opened; they stay in the file.
         newest_ms: latest event time in the log, None where it is empty.
     """
 
@@ -147,7 +146,7 @@ class EventLog:
                 yield from _posts_in(line.content)[0]
 
     def close(self) -> None:
-        """Close the file and let another server have it; closing again does nothing."""
+        """Close the file and release its lock; closing again does nothing."""
         if not self._closed:
             self._closed = True
             if self._tail_unsure:
@@ -155,10 +154,10 @@ class EventLog:
             os.close(self._file)
 
     def _cut_tail(self) -> None:
-        """Remove what a failed post may have left behind the last good one, durably.
+        """Remove, durably, what a failed post may have left after the last good one.
 
-        The kernel may have dropped what a failed fsync should have written, and calls it clean afterwards:
-        the post is written anew when it comes again. Truncating rewrites the last block as well.
+        After a failed fsync the kernel may drop the data and mark it as written: the post is written anew when the
+        client repeats it. Truncating rewrites the last block as well.
         """
         os.ftruncate(self._file, self._end)
         os.fsync(self._file)
@@ -175,7 +174,8 @@ class EventLog:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"data_dir = {str(self.path.parent)!r}: another server holds {LOG_FILE}; allowed is one a directory"
+                f"data_dir = {str(self.path.parent)!r}: another server holds {LOG_FILE}; allowed is one server per "
+                "directory"
             ) from None
 
     def _recover(self) -> tuple[int, int]:
@@ -220,7 +220,7 @@ class EventLog:
 
 
 def _key(event: Event) -> bytes:
-    """Return 16 bytes that stand for the user's event: less memory than the two ids."""
+    """Return a 16-byte hash of user and event id, which takes less memory than the two ids."""
     user = event.user_id.encode("utf-8", "surrogatepass")
     text = len(user).to_bytes(4, "little") + user + event.event_id.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=16).digest()
@@ -229,7 +229,7 @@ def _key(event: Event) -> bytes:
 def _posts_in(line: bytes) -> tuple[list[Post], str | None]:
     """Return the posts of a line, and what is wrong with it if it is not just one post.
 
-    A damaged line may still hold whole posts: behind bytes that a power loss left, or two whose newline is lost.
+    A damaged line may still hold whole posts: one after bytes that a power loss left, or two without a newline between.
     """
     try:
         return [_parse(json.loads(line))], None

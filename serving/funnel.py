@@ -49,12 +49,12 @@ class Funnel:
         clock: Callable[[], int] | None = None,
         max_clock_skew_ms: int = 60_000,
     ) -> None:
-        """Take ``release`` over; nobody else may change its state afterwards.
+        """Take over ``release``; only this funnel may change its state afterwards.
 
         Args:
             release: from ``load_release``.
             clock: the time in int ms UTC; None chooses as ``ServeConfig.clock`` does by default.
-            max_clock_skew_ms: how far in the future an event may claim to be; it counts as now.
+            max_clock_skew_ms: how far in the future the time of an event may lie; it then counts as now.
         """
         self.release = release
         self.clock = clock or choose_clock("auto", release.manifest.as_of_ms, None) or wall_clock_ms
@@ -94,12 +94,12 @@ class Funnel:
             user_id: may be unknown.
             k: how many items, 1 to ``max_k``; fewer come back only if the user has seen nearly
                 everything.
-            time_ms: the moment to answer for; None = now.
+            time_ms: the request time, int ms UTC; None = now.
             explain: whether the items carry their score and rank at every stage.
-            context: what is known about the moment, by the names of the release's context columns;
-                a value that the release does not know is taken as unknown.
-            wanted: which items may be returned, also from the popular list; fewer than k are returned where
-                fewer pass.
+            context: context of the request, by the names of the release's context columns; a value that the release
+                does not know is taken as unknown.
+            wanted: filter of the items that may be returned, also from the popular list; fewer than k are returned
+                where fewer pass.
 
         Raises:
             FieldError: if ``user_id`` or ``k`` is out of range, or the release has no such column or
@@ -136,7 +136,7 @@ class Funnel:
     def apply_event(self, event: Event) -> None:
         """Advance the state by one event; the user's next answer takes it into account.
 
-        An unknown user joins. Repeating an event is the caller's matter: ids are not remembered here.
+        An unknown user is added. The caller must not repeat an event: ids are not remembered here.
 
         Raises:
             FieldError: naming every wrong field; nothing is changed then.
@@ -184,7 +184,7 @@ class Funnel:
         return faults + self._context_faults(event.context, prefix)
 
     def _value_check(self, event: Event) -> tuple[bool, str]:
-        """Return whether an event's value may be, and what may be."""
+        """Return whether an event's value is allowed, and which values are."""
         allowed = self.release.value_ranges.get(event.signal)
         if allowed is None:  # an unknown signal, or an exposure, whose value nothing reads
             return math.isfinite(event.value) and abs(event.value) < 1e30, "a finite number below 1e30"
@@ -305,15 +305,15 @@ class Funnel:
             rows = self._run_stage(trace, request, stage, rows)
 
     def _run_stage(self, trace: Trace, request: RankingInputs, stage: ServedStage, rows: np.ndarray) -> np.ndarray:
-        """Let a stage score; return which rows it passes on, in its order where it is not bypassed.
+        """Score rows with a stage; return the rows that it passes on, in its order where it is not bypassed.
 
-        Another stage may have been trained on the scores of one that is bypassed: they are computed all the same.
+        A bypassed stage scores as well: another stage may have been trained on its scores.
 
         Args:
             trace: of the request.
             request: what the stages read.
             stage: with its scorer.
-            rows: int64 ``[m]``, rows of what was retrieved, in the order of the stage before.
+            rows: int64 ``[m]``, rows of the retrieved items, in the order of the stage before.
         """
         name, spec = stage.row.name, self.release.manifest.funnel
         cut = len(rows) if stage.row.cut is None else int(getattr(spec, stage.row.cut))
@@ -350,8 +350,8 @@ class Funnel:
     def _fill(self, trace: Trace, chosen: np.ndarray, missing: int) -> ScoredItems:
         """Return up to ``missing`` popular items that are neither seen nor chosen.
 
-        Where every live count has decayed to nothing, the release's own popular list comes first. A request without
-        history gets trending items before it, where a generator gives them.
+        Where every live count has decayed to 0, the release's own popular list comes first. A request without history
+        gets trending items before the popular ones, where a generator returns them.
         """
         if missing <= 0:
             return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))

@@ -19,7 +19,7 @@ class Line:
     Attributes:
         start: offset of its first byte.
         length: in bytes, the newline included.
-        content: its bytes; of a line longer than three pieces only the first and the last two.
+        content: its bytes; of a line longer than three pieces only the first piece and the last two.
         ended: whether it has a newline.
     """
 

@@ -1,11 +1,11 @@
-"""What the server counts, in a registry of its own."""
+"""The server's metrics, in a registry of their own."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 CLIENT_GONE = 499
-"""Status under which a request is counted whose client hung up: there is none in HTTP, nginx counts so, too."""
+"""Status under which a request is counted if its client hung up. HTTP has none for it; nginx uses this one."""
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 
 

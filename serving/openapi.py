@@ -1,7 +1,7 @@
 """The OpenAPI description: what every route takes and sends, errors included.
 
-The models of this file describe answers and are never filled in: ``Answer.as_dict`` and ``errors.error_body``
-make the bodies, and tests hold the two together.
+The models of this file only describe answers: ``Answer.as_dict`` and ``errors.error_body`` make the bodies, and tests
+check that the two agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REF = "#/components/schemas/{model}"
 
 
 class PlaceBody(BaseModel):
-    """Where one stage or source put an item."""
+    """Score and rank of an item at one stage or candidate generator."""
 
     score: float
     rank: int = Field(ge=0)
@@ -34,12 +34,12 @@ class ItemBody(BaseModel):
     title: str
     score: float = Field(description="of the last stage that ranked it")
     rank: int = Field(ge=0, description="position in the answer")
-    source: str = Field(description="which source of candidates named it, such as tower or popular")
+    source: str = Field(description="which candidate generator returned it, such as tower or popular")
     explain: dict[str, PlaceBody] | SkipJsonSchema[None] = Field(
         default=None, description="by stage; only where explain=true was asked for"
     )
     sources: dict[str, PlaceBody] | SkipJsonSchema[None] = Field(
-        default=None, description="by source; only where explain=true was asked for and there are several"
+        default=None, description="by candidate generator; only where explain=true was asked for and there are several"
     )
 
 
@@ -147,7 +147,7 @@ EVENTS_REQUEST: dict[str, Any] = {
 
 
 def describe(app: FastAPI) -> None:
-    """Let ``app`` describe the posted event beside what FastAPI finds by itself."""
+    """Add the posted event to the description that FastAPI makes of ``app``."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

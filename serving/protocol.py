@@ -1,6 +1,6 @@
-"""HTTP/1.1 as uvicorn reads it with httptools, with a bound on what is kept before a request is answered.
+"""HTTP/1.1 as uvicorn reads it with httptools, with a limit on what is kept of a request's head.
 
-httptools is quick and keeps headers and trailers of any length; uvicorn's other parser, h11, stops at 64 KiB.
+httptools is fast but keeps headers and trailers of any length; uvicorn's other parser, h11, stops at 64 KiB.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class BoundedHttp(HttpToolsProtocol):
     _unread = 0  # bytes since the parser last handed something over: the start of one long header
 
     def data_received(self, data: bytes) -> None:
-        """Read on, and answer 400 where too much has to be kept."""
+        """Read more data, and answer 400 where the request's head is too long."""
         self._unread += len(data)
         super().data_received(data)
         if max(self._head, self._unread) > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"Request head longer than {MAX_HEAD_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
-        """Start to count anew."""
+        """Reset the counts for a new request."""
         self._head = self._unread = 0
         super().on_message_begin()
 
@@ -39,7 +39,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of the body, which the application bounds."""
+        """Take a piece of the body; the application limits its length."""
         self._unread = 0
         super().on_body(body)
 

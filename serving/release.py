@@ -1,4 +1,4 @@
-"""Loads a release: every part is checked before the first request sees any of them."""
+"""Loads a release: every file is checked before the first request is answered."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class LoadedRelease:
         blocked: reason by the id of an item that the content policy keeps out of everything.
         state: histories and counters as of ``manifest.as_of_ms``; posted events advance it.
         candidate: the candidate generator.
-        blend: the sources beside its index, None without any.
+        blend: the candidate generators beside its index, None without any.
         fallback: the popular list as of ``manifest.as_of_ms``, for a state without live popularity.
         stages: the ranking stages that the funnel needs, in the order in which they run.
-        files: every file, with its hash and what the file system said of it before it was hashed.
-        value_ranges: what a posted event's value may be, by signal.
+        files: every file, with its hash and the stamp that was taken before it was hashed.
+        value_ranges: allowed values of a posted event, by signal.
     """
 
     directory: Path
@@ -105,10 +105,10 @@ class LoadedRelease:
 
 
 def load_release(release: Path | VerifiedRelease) -> LoadedRelease:
-    """Verify and load a release; what was verified before is not hashed again.
+    """Verify and load a release; one that was verified before is not hashed again.
 
     Args:
-        release: its directory, or what ``verified_release`` gave.
+        release: its directory, or the result of ``verified_release``.
 
     Raises:
         ReleaseError: if a file is missing, changed or unreadable, if two do not belong together, or
@@ -200,7 +200,7 @@ def _check_together(release: VerifiedRelease) -> CheckedArtifacts:
 
 
 def _claims(checked: CheckedArtifacts, schema: FeatureSchema, config: FeatureConfig) -> list[Claim]:
-    """Return what this code makes of the configuration, beside what the files say of it."""
+    """Return the values that this code derives from the configuration, and the same values as the files state them."""
     tower, written = checked.summary(TOWER_JSON, TowerSummary), checked.summary(SCHEMA_FILE, SchemaSummary)
     trained = parse_config(FeatureConfig, tower.config.features, f"{TOWER_JSON}, config.features")
     return [
@@ -214,7 +214,7 @@ def _claims(checked: CheckedArtifacts, schema: FeatureSchema, config: FeatureCon
 
 
 def _blend(release: VerifiedRelease, n_items: int) -> Blend | None:
-    """Load the sources beside the index; a release without any, such as an older one, has no such directory."""
+    """Load the candidate generators beside the index; without any, as in older releases, there is no such directory."""
     if SOURCES_JSON not in release.files.paths:
         return None
     with _reading(release.directory, "the sources"):
@@ -222,7 +222,7 @@ def _blend(release: VerifiedRelease, n_items: int) -> Blend | None:
 
 
 def _stages(directory: Path, manifest: ReleaseManifest, schema: FeatureSchema) -> tuple[ServedStage, ...]:
-    """Load the ranking stages that the funnel needs; here alone their scorers are imported, by the table's names."""
+    """Load the ranking stages that the funnel needs; their scorers are imported only here, by the table's names."""
     stages = []
     for row in needed_stages(manifest.funnel.stages):
         with _reading(directory, row.model_file):
@@ -233,9 +233,9 @@ def _stages(directory: Path, manifest: ReleaseManifest, schema: FeatureSchema) -
 
 
 def _value_ranges(directory: Path, meta: SnapshotMeta, config: FeatureConfig) -> dict[str, ValueRange]:
-    """Return the range of every signal's values, except of exposures that have none: their values are not read.
+    """Return the range of every signal's values; exposures without one are left out, since their values are not read.
 
-    A release of an older version does not hold them: what its histories hold stands for it.
+    A release of an older version holds no ranges: they are taken from the values in its histories.
     """
     known = {entry.signal: entry for entry in meta.value_ranges}
     if not known:
@@ -252,7 +252,7 @@ def _value_ranges(directory: Path, meta: SnapshotMeta, config: FeatureConfig) ->
 def _item_index(
     directory: Path, items: ItemTable, aliases: dict[str, int], blocked: Mapping[str, str]
 ) -> dict[str, int]:
-    """Return the row by the id of every item and duplicate; of a retired row, that of what replaced it."""
+    """Return the row of every item and duplicate by its id; for a retired item, the row of its replacement."""
     wrong = [f"{name} -> {index}" for name, index in aliases.items() if not 0 <= index < len(items)]
     if wrong:
         raise ReleaseError(f"release {directory}: aliases.parquet has {wrong[:5]}, allowed are 0 to {len(items) - 1}")
@@ -274,7 +274,7 @@ def _pairs(path: Path, key: str, value: str) -> dict[str, Any]:
 
 @contextmanager
 def _reading(directory: Path, part: str) -> Iterator[None]:
-    """Say which part of which release could not be read."""
+    """Name the release and the file in errors of reading it."""
     try:
         yield
     except SluiceError as error:

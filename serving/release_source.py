@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from stages.release.registry import ReleaseRegistry
 
 UNREACHABLE = (TransientError, RegistryError)
-"""What a source raises where it cannot say which release is wanted, or cannot fetch it now."""
+"""Errors of a release source that cannot say which release is wanted, or cannot fetch it now."""
 START_ASK_SECONDS, START_PULL_SECONDS = 5.0, 30.0
-"""How long a start waits for the registry to name the release, and to hand it over, where another one is known."""
+"""How long a start waits for the registry to name the release, and to deliver it, if another release is known."""
 ASK_SECONDS, PULL_SECONDS = 30.0, 1800.0
-"""The same where there is nothing to serve instead, and while another release is served."""
+"""The same if there is nothing to serve instead, and while another release is served."""
 
 
 class ReleaseSource(Protocol):
@@ -32,19 +32,19 @@ class ReleaseSource(Protocol):
         ...
 
     def fetch(self) -> Path | VerifiedRelease:
-        """Return that release, which nobody else writes to: verified, or its local directory."""
+        """Return that release, verified or as a local directory; nobody else writes to its files."""
         ...
 
     def last_known(self) -> Path | None:
-        """Return a local directory with the release that was wanted when that was last known, or None."""
+        """Return the local directory of the release that was wanted last, as far as it is known, or None."""
         ...
 
 
 class DirectorySource:
     """A release directory, or a link to one that may be switched to another.
 
-    What is served is a copy: whoever overwrites a file of the directory would change answers, or end the
-    server where the file becomes shorter.
+    A copy is served: overwriting a file of the directory itself would change answers, or kill the server where the file
+    becomes shorter.
     """
 
     def __init__(self, directory: Path, cache_dir: Path | None = None) -> None:
@@ -76,7 +76,7 @@ class DirectorySource:
 class RegistrySource:
     """The release that an alias of the registry points at.
 
-    No call waits for the registry longer than a deadline: a server that cannot ask goes on serving what it has.
+    Every call to the registry has a time limit: a server that cannot reach it goes on serving the release that it has.
     """
 
     def __init__(self, registry: ReleaseRegistry, alias: str, cache_dir: Path) -> None:
@@ -98,8 +98,8 @@ class RegistrySource:
         """Pull the alias' release into the cache.
 
         Raises:
-            TransientError: if the registry does not answer in time; the first time, where another release is
-                known, that is soon.
+            TransientError: if the registry does not answer in time; the time limit of the first call is short if
+                another release is known.
         """
         hurried = not self._started and self.last_known() is not None
         ask, pull = (START_ASK_SECONDS, START_PULL_SECONDS) if hurried else (ASK_SECONDS, PULL_SECONDS)
@@ -113,10 +113,10 @@ class RegistrySource:
 
 
 def fetch_or_last_known(source: ReleaseSource) -> tuple[Path | VerifiedRelease, Exception | None]:
-    """Return the wanted release or, where the source cannot be asked, the one that was wanted before, and why.
+    """Return the wanted release and None; or, if the source is unreachable, the one wanted before and the error.
 
     Raises:
-        SluiceError: what the source says, where there is no other release.
+        SluiceError: the error of the release source, if there is no other release.
     """
     try:
         return source.fetch(), None

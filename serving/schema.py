@@ -1,4 +1,4 @@
-"""What comes in over HTTP; a field's description says what it allows and is quoted in errors."""
+"""The input of the HTTP interface; a field's description says what it allows and is quoted in errors."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class RecommendQuery(BaseModel):
         max_length=MAX_REPEATED,
         description=f"a category of the release; repeated, at most {MAX_REPEATED} times: any of them",
     )
-    # A query cannot say null: the description leaves it out.
+    # A query cannot hold null, so the schema leaves it out.
     max_age_days: Annotated[float | None, WithJsonSchema({"type": "number", "exclusiveMinimum": 0})] = Field(
         default=None, gt=0, allow_inf_nan=False, description="a number of days above 0: created at most so long ago"
     )
 
     def wanted(self) -> ItemFilter:
-        """Return which items may be answered with."""
+        """Return the filter of the items that may be returned."""
         return ItemFilter(categories=tuple(self.category), max_age_days=self.max_age_days)
 
 
@@ -78,7 +78,7 @@ def parse_context(pairs: Sequence[str]) -> dict[str, str]:
     """Parse ``name:value`` pairs of a query.
 
     Raises:
-        FieldError: naming every pair that is none, or whose name repeats.
+        FieldError: naming every malformed pair, and every pair whose name repeats.
     """
     context: dict[str, str] = {}
     faults = []
@@ -108,7 +108,7 @@ def parse_events(body: bytes) -> tuple[list[NewEvent], list[str]]:
     """Parse a posted body: one event or a list.
 
     Returns:
-        The events, and what to call each of them in an error.
+        The events, and for each the prefix of its fields' names in errors.
 
     Raises:
         FieldError: naming the first faults of all events, or that the body is not JSON.
@@ -136,7 +136,7 @@ def _parse_json(body: bytes, parse: Callable[[bytes], Any]) -> Any:
 
 
 def _see_repeats(body: bytes) -> None:
-    """Refuse names that repeat in an object: pydantic's parser takes the last one, and others the first."""
+    """Refuse names that repeat in an object: pydantic's parser takes the last value, other parsers the first."""
     json.loads(body, object_pairs_hook=_once)
 
 
@@ -153,7 +153,7 @@ def _parse_event(value: Any, prefix: str, faults: FaultCount) -> EventBody | Non
     unknown: list[str] = []
     known, fields = value, EventBody.model_fields
     if isinstance(value, dict):
-        # Pydantic would word an error for each of a hundred thousand fields: they are only counted here.
+        # Pydantic would make an error for each of a hundred thousand unknown fields: they are only counted here.
         unknown = [name for name in value if name not in fields]
         known = {name: found for name, found in value.items() if name in fields}
         context = known.get("context")

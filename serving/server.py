@@ -73,7 +73,7 @@ def serve(
 def configure(app: FastAPI, loop: Loop = "uvloop") -> uvicorn.Config:
     """Return how uvicorn runs ``app``, and redact what this process logs.
 
-    Nothing slower is taken silently where a package is missing.
+    Where a package is missing, no slower one is used silently in its place.
 
     Raises:
         ConfigError: if one is missing.
@@ -104,7 +104,7 @@ def configure(app: FastAPI, loop: Loop = "uvloop") -> uvicorn.Config:
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; what it accepts sends small packets at once (TCP_NODELAY).
 
-    Head and body of an answer are two writes: without it the second waits for the client's delayed
+    Head and body of an answer are two writes: without TCP_NODELAY the second waits for the client's delayed
     acknowledgement, 40 ms.
 
     Raises:
@@ -116,7 +116,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"host = {host!r}, port = {port}: {reason}; allowed is a free port of this machine") from None
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Linux hands it on to what is accepted
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Linux passes it on to accepted sockets
     # asyncio sets it itself, but only where a socket knows its protocol, which ``create_server`` leaves at 0
     return socket.socket(fileno=bound.detach())
 

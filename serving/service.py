@@ -1,8 +1,8 @@
 """Holds the funnel that answers, takes events, and swaps in a new release while it serves.
 
 Threads: a request reads the reference ``funnel`` once and is answered by that release alone. Posts
-are serialised by one lock; the last part of a swap (events that came in while the new release was
-loading) happens under the same lock, so that no event falls between two releases.
+are serialised by one lock; the last step of a swap (events that came in while the new release was loading) happens
+under the same lock, so that no event is lost between two releases.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stages.contracts.manifest import VerifiedRelease
 from stages.contracts.redaction import redacted
 
 MAX_BACK_OFF = 5
-"""Doublings of the polling interval after as many failures in a row to load a release."""
+"""The polling interval doubles with each failure in a row to load a release, but at most this many times."""
 STOP_SECONDS = 2.0
 """How long ``stop`` waits for a poll or a post under way."""
 _logger = logging.getLogger("sluice")
@@ -57,7 +57,7 @@ class Receipt:
     Attributes:
         release_id: of the release that took the events.
         accepted, duplicates: number of events.
-        event_ids: one an event, in the order of the post.
+        event_ids: one per event, in the order of the post.
     """
 
     release_id: str
@@ -74,9 +74,8 @@ class Readiness:
         ready: a release is loaded and a sampled request of a known user was answered just now.
         reason: why not; None if ready.
         release_id: what is served.
-        refresh_error: what kind of fault kept a newer release from being loaded, None if none did; only the
-            log has its words. The older release goes on serving, so that this alone does not make the server
-            unready.
+        refresh_error: kind of the fault that kept a newer release from being loaded, or None; its message is only in
+            the log. The older release goes on serving, so that this alone does not make the server unready.
         clock: ``wall`` or ``data``.
         stale: whether the last attempt to find out which release is wanted, or to load it, failed.
     """
@@ -101,7 +100,7 @@ class Service:
             source: names and fetches the release to serve.
             log: open event log, closed by ``stop``.
             config: clock, skew and polling.
-            metrics: counted into; a registry of its own by default.
+            metrics: where to count; a new registry by default.
         """
         self.config = config or ServeConfig()
         self.metrics = metrics or Metrics()
@@ -133,10 +132,10 @@ class Service:
     def start(self) -> None:
         """Load the release, replay the event log, and start to look for newer ones.
 
-        Where the registry cannot be asked, the release that it named last is served from the cache.
+        Where the registry does not answer, the release that it named last is served from the cache.
 
         Raises:
-            SluiceError: if there is no release or it is not whole; nothing is served then.
+            SluiceError: if there is no release or it is not intact; nothing is served then.
         """
         self.metrics.torn_bytes.set(self._log.torn_bytes)
         self.metrics.damaged_lines.set(self._log.damaged_lines)
@@ -149,7 +148,7 @@ class Service:
             self._poller = start_daemon(self._poll, "release-poller")
 
     def stop(self) -> None:
-        """Stop looking for releases and close the event log; what hangs is not waited for.
+        """Stop looking for releases and close the event log, without waiting for calls that hang.
 
         The log stays open, and its lock held, only while a post hangs.
         """
@@ -165,7 +164,7 @@ class Service:
     def refresh(self) -> bool:
         """Take a new release into service if there is one; on any fault the old one goes on serving.
 
-        A release whose files somebody changed is fetched and loaded anew.
+        A release whose files were changed on the disk is fetched and loaded anew.
 
         Returns:
             Whether a release was taken into service. A fault is logged, counted and shown by ``readiness``.
@@ -233,7 +232,7 @@ class Service:
         return Receipt(funnel.release_id, len(fresh), len(events) - len(fresh), ids)
 
     def readiness(self) -> Readiness:
-        """Answer a sampled request, look at the release's files, and say whether that went well."""
+        """Answer a sampled request, check the release's files, and return whether both went well."""
         funnel, reason = self._funnel, None
         if funnel is None:
             reason = "no release is loaded"
@@ -283,7 +282,7 @@ class Service:
         return True
 
     def _load(self, fetched: Path | VerifiedRelease) -> None:
-        """Load completely, catch up with the log, try it on real users, then swap one reference."""
+        """Load a release completely, replay the log, try it on known users, then swap one reference."""
         release = load_release(fetched)
         as_of_ms = release.manifest.as_of_ms
         clock = choose_clock(self.config.clock, as_of_ms, self._log.newest_ms, self._clock)
@@ -328,7 +327,7 @@ class Service:
         self._refresh_error = reason
 
     def _poll(self) -> None:
-        # Checking a large release again and again costs time that requests need: back off. Asking costs little.
+        # Checking a large release again and again takes time from requests: back off. Asking the registry is cheap.
         while not self._stopping.wait(self.config.poll_seconds * 2 ** min(self._failures, MAX_BACK_OFF)):
             self.refresh()
 
@@ -346,7 +345,7 @@ def _complete(event: NewEvent, now: int) -> Event:
 
 
 def _answer_samples(funnel: Funnel, user_ids: Sequence[str]) -> None:
-    """Ask for known users and for an unknown one.
+    """Answer a request of each known user and of an unknown one.
 
     Raises:
         ReleaseError: if an answer is empty.
