@@ -56,7 +56,7 @@ def run_dag(
 
     Raises:
         ConfigError: if the DAG folder is missing.
-        SluiceError: if the DAG run failed: the type of its last error, with the end of its log.
+        SluiceError: if the DAG run failed, of the type of its last error; the message names the log.
     """
     if not (dags / f"{DAG_ID}.py").is_file():
         raise ConfigError(f"--dags {dags}: holds no {DAG_ID}.py")

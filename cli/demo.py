@@ -45,7 +45,7 @@ def demo(data: str | None, config: str | None, dags: Path | None, keep_serving: 
     _point_to(home)
     port = port or _free_port()
     base = f"http://127.0.0.1:{port}"
-    # No proxy of the environment stands between this machine and itself.
+    # Requests to this machine itself use no proxy of the environment.
     with httpx.Client(base_url=base, timeout=30, trust_env=False) as client, _server(client, home, environ) as process:
         _show(client, home)
         _closing_words(base, home, keep_serving, ReleaseRegistry(settings.registry).runs_page(MLFLOW))
@@ -59,7 +59,7 @@ def _home(data: str) -> Path:
 
 
 def _point_to(home: Path) -> None:
-    """Let ``latest`` beside the homes name the one that ran last: ``make serve`` reads it."""
+    """Point the link ``latest`` beside the homes to the one that ran last: ``make serve`` reads it."""
     link = home.parent / "latest"
     with atomic_file(link) as temporary:
         temporary.symlink_to(home.name)

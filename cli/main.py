@@ -101,10 +101,9 @@ def recipe_options(verb: Callable[..., None]) -> Callable[..., None]:
 def ingest(**options: Any) -> None:
     """Load interactions, items and users into the warehouse.
 
-    Loading the same file twice adds nothing; a file whose content or mapping has changed replaces
-    what it gave before. Times that cannot be are refused before anything is stored. Bad rows go to
-    the table `quarantine` with their reason. Real data and the synthetic world never
-    meet in one warehouse.
+    Loading the same file twice adds nothing; a file whose content or mapping has changed replaces its earlier rows.
+    Impossible times are refused before anything is stored. Bad rows go to the table `quarantine` with their reason.
+    Real data and the synthetic world never meet in one warehouse.
     """
     from cli.run import ingest as verb
 
@@ -137,8 +136,8 @@ def run(**options: Any) -> None:
 def refresh(**options: Any) -> None:
     """Embed new items with the champion's tower and publish its index anew, without training.
 
-    Without --data the warehouse is read as it stands. The recipe gives the index and the gate;
-    everything else is the champion's, and so is the recipe without --config.
+    Without --data the warehouse is read as it stands. The recipe gives the index and the gate; everything else is the
+    champion's. Without --config the champion's recipe is used.
     """
     from cli.run import refresh as verb
 
@@ -289,7 +288,7 @@ def release_rollback() -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @reports_errors
 def release_verify(directory: Path) -> None:
-    """Check every part of the release in DIRECTORY against its manifest."""
+    """Check every file of the release in DIRECTORY against its manifest."""
     from cli.release import verify
 
     verify(directory)

@@ -37,7 +37,7 @@ def page(server: str) -> None:
 
 
 def promote(version: str, force: bool) -> None:
-    """Make a registered release the champion if its own recipe's gate lets it; ``force`` overrides."""
+    """Make a registered release the champion if it passes the gate of its own recipe; ``force`` skips the gate."""
     registry = _registry()
     gate = None
     if not force:

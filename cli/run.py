@@ -21,7 +21,7 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Turn ``("candidate.training.epochs=3",)`` into nested values; a value is YAML.
 
     Raises:
-        ConfigError: for a pair without ``=`` or a name, a value that is no YAML, or a key below another's value.
+        ConfigError: for a pair without ``=`` or a name, a value that is not YAML, or a key below one that has a value.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -74,7 +74,7 @@ def settings_from(
 
 
 def ingest(**options: Any) -> None:
-    """Load the source and print what became of its rows.
+    """Load the data source and print what became of its rows.
 
     Raises:
         ConfigError: if no data is named.

@@ -21,7 +21,7 @@ class ShownUser:
 
 @dataclass(frozen=True)
 class Showcase:
-    """What a demonstration asks a release.
+    """The users, items and event that a demonstration shows.
 
     Attributes:
         heavy_user: a user whose history is at the upper end.

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def ledger(self) -> str:
-        """The stage ledger as plain text: what each stage gains on held-out requests. A refresh has its champion's.
+        """The stage ledger as plain text: what each stage gains on held-out requests; after a refresh, the champion's.
 
         Raises:
             ConfigError: if the run ended before ``evaluate``.
@@ -106,10 +106,10 @@ def run(
     """Run the whole job in this process: load the data, train and judge every stage, release and promote.
 
     The candidate generator trains in a process of its own. A step whose inputs, settings and code are those of a
-    finished one is not done again, so that a run that was interrupted goes on when it is repeated.
+    finished one is not done again, so that an interrupted run continues when it is repeated.
 
     ``SLUICE_WAREHOUSE_URL`` and ``SLUICE_MLFLOW_URI`` move the warehouse and the registry out of the home, as they do
-    for the command line; ``SLUICE_DATA`` and ``SLUICE_CONFIG`` stand for ``data`` and ``recipe`` where these are None.
+    for the command line; ``SLUICE_DATA`` and ``SLUICE_CONFIG`` are used where ``data`` and ``recipe`` are None.
 
     Args:
         data: a folder or file of interactions; ``warehouse`` (or None) reads what the warehouse holds, ``synthetic``
@@ -129,7 +129,7 @@ def run(
         ConfigError: if an argument or a value of the recipe is not allowed.
         DataError: if the data are missing, unreadable, too few or break a data contract.
         GateError: if the release did not gain enough on popularity; it is registered all the same. With
-            ``promote=False`` it is not asked.
+            ``promote=False`` the gate is not checked.
         TransientError: if a service does not answer or a disk is full: repeat the run.
     """
     settings = _settings(
