@@ -18,7 +18,7 @@ with DAG(
     description="Ingest, embed new items with the champion's tower, rebuild the index, register and promote it",
     schedule=None,
     catchup=False,
-    # Nothing starts it on its own, and a run of a paused DAG is queued for ever without a word.
+    # It has no schedule, and a run of a paused DAG would stay queued for ever, without a message.
     is_paused_upon_creation=False,
     max_active_runs=1,
     params=REFRESH_PARAMS,

@@ -15,7 +15,7 @@ with DAG(
     description="Ingest, train every stage, evaluate, assemble one release, register and promote it",
     schedule=None,
     catchup=False,
-    # Nothing starts it on its own, and a run of a paused DAG is queued for ever without a word.
+    # It has no schedule, and a run of a paused DAG would stay queued for ever, without a message.
     is_paused_upon_creation=False,
     max_active_runs=1,
     params=PARAMS,

@@ -1,4 +1,4 @@
-"""What a task does for its run's failure alert; the alert itself is the work of ``sluice_airflow.monitor``."""
+"""What a task does for its run's failure alert; ``sluice_airflow.monitor`` sends the alert itself."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sluice_airflow.message import error_words
 log = logging.getLogger(__name__)
 
 ERROR_KEY = "sluice_error"
-"""XCom of a failed task: its words and the try that they belong to."""
+"""XCom of a failed task: the text of its error and the number of the try."""
 
 
 def record_error(context: Mapping[str, Any]) -> None:
-    """Keep the words of a task's final error for the alert: Airflow's ``on_failure_callback`` of every task.
+    """Keep the text of a task's final error for the alert: Airflow's ``on_failure_callback`` of every task.
 
-    Airflow 3 keeps no exception in its database, so the words travel as an XCom, short and without secrets. Nothing
-    is sent here: a process that is killed never comes this far, and the run is reported all the same.
+    Airflow 3 keeps no exception in its database, so the text is stored as an XCom, short and without secrets. Nothing
+    is sent here: a process that is killed never gets here, and its run is reported all the same.
 
     Args:
         context: Airflow's task context; ``exception`` is missing where Airflow calls from outside the task.
@@ -34,7 +34,7 @@ def record_error(context: Mapping[str, Any]) -> None:
 
 @cache
 def warn_without_plugin() -> None:
-    """Say in the task's log that nobody will hear of a failure, where the plugin is not installed."""
+    """Warn in the task's log that no alert will be sent, where the plugin is not installed."""
     if not any(entry.name == "sluice" for entry in entry_points(group="airflow.plugins")):
         log.warning(
             "The Airflow plugin 'sluice' is not installed here: if this run fails, no alert is sent. "

@@ -1,4 +1,4 @@
-"""When to try again: nothing here needs Airflow."""
+"""Pauses between tries; nothing here needs Airflow."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from email.utils import parsedate_to_datetime
 
 LONGEST_SECONDS = 3600.0
 LONGEST_WAIT_SECONDS = 86_400.0
-"""What Slack may ask for; more is an error of its or of a proxy's."""
+"""The longest pause that Slack may ask for; a longer one is taken as an error of Slack or of a proxy."""
 
 
 def retry_seconds(tries: int, first_seconds: float, wait_seconds: float | None = None) -> float:
-    """Return the pause after that many tries: doubled each time, and never less than what was asked for."""
+    """Return the pause after that many tries: doubled each time, and never less than ``wait_seconds``."""
     doubled = min(first_seconds * 2.0 ** min(tries - 1, 30), LONGEST_SECONDS)
     return max(doubled, wait_seconds or 0.0)
 
 
 def wait_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return what ``Retry-After`` asks for, given in seconds or as a date; None without one that can be read."""
+    """Return the seconds that ``Retry-After`` asks for, given as a number or a date; None if missing or unreadable."""
     found = next((value for name, value in headers.items() if name.lower() == "retry-after"), None)
     if found is None:
         return None

@@ -39,8 +39,8 @@ class Surroundings:
     """What a command needs besides the run's parameters.
 
     Attributes:
-        environ: of the scheduler, which is that of its workers.
-        folder: in which relative paths begin.
+        environ: of the scheduler; its workers have the same one.
+        folder: that relative paths start from.
         program: the command ``sluice``.
     """
 
@@ -49,7 +49,7 @@ class Surroundings:
     program: str = field(default_factory=_program)
 
     def absolute(self, path: str) -> str:
-        """Return the path from the root, links left as they are."""
+        """Return the absolute path, with links left as they are."""
         return os.path.abspath(os.path.join(self.folder, path))  # noqa: PTH100, PTH118
 
     @property
@@ -59,7 +59,7 @@ class Surroundings:
 
 
 def trigger_command(dag_id: str, params: Mapping[str, Any], around: Surroundings) -> str:
-    """Return the command that starts such a run in this Airflow."""
+    """Return the command that starts a run with these parameters in this Airflow."""
     words = shlex.join(["airflow", "dags", "trigger", dag_id, "--conf", json.dumps(params, sort_keys=True)])
     return f"{around.prefix} {words}".strip()
 
@@ -121,7 +121,7 @@ def _assignments(params: Mapping[str, Any], around: Surroundings) -> list[str]:
     for name in ADDRESSES:
         if value := environ.get(name):
             secret = value != redacted(value)
-            # Unset, the shell stops with this sentence; an empty warehouse would be worse.
+            # If it is unset, the shell stops with this message; going on with an empty warehouse would be worse.
             found.append(f'{name}="${{{name}:?set it first}}"' if secret else f"{name}={shlex.quote(value)}")
     return found
 
@@ -136,6 +136,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _yaml(value: Any) -> str:
-    """Return a value as YAML in one line, for that is how ``--set`` reads it: ``1e-05`` would be a string."""
+    """Return a value as YAML in one line, since ``--set`` reads YAML: a plain ``1e-05`` would be a string."""
     text = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=sys.maxsize)
     return text.strip()[1:-1]

@@ -1,8 +1,8 @@
-"""Keeps the monitor alive as long as the scheduler lives: small, so that the kernel looks for memory elsewhere.
+"""Keeps the monitor alive as long as the scheduler lives: a small process, which the kernel is unlikely to kill.
 
     python -m sluice_airflow.guard
 
-Started by the plugin. The monitor reads this process's standard input, and its end is the end of both.
+The plugin starts it. The monitor reads this process's standard input; when that is closed, both end.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 import time
 
 SHORT_SECONDS = 10.0
-"""A monitor that lived shorter is not started again at once."""
+"""A monitor that lived for less is started again only after a pause."""
 
 
 def main() -> None:
-    """Start the monitor, and again when it has died, until the parent is gone or has closed the pipe."""
+    """Run the monitor, and restart it when it dies, until the parent is gone or has closed the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's
     parent = os.getppid()
     while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""The words of a failure alert: plain text in, Slack's markup out; nothing here needs Airflow."""
+"""The text of a failure alert: plain text in, Slack's markup out; nothing here needs Airflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ERROR_LENGTH = 2400
 """Characters of errors that a message carries in all; Slack cuts a text off at a few thousand."""
 
 MOST_STEPS = 8
-"""Failed steps that are told of one by one."""
+"""Failed steps that are listed one by one."""
 
 COMMAND_LENGTH = 4000
 
@@ -34,7 +34,7 @@ class FailedStep:
         try_number: the try that failed, from 1.
         host: on which it ran, if it ran.
         seconds: how long the try took.
-        error: words of the exception; None if the process left none.
+        error: text of the exception; None if the process left none.
         events: what Airflow noticed from outside, such as missing heartbeats.
         log_url: page of the try's log, if Airflow's address is configured.
     """
@@ -54,10 +54,10 @@ class FailedRun:
 
     Attributes:
         params: the run's parameters, with the DAG's defaults.
-        steps: that failed; none if the run timed out, or was marked by hand.
+        steps: the failed ones; empty if the run timed out, or was marked by hand.
         ended: when the run was over, UTC.
         url: page of the run, if Airflow's address is configured.
-        cleared: whether a person has cleared it before it was read.
+        cleared: whether a person had cleared the run before it was read.
     """
 
     dag_id: str
@@ -98,7 +98,7 @@ def failure_message(run: FailedRun, around: Surroundings) -> str:
 
 
 def short_message(dag_id: str, run_id: str) -> str:
-    """Return what can be said of a run that could not be read."""
+    """Return the message for a run that could not be read."""
     return redacted(
         f":rotating_light: *{_escape(dag_id)}* failed\nrun: `{_escape(run_id)}`\n"
         "its steps and errors could not be read, see Airflow's pages and the scheduler's log"
@@ -140,7 +140,7 @@ def _without_rows(text: str) -> str:
 
 
 def _shorten(text: str, room: int) -> str:
-    """Cut the middle out: the numbers stand at the start, the cause of a long one at its end."""
+    """Cut the middle out: the numbers stand at the start, the cause of a long error at its end."""
     if len(text) <= room:
         return text
     half = room // 2

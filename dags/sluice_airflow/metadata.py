@@ -1,4 +1,4 @@
-"""What the monitor reads of Airflow's metadata database: the only module that knows its models. Fits Airflow 3.3."""
+"""The monitor's queries of Airflow's metadata database: the only module that uses its models. Fits Airflow 3.3."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TAG = "sluice"
 """DAGs with this tag are watched."""
 
 SEEN_FROM_OUTSIDE = ("heartbeat timeout", "state mismatch", "stuck in queued tries exceeded")
-"""Events by which Airflow notes that a task ended without a word."""
+"""Events that Airflow logs when a task ended without reporting it."""
 
 _EVENT_LENGTH = 400
 
@@ -65,9 +65,9 @@ def unreported(since_ms: int) -> list[Key]:
 
 
 def confirmed(keys: Collection[Key]) -> list[Key]:
-    """Return those of the attempts, told of by the scheduler, that the database knows as failed by now.
+    """Return those attempts, of the ones the scheduler reported, that have failed according to the database by now.
 
-    A run that was cleared in between is among them: it did fail.
+    A run that was cleared in between is included: it did fail.
     """
     found = []
     with create_session(scoped=False) as session:
@@ -143,7 +143,7 @@ def _error(session: Session, instance: TaskInstance) -> str | None:
         XComModel.key == ERROR_KEY,
     )
     value = session.scalar(query)
-    # That of an earlier try says nothing about this one.
+    # The error of an earlier try says nothing about this one.
     if isinstance(value, dict) and value.get("try") == instance.try_number:
         return str(value.get("error"))
     return None

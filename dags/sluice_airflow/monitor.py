@@ -1,9 +1,9 @@
-"""Watches for runs that ended in failure and sees that each is told of once: a process beside the scheduler.
+"""Watches for runs that ended in failure and reports each of them once: a process beside the scheduler.
 
     python -m sluice_airflow.monitor [--once]
 
-The plugin starts it and wakes it through its standard input, one JSON line a failed run. It looks by itself too, so
-that what was missed (the scheduler was down, Slack was away) is sent later. It ends with its parent.
+The plugin starts it and wakes it through its standard input, one JSON line per failed run. It also looks at intervals,
+so that what was missed (the scheduler was down, Slack was away) is sent later. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ LOOK_BACK_MS = 7 * 86_400_000
 """Older failures are not reported, and a message that could not be sent for so long is given up."""
 
 UNCONFIGURED_MS = 3_600_000
-"""How long a message waits for a connection to be made; after that it would only confuse."""
+"""How long a message waits until somebody configures a connection; after that it would only confuse."""
 
 TOLD_SECONDS = 60.0
-"""How long the monitor waits for the transaction of a run that it was told of."""
+"""How long the monitor waits for the transaction of a run that the scheduler reported."""
 
 
 def look(outbox: Outbox, told: dict[Key, float]) -> None:
     """Put each failed run that has no row yet into the outbox.
 
     Args:
-        outbox: where to.
-        told: runs that the scheduler told of, and until when to wait for them; what is dealt with is taken out.
+        outbox: where the messages go.
+        told: runs that the scheduler reported, and until when to wait for each (``time.monotonic``); finished ones are
+            removed.
     """
     keys = metadata.unreported(max(outbox.since_ms(), now_ms() - LOOK_BACK_MS))
     for key in dict.fromkeys([*keys, *metadata.confirmed(told)]):
@@ -56,7 +57,7 @@ def look(outbox: Outbox, told: dict[Key, float]) -> None:
 
 
 def deliver(outbox: Outbox) -> None:
-    """Send what is due. Where Slack does not answer, the rest waits for the next time."""
+    """Send the messages that are due. Where Slack does not answer, the rest waits for the next call."""
     for message in outbox.due():
         try:
             send(message.text)
@@ -107,7 +108,7 @@ def _watch(outbox: Outbox, parent: int) -> None:
 
 
 def _listen(seconds: float) -> tuple[bool, list[Key]]:
-    """Return whether the parent still holds its end, and the runs that it told of."""
+    """Return whether the parent still holds its end of the pipe open, and the runs that it reported."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     if not ready:
         return True, []

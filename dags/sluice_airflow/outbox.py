@@ -1,7 +1,7 @@
-"""The outbox: one row a failed attempt of a run, in Airflow's metadata database, from detection to delivery.
+"""The outbox: one row per failed attempt of a run, in Airflow's metadata database, from detection to delivery.
 
-Rows are made unique by (dag_id, run_id, attempt), so that two schedulers report a run once. A sender claims a row by
-moving ``next_try_ms`` forward with a comparison; if it dies, the row falls due again when the lease is over.
+Rows are made unique by (dag_id, run_id, attempt), so that two schedulers report a run once. A sender claims a row by a
+compare-and-set of ``next_try_ms`` to a later time; if the sender dies, the row is due again when the lease is over.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Outbox:
         self._engine = engine
 
     def prepare(self) -> None:
-        """Create the table where it is missing, note when, and drop rows that are long done."""
+        """Create the table where it is missing, record when, and delete rows that finished long ago."""
         if not inspect(self._engine).has_table(OUTBOX.name):
             # Another scheduler may create it at the same moment.
             with contextlib.suppress(DBAPIError):
@@ -103,7 +103,7 @@ class Outbox:
             return connection.execute(select(OUTBOX.c.id).where(_is(dag_id, run_id, attempt))).first() is not None
 
     def add(self, dag_id: str, run_id: str, attempt: int, text: str) -> bool:
-        """Put a message in, due at once; False if another process was first."""
+        """Add a message that is due at once; return False if another process was first."""
         return self._insert((dag_id, run_id, attempt), text, now_ms(), next_try_ms=now_ms())
 
     def due(self) -> Iterator[Message]:
@@ -130,11 +130,11 @@ class Outbox:
         self._set(message, next_try_ms=None, sent_ms=now_ms(), last_error=None)
 
     def give_up(self, message: Message, error: str) -> None:
-        """Close a row whose message nobody will have."""
+        """Close a row whose message will not be sent."""
         self._set(message, next_try_ms=None, last_error=error)
 
     def postpone(self, message: Message, error: str, delay_ms: int, *, everything: bool = False) -> None:
-        """Try again later; with ``everything`` no other message goes out before that either."""
+        """Try a message again later; with ``everything`` all other messages wait until then as well."""
         until = now_ms() + delay_ms
         self._set(message, next_try_ms=until, last_error=error)
         if everything:

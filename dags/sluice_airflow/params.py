@@ -70,7 +70,7 @@ PARAMS = {
 """Parameters by name."""
 
 TRAINING_ONLY = ("n_processes", "warm_start")
-"""Names of those that mean nothing where nothing is trained."""
+"""Names of the parameters that only training uses."""
 
 REFRESH_PARAMS = {name: param for name, param in PARAMS.items() if name not in TRAINING_ONLY}
 """Parameters of the refresh by name."""
@@ -79,7 +79,7 @@ REFRESH_PARAMS = {name: param for name, param in PARAMS.items() if name not in T
 def checked(params: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Return a run's parameters after checking them against the form.
 
-    Airflow lets names through that the form does not have, and does not check what some of its doors are given.
+    Airflow accepts names that the form does not have, and does not check the values of some ways to start a run.
 
     Args:
         params: of the run, by name.
@@ -93,7 +93,7 @@ def checked(params: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]
         raise ConfigError(f"params (--conf): {', '.join(unknown)}: unknown, allowed are {', '.join(sorted(known))}")
     for name, value in params.items():
         try:
-            copy(PARAMS[name]).resolve(value)  # a form keeps the last value that it was given
+            copy(PARAMS[name]).resolve(value)  # a copy, since a Param keeps the last value that it was given
         except ParamValidationError:
             raise ConfigError(f"params (--conf): {name} = {value!r}: allowed is {_allowed(name)}") from None
     return dict(params)

@@ -1,7 +1,7 @@
 """The Airflow plugin that keeps the failure monitor running beside the scheduler.
 
-Loaded by every process of Airflow (entry point ``airflow.plugins``), so it imports next to nothing. Fits Airflow 3.3:
-there ``on_starting`` comes before a job knows its type, hence the look at the command line.
+Every process of Airflow loads it (entry point ``airflow.plugins``), so it imports very little. Fits Airflow 3.3: there
+``on_starting`` is called before a job knows its type, so the command line is checked as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STOP_SECONDS = 3
 class Listener:
     """Starts the monitor and its guard with the scheduler, and wakes it when a run fails.
 
-    The monitor is a process of its own and no thread: LocalExecutor forks its workers from the scheduler, and a fork
+    The monitor is a process of its own, not a thread: LocalExecutor forks its workers from the scheduler, and a fork
     beside a thread that talks to a database can leave a worker with a lock that nobody frees.
     """
 
@@ -44,7 +44,7 @@ class Listener:
 
     @hookimpl
     def before_stopping(self, component: Any) -> None:
-        """Let the monitor end with its scheduler."""
+        """Stop the monitor when its scheduler stops."""
         if component is self._job and self._pid == os.getpid() and self._monitor is not None:
             monitor, self._monitor, self._job = self._monitor, None, None
             with contextlib.suppress(OSError):
@@ -66,7 +66,7 @@ class Listener:
 
     @hookimpl
     def on_dag_run_failed(self, dag_run: Any) -> None:
-        """Wake the monitor; what it reads is the database, once this transaction is over."""
+        """Wake the monitor; it reads the run from the database once this transaction is over."""
         self._keep_running()
         self._wake({"dag_id": dag_run.dag_id, "run_id": dag_run.run_id, "attempt": dag_run.clear_number})
 
@@ -77,7 +77,7 @@ class Listener:
             log.warning("The guard of the monitor ended with %s; it is started again", self._monitor.returncode)
         command = [sys.executable, "-P", "-m", "sluice_airflow.guard"]
         self._monitor = subprocess.Popen(command, stdin=subprocess.PIPE)
-        # A full pipe must never hold the scheduler up.
+        # A full pipe must never block the scheduler.
         os.set_blocking(self._monitor.stdin.fileno(), False)
         log.info("The monitor of failed runs is below process %d", self._monitor.pid)
 
@@ -88,7 +88,7 @@ class Listener:
 
     def _wake(self, run: dict[str, Any]) -> None:
         if self._is_scheduler() and self._monitor is not None:
-            # Lost, it costs a little time: the monitor looks by itself, too.
+            # A lost line only costs a little time: the monitor also looks at intervals.
             with contextlib.suppress(OSError):
                 os.write(self._monitor.stdin.fileno(), json.dumps(run).encode() + b"\n")
 

@@ -24,8 +24,8 @@ class NotAccepted(Exception):
     """The message was not delivered.
 
     Attributes:
-        wait_seconds: how long Slack asks to be left alone; None if it does not say.
-        busy: whether the next message would fare no better (no answer, a 429 or a 5xx).
+        wait_seconds: pause that Slack asks for, in seconds; None if it asks for none.
+        busy: whether the next message would fail as well (no answer, a 429 or a 5xx).
     """
 
     def __init__(self, message: str, wait_seconds: float | None = None, *, busy: bool = True) -> None:
@@ -57,7 +57,7 @@ def send(text: str) -> None:
     name = connection_name()
     try:
         timeout = _Hook.get_connection(name).extra_dejson.get("timeout")
-        # No handler: retries are the outbox's work, and a second request here could say it twice.
+        # No handler: retries are the outbox's work, and a second request here could send the message twice.
         hook = _Hook(slack_webhook_conn_id=name, timeout=int(timeout or SEND_SECONDS), retry_handlers=[])
         client = hook.client
     except AirflowNotFoundException:

@@ -1,11 +1,12 @@
-"""``airflow standalone`` that one Ctrl-C stops, whatever runs.
+"""``airflow standalone`` that one Ctrl-C stops, whatever is running.
 
     python -m sluice_airflow.standalone
 
-By itself it may need two. The terminal interrupts every part, then Airflow ends each of them a second time, which
-breaks the scheduler's own shutdown off. The scheduler waits for the running task, the API server for open pages.
-So the parts run in a session that the terminal does not reach, Airflow alone is interrupted, and what is left after
-``GRACE_SECONDS`` is ended. A task that was cut off is tried again by the next scheduler.
+Plain ``airflow standalone`` may need two. The terminal interrupts every process of Airflow, then Airflow ends each of
+them a second time, which breaks off the scheduler's own shutdown. The scheduler waits for the running task, the API
+server for open pages. So the processes run in a session that the terminal does not reach, only Airflow's main process
+is interrupted, and processes that are left after ``GRACE_SECONDS`` are ended. A task that was cut off is tried again by
+the next scheduler.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import psutil
 
 GRACE_SECONDS = 6.0
-"""How long the parts may take to end by themselves."""
+"""How long Airflow's processes may take to end by themselves."""
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -44,7 +45,7 @@ def main(grace_seconds: float = GRACE_SECONDS) -> int:
 
 
 def _stop(process: subprocess.Popen, grace_seconds: float) -> None:
-    """Let Airflow stop its parts, then end what is left of them; a second Ctrl-C does not wait for the first step."""
+    """Let Airflow stop its processes, then end those that are left; a second Ctrl-C skips the wait for Airflow."""
     airflow = psutil.Process(process.pid)
     family = [airflow, *airflow.children(recursive=True)]  # before it ends: orphans are no one's children
     process.send_signal(signal.SIGINT)

@@ -48,7 +48,7 @@ def pipeline_step(step: str, upstream: dict[str, Any], params: dict[str, Any] | 
 
     Args:
         step: one of ``stages.pipeline.STEPS``.
-        upstream: results of the steps that it takes, by name; Airflow resolves them from XCom.
+        upstream: results of the step's inputs, by name; Airflow resolves them from XCom.
         params: filled in by Airflow: the keyword arguments of ``load_settings``.
 
     Returns:
@@ -84,7 +84,7 @@ def _settings(params: dict[str, Any] | None, known: Collection[str], needs_recip
 def _no_secrets() -> Iterator[None]:
     """Keep passwords out of the task's log, and out of the error that Airflow logs and its callbacks get.
 
-    Airflow masks what it knows from connections; ours stand in addresses in the environment.
+    Airflow masks the secrets of its connections; ours are in addresses in the environment.
     """
     from stages.contracts.redacted_errors import raise_redacted, redact_logs
     from stages.contracts.redaction import environment_secrets
