@@ -41,8 +41,8 @@ SIGNATURES = {
     "Snapshot": "(directory: 'str | PathLike[str]') -> 'None'",
     "Ease.fit": "(history_UN: 'sparse.csr_matrix', settings: 'EaseSettings', memory_gb: 'float' = 4.0) -> 'Ease'",
     "Ease.score": "(self, history_BN: 'sparse.csr_matrix') -> 'np.ndarray'",
-    "ImplicitAls.fit": "(history_UN: 'sparse.csr_matrix', settings: 'ImplicitAlsSettings', seed: 'int') "
-    "-> 'ImplicitAls'",
+    "ImplicitAls.fit": "(history_UN: 'sparse.csr_matrix', settings: 'ImplicitAlsSettings', seed: 'int')"
+    " -> 'ImplicitAls'",
     "ImplicitAls.score": "(self, history_BN: 'sparse.csr_matrix') -> 'np.ndarray'",
 }
 
@@ -92,6 +92,12 @@ def test_a_signature_is_frozen(name: str) -> None:
     for part in name.split("."):
         found = getattr(found, part)
     assert str(inspect.signature(found)) == SIGNATURES[name]
+
+
+def test_the_settings_of_closed_forms_are_frozen() -> None:
+    assert sluice.EaseSettings().model_dump() == {"regularisation": 200.0}
+    factors = {"factors": 64, "confidence": 5.0, "regularisation": 10.0, "iterations": 15}
+    assert sluice.ImplicitAlsSettings().model_dump() == factors
 
 
 def test_every_public_function_is_frozen() -> None:
