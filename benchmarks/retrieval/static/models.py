@@ -85,7 +85,7 @@ class ItemKnn(Model):
     def gigabytes(self, train: Interactions) -> float:
         """Some matrices of a block of columns, and the neighbours that are kept while they are put together."""
         kept = 32 * min(self.neighbours, train.items) * train.items
-        return (48 * min(_COLUMNS, train.items) * train.items + kept + 32 * len(train)) / 1e9
+        return (24 * min(_COLUMNS, train.items) * train.items + kept + 32 * len(train)) / 1e9
 
 
 class EaseModel(Model, LimitedEase):
