@@ -86,6 +86,20 @@ class Run:
     sluice_home: str = ""
 
 
+def _python(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the repository; its errors are among what it prints."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environ,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
 @dataclass
 class Airflow:
     home: Path
@@ -95,16 +109,8 @@ class Airflow:
 
     def test(self, dag_id: str, conf: dict[str, object], dags: Path = DAGS, **extra: str) -> Run:
         """Run a DAG once; ``tasks`` maps a task to (state, tries) as Airflow's database has them."""
-        command = [sys.executable, "-m", "airflow", "dags", "test", dag_id, "-c", json.dumps(conf)]
-        done = subprocess.run(
-            command,
-            env=self.environment(dags) | extra,
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-            check=False,
+        done = _python(
+            "-m", "airflow", "dags", "test", dag_id, "-c", json.dumps(conf), **self.environment(dags) | extra
         )
         database = sqlite3.connect(self.home / "airflow.db")
         try:
@@ -116,16 +122,8 @@ class Airflow:
 
     def monitor(self, dags: Path = DAGS, **extra: str) -> str:
         """Look for failed runs once, as the process beside the scheduler does all the time; return its log."""
-        done = subprocess.run(
-            [sys.executable, "-m", "sluice_airflow.monitor", "--once"],
-            env=self.environment(dags) | extra,
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-            check=True,
-        )
+        done = _python("-m", "sluice_airflow.monitor", "--once", **self.environment(dags) | extra)
+        assert done.returncode == 0, done.stdout
         return done.stdout
 
 
@@ -179,16 +177,7 @@ def failed(shared: Shared, migrated: Airflow, tmp_path: Path) -> Callable[..., t
 def run_several(home: Path, migrated: Airflow) -> None:
     """Run ``RUNS`` in one process; ``runs.json`` says what became of each."""
     shutil.copy(migrated.home / "airflow.db", home)
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL, json.dumps(RUNS), str(home / "sluice")],
-        env=airflow_environment(home, DAGS),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = _python("-c", SEVERAL, json.dumps(RUNS), str(home / "sluice"), **airflow_environment(home, DAGS))
     with contextlib.closing(sqlite3.connect(home / "airflow.db")) as database:
         ids = [run_id for (run_id,) in database.execute("select run_id from dag_run order by id")]
         rows = database.execute("select run_id, task_id, state, try_number from task_instance").fetchall()

@@ -330,3 +330,15 @@ def over_http():
     """Return a function that serves a service over HTTP on a free port and returns a client."""
     with contextlib.ExitStack() as stack:
         yield lambda *args: stack.enter_context(served(*args))
+
+
+@pytest.fixture
+def service(releases, start):
+    """A service on the first release."""
+    return start(releases["alpha"])
+
+
+@pytest.fixture
+def client(service, over_http):
+    """A client of that service."""
+    return over_http(service)

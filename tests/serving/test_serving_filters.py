@@ -34,11 +34,6 @@ def service(release, start):
     return start(release)
 
 
-@pytest.fixture
-def client(service, over_http):
-    return over_http(service)
-
-
 def recommend(client, user, k=20, **params):
     response = client.get("/v1/recommendations", params={"user_id": user, "k": k, "explain": "true", **params})
     assert response.status_code == 200, response.text

@@ -25,16 +25,6 @@ class Link:
         return self.releases[self.tag]
 
 
-@pytest.fixture
-def service(releases, start):
-    return start(releases["alpha"])
-
-
-@pytest.fixture
-def client(service, over_http):
-    return over_http(service)
-
-
 def recommend(client, user, k=10, **params):
     response = client.get("/v1/recommendations", params={"user_id": user, "k": k, **params})
     assert response.status_code == 200, response.text

@@ -30,16 +30,6 @@ ASK, POST = "/v1/recommendations", "/v1/events"
 
 
 @pytest.fixture
-def service(releases, start):
-    return start(releases["alpha"])
-
-
-@pytest.fixture
-def client(service, over_http):
-    return over_http(service)
-
-
-@pytest.fixture
 def described(client):
     return client.get("/openapi.json").json()
 

@@ -45,11 +45,6 @@ def service(source, start):
     return start(source)
 
 
-@pytest.fixture
-def client(service, over_http):
-    return over_http(service)
-
-
 def tells_nothing(text):
     for secret in (PASSWORD, PATH, "postgresql", "db:5432", *RELEASES, "Traceback"):
         assert secret not in text

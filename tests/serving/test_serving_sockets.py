@@ -18,16 +18,6 @@ from stages.contracts.errors import ConfigError
 GONE = 'sluice_requests_total{path="/v1/events",status="499"}'
 
 
-@pytest.fixture
-def service(releases, start):
-    return start(releases["alpha"])
-
-
-@pytest.fixture
-def client(service, over_http):
-    return over_http(service)
-
-
 def connected(client):
     return socket.create_connection((client.base_url.host, client.base_url.port), timeout=10)
 
