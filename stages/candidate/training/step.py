@@ -40,6 +40,16 @@ from stages.contracts.steps import Outcome
 from stages.contracts.summaries import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 
 WORKER = ("-m", "stages.candidate.training.worker")
+_LAUNCHER = (
+    *("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+    # Ranks have nothing to save when the launcher stops, so they get 3 seconds for it, not torch's 30.
+    *("--shutdown-timeout", "3"),
+)
+_SINGLE_RANK = {
+    **{"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"},  # port 0: any free one, for nobody else joins
+}
+"""What torchrun would set for the only rank."""
 _OURS: dict[str, type[SluiceError]] = {
     kind.__name__: kind for kind in (ConfigError, DataError, EmptyDatasetError, OutOfSpaceError, TransientError)
 }
@@ -159,20 +169,23 @@ def prepare(
 
 
 def launch(config: TrainCandidateConfig, work: Path) -> None:
-    """Run the ranks under torchrun's elastic launcher and pass their progress on to stderr.
+    """Run the ranks and pass their progress on to stderr.
+
+    Several ranks run under torchrun's elastic launcher. A single one is started directly: the launcher would import
+    torch for seconds and have nothing to coordinate.
 
     Raises:
         SluiceError: if a rank failed, with its rank and message; see ``rank_failure``.
     """
     ranks = config.candidate.distributed.n_processes
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    # Ranks have nothing to save when the launcher stops, so they get 3 seconds for it, not torch's 30.
-    command += ["--shutdown-timeout", "3", "--nproc-per-node", str(ranks), *WORKER, str(work)]
+    command = [sys.executable, *(_LAUNCHER if ranks > 1 else ("-u",))]
+    command += [*(("--nproc-per-node", str(ranks)) if ranks > 1 else ()), *WORKER, str(work)]
     environment = {
         # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         "NCCL_SOCKET_IFNAME": "lo",
         **os.environ,
+        **(_SINGLE_RANK if ranks == 1 else {}),
         "OMP_NUM_THREADS": str(config.candidate.distributed.threads),
         "PYTHONWARNINGS": "ignore",
     }
@@ -180,7 +193,7 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
         try:
             output = relay(process.stderr.fileno())  # type: ignore[union-attr]
         except BaseException:
-            process.terminate()  # the launcher hands the signal on to its ranks
+            process.terminate()  # the launcher, if there is one, hands the signal on to its ranks
             raise
         code = process.wait()
     if code != 0 or not (work / "metrics.json").is_file():

@@ -1,4 +1,4 @@
-"""One rank of the sharded training, started by torchrun's elastic launcher.
+"""One rank of the sharded training, started by torchrun's elastic launcher; a single rank by ``step.launch`` itself.
 
     python -m torch.distributed.run --standalone --nproc-per-node N -m stages.candidate.training.worker DIRECTORY
 
