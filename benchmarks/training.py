@@ -179,7 +179,7 @@ def measure(work: Path, kind: str, steps: int) -> dict[str, Any]:
     ready = Prefetched(batches.epoch(0), lambda batch: (batch, loss_of.prepare(batch)), 2)
     seconds, processor, waited, begun = [], [], [], time.perf_counter()
     used = time.process_time()
-    for number, (batch, features) in enumerate(loss_of.sent_ahead(ready) if kind == "product" else ready):
+    for number, (batch, features) in enumerate(ready):
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss_of(batch, features).backward()

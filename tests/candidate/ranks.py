@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 JOINING, SAVING = 0, -1
@@ -32,23 +33,29 @@ def arm(rank, where):
     setattr(owner, name, killing)
 
 
-def count_draws_of_backward():
-    """Return a list of one number, to which each batch adds one that is asked for in a backward pass."""
-    from stages.candidate.distributed.ahead import SentAhead
+def count_orders_of_steps():
+    """Return a counter of the orders in which a batch's lookup, what its loss masks and its towers begin."""
+    from stages.candidate.towers.two_tower import TwoTower
+    from stages.candidate.training import objective
 
-    count, advancing, draw, advance = [0], [], SentAhead.draw, SentAhead.advance
+    orders, begun = Counter(), []
 
-    def counted(self):
-        count[0] += not advancing
-        draw(self)
+    def marked(owner, name):
+        function = getattr(owner, name)
 
-    def marked(self):
-        advancing.append(True)
-        advance(self)
-        advancing.pop()
+        def marking(*arguments, **named):
+            begun.append(name)
+            if name == "forward":
+                orders[" ".join(begun)] += 1
+                begun.clear()
+            return function(*arguments, **named)
 
-    SentAhead.draw, SentAhead.advance = counted, marked
-    return count
+        setattr(owner, name, marking)
+
+    marked(objective, "start_lookup")
+    marked(objective.LossOfBatch, "_loss_of")
+    marked(TwoTower, "forward")
+    return orders
 
 
 if __name__ == "__main__":
@@ -64,11 +71,11 @@ if __name__ == "__main__":
         worker.main(Path(sys.argv[1]))
     else:
         worker.initialise(worker.job(Path(sys.argv[1])).candidate)
-        count = count_draws_of_backward()
+        orders = count_orders_of_steps()
         for job in sys.argv[1:]:
-            count[0] = 0
+            orders.clear()
             worker.train(Path(job), progress=False)
             cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-            seen = {"draws_of_backward": count[0], "cores": cores}
+            seen = {"orders": orders, "cores": cores}
             Path(job, f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
         dist.destroy_process_group()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stages.candidate.config import CandidateConfig, ModelConfig
+from stages.candidate.distributed.lookup import with_stride
 from stages.candidate.distributed.sharding import INIT_BLOCK, Piece, fill
-from stages.candidate.distributed.strides import with_stride
 from stages.candidate.towers.table_parts import WHOLE, Part, dealt, part_of, parts
 from stages.candidate.training import worker
 from stages.candidate.training.batches import Batches

@@ -4,6 +4,7 @@ Two ranks add the same float32 numbers in another order than one. The difference
 but stays far below what a seed changes: losses within 1e-4 and unit vectors within 2e-3 after 16 steps.
 """
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -17,9 +18,8 @@ import torch
 from pydantic import ValidationError
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
-from stages.candidate.distributed.ahead import SentAhead
 from stages.candidate.distributed.candidate_exchange import Share
-from stages.candidate.distributed.rows import RowExchange
+from stages.candidate.distributed.lookup import with_stride
 from stages.candidate.distributed.sharding import Sharder, planner
 from stages.candidate.export.user_tower import export
 from stages.candidate.towers.encoders import Sizes
@@ -135,12 +135,12 @@ def test_two_ranks_reach_what_one_reaches(results, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_drawn_while_gradients_travel(results, kind):
-    """Once a step on each rank, where there are gradients of rows that travel."""
+def test_what_the_loss_masks_is_found_while_rows_travel(results, kind):
+    """Each rank starts the lookup of a batch first, and reads its rows in the towers last."""
     summary, _, _, place = results[kind, 2]
     steps = read_json(place / "metrics.json")["steps"] * len(summary.losses)
-    wanted = 0 if kind[0] == "data_parallel" else steps
-    assert [read_json(place / f"seen-{rank}.json")["draws_of_backward"] for rank in range(2)] == [wanted] * 2
+    wanted = {"start_lookup _loss_of forward": steps, "start_lookup forward": 1}  # the probe has no loss
+    assert [read_json(place / f"seen-{rank}.json")["orders"] for rank in range(2)] == [wanted] * 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system knows no affinity")
@@ -265,14 +265,15 @@ def test_more_ranks_than_rows_and_tables(planted, tmp_path):
         np.testing.assert_allclose(weights, category[0], atol=VECTOR_TOLERANCE)
 
 
-def test_ids_that_were_sent_ahead_find_the_same_rows(planted, tmp_path, one_rank):
+def test_a_lookup_that_has_started_finds_the_same_rows(planted, tmp_path, one_rank):
+    """With the stride of a rank that has more, too."""
     job(planted, tmp_path / "job")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchRec's own deprecations
         batches, loss_of, _ = worker.build(tmp_path / "job", 0, 1)
-        ready = [(batch, loss_of.prepare(batch)) for batch in itertools.islice(batches.epoch(0), 6)]
-        sent = list(SentAhead(ready, RowExchange(loss_of.model.module.embeddings).send_ids))
-        assert [batch for batch, _ in sent] == [batch for batch, _ in ready]
-        for (batch, plain), (_, inputs) in zip(ready, sent, strict=True):
-            assert inputs.sent is not None
-            assert loss_of(batch, inputs).item() == loss_of(batch, plain).item()
+        tables = loss_of.model.module.embeddings
+        for batch in itertools.islice(batches.epoch(0), 6):
+            plain = loss_of.prepare(batch)
+            for stride in (plain.features.stride(), plain.features.stride() + 9):
+                started = dataclasses.replace(plain, rows=tables(with_stride(plain.features, stride)))
+                assert loss_of(batch, started).item() == loss_of(batch, plain).item()

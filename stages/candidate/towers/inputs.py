@@ -6,33 +6,15 @@ U distinct items, S slots of them, X context columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torchrec.distributed.embedding_types import KJTList
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from torchrec.streamable import Multistreamable
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from stages.candidate.towers.encoders import Histories
 
 ITEM, HISTORY, CATEGORY, WORD, USER, CONTEXT = "item", "history", "category", "word", "user", "context"
-_EMPTY = torch.zeros(0)
-
-
-@dataclass(frozen=True)
-class SentFeatures:
-    """Features of all ranks that are looked up in this rank's tables.
-
-    Attributes:
-        context: of the sharded collection, made for this batch.
-        features: what the collection looks up.
-        strides: by rank, its number of bags of a feature; empty where TorchRec knows it.
-    """
-
-    context: Multistreamable
-    features: KJTList
-    strides: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -80,9 +62,7 @@ class ModelInputs:
         log_duration: float32 ``[C]``; item_age_s: int64 ``[C]`` seconds.
         content: by key, the pooling of its looked-up rows into the content of each slot, a mean.
         of_query: by key, the pooling of its looked-up rows into a vector for each query, a sum.
-        sent: ``features`` where they have been sent ahead; see ``distributed.ahead``.
-        rows: waits for the looked-up rows and returns them by feature, if the lookup has been started; see
-            ``distributed.rows``.
+        rows: looked-up rows of ``features``, if the lookup has been started; reading them waits for its end.
     """
 
     features: KeyedJaggedTensor
@@ -95,5 +75,4 @@ class ModelInputs:
     item_age_s: torch.Tensor
     content: Mapping[str, Pooling]
     of_query: Mapping[str, Pooling]
-    sent: SentFeatures | None = None
-    rows: Callable[[], dict[str, torch.Tensor]] | None = None
+    rows: KeyedTensor | None = None

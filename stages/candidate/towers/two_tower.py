@@ -175,7 +175,7 @@ class TwoTower(nn.Module):  # type: ignore[misc]
                 them.
         """
         # Split by feature in one operation, so that the gradients are joined in one as well.
-        pooled = self.embeddings(inputs.features).to_dict() if inputs.rows is None else inputs.rows()
+        pooled = (self.embeddings(inputs.features) if inputs.rows is None else inputs.rows).to_dict()
         ids_SD = self._in_order(pooled, ITEM)
         content_SK = torch.cat([own(self._in_order(pooled, key)) for key, own in inputs.content.items()], dim=1)
         history_SD = self._in_order(pooled, HISTORY) if self._parts[HISTORY][0].name(HISTORY) in pooled else ids_SD

@@ -82,7 +82,7 @@ class Loop:
         source = self._batches.epoch(progress.epoch, progress.step)
         ready = Prefetched(source, self._prepared, self._config.distributed.prefetch)
         try:
-            for step, (batch, inputs) in enumerate(self._loss_of.sent_ahead(ready), start=progress.step):
+            for step, (batch, inputs) in enumerate(ready, start=progress.step):
                 total += self._step(progress.epoch, step, batch, inputs)
                 bar.update()
                 if every and (step + 1) % every == 0 and step + 1 < self._batches.steps:

@@ -5,8 +5,7 @@ Shapes: B queries and c candidates of a rank, C candidates of all ranks, D dimen
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -15,10 +14,8 @@ from torch import nn
 
 from stages.candidate.config import CandidateConfig, NegativesConfig, TrainingConfig
 from stages.candidate.data.item_features import Catalogue
-from stages.candidate.distributed.ahead import SentAhead
 from stages.candidate.distributed.candidate_exchange import CandidateExchange
-from stages.candidate.distributed.rows import RowExchange, nothing
-from stages.candidate.distributed.strides import alike_on_all_ranks, alone
+from stages.candidate.distributed.lookup import start_lookup
 from stages.candidate.towers.encoders import ENCODERS
 from stages.candidate.towers.fused_softmax import TargetFinder, fused_sampled_softmax
 from stages.candidate.towers.inputs import ModelInputs
@@ -83,19 +80,11 @@ class LossOfBatch:
     ) -> None:
         self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
         self._inputs = InputMaker(catalogue, config.model, device)
-        self._ahead: SentAhead[Batch] | None = None
         self._log_q = LogQ(catalogue, config.negatives, torch.from_numpy(batches.shared.expected), device)
 
     def prepare(self, batch: Batch) -> ModelInputs:
         """Return the model's input of a batch; may be called ahead in another thread, but only once at a time."""
         return self._inputs(batch)
-
-    def sent_ahead(self, ready: Iterable[tuple[Batch, ModelInputs]]) -> Iterator[tuple[Batch, ModelInputs]]:
-        """Yield prepared batches while the ids of the next ones are sent to the ranks that hold their rows."""
-        if alone():
-            return iter(ready)
-        self._ahead = SentAhead(ready, self._rows.send_ids)
-        return iter(self._ahead)
 
     def forward(
         self, batch: Batch, inputs: ModelInputs | None = None
@@ -105,12 +94,8 @@ class LossOfBatch:
         return query_BD, candidate_cD, self._tensor(batch.items)
 
     def _looked_up(self, batch: Batch, inputs: ModelInputs | None) -> ModelInputs:
-        """Return the inputs; where rows are on other ranks, with their lookup started."""
-        inputs = alike_on_all_ranks(self.prepare(batch) if inputs is None else inputs)
-        if inputs.sent is None:
-            return inputs
-        meanwhile = nothing if self._ahead is None else self._ahead.draw
-        return dataclasses.replace(inputs, rows=self._rows.start(inputs.sent, meanwhile))
+        """Return the batch's inputs; where several ranks hold the rows, their lookup has started."""
+        return start_lookup(self.model, self.prepare(batch) if inputs is None else inputs)
 
     def __call__(self, batch: Batch, inputs: ModelInputs | None = None) -> torch.Tensor:
         """Return this rank's scalar loss; its mean over the ranks is the mean over the batch's queries.
@@ -118,10 +103,7 @@ class LossOfBatch:
         On CUDA the towers' layers compute in ``config.precision``, the loss in float32.
         """
         exchange, inputs = CandidateExchange(batch.share), self._looked_up(batch, inputs)
-        ahead = self._ahead if inputs.sent is not None else None
-        if ahead is not None:  # while the rows are on their way
-            ahead.advance()
-        loss_of = self._loss_of(batch)
+        loss_of = self._loss_of(batch)  # while the rows are on their way
         with mixed_precision(self.device, self._config.training):
             query_BD, sent = self.model(inputs, exchange.send)
         loss: torch.Tensor = batch.share.weight * loss_of(query_BD.float(), exchange.receive(sent))
@@ -130,10 +112,6 @@ class LossOfBatch:
     @cached_property
     def _targets(self) -> TargetFinder:
         return TargetFinder(len(self._catalogue), self.device)
-
-    @cached_property
-    def _rows(self) -> RowExchange:
-        return RowExchange(self.model.module.embeddings)
 
     def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return the loss as a function of queries and candidates; all that needs no vectors is computed before."""
