@@ -112,10 +112,20 @@ def _former(model: type[BaseModel], fault: Any) -> str | None:
     *section, name = fault["loc"] or ("",)
     for form in _forms_at(model, tuple(section)):
         if issubclass(form, Config) and name in form.renamed:
+            if fault["input"] is None and _default(form, form.renamed[name]) is not None:
+                return None  # an empty section, not a former value
             return f"this key is now {'.'.join((*map(str, section), form.renamed[name]))}"
         if issubclass(form, Config) and name in form.removed:
             return f"this key is gone; {form.removed[name]}"
     return None
+
+
+def _default(form: type[BaseModel], key: str) -> Any:
+    """Return the default of a dotted key."""
+    value: Any = form
+    for name in key.split("."):
+        value = value.model_fields[name].default if isinstance(value, type) else getattr(value, name)
+    return value
 
 
 def _in_words(model: type[BaseModel], fault: Any) -> str:

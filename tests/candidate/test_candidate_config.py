@@ -172,6 +172,13 @@ def test_a_former_key_under_a_new_section_is_not_lost(recipe: Any) -> None:
         configure(STATIC, ["two_tower"], settings, ["two_tower.candidate.training.epochs=3"])
 
 
+@pytest.mark.parametrize("section", ["training", "loss", "schedule", "average"])
+def test_an_empty_section_is_not_taken_for_a_former_key(recipe: Any, section: str) -> None:
+    with pytest.raises(ConfigError, match=rf"candidate\.{section} = None: Input should be") as found:
+        load_recipe(load_settings({}, config=str(recipe(candidate={section: None}))))
+    assert "this key is now" not in str(found.value)
+
+
 def test_unknown_keys_still_list_the_known_ones(recipe: Any) -> None:
     for section, known in (({"dim": 3}, "average, checkpoints, distributed"), ({"loss": {"kid": 1}}, "gbce_calib")):
         with pytest.raises(ConfigError, match=rf"unknown key, allowed are {known}"):
