@@ -212,9 +212,10 @@ def test_fields_that_differ_are_all_named():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look for the ranks")
-def test_ranks_do_not_outlive_the_process_that_launched_them(planted, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_do_not_outlive_the_process_that_launched_them(planted, tmp_path, ranks):
     """The step's process is killed: its ranks notice, so that the next attempt is alone."""
-    config = settings(training={"epochs": 2000}, checkpoints={"every_steps": 0})
+    config = settings(training={"epochs": 2000}, checkpoints={"every_steps": 0}, distributed={"n_processes": ranks})
     (tmp_path / "out").mkdir()
     code = (
         "import sys, json; from pathlib import Path; from stages.candidate.training.step import train_candidate\n"
@@ -225,10 +226,10 @@ def test_ranks_do_not_outlive_the_process_that_launched_them(planted, tmp_path):
     command = [sys.executable, "-c", code, json.dumps(config.model_dump(mode="json")), planted, tmp_path / "out"]
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as step:
         _wait_for(lambda: next(iter(tmp_path.glob(".*.checkpoints/step-*")), None))
-        ranks = _descendants(step.pid)
-        assert len(ranks) == 2  # the launcher and its rank
+        started = _descendants(step.pid)
+        assert len(started) == (1 if ranks == 1 else 3)  # several have a launcher
         step.send_signal(signal.SIGKILL)
-    _wait_for(lambda: all(_parent(pid) is None for pid in ranks) or None)
+    _wait_for(lambda: all(_parent(pid) is None for pid in started) or None)
 
 
 def _wait_for(found, seconds=120):

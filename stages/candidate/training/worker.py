@@ -13,7 +13,9 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -44,6 +46,7 @@ from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json, write_json
 
 PROBE = 64
+_WATCH_SECONDS = 1.0
 
 
 def train(directory: Path, progress: bool = True) -> list[float]:
@@ -188,9 +191,22 @@ def take_own_cores(threads: int) -> None:
         os.sched_setaffinity(0, own)
 
 
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, as torchrun's launcher does for its ranks."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
 def main(directory: Path) -> None:
     """Run this rank; describe a failure in a file that the parent reads, then fail."""
     rank = os.environ.get("RANK", "0")
+    end_with_parent()
     try:
         initialise(job(directory).candidate)
         train(directory)
