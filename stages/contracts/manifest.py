@@ -58,7 +58,7 @@ class ReleaseManifest(Config):
 
     Attributes:
         format_version: of this layout; a reader refuses another one.
-        release_id: ``<as-of date>-<12 hex of the hash over the parts>``.
+        release_id: ``<as-of date>-<12 hex digits of the hash over all other fields of the manifest>``.
         as_of_ms: events before this time are in the release's state.
         trained_as_of_ms: events before this time trained its models; earlier than ``as_of_ms`` in a refreshed
             release, None where both are the same.
