@@ -106,7 +106,9 @@ def test_training_goes_on_from_a_refreshed_release(home: dict[str, str], sluice:
     steps = (Path(home["SLUICE_HOME"]) / "runs" / "train_candidate").glob("[0-9a-f]*")
     towers = [read_json(step / "tower.json") for step in steps]
     (warm,) = [tower for tower in towers if tower["config"]["candidate"]["warm_start"]["path"]]
-    (cold,) = [tower for tower in towers if not tower["config"]["candidate"]["warm_start"]["path"]]
+    trained = read_json(release / "tower.json")["trained_version"]
+    (cold,) = [tower for tower in towers if tower["tower_version"] == trained]
+    assert not cold["config"]["candidate"]["warm_start"]["path"]
     assert warm["config"]["warm_start_version"] == cold["tower_version"]
     assert warm["n_items"] == cold["n_items"] + len(BORN)
     assert warm["losses"][0] < cold["losses"][0]
