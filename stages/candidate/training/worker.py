@@ -10,7 +10,9 @@ un-sharded weights and optimizer state to ``state/``. Rank 0 writes the outputs 
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import gc
 import logging
 import os
 import signal
@@ -222,4 +224,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger("torch").setLevel(logging.ERROR)
+    atexit.register(gc.freeze)  # at the end, Python would search the modules of torch for garbage, for most of a second
     main(Path(sys.argv[1]))
