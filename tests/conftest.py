@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import json
 import os
@@ -26,7 +25,6 @@ hypothesis.settings.register_profile("suite", deadline=None)  # how long an exam
 hypothesis.settings.load_profile("suite")
 STARTED = ROOT / "tests" / "started"
 gc.set_threshold(100_000, 50, 50)  # as in the processes that tests start, see its sitecustomize.py
-atexit.register(gc.freeze)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTED), os.environ.get("PYTHONPATH")]))
 LONGEST = (
     "architecture/test_architecture_images.py",

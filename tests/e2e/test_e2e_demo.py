@@ -14,10 +14,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 AUDIT = """
-import atexit, gc, os, sys
+import gc, os, sys
 
 gc.set_threshold(100_000, 50, 50)  # as tests/started/sitecustomize.py, in whose place this is
-atexit.register(gc.freeze)
 
 def _audit(event, args):
     if event in ("socket.connect", "socket.sendto"):
