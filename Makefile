@@ -10,9 +10,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 MLFLOW_PORT ?= 5000
 AIRFLOW_PORT ?= 8081
-# Processes that share the tests, file by file; 0 runs them in this one. One more than cores, up to four: a test that
+# Processes that share the tests, file by file; 0 runs them in this one. Two more than cores, up to four: a test that
 # waits for a server leaves its core to another.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 4)))
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? n + 2 : 4)))
 
 # No dependency reports home.
 export MLFLOW_DISABLE_TELEMETRY := true

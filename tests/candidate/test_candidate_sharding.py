@@ -21,6 +21,7 @@ from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.distributed.candidate_exchange import Share
 from stages.candidate.distributed.lookup import with_stride
 from stages.candidate.distributed.sharding import Sharder, planner
+from stages.candidate.export import user_tower
 from stages.candidate.export.user_tower import export
 from stages.candidate.towers.encoders import Sizes
 from stages.candidate.towers.two_tower import TwoTower
@@ -100,8 +101,15 @@ def run_ranks(n: int, *directories: Path, **environment: str) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def results(planted, tmp_path_factory):
-    """Losses, vectors and queries of every kind of sharding on one rank and on two."""
+    """Losses, vectors and queries of every kind of sharding on one rank and on two; the item tower is not exported."""
     root, found = tmp_path_factory.mktemp("sharding"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(user_tower, "write_item_tower", lambda *arguments: arguments[-1].write_bytes(b""))
+        _train_all(planted, root, found)
+    return found
+
+
+def _train_all(planted, root, found):
     for ranks in (1, 2):
         jobs = {
             kind: job(
@@ -122,7 +130,6 @@ def results(planted, tmp_path_factory):
             summary = export(out, places[kind], config, catalogue)
             query = np.load(places[kind] / "probe_query.npy")
             found[kind, ranks] = summary, np.load(out / "item_vectors.npy"), query, places[kind]
-    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
