@@ -122,9 +122,10 @@ def _former(model: type[BaseModel], fault: Any) -> str | None:
 
 def _default(form: type[BaseModel], key: str) -> Any:
     """Return the default of a dotted key."""
-    value: Any = form
-    for name in key.split("."):
-        value = value.model_fields[name].default if isinstance(value, type) else getattr(value, name)
+    first, *rest = key.split(".")
+    value = form.model_fields[first].default
+    for name in rest:
+        value = getattr(value, name)
     return value
 
 
