@@ -11,7 +11,7 @@ PORT ?= 8080
 MLFLOW_PORT ?= 5000
 AIRFLOW_PORT ?= 8081
 # Processes that share the tests, file by file; 0 runs them in this one. Two more than cores, up to four: a test that
-# waits for a server leaves its core to another.
+# waits for a server leaves its core to another. Each computes in one thread: several would wait for one another's cores.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? n + 2 : 4)))
 
 # No dependency reports home.
@@ -96,7 +96,7 @@ airflow: $(STAMP) demo-home ## Open Airflow's pages on the demo's home (this mac
 	  PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -P -m sluice_airflow.standalone
 
 test: $(STAMP) ## Run the tests: make test [ARGS="tests/dags -x"] [JOBS=0]
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## Lint, check types, import rules and the images
 	$(BIN)/ruff check .
