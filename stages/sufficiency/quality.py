@@ -21,7 +21,7 @@ from stages.evaluation.bootstrap import Gain, paired_bootstrap
 from stages.evaluation.metrics import HeldOut, judge, ndcg_at
 from stages.sufficiency.config import ReportConfig
 from stages.sufficiency.neighbours import answers
-from stages.sufficiency.sample import Asked, Past, draw_past, draw_requests, known_users
+from stages.sufficiency.sample import Past, SampledRequests, draw_past, draw_requests, known_users
 
 _SEED = 0
 
@@ -71,37 +71,39 @@ def quality_by_window(config: ReportConfig, snapshot: Snapshot) -> QualityCurve:
     if snapshot.meta.split != "time":
         return QualityCurve((), 0, None, f"the split by {snapshot.meta.split} is not in time order")
     known = known_users(snapshot)
-    asked = draw_requests(snapshot, known, config.max_requests)
-    if len(asked) < 20:
-        found = f"{len(asked)} requests of the ranker part come from users of the candidate part"
-        return QualityCurve((), len(asked), None, f"{found}, at least 20 are needed")
-    past = draw_past(snapshot, known, asked.user_index, config.max_users)
-    measured = _measure(config, snapshot, asked, past)
+    requests = draw_requests(snapshot, known, config.max_requests)
+    if len(requests) < 20:
+        found = f"{len(requests)} requests of the ranker part come from users of the candidate part"
+        return QualityCurve((), len(requests), None, f"{found}, at least 20 are needed")
+    past = draw_past(snapshot, known, requests.user_index, config.max_users)
+    measured = _measure(config, snapshot, requests, past)
     best = int(np.argmax([values.mean() for _, _, values in measured]))
     windows = []
     for place, (days, size, values) in enumerate(measured):
         loss = None
         if place != best:
-            loss = paired_bootstrap(values, measured[best][2], asked.user_index, config.bootstrap_samples, _SEED)
+            loss = paired_bootstrap(values, measured[best][2], requests.user_index, config.bootstrap_samples, _SEED)
         windows.append(WindowQuality(days, size, float(values.mean()), loss))
     # Go from the best window to shorter ones, and stop at the first that is clearly worse. A still shorter
     # window that is not clearly worse would only be so by chance, because of its few requests.
     enough = best
     while enough > 0 and not _is_worse(windows[enough - 1]):
         enough -= 1
-    return QualityCurve(tuple(windows), len(asked), windows[enough].days)
+    return QualityCurve(tuple(windows), len(requests), windows[enough].days)
 
 
-def _measure(config: ReportConfig, snapshot: Snapshot, asked: Asked, past: Past) -> list[tuple[float, int, np.ndarray]]:
+def _measure(
+    config: ReportConfig, snapshot: Snapshot, requests: SampledRequests, past: Past
+) -> list[tuple[float, int, np.ndarray]]:
     """Return (days, user-item pairs, NDCG@k float64 ``[Q]``) of every window, shortest first."""
     n_items, end = snapshot.n_items(), snapshot.meta.borders.candidate_end_ms
-    held = HeldOut.make(asked.request_id, snapshot.targets_of(asked.request_id), n_items)
-    users, seen = np.searchsorted(past.users, asked.user_index), _matrix(past, n_items)
+    held = HeldOut.make(requests.request_id, snapshot.targets_of(requests.request_id), n_items)
+    users, seen = np.searchsorted(past.users, requests.user_index), _matrix(past, n_items)
     longest = (end - int(past.event_time_ms.min())) / DAY_MS
     measured = []
     for days in (longest / 2**number for number in range(config.halvings, -1, -1)):
         touched = _matrix(past.since(end - days * DAY_MS), n_items)
-        ranked = answers(touched, seen, asked.request_id, users, config.neighbours, config.k)
+        ranked = answers(touched, seen, requests.request_id, users, config.neighbours, config.k)
         measured.append((days, touched.nnz, ndcg_at(judge(ranked, held), config.k)))
     return measured
 

@@ -17,7 +17,7 @@ from stages.contracts.tables import PART_CANDIDATE, PART_RANKER
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampledRequests:
     """Sampled requests of the ranker period, in time order.
 
     Attributes:
@@ -62,7 +62,7 @@ def known_users(snapshot: Snapshot) -> np.ndarray:
     return known
 
 
-def draw_requests(snapshot: Snapshot, known: np.ndarray, limit: int) -> Asked:
+def draw_requests(snapshot: Snapshot, known: np.ndarray, limit: int) -> SampledRequests:
     """Return requests of known users from the ranker period, spread evenly in time.
 
     Args:
@@ -82,7 +82,7 @@ def draw_requests(snapshot: Snapshot, known: np.ndarray, limit: int) -> Asked:
         ids.append(rows["request_id"][chosen])
         users.append(rows["user_index"][chosen])
         before += len(asking)
-    return Asked(np.concatenate(ids), np.concatenate(users))
+    return SampledRequests(np.concatenate(ids), np.concatenate(users))
 
 
 def draw_past(snapshot: Snapshot, known: np.ndarray, asking: np.ndarray, limit: int) -> Past:

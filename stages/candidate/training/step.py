@@ -40,14 +40,15 @@ from stages.contracts.steps import Outcome
 from stages.contracts.summaries import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 
 WORKER = ("-m", "stages.candidate.training.worker")
-_LAUNCHER = (
-    *("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-    # Ranks have nothing to save when the launcher stops, so they get 3 seconds for it, not torch's 30.
-    *("--shutdown-timeout", "3"),
-)
+_LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--shutdown-timeout", "3")
+"""torchrun's options. Ranks have nothing to save when it stops, so they get 3 seconds for it, not torch's 30."""
 _SINGLE_RANK = {
-    **{"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
-    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"},  # port 0: any free one, for nobody else joins
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",  # any free one, for nobody else joins
 }
 """What torchrun would set for the only rank."""
 _OURS: dict[str, type[SluiceError]] = {
@@ -178,8 +179,8 @@ def launch(config: TrainCandidateConfig, work: Path) -> None:
         SluiceError: if a rank failed, with its rank and message; see ``rank_failure``.
     """
     ranks = config.candidate.distributed.n_processes
-    command = [sys.executable, *(_LAUNCHER if ranks > 1 else ("-u",))]
-    command += [*(("--nproc-per-node", str(ranks)) if ranks > 1 else ()), *WORKER, str(work)]
+    options = ("-u",) if ranks == 1 else (*_LAUNCHER, "--nproc-per-node", str(ranks))
+    command = [sys.executable, *options, *WORKER, str(work)]
     environment = {
         # Ranks of one machine talk over its loopback interface, whatever its host name resolves to.
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
