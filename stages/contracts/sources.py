@@ -5,7 +5,7 @@ Recipes, files and answers call them sources. Shapes: R candidate rows, S genera
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -116,19 +116,35 @@ class SourceScores:
         return pa.table(columns)
 
     @classmethod
+    def groups(cls, path: Path, names: Sequence[str]) -> Iterator[SourceScores]:
+        """Yield the columns of ``names``, a row group at a time; empty row groups are left out.
+
+        Raises:
+            DataError: if the file is unreadable, or was written for other generators.
+        """
+        try:
+            with pq.ParquetFile(path) as file:
+                found = [name.removesuffix("_rank") for name in file.schema_arrow.names if name.endswith("_rank")]
+                if found != list(names):
+                    raise DataError(f"{path} holds the sources {found}, expected {list(names)}")
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group)
+                    if len(table):
+                        yield cls._of_columns(table, names)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from None
+
+    @classmethod
     def read(cls, path: Path, names: Sequence[str]) -> SourceScores:
         """Read the columns of ``names``.
 
         Raises:
             DataError: if the file is unreadable, or was written for other generators.
         """
-        try:
-            table = pq.read_table(path)  # type: ignore[no-untyped-call]
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from None
-        found = [column.removesuffix("_rank") for column in table.column_names if column.endswith("_rank")]
-        if found != list(names):
-            raise DataError(f"{path} holds the sources {found}, expected {list(names)}")
+        return cls.concatenate([cls.nothing(names, 0), *cls.groups(path, names)])
+
+    @classmethod
+    def _of_columns(cls, table: pa.Table, names: Sequence[str]) -> SourceScores:
         scores, ranks = np.empty((len(table), len(names)), np.float32), np.empty((len(table), len(names)), np.int32)
         for place, name in enumerate(names):
             scores[:, place] = table[f"{name}_score"].to_numpy()

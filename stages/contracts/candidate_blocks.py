@@ -1,0 +1,74 @@
+"""Reads what ``retrieve`` wrote, a row group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.contracts.errors import DataError
+from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
+from stages.contracts.tables import CandidateTable, row_groups
+
+CANDIDATES_FILE = "candidates.parquet"
+
+
+@dataclass(frozen=True)
+class CandidateBlock:
+    """Candidates of consecutive requests, whole requests only.
+
+    Attributes:
+        rows: n candidates, sorted by (request_id, rank).
+        sources: score and rank of each in every generator's list; None where there is one generator.
+    """
+
+    rows: CandidateTable
+    sources: SourceScores | None = None
+
+    def take(self, chosen: np.ndarray) -> CandidateBlock:
+        """Return some rows, by an index or boolean array ``[n]``."""
+        return CandidateBlock(self.rows.take(chosen), None if self.sources is None else self.sources.take(chosen))
+
+
+def candidate_blocks(directory: Path, sources: Sequence[str] = ()) -> Iterator[CandidateBlock]:
+    """Yield the candidates of a finished ``retrieve`` directory, a row group at a time; no more is in memory.
+
+    Args:
+        directory: holds ``candidates.parquet`` and, with several generators, ``source_scores.parquet``, whose row
+            groups hold the same rows.
+        sources: names of the generators; empty where there is one.
+
+    Raises:
+        DataError: if a file is missing or unreadable, the row groups of the two files differ, or the rows are not
+            sorted by request.
+    """
+    path, scores_path = directory / CANDIDATES_FILE, directory / SOURCE_SCORES_FILE
+    if not sources and scores_path.is_file():
+        raise DataError(f"{scores_path} has scores by generator, but sources = []: retrieve followed another recipe")
+    scores = iter(SourceScores.groups(scores_path, sources)) if sources else None
+    last = -1
+    for columns in row_groups(path, list(CandidateTable.TYPES)):
+        rows = CandidateTable(
+            **{name: columns[name].astype(kind, copy=False) for name, kind in CandidateTable.TYPES.items()}
+        )
+        if not len(rows):
+            continue
+        if rows.request_id[0] <= last or (np.diff(rows.request_id) < 0).any():
+            raise DataError(f"{path} must be sorted by request_id, and each request must lie in one row group")
+        last = int(rows.request_id[-1])
+        found = None if scores is None else next(scores, None)
+        if scores is not None and (found is None or len(found) != len(rows)):
+            n_scores, n_rows = (_n_rows(each) for each in (scores_path, path))
+            raise DataError(f"{scores_path} has {n_scores} rows, the candidates have {n_rows}, in other row groups")
+        yield CandidateBlock(rows, found)
+
+
+def _n_rows(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)  # type: ignore[no-untyped-call]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from None
