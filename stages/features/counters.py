@@ -8,19 +8,13 @@ is never negative.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stages.contracts.tables import DAY_MS
+from stages.features.state_kernels import NEVER_MS, Decayed, decayed_add
 
-NEVER_MS = -(1 << 61)
-"""``last_ms`` of a row without events; times of events are within ±2^61 ms, so no difference overflows."""
-
-
-def memory_cells(values: np.ndarray) -> Any:
-    """Return a view of the same memory that reads and writes single elements faster."""
-    return memoryview(values)  # type: ignore[arg-type]
+__all__ = ["NEVER_MS", "DecayedCounts"]
 
 
 class DecayedCounts:
@@ -29,24 +23,19 @@ class DecayedCounts:
     Attributes:
         values: float64 ``[K, n]``, each count as of its row's last event.
         last_ms: int64 ``[n]``, time of the row's newest event, NEVER_MS without an event.
+        arrays: the same, for compiled functions.
     """
 
     def __init__(self, values: np.ndarray, last_ms: np.ndarray, half_lives_days: tuple[float, ...]) -> None:
         self.values = values
         self.last_ms = last_ms
         self._half_lives_ms = [days * DAY_MS for days in half_lives_days]
-        self._cells = [(memory_cells(row), ms) for row, ms in zip(values, self._half_lives_ms, strict=True)]
-        self._last_cells = memory_cells(last_ms)
+        half_lives_ms = np.array(self._half_lives_ms, dtype=np.float64)
+        self.arrays = Decayed(np.asarray(values), np.asarray(last_ms), half_lives_ms)
 
     def add(self, row: int, time_ms: int) -> None:
         """Count one event of ``row``."""
-        elapsed = time_ms - self._last_cells[row]
-        if elapsed > 0:
-            self._last_cells[row] = time_ms
-        else:
-            elapsed = 0
-        for cells, half_life in self._cells:
-            cells[row] = cells[row] * 2.0 ** (-elapsed / half_life) + 1.0
+        decayed_add(self.arrays, row, time_ms)
 
     def read(self, half_life: int, time_ms: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return float64 counts of ``rows`` as of ``time_ms``.

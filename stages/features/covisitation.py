@@ -13,61 +13,102 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.features.keyed_rows import save_offsets
+from stages.contracts.ragged import row_offsets
+from stages.features.state_kernels import (
+    LINK,
+    LINKS_FREE,
+    LINKS_KEPT,
+    LINKS_LARGEST,
+    LINKS_USED,
+    LINKS_WINDOW,
+    Links,
+    link_items,
+    links_gather,
+    links_gather_all,
+    links_have_room,
+    links_sum_and_max,
+    table_places,
+)
 
 COLUMNS: dict[str, np.dtype] = {"items": np.dtype(np.int32), "weights": np.dtype(np.float64)}
 
-Links = tuple[np.ndarray, np.ndarray]
+LinkedItems = tuple[np.ndarray, np.ndarray]
+_TABLES = 48
 
 
 class Covisitation:
-    """Links between items: a read-only CSR base, plus the rows of items that changed since.
+    """Links between items: a read-only CSR base, plus the rows of items that changed since, as hash tables.
 
     A row is cut to its strongest ``neighbours`` links (ties by item index) as soon as it holds more
-    than twice as many. So new links get time to grow, and cutting costs little for each event.
+    than twice as many. So new links get time to grow, and cutting costs little for each event. A row takes at most 16
+    bytes for each of ``1.25 * (2 * neighbours + window)`` places, rounded up to a power of two.
 
     Args:
         arrays: ``neighbours_offsets`` int64 ``[N + 1]`` (or ``[1]``, no links), ``neighbours_items``
             int32 and ``neighbours_weights`` float64.
         n_items: N.
         neighbours: number of links that an item keeps when its row is cut.
+        window: number of items that a new one is linked with, at most.
+
+    Attributes:
+        arrays: for compiled functions; another tuple after ``make_room``.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], n_items: int, neighbours: int) -> None:
-        self._offsets = arrays["neighbours_offsets"]
-        self._items, self._weights = arrays["neighbours_items"], arrays["neighbours_weights"]
-        self._neighbours = neighbours
-        self._changed: dict[int, dict[int, float]] = {}
-        self._as_arrays: dict[int, Links] = {}  # changed rows that were read after their last change
-        # Position of each candidate of the current request, -1 for other items; allocated once.
-        self._position = np.full(n_items, -1, dtype=np.int32)
+    def __init__(self, arrays: Mapping[str, np.ndarray], n_items: int, neighbours: int, window: int = 0) -> None:
+        offsets = np.asarray(arrays["neighbours_offsets"])
+        if len(offsets) <= n_items:
+            offsets = np.concatenate([offsets, np.full(n_items + 1 - len(offsets), offsets[-1])])
+        counts = np.diff(offsets)
+        most = max(2 * neighbours + window, int(counts.max(initial=0))) + 1
+        numbers = np.full(LINKS_FREE + _TABLES, -1, dtype=np.int64)
+        numbers[LINKS_USED], numbers[LINKS_KEPT], numbers[LINKS_WINDOW] = 0, neighbours, window
+        numbers[LINKS_LARGEST] = table_places(most + 1)
+        self.arrays = Links(
+            start=offsets[:-1].copy(),
+            count=counts,
+            capacity=np.zeros(n_items, dtype=np.int64),
+            base_items=np.asarray(arrays["neighbours_items"]),
+            base_weights=np.asarray(arrays["neighbours_weights"]),
+            table=np.zeros(0, dtype=LINK),
+            # Position of each candidate of the current request, -1 for other items; allocated once.
+            position=np.full(n_items, -1, dtype=np.int32),
+            scratch_items=np.zeros(most, dtype=np.int32),
+            scratch_weights=np.zeros(most),
+            scratch_order=np.zeros(most),
+            numbers=numbers,
+        )
+
+    def make_room(self, rows: int) -> None:
+        """Let so many rows grow."""
+        links = self.arrays
+        while not links_have_room(links, rows):
+            more = max(len(links.table), rows * int(links.numbers[LINKS_LARGEST]))
+            links = links._replace(table=np.concatenate([links.table, np.zeros(more, dtype=LINK)]))
+        self.arrays = links
 
     def link(self, item: int, previous: Iterable[int]) -> None:
         """Link a newly touched item with the user's ``previous`` items, newest first."""
-        own = self._open(item)
-        limit = 2 * self._neighbours
-        for distance, other in enumerate(previous, start=1):
-            weight = 1.0 / distance
-            own[other] = own.get(other, 0.0) + weight
-            theirs = self._open(other)
-            theirs[item] = theirs.get(item, 0.0) + weight
-            if len(theirs) > limit:
-                self._cut(other)
-        if len(own) > limit:
-            self._cut(item)
+        oldest_first = np.array(list(previous)[::-1], dtype=np.int64)
+        self.arrays.numbers[LINKS_WINDOW] = max(self.arrays.numbers[LINKS_WINDOW], len(oldest_first))
+        most = 2 * int(self.arrays.numbers[LINKS_KEPT]) + len(oldest_first) + 1
+        if len(self.arrays.scratch_items) < most:
+            self.arrays.numbers[LINKS_LARGEST] = table_places(most + 1)
+            self.arrays = self.arrays._replace(
+                scratch_items=np.zeros(most, dtype=np.int32),
+                scratch_weights=np.zeros(most),
+                scratch_order=np.zeros(most),
+            )
+        self.make_room(len(oldest_first) + 1)
+        link_items(self.arrays, item, oldest_first, 0, len(oldest_first))
 
-    def neighbours(self, item: int) -> Links:
-        """Return the linked items int32 ``[M]`` and raw weights float64 ``[M]`` of an item."""
-        row = self._changed.get(item)
-        if row is None:
-            return self._base(item)
-        links = self._as_arrays.get(item)
-        if links is None:
-            items = np.fromiter(row.keys(), dtype=np.int32, count=len(row))
-            links = self._as_arrays[item] = (items, np.fromiter(row.values(), dtype=np.float64, count=len(row)))
-        return links
+    def neighbours(self, item: int) -> LinkedItems:
+        """Return the linked items int32 ``[M]``, ascending, and raw weights float64 ``[M]`` of an item."""
+        count = int(self.arrays.count[item])
+        items, weights = np.empty(count, dtype=np.int32), np.empty(count)
+        links_gather(self.arrays, item, items, weights, 0)
+        return items, weights
 
-    def scores(self, newest: np.ndarray, candidates: np.ndarray, popularity: np.ndarray) -> Links:
+    def scores(self, newest: np.ndarray, candidates: np.ndarray, popularity: np.ndarray) -> LinkedItems:
         """Return sum and maximum of the normalised links between each candidate and a user's newest items.
 
         Args:
@@ -79,47 +120,14 @@ class Covisitation:
             Two float64 ``[n]``, 0 for a candidate without a link.
         """
         total, best = np.zeros(len(candidates)), np.zeros(len(candidates))
-        if not len(newest):
-            return total, best
-        rows = [self.neighbours(item) for item in newest.tolist()]
-        popular = np.repeat(np.maximum(popularity[newest], 1), [len(items) for items, _ in rows])
-        links = np.concatenate([weights for _, weights in rows]) / np.sqrt(popular)
-        self._position[candidates] = np.arange(len(candidates), dtype=np.int32)
-        position = self._position[np.concatenate([items for items, _ in rows])]
-        self._position[candidates] = -1
-        found = position >= 0
-        position, links = position[found], links[found]
-        total += np.bincount(position, links, minlength=len(candidates))
-        np.maximum.at(best, position, links)
-        norm = np.sqrt(np.maximum(popularity[candidates], 1))
-        return total / norm, best / norm
+        links_sum_and_max(self.arrays, newest, candidates, popularity, total, best)
+        return total, best
 
     def save(self, directory: Path) -> None:
         """Write ``neighbours_offsets.npy``, ``neighbours_items.npy`` and ``neighbours_weights.npy``."""
-        rows = [self.neighbours(item) for item in range(len(self._position))]
-        save_offsets(directory / "neighbours_offsets.npy", (len(items) for items, _ in rows), len(rows))
-        for number, (column, dtype) in enumerate(COLUMNS.items()):
-            pieces = [np.empty(0, dtype=dtype), *(row[number] for row in rows)]
-            np.save(directory / f"neighbours_{column}.npy", np.concatenate(pieces))
-
-    def _base(self, item: int) -> Links:
-        if item >= len(self._offsets) - 1:
-            return self._items[:0], self._weights[:0]
-        row = slice(self._offsets[item], self._offsets[item + 1])
-        return self._items[row], self._weights[row]
-
-    def _open(self, item: int) -> dict[int, float]:
-        row = self._changed.get(item)
-        if row is None:
-            items, weights = self._base(item)
-            row = self._changed[item] = dict(zip(items.tolist(), weights.tolist(), strict=True))
-        self._as_arrays.pop(item, None)
-        return row
-
-    def _cut(self, item: int) -> None:
-        row = self._changed[item]
-        weakest = sorted(row.values(), reverse=True)[self._neighbours - 1]
-        kept = {other: weight for other, weight in row.items() if weight > weakest}
-        tied = sorted(other for other, weight in row.items() if weight == weakest)
-        kept.update(dict.fromkeys(tied[: self._neighbours - len(kept)], weakest))
-        self._changed[item] = kept
+        offsets = row_offsets(self.arrays.count)
+        items, weights = np.empty(offsets[-1], dtype=np.int32), np.empty(offsets[-1])
+        links_gather_all(self.arrays, items, weights)
+        np.save(directory / "neighbours_offsets.npy", offsets)
+        np.save(directory / "neighbours_items.npy", items)
+        np.save(directory / "neighbours_weights.npy", weights)

@@ -6,11 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stages.contracts.errors import DataError
 from stages.contracts.tables import EventTable, RequestTable
 from stages.features.state import FunnelState
-
-_CHUNK = 1 << 16
 
 
 def replay(
@@ -29,41 +26,14 @@ def replay(
         contexts: int32 ``[X, C]``, as ``Snapshot.contexts``; None if the state keeps no context.
 
     Raises:
-        DataError: if the events are not in time order.
+        DataError: if an event is out of range or out of the order of time.
     """
-    backwards = np.flatnonzero(np.diff(events.event_time_ms) < 0)
-    if len(backwards):
-        row = int(backwards[0]) + 1
-        found, before = events.event_time_ms[row], events.event_time_ms[row - 1]
-        raise DataError(
-            f"events: event_time_ms of row {row} is {found}, before {before} of the row above; sort by time"
-        )
+    columns = state.columns(events, contexts)
     order = np.argsort(requests.request_time_ms, kind="stable")
     borders = np.searchsorted(events.event_time_ms, requests.request_time_ms[order], side="left")
-    known: list[tuple[int, ...]] = (
-        [()] if contexts is None else [state.context_values(codes) for codes in contexts.tolist()]
-    )
-    moments = np.zeros(len(events), dtype=np.int32) if contexts is None else events.context
     done = 0
     for row, border in zip(order.tolist(), borders.tolist(), strict=True):
-        _apply(events, done, border, state, known, moments)
+        state.apply_all(columns, done, border)
         done = border
         yield row
-    _apply(events, done, len(events), state, known, moments)
-
-
-def _apply(
-    events: EventTable,
-    start: int,
-    stop: int,
-    state: FunnelState,
-    known: list[tuple[int, ...]],
-    moments: np.ndarray,
-) -> None:
-    for first in range(start, stop, _CHUNK):
-        rows = slice(first, min(first + _CHUNK, stop))
-        columns = (events.user_index, events.item_index, events.signal, events.value, events.event_time_ms, moments)
-        for user, item, signal, value, time_ms, moment in zip(
-            *(column[rows].tolist() for column in columns), strict=True
-        ):
-            state.apply(user, item, signal, value, time_ms, known[moment])
+    state.apply_all(columns, done, len(events))

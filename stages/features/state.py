@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,30 +9,48 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.contracts.compiled import frozen
 from stages.contracts.errors import DataError
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
-from stages.contracts.tables import ScoredItems
+from stages.contracts.tables import EventTable, ScoredItems
 from stages.contracts.touches import touching
 from stages.features.config import FeatureConfig, TrendingConfig
-from stages.features.counters import NEVER_MS, DecayedCounts, memory_cells
+from stages.features.counters import NEVER_MS, DecayedCounts
 from stages.features.covisitation import Covisitation
-from stages.features.keyed_rows import KeyedRows, Row
 from stages.features.state_files import (
     DECAYED,
     PLAIN,
     STATE_FILE,
     SUMMED,
-    USER_COLUMNS,
     array_shapes,
     check_identity,
     load_arrays,
     state_identity,
 )
-from stages.features.trending import Trending
+from stages.features.state_kernels import (
+    BROKEN_ROW,
+    ITEMS,
+    LATEST,
+    N_USERS,
+    POSITIVES,
+    SIGNALS,
+    TIMES,
+    VALUES,
+    Counts,
+    EventColumns,
+    Items,
+    Rules,
+    State,
+    apply_event,
+    apply_events,
+    has_room,
+)
+from stages.features.trending import Trending, no_log
+from stages.features.user_rows import UserRows
 
 _LARGEST = float(np.finfo(np.float32).max)
-_ITEMS, _TIMES, _SIGNALS, _VALUES, _POSITIVES, _LATEST = range(6)
+_HISTORY = (ITEMS, TIMES, SIGNALS, VALUES)
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,6 @@ class FunnelState:
 
     Attributes:
         items, config, signals, tasks: as given to ``empty`` or ``load``.
-        n_users: number of users known so far.
         context: context columns; all columns together have V values.
         item_counts, category_counts: decayed first touches by item and by category; an item with
             several categories counts once in each.
@@ -102,7 +117,6 @@ class FunnelState:
     ) -> None:
         """Create the state from the arrays that ``save`` writes; use ``empty`` or ``load`` instead."""
         self.items, self.config, self.signals, self.tasks, self.context = items, config, signals, tasks, context
-        self.n_users = len(arrays["users_offsets"]) - 1
         half_lives, middle = config.half_lives_days, (config.half_lives_days[config.middle_half_life],)
         self.item_counts = DecayedCounts(arrays["item_counts"], arrays["item_last_ms"], half_lives)
         self.category_counts = DecayedCounts(arrays["category_counts"], arrays["category_last_ms"], half_lives)
@@ -117,16 +131,16 @@ class FunnelState:
         self.category_touches, self.category_positives = arrays["category_touches"], arrays["category_positives"]
         self.context_counts, self.context_categories = arrays["context_counts"], arrays["context_categories"]
         self.context_totals = arrays["context_totals"]
-        self._users = KeyedRows("users", USER_COLUMNS, arrays)
-        self.covisitation = Covisitation(arrays, len(items), config.covisitation_neighbours)
+        self._users = UserRows(arrays)
+        self.covisitation = Covisitation(arrays, len(items), config.covisitation_neighbours, config.covisitation_window)
         self.trending = None if trending is None else Trending(trending, context, arrays, len(items))
-        # A memory view reads and writes single elements several times faster than numpy.
-        self._cells = {name: memory_cells(getattr(self, name)) for name in (*SUMMED, "totals", "category_touches")}
-        self._positives = [memory_cells(row) for row in self.positives]
         self._codes = [{value: code for code, value in enumerate(column.values, start=1)} for column in context]
         self._context_starts = tuple(accumulate((len(column.values) for column in context), initial=0))[:-1]
-        self._touching = touching(signals, config.exposure_signals).tolist()
-        self._rules = [_positive_rules(name, tasks) for name in signals]
+        self._items = Items(*(frozen(getattr(items, name)) for name in Items._fields))
+        self._no_log = no_log(len(items))
+        self._rules = _rules(signals, tasks, config)
+        self._counts = Counts(*(np.asarray(arrays[name]) for name in Counts._fields))
+        self._numbers = np.array([len(arrays["users_offsets"]) - 1, 0], dtype=np.int64)
 
     @classmethod
     def empty(
@@ -155,8 +169,52 @@ class FunnelState:
         for prefix in DECAYED:
             arrays[f"{prefix}_last_ms"].fill(NEVER_MS)
         state = cls(items, config, signals, tasks, context, arrays, trending)
-        state.n_users = n_users
+        state.know_users(n_users)
         return state
+
+    @property
+    def n_users(self) -> int:
+        """Number of users known so far."""
+        return int(self._numbers[N_USERS])
+
+    @property
+    def arrays(self) -> State:
+        """Everything, for compiled functions; another tuple after ``make_room``."""
+        return State(
+            items=self._items,
+            rules=self._rules,
+            counts=self._counts,
+            item_counts=self.item_counts.arrays,
+            category_counts=self.category_counts.arrays,
+            task_counts=self.task_counts.arrays,
+            category_task_counts=self.category_task_counts.arrays,
+            exposure_counts=self.exposure_counts.arrays,
+            users=self._users.arrays,
+            links=self.covisitation.arrays,
+            log=self._no_log if self.trending is None else self.trending.arrays,
+            numbers=self._numbers,
+        )
+
+    def know_users(self, n_users: int) -> None:
+        """Let users 0 to ``n_users`` be known, without any event of theirs."""
+        self._numbers[N_USERS] = max(n_users, self.n_users)
+        if n_users:
+            self._users.make_room(n_users, n_users - 1)
+
+    def make_room(self, user_index: int) -> None:
+        """Let the state have room for one more event of a user.
+
+        Raises:
+            ReleaseError: if the user's stored row names an item more than once.
+        """
+        broken = int(self._numbers[BROKEN_ROW])
+        if broken:
+            self._numbers[BROKEN_ROW] = 0
+            self._users.refuse(broken - 1)
+        self._users.make_room(user_index + 1, user_index)
+        self.covisitation.make_room(self.config.covisitation_window + 1)
+        if self.trending is not None:
+            self.trending.make_room()
 
     def apply(
         self,
@@ -181,47 +239,80 @@ class FunnelState:
             DataError: if an argument is out of range; the message has its name, and the state is not changed.
         """
         self._check(user_index, item_index, signal, value, time_ms)
-        value = float(np.float32(value))
-        self.n_users = max(self.n_users, user_index + 1)
-        if not self._touching[signal]:
-            self._count("exposures", item_index, 1)
-            self.exposure_counts.add(item_index, time_ms)
-            return
-        mask, _ = self._judge(signal, value)
-        row = self._users.open(user_index)
-        slot = row.slots.get(item_index)
-        if slot is None:
-            self._first_touch(item_index, row.columns[_ITEMS], time_ms, context)
-            row.append(item_index, time_ms, signal, value, mask, time_ms)
-            self._add_positives(mask, item_index, time_ms)
+        arrays, positions = self.arrays, np.array(context, dtype=np.int32)
+        if user_index >= len(arrays.users.start) or not has_room(arrays, user_index):
+            self.make_room(user_index)
+            arrays = self.arrays
+        if not apply_event(arrays, user_index, item_index, signal, float(np.float32(value)), time_ms, positions):
+            self.make_room(user_index)
+
+    def apply_all(self, events: EventColumns, start: int, stop: int) -> None:
+        """Advance by events that were checked, see ``columns``, ``start`` to ``stop``.
+
+        Raises:
+            ReleaseError: if a user's stored row names an item more than once.
+        """
+        while start < stop:
+            start = int(apply_events(self.arrays, events, start, stop))
+            if start < stop:
+                self.make_room(int(events.user[start]))
+
+    def columns(self, events: EventTable, contexts: np.ndarray | None = None) -> EventColumns:
+        """Return events for compiled functions, after a check that the state can take all of them.
+
+        Args:
+            events: in time order.
+            contexts: int32 ``[X, C]``, as ``Snapshot.contexts``; None if the state keeps no context.
+
+        Raises:
+            DataError: if an event is out of range, or before the one above; the message has its row and field.
+        """
+        times = events.event_time_ms
+        backwards = np.flatnonzero(times[1:] < times[:-1])
+        if len(backwards):
+            row = int(backwards[0]) + 1
+            raise DataError(
+                f"events: event_time_ms of row {row} is {times[row]}, before {times[row - 1]} of the row above; "
+                "sort by time"
+            )
+        self._check_all(events)
+        if contexts is None:
+            positions, moments = np.full((1, 0), -1, dtype=np.int32), np.zeros(len(events), dtype=np.int32)
         else:
-            self._repeat(row, slot, item_index, signal, value, time_ms)
-        self._count("item_events", item_index, 1)
-        self._count("item_value_sum", item_index, value)
+            starts = np.array(self._context_starts, dtype=np.int32)
+            positions, moments = np.where(contexts > 0, contexts - 1 + starts, -1).astype(np.int32), events.context
+            if len(moments) and not 0 <= moments.min() <= moments.max() < len(positions):
+                raise DataError(
+                    f"events: context spans {moments.min()} to {moments.max()}, allowed are 0 to {len(positions) - 1}"
+                )
+        columns = (events.user_index, events.item_index, events.signal, events.value, times, moments, positions)
+        self.know_users(int(events.user_index.max(initial=-1)) + 1 if len(events) else 0)
+        return EventColumns(*(frozen(column) for column in columns))
 
     def history(self, user_index: int) -> History:
         """Return the newest ``history_length`` distinct items; empty for an unknown user."""
-        newest = [
-            self._users.read(user_index, column)[: -self.config.history_length - 1 : -1]
-            for column in (_ITEMS, _TIMES, _SIGNALS, _VALUES)
-        ]
+        newest = [self._users.read(user_index, column)[: -self.config.history_length - 1 : -1] for column in _HISTORY]
         return History(*newest)
+
+    def has_touched(self, user_index: int, item_index: int) -> bool:
+        """Return whether the user has touched an item."""
+        return self._users.find(user_index, item_index) >= 0
 
     def touched(self, user_index: int) -> np.ndarray:
         """Return all int64 items that the user touched, in first-touch order."""
-        return self._users.read(user_index, _ITEMS)
+        return self._users.read(user_index, ITEMS)
 
     def touch_times(self, user_index: int) -> np.ndarray:
         """Return int64 first-touch times in ms, parallel to ``touched``."""
-        return self._users.read(user_index, _TIMES)
+        return self._users.read(user_index, TIMES)
 
     def touch_values(self, user_index: int) -> np.ndarray:
         """Return float32 values of each item's best event, parallel to ``touched``."""
-        return self._users.read(user_index, _VALUES)
+        return self._users.read(user_index, VALUES)
 
     def touch_positives(self, user_index: int) -> np.ndarray:
         """Return int64 masks, parallel to ``touched``; bit t is set if the pair was positive for task t."""
-        return self._users.read(user_index, _POSITIVES)
+        return self._users.read(user_index, POSITIVES)
 
     def context_values(self, codes: Sequence[int]) -> tuple[int, ...]:
         """Return the positions of context values among all V.
@@ -239,7 +330,7 @@ class FunnelState:
 
     def last_event_ms(self, user_index: int) -> int | None:
         """Return the time of the user's newest touch, repeated touches included; None without a touch."""
-        latest = self._users.read(user_index, _LATEST)
+        latest = self._users.read(user_index, LATEST)
         return int(latest.max()) if len(latest) else None
 
     def total(self, name: str) -> float:
@@ -328,65 +419,28 @@ class FunnelState:
         if abs(time_ms) >= -NEVER_MS:
             raise DataError(f"event: time_ms = {time_ms}, allowed are times within ±{-NEVER_MS}")
 
-    def _judge(self, signal: int, value: float) -> tuple[int, float]:
-        """Return the tasks that an event is positive for, as a bit mask, and the sum of their relevance."""
-        mask, relevance = 0, 0.0
-        for bit, min_value, gain in self._rules[signal]:
-            if value >= min_value:
-                mask |= bit
-                relevance += gain
-        return mask, relevance
-
-    def _count(self, name: str, item_index: int, amount: float) -> None:
-        self._cells[name][item_index] += amount
-        self._cells["totals"][SUMMED.index(name)] += amount
-
-    def _first_touch(self, item_index: int, touched: array, time_ms: int, context: Sequence[int]) -> None:
-        self._count("touches", item_index, 1)
-        self.item_counts.add(item_index, time_ms)
-        categories = self._categories(item_index)
-        for category in categories:
-            self.category_counts.add(category, time_ms)
-            self._cells["category_touches"][category] += 1
-        for value in context:
-            self.context_counts[value, item_index] += 1
-            self.context_totals[value] += 1
-            self.context_categories[value, categories] += 1
-        previous = touched[: -self.config.covisitation_window - 1 : -1]
-        self.covisitation.link(item_index, previous)
-        if self.trending is not None:
-            self.trending.add(item_index, time_ms, context)
-
-    def _repeat(self, row: Row, slot: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
-        _, _, signals, values, positives, latest = row.columns
-        mask, relevance = self._judge(signal, value)
-        kept_value = values[slot]
-        if (relevance, value) > (self._judge(signals[slot], kept_value)[1], kept_value):
-            signals[slot], values[slot] = signal, value
-        self._add_positives(mask & ~positives[slot], item_index, time_ms)
-        positives[slot] |= mask
-        latest[slot] = max(latest[slot], time_ms)
-
-    def _add_positives(self, mask: int, item_index: int, time_ms: int) -> None:
-        for task in range(len(self.tasks)):
-            if mask >> task & 1:
-                self._positives[task][item_index] += 1
-                self._cells["totals"][len(SUMMED) + task] += 1
-                self.task_counts.add(task * len(self.touches) + item_index, time_ms)
-                for category in self._categories(item_index):
-                    self.category_positives[task, category] += 1
-                    self.category_task_counts.add(task * len(self.category_touches) + category, time_ms)
-
-    def _categories(self, item_index: int) -> list[int]:
-        first, last = self.items.category_offsets[item_index : item_index + 2]
-        codes: list[int] = self.items.category_codes[first:last].tolist()
-        return codes
+    def _check_all(self, events: EventTable) -> None:
+        if not len(events):
+            return
+        limits = (
+            ("user_index", events.user_index, 0, (1 << 31) - 1),
+            ("item_index", events.item_index, 0, len(self.touches) - 1),
+            ("signal", events.signal, 0, len(self.signals) - 1),
+            ("value", events.value, -_LARGEST, _LARGEST),
+            ("event_time_ms", events.event_time_ms, NEVER_MS + 1, -NEVER_MS - 1),
+        )
+        for name, column, least, most in limits:
+            inside = (column >= least) & (column <= most)
+            if not inside.all():
+                row = int(np.flatnonzero(~inside)[0])
+                raise DataError(f"events: {name} of row {row} is {column[row]}, allowed are {least} to {most}")
 
 
-def _positive_rules(signal: str, tasks: tuple[Task, ...]) -> list[tuple[int, float, float]]:
-    """Return (bit, smallest value, relevance) of each task that ``signal`` can be positive for."""
-    return [
-        (1 << number, -math.inf if task.min_value is None else float(np.float32(task.min_value)), task.relevance)
-        for number, task in enumerate(tasks)
-        if signal in task.signals
-    ]
+def _rules(signals: tuple[str, ...], tasks: tuple[Task, ...], config: FeatureConfig) -> Rules:
+    """Return which signals are touches, and from which value on an event of a signal is a positive of each task."""
+    smallest = np.full((len(signals), len(tasks)), np.inf)
+    for number, task in enumerate(tasks):
+        least = -np.inf if task.min_value is None else float(np.float32(task.min_value))
+        smallest[[code for code, name in enumerate(signals) if name in task.signals], number] = least
+    gains = np.array([task.relevance for task in tasks], dtype=np.float64)
+    return Rules(touching(signals, config.exposure_signals), smallest, gains)

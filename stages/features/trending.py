@@ -21,7 +21,7 @@ import numpy as np
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import ContextColumn
 from stages.features.config import TrendingConfig
-from stages.features.counters import NEVER_MS
+from stages.features.state_kernels import LOG_NEWEST, LOG_SIZE, NEVER_MS, Log, log_add, trending_scores
 
 COLUMNS: dict[str, np.dtype] = {
     "times_ms": np.dtype(np.int64),
@@ -47,6 +47,10 @@ class Trending:
         arrays: ``trending_times_ms``, ``trending_items`` and ``trending_segments``, each ``[E]``.
         n_items: N.
 
+    Attributes:
+        config: as given.
+        arrays: for compiled functions; another tuple after ``make_room`` and ``make_tally``.
+
     Raises:
         ConfigError: if the segment is not a context column.
     """
@@ -59,13 +63,26 @@ class Trending:
         n_items: int,
     ) -> None:
         self.config = config
-        self._place, self._values = _segment(config, context)
-        self._windows_ms = [round(minutes * _MINUTE_MS) for minutes in config.windows_minutes]
-        self._size = len(arrays["trending_items"])
-        self._log = tuple(_grown(arrays[f"trending_{name}"], self._size) for name in COLUMNS)
-        self._newest_ms = int(self._log[0][self._size - 1]) if self._size else NEVER_MS
-        self._n_items = n_items
-        self._tallies: dict[int, _Tally] = {}
+        self._place, values = _segment(config, context)
+        size = len(arrays["trending_items"])
+        times, items, segments = (_grown(arrays[f"trending_{name}"], size) for name in COLUMNS)
+        newest = int(times[size - 1]) if size else NEVER_MS
+        windows_ms = [round(minutes * _MINUTE_MS) for minutes in config.windows_minutes]
+        w = len(windows_ms)
+        self.arrays = Log(
+            times_ms=times,
+            items=items,
+            segments=segments,
+            windows_ms=np.array(windows_ms, dtype=np.int64),
+            weights=np.array(config.weights, dtype=np.float64),
+            smoothing=np.array([config.segment_smoothing], dtype=np.float64),
+            slots=np.full(len(values) + 1, -1, dtype=np.int64),
+            counts=np.zeros((0, w, n_items), dtype=np.int32),
+            totals=np.zeros((0, w), dtype=np.int64),
+            starts=np.zeros((0, w), dtype=np.int64),
+            ends=np.zeros(0, dtype=np.int64),
+            numbers=np.array([size, newest, values.start, values.stop], dtype=np.int64),
+        )
 
     def add(self, item: int, time_ms: int, context: Sequence[int] = ()) -> None:
         """Count one touch.
@@ -75,17 +92,18 @@ class Trending:
             time_ms: time of the touch, int ms UTC.
             context: positions of its context values, as ``FunnelState.context_values`` returns them.
         """
-        self._newest_ms = max(time_ms, self._newest_ms)
-        if self._size == len(self._log[0]):
-            self._make_room()
-        segment = next((value - self._values.start + 1 for value in context if value in self._values), 0)
-        for column, value in zip(self._log, (self._newest_ms, item, segment), strict=True):
-            column[self._size] = value
-        self._size += 1
+        self.make_room()
+        log_add(self.arrays, item, time_ms, np.array(context, dtype=np.int32))
 
     def segment(self, context: Sequence[int]) -> int:
         """Return the segment's code among a request's ``context`` codes, 0 if unknown."""
         return context[self._place] if self._place is not None and len(context) else 0
+
+    def segments(self, contexts: np.ndarray) -> np.ndarray:
+        """Return the segment's code of each context, int64 ``[X]``, from int32 ``[X, C]`` codes."""
+        if self._place is None or not contexts.shape[1]:
+            return np.zeros(len(contexts), dtype=np.int64)
+        return contexts[:, self._place].astype(np.int64)
 
     def scores(self, time_ms: int, segment: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return the items of the longest window, and the weighted sum of their shares of each window's touches.
@@ -101,70 +119,69 @@ class Trending:
         Returns:
             int64 ``[M]`` items, ascending, and float64 ``[M]`` scores above 0.
         """
-        everybody = self._tally(0, time_ms)
-        distinct = np.flatnonzero(everybody.counts_WN[-1])
-        of_segment = self._tally(segment, time_ms) if segment else None
-        scores = np.zeros(len(distinct))
-        smoothing = self.config.segment_smoothing
-        for window, weight in enumerate(self.config.weights):
-            shares = everybody.counts_WN[window, distinct] / max(int(everybody.totals_W[window]), 1)
-            if of_segment is not None:
-                counts, total = of_segment.counts_WN[window, distinct], int(of_segment.totals_W[window])
-                shares = (counts + smoothing * shares) / (total + smoothing)
-            scores += weight * shares
-        return distinct, scores
+        self.make_tally(0)
+        self.make_tally(segment)
+        n_items = self.arrays.counts.shape[2]
+        items, scores = np.empty(n_items, dtype=np.int64), np.empty(n_items)
+        found = trending_scores(self.arrays, time_ms, segment, items, scores)
+        return items[:found], scores[:found]
 
     def save(self, directory: Path) -> None:
         """Write one ``trending_<column>.npy`` a column, with the entries that later reads can still need."""
+        first, size = self._oldest_kept(), int(self.arrays.numbers[LOG_SIZE])
+        for name in COLUMNS:
+            np.save(directory / f"trending_{name}.npy", getattr(self.arrays, name)[first:size])
+
+    def make_tally(self, segment: int) -> None:
+        """Let there be counts of a segment."""
+        log = self.arrays
+        if log.slots[segment] >= 0:
+            return
+        log.slots[segment] = len(log.ends)
+        self.arrays = log._replace(
+            **{name: _one_more(getattr(log, name)) for name in ("counts", "totals", "starts", "ends")}
+        )
+
+    def make_room(self) -> None:
+        """Let the log have room for a touch: drop what left the longest window, and double the rest."""
+        log, size = self.arrays, int(self.arrays.numbers[LOG_SIZE])
+        if size < len(log.items):
+            return
         first = self._oldest_kept()
-        for name, column in zip(COLUMNS, self._log, strict=True):
-            np.save(directory / f"trending_{name}.npy", column[first : self._size])
-
-    def _tally(self, segment: int, time_ms: int) -> _Tally:
-        """Return a segment's counts at ``time_ms``; for segment 0 the counts over all users."""
-        time_ms = max(time_ms, self._newest_ms)
-        times = self._log[0][: self._size]
-        starts_W = np.searchsorted(times, [time_ms - window for window in self._windows_ms], side="left")
-        tally = self._tallies.get(segment)
-        if tally is None or (starts_W < tally.starts_W).any():  # a time before that of the last read
-            tally = self._tallies[segment] = _Tally(len(starts_W), self._n_items)
-        for window, start in enumerate(starts_W.tolist()):
-            self._count(tally, window, segment, slice(tally.end, self._size), 1)
-            self._count(tally, window, segment, slice(int(tally.starts_W[window]), start), -1)
-        tally.starts_W, tally.end = starts_W, self._size
-        return tally
-
-    def _count(self, tally: _Tally, window: int, segment: int, entries: slice, amount: int) -> None:
-        items = self._log[1][entries]
-        if segment:
-            items = items[self._log[2][entries] == segment]
-        np.add.at(tally.counts_WN[window], items, amount)
-        tally.totals_W[window] += amount * len(items)
+        columns = {name: _grown(getattr(log, name)[first:size], 2 * (size - first)) for name in COLUMNS}
+        log.numbers[LOG_SIZE] = size - first
+        for tally in (log.counts, log.totals, log.starts, log.ends):
+            tally[:] = 0  # their positions refer to the old log
+        self.arrays = log._replace(**columns)
 
     def _oldest_kept(self) -> int:
-        oldest_ms = self._newest_ms - self._windows_ms[-1]
-        return int(np.searchsorted(self._log[0][: self._size], oldest_ms, side="left"))
-
-    def _make_room(self) -> None:
-        first = self._oldest_kept()
-        self._log = tuple(_grown(column[first : self._size], 2 * (self._size - first)) for column in self._log)
-        self._size -= first
-        self._tallies.clear()  # their positions refer to the old log
+        log = self.arrays
+        oldest_ms = int(log.numbers[LOG_NEWEST]) - int(log.windows_ms[-1])
+        return int(np.searchsorted(log.times_ms[: int(log.numbers[LOG_SIZE])], oldest_ms, side="left"))
 
 
-class _Tally:
-    """Number of touches of each item within each window, as of one time.
+def no_log(n_items: int) -> Log:
+    """Return the log of a state that counts no trends."""
+    none, numbers = np.zeros(0, dtype=np.int64), np.array([0, NEVER_MS, 0, 0], dtype=np.int64)
+    return Log(
+        times_ms=none,
+        items=np.zeros(0, dtype=np.int32),
+        segments=np.zeros(0, dtype=np.int16),
+        windows_ms=none,
+        weights=np.zeros(0),
+        smoothing=np.zeros(1),
+        slots=none,
+        counts=np.zeros((0, 0, n_items), dtype=np.int32),
+        totals=np.zeros((0, 0), dtype=np.int64),
+        starts=np.zeros((0, 0), dtype=np.int64),
+        ends=none,
+        numbers=numbers,
+    )
 
-    Attributes:
-        counts_WN: int32 ``[W, N]``.
-        totals_W: int64 ``[W]``, sums over the items.
-        starts_W, end: positions in the log: window w counts the entries from ``starts_W[w]`` to ``end``.
-    """
 
-    def __init__(self, windows: int, n_items: int) -> None:
-        self.counts_WN = np.zeros((windows, n_items), dtype=np.int32)
-        self.totals_W = np.zeros(windows, dtype=np.int64)
-        self.starts_W, self.end = np.zeros(windows, dtype=np.int64), 0
+def _one_more(values: np.ndarray) -> np.ndarray:
+    """Return an array with one more row of zeros."""
+    return np.concatenate([values, np.zeros((1, *values.shape[1:]), dtype=values.dtype)])
 
 
 def _segment(config: TrendingConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:

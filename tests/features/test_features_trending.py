@@ -189,7 +189,7 @@ def test_memory_is_bounded_by_the_longest_window() -> None:
         log.add(minute % N, T0 + minute * MINUTE)
         if minute % 100 == 99:
             assert log.scores(T0 + minute * MINUTE)[1].sum() == pytest.approx(1.5)
-    assert len(log._log[0]) == 1024
+    assert len(log.arrays.items) == 1024
     assert sum(named(log.scores(T0 + 19_999 * MINUTE)).values()) == pytest.approx(1.5)
 
 

@@ -1,0 +1,78 @@
+"""Compiled functions: numba, with the same options everywhere.
+
+They live in modules whose names end in ``kernels``. Their machine code is kept on the disk and made again when such a
+module changes, or the version of numba. It is kept below ``NUMBA_CACHE_DIR`` where that is set, else below the user's
+cache directory; where neither can be written to, each process compiles for itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def _cache_directory() -> str:
+    # numba looks at the module of a kernel only, not at the modules of the kernels that it calls: a cache a version.
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(_PACKAGE.rglob("*kernels.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = Path(os.environ.get("NUMBA_CACHE_DIR") or home) / "sluice-kernels"
+    return str(base / digest.hexdigest()[:16])
+
+
+def _can_be_written(directory: str) -> bool:
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK)
+
+
+_CACHE = _cache_directory()
+_IS_KEPT = _can_be_written(_CACHE)
+if _IS_KEPT:
+    numba.config.CACHE_DIR = _CACHE
+
+
+def compiled(function: F) -> F:
+    """Compile a function at its first call; it runs without the interpreter's lock and divides as numpy does."""
+    made: F = numba.njit(cache=_IS_KEPT, nogil=True, error_model="numpy")(function)
+    return made
+
+
+def in_place(function: F) -> F:
+    """Compile a function that makes no array, into each compiled function that calls it.
+
+    It counts no references to arrays, and its arguments are not copied: with arguments that hold many arrays, both
+    would cost more than the function itself.
+    """
+    made: F = numba.njit(cache=_IS_KEPT, nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function)
+    return made
+
+
+def compiled_sum(function: F) -> F:
+    """Compile a function whose sums may be added up in any order, which lets the processor add several at a time."""
+    options = {"reassoc", "contract", "nsz"}
+    made: F = numba.njit(cache=_IS_KEPT, nogil=True, error_model="numpy", fastmath=options)(function)
+    return made
+
+
+def frozen(values: np.ndarray) -> np.ndarray:
+    """Return a view that cannot be written to, contiguous: of an input that a compiled function only reads.
+
+    A function is compiled once for each type of its arguments, and arrays that can be written to are another type.
+    """
+    view = np.ascontiguousarray(values).view(np.ndarray)
+    view.flags.writeable = False
+    return view
