@@ -43,6 +43,8 @@ _CACHE = _cache_directory()
 _IS_KEPT = _can_be_written(_CACHE)
 if _IS_KEPT:
     numba.config.CACHE_DIR = _CACHE
+# ``_nrt`` is no public option: it turns the counting of references off. It fits numba 0.68.
+_IN_PLACE: dict[str, Any] = {"cache": _IS_KEPT, "nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def compiled(function: F) -> F:
@@ -57,14 +59,25 @@ def in_place(function: F) -> F:
     It counts no references to arrays, and its arguments are not copied: with arguments that hold many arrays, both
     would cost more than the function itself.
     """
-    made: F = numba.njit(cache=_IS_KEPT, nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function)
+    made: F = numba.njit(forceinline=True, **_IN_PLACE)(function)
     return made
 
 
-def compiled_sum(function: F) -> F:
-    """Compile a function whose sums may be added up in any order, which lets the processor add several at a time."""
-    options = {"reassoc", "contract", "nsz"}
-    made: F = numba.njit(cache=_IS_KEPT, nogil=True, error_model="numpy", fastmath=options)(function)
+def in_place_part(function: F) -> F:
+    """As ``in_place``, for a part of one function that takes very many arrays: it is not compiled by itself."""
+    made: F = numba.njit(inline="always", **_IN_PLACE)(function)
+    return made
+
+
+def in_place_once(function: F) -> F:
+    """Compile a function that makes no array, once: for large functions that are called for many rows at a time."""
+    made: F = numba.njit(**_IN_PLACE)(function)
+    return made
+
+
+def in_place_sum(function: F) -> F:
+    """As ``in_place``; sums may be added up in any order, which lets the processor add several numbers at a time."""
+    made: F = numba.njit(forceinline=True, fastmath={"reassoc", "contract", "nsz"}, **_IN_PLACE)(function)
     return made
 
 

@@ -30,6 +30,7 @@ from stages.features.state_files import (
 )
 from stages.features.state_kernels import (
     BROKEN_ROW,
+    EVENT_TYPES,
     ITEMS,
     LATEST,
     N_USERS,
@@ -42,9 +43,7 @@ from stages.features.state_kernels import (
     Items,
     Rules,
     State,
-    apply_event,
     apply_events,
-    has_room,
 )
 from stages.features.trending import Trending, no_log
 from stages.features.user_rows import UserRows
@@ -87,6 +86,7 @@ class FunnelState:
     Attributes:
         items, config, signals, tasks: as given to ``empty`` or ``load``.
         context: context columns; all columns together have V values.
+        context_starts: position of each column's first value among all V.
         item_counts, category_counts: decayed first touches by item and by category; an item with
             several categories counts once in each.
         task_counts: positives as in ``positives``, decayed at the middle half-life; row t * N + i.
@@ -135,9 +135,10 @@ class FunnelState:
         self.covisitation = Covisitation(arrays, len(items), config.covisitation_neighbours, config.covisitation_window)
         self.trending = None if trending is None else Trending(trending, context, arrays, len(items))
         self._codes = [{value: code for code, value in enumerate(column.values, start=1)} for column in context]
-        self._context_starts = tuple(accumulate((len(column.values) for column in context), initial=0))[:-1]
+        self.context_starts = tuple(accumulate((len(column.values) for column in context), initial=0))[:-1]
         self._items = Items(*(frozen(getattr(items, name)) for name in Items._fields))
         self._no_log = no_log(len(items))
+        self._one_event = tuple(np.zeros(1, dtype=dtype) for dtype in EVENT_TYPES)
         self._rules = _rules(signals, tasks, config)
         self._counts = Counts(*(np.asarray(arrays[name]) for name in Counts._fields))
         self._numbers = np.array([len(arrays["users_offsets"]) - 1, 0], dtype=np.int64)
@@ -239,12 +240,12 @@ class FunnelState:
             DataError: if an argument is out of range; the message has its name, and the state is not changed.
         """
         self._check(user_index, item_index, signal, value, time_ms)
-        arrays, positions = self.arrays, np.array(context, dtype=np.int32)
-        if user_index >= len(arrays.users.start) or not has_room(arrays, user_index):
+        one, positions = self._one_event, np.array(context, dtype=np.int32).reshape(1, -1)
+        for column, entry in zip(one, (user_index, item_index, signal, value, time_ms), strict=False):
+            column[0] = entry
+        if user_index >= len(self._users.arrays.start):
             self.make_room(user_index)
-            arrays = self.arrays
-        if not apply_event(arrays, user_index, item_index, signal, float(np.float32(value)), time_ms, positions):
-            self.make_room(user_index)
+        self.apply_all(EventColumns(*(frozen(column) for column in (*one, positions))), 0, 1)
 
     def apply_all(self, events: EventColumns, start: int, stop: int) -> None:
         """Advance by events that were checked, see ``columns``, ``start`` to ``stop``.
@@ -279,7 +280,7 @@ class FunnelState:
         if contexts is None:
             positions, moments = np.full((1, 0), -1, dtype=np.int32), np.zeros(len(events), dtype=np.int32)
         else:
-            starts = np.array(self._context_starts, dtype=np.int32)
+            starts = np.array(self.context_starts, dtype=np.int32)
             positions, moments = np.where(contexts > 0, contexts - 1 + starts, -1).astype(np.int32), events.context
             if len(moments) and not 0 <= moments.min() <= moments.max() < len(positions):
                 raise DataError(
@@ -320,7 +321,7 @@ class FunnelState:
         Args:
             codes: one a context column, as in ``contexts.parquet``; 0 if unknown, and left out of the result.
         """
-        return tuple(start + code - 1 for start, code in zip(self._context_starts, codes, strict=True) if code > 0)
+        return tuple(start + code - 1 for start, code in zip(self.context_starts, codes, strict=True) if code > 0)
 
     def context_codes(self, moment: Mapping[str, str]) -> tuple[int, ...]:
         """Return one code a context column from values by name; an unknown value is code 0."""

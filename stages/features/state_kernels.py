@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.contracts.compiled import compiled, in_place
+from stages.contracts.compiled import compiled, in_place, in_place_once, in_place_part
 
 NEVER_MS = -(1 << 61)
 """``last_ms`` of a row without events; times of events are within ±2^61 ms, so no difference overflows."""
@@ -189,6 +189,10 @@ class EventColumns(NamedTuple):
     positions: np.ndarray
 
 
+EVENT_TYPES = (np.int64, np.int64, np.int16, np.float32, np.int64, np.int32)
+"""Types of the columns of ``EventColumns`` but the last."""
+
+
 @in_place
 def power_of_two(least: int) -> int:
     """Return the smallest power of two that is ``least`` or more."""
@@ -345,10 +349,10 @@ def _has_no_repeat(rows: Rows, row: int) -> bool:
         rows.numbers[INDEX_USED] += 2 * size
         for place in range(rows.index_start[row], rows.index_start[row] + 2 * size):
             rows.index[place] = 0
+        is_distinct = True
         for entry in range(count):
-            if not _index_entry(rows, row, entry):
-                return False
-        return True
+            is_distinct &= _index_entry(rows, row, entry)
+        return is_distinct
     for entry in range(count):
         for other in range(entry):
             if rows.pool[ITEMS][start + entry] == rows.pool[ITEMS][start + other]:
@@ -660,15 +664,12 @@ def trending_scores(log: Log, time_ms: int, segment: int, items: np.ndarray, sco
 
 
 @in_place
-def has_room(state: State, user: int) -> bool:
-    """Return whether an event of a user can be applied without more memory than there is."""
-    if len(state.log.windows_ms) and state.log.numbers[LOG_SIZE] == len(state.log.items):
-        return False
-    rows = state.links.numbers[LINKS_WINDOW] + 1
-    return row_has_room(state.users, user) and links_have_room(state.links, rows)
+def log_has_room(log: Log) -> bool:
+    """Return whether a touch can be counted without more memory than there is."""
+    return len(log.windows_ms) == 0 or log.numbers[LOG_SIZE] < len(log.items)
 
 
-@in_place
+@in_place_part
 def _count_positives(state: State, mask: int, item: int, time_ms: int) -> None:
     counts, items = state.counts, state.items
     for task in range(len(state.rules.gains)):
@@ -682,7 +683,7 @@ def _count_positives(state: State, mask: int, item: int, time_ms: int) -> None:
                 decayed_add(state.category_task_counts, task * len(counts.category_touches) + category, time_ms)
 
 
-@in_place
+@in_place_part
 def _first_touch(state: State, user: int, item: int, time_ms: int, positions: np.ndarray) -> None:
     counts, items, users = state.counts, state.items, state.users
     counts.touches[item] += 1
@@ -721,7 +722,7 @@ def _judge(rules: Rules, signal: int, value: float) -> tuple[int, float]:
     return mask, relevance
 
 
-@in_place
+@in_place_part
 def _repeat(state: State, user: int, place: int, item: int, signal: int, value: float, time_ms: int) -> None:
     pool, entry = state.users.pool, state.users.start[user] + place
     mask, relevance = _judge(state.rules, signal, value)
@@ -734,7 +735,7 @@ def _repeat(state: State, user: int, place: int, item: int, signal: int, value: 
     pool[LATEST][entry] = max(pool[LATEST][entry], time_ms)
 
 
-@in_place
+@in_place_part
 def apply_event(
     state: State, user: int, item: int, signal: int, value: float, time_ms: int, positions: np.ndarray
 ) -> bool:
@@ -764,12 +765,13 @@ def apply_event(
     return True
 
 
-@in_place
+@in_place_once
 def apply_events(state: State, events: EventColumns, start: int, stop: int) -> int:
     """Apply events ``start`` to ``stop``; return the first that was not applied, for want of room, or ``stop``."""
     for row in range(start, stop):
         user = events.user[row]
-        if not has_room(state, user):
+        linked = state.links.numbers[LINKS_WINDOW] + 1
+        if not (row_has_room(state.users, user) and links_have_room(state.links, linked) and log_has_room(state.log)):
             return row
         positions = events.positions[events.context[row]]
         value = np.float64(events.value[row])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.features.keyed_rows import save_offsets
+from tests.features.plain.keyed_rows import save_offsets
 
 COLUMNS: dict[str, np.dtype] = {"items": np.dtype(np.int32), "weights": np.dtype(np.float64)}
 

@@ -13,8 +13,8 @@ import numpy as np
 from stages.contracts.ragged import ranges
 from stages.contracts.snapshot import ItemTable
 from stages.contracts.tables import DAY_MS
-from stages.features.counters import NEVER_MS
-from stages.features.state import FunnelState
+from tests.features.plain.counters import NEVER_MS
+from tests.features.plain.state import FunnelState
 
 HOUR_MS = 3_600_000
 Columns = dict[str, np.ndarray | float]

@@ -20,7 +20,7 @@ from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.sources import SourceScores
 from stages.contracts.tables import DAY_MS
 from stages.features.config import FeatureConfig
-from stages.features.parts import (
+from tests.features.plain.parts import (
     HOUR_MS,
     Categories,
     Columns,
@@ -32,7 +32,7 @@ from stages.features.parts import (
     user_category_columns,
     user_rate,
 )
-from stages.features.state import FunnelState
+from tests.features.plain.state import FunnelState
 
 FEATURES: tuple[tuple[str, str, str], ...] = (
     # Name, meaning, unit. In names: {h}, {g}: a half-life and the next longer one in days; {task}: task name;

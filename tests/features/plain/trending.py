@@ -21,7 +21,7 @@ import numpy as np
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import ContextColumn
 from stages.features.config import TrendingConfig
-from stages.features.counters import NEVER_MS
+from tests.features.plain.counters import NEVER_MS
 
 COLUMNS: dict[str, np.dtype] = {
     "times_ms": np.dtype(np.int64),
