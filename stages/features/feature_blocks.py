@@ -69,9 +69,7 @@ def feature_blocks(
         maker = FeatureMaker(state, vectors, int(np.diff(offsets).max(initial=0)))
         sources = block.sources
         candidates = candidate_columns(block.rows.item_index, block.rows.score, block.rows.rank, sources)
-        names = feature_schema(
-            state.config, state.tasks, state.context, () if sources is None else sources.names
-        ).names
+        names = feature_schema(state.config, state.tasks, state.context, () if sources is None else sources.names).names
         features = np.empty((len(block.rows), len(names)), dtype=np.float32)
         answered = 0
         while answered < len(rows):

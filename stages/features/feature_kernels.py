@@ -7,7 +7,7 @@ columns, G generators, H newest items of the user.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,7 +124,7 @@ def _log_hours(time_ms: int, since_ms: int) -> float:
 
 
 @in_place_sum
-def _dot(vectors: np.ndarray, row: int, others: np.ndarray, other: int) -> float:
+def _dot(vectors: np.ndarray, row: int, others: np.ndarray, other: int) -> Any:
     total = np.float32(0.0)
     for d in range(vectors.shape[1]):
         total += vectors[row, d] * others[other, d]
@@ -132,7 +132,7 @@ def _dot(vectors: np.ndarray, row: int, others: np.ndarray, other: int) -> float
 
 
 @in_place
-def _norm(vectors: np.ndarray, row: int) -> float:
+def _norm(vectors: np.ndarray, row: int) -> Any:
     return max(np.float32(math.sqrt(_dot(vectors, row, vectors, row))), np.float32(1e-12))
 
 

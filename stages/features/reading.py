@@ -6,19 +6,22 @@ Shapes: B requests of a block, L history length, N items.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from stages.contracts.compiled import frozen
+from stages.contracts.errors import DataError
 from stages.contracts.item_lists import ItemLists
 from stages.contracts.ragged import row_offsets
-from stages.contracts.tables import EventTable, RequestTable, ScoredItems
-from stages.contracts.top_k import top_k
-from stages.features.history import Moment, TowerInputs, tower_inputs
-from stages.features.replay import replay
+from stages.contracts.tables import EventTable, RequestTable
+from stages.features.history import TowerInputs
+from stages.features.reading_kernels import NEEDS_ROOM, SEEN_IS_FULL, Asked, Lists, Room, read_requests
 from stages.features.state import FunnelState
 
 COVISITATION, TRENDING = "covisitation", "trending"
+_SEEN = 1 << 22
+"""Seen items of a block, at most, where one request's alone are not more."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,6 @@ class Reading:
         return self.seen[self.seen_offsets[number] : self.seen_offsets[number + 1]]
 
 
-@dataclass
-class _Growing:
-    rows: list[int] = field(default_factory=list)
-    histories: list = field(default_factory=list)
-    moments: list[Moment] = field(default_factory=list)
-    seen: list[np.ndarray] = field(default_factory=list)
-    lists: dict[str, list[ScoredItems]] = field(default_factory=lambda: {COVISITATION: [], TRENDING: []})
-    popular: list[ScoredItems] = field(default_factory=list)
-
-
 def read_blocks(
     events: EventTable,
     requests: RequestTable,
@@ -119,80 +112,117 @@ def read_blocks(
         chosen: bool ``[Q]``, the requests to read; None for all.
 
     Raises:
-        DataError: if the events are not in time order.
+        DataError: if the requests or the events are not in time order, or an event is out of range.
     """
-    growing = _Growing()
-    for row in replay(events, requests, state, contexts if state.context else None):
-        if chosen is None or chosen[row]:
-            _read(growing, row, requests, state, wanted, contexts)
-            if len(growing.rows) == size:
-                yield _finished(growing, state, wanted)
-                growing = _Growing()
-    if growing.rows:
-        yield _finished(growing, state, wanted)
-
-
-def _read(
-    growing: _Growing,
-    row: int,
-    requests: RequestTable,
-    state: FunnelState,
-    wanted: Wanted,
-    contexts: np.ndarray | None,
-) -> None:
-    user, time_ms = int(requests.user_index[row]), int(requests.request_time_ms[row])
-    available_ms = wanted.available_ms[int(requests.part[row])]
-    context = () if contexts is None else tuple(contexts[requests.context[row]].tolist())
-    history, seen = state.history(user), state.touched(user)
-    growing.rows.append(row)
-    growing.histories.append(history)
-    growing.moments.append(Moment(time_ms, user, context))
-    growing.seen.append(seen)
-    if wanted.visit is not None:
-        wanted.visit(row, state)
-    nothing = ScoredItems(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
-    if wanted.covisitation is not None:
-        pool = _linked(wanted.covisitation, state, history.items)
-        growing.lists[COVISITATION].append(_best(pool, seen, available_ms, time_ms, wanted.lists_k))
+    columns = state.columns(events, contexts if state.context else None)
+    asked = _asked(events, requests, state, wanted, contexts)
     if wanted.trending and state.trending is not None:
-        pool = state.trending.scores(time_ms, state.trending.segment(context))
-        growing.lists[TRENDING].append(_best(pool, seen, available_ms, time_ms, wanted.lists_k))
-    empty = wanted.popular_k and not len(history.items)
-    growing.popular.append(state.popular(time_ms, wanted.popular_k, seen, available_ms) if empty else nothing)
+        for segment in np.unique(np.append(asked.segment, 0)).tolist():
+            state.trending.make_tally(segment)
+    rows = np.arange(len(requests)) if chosen is None else np.flatnonzero(chosen)
+    done, first, seen = 0, 0, np.empty(_SEEN, dtype=np.int64)
+    while first < len(rows):
+        block = rows[first : first + size]
+        room = _room(state, wanted, len(block), seen)
+        read, step = 0, 1 if wanted.visit is not None else len(block)
+        while read < len(block):
+            last = min(read + step, len(block))
+            done, after, why = read_requests(state.arrays, columns, done, asked, frozen(block), read, last, room)
+            if wanted.visit is not None and after > read:
+                wanted.visit(int(block[read]), state)
+            read = after
+            if why == NEEDS_ROOM:
+                state.make_room(int(events.user_index[done]))
+            elif why == SEEN_IS_FULL and read:
+                break
+            elif why == SEEN_IS_FULL:
+                seen = np.empty(2 * len(seen), dtype=np.int64)
+                room = room._replace(seen=seen)
+        yield _reading(block[:read], requests, room, wanted, contexts)
+        first += read
+    state.apply_all(columns, done, len(events))
 
 
-def _linked(reading: CovisitationReading, state: FunnelState, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    newest = history[: len(reading.weights)]
-    if not len(newest):
-        return np.zeros(0, dtype=np.int64), np.zeros(0)
-    weights = reading.weights[: len(newest)] / np.sqrt(np.maximum(state.touches[newest], 1))
-    rows = [state.covisitation.neighbours(item) for item in newest.tolist()]
-    factors = np.repeat(weights, [len(items) for items, _ in rows])
-    ids, place = np.unique(np.concatenate([items for items, _ in rows]), return_inverse=True)
-    scores = np.bincount(place, np.concatenate([links for _, links in rows]) * factors, minlength=len(ids))
-    ids = ids.astype(np.int64)
-    return ids, scores / np.sqrt(np.maximum(state.touches[ids] + reading.smoothing, 1))
+def _asked(
+    events: EventTable, requests: RequestTable, state: FunnelState, wanted: Wanted, contexts: np.ndarray | None
+) -> Asked:
+    """Return the requests for compiled functions.
 
-
-def _best(
-    pool: tuple[np.ndarray, np.ndarray], seen: np.ndarray, available_ms: np.ndarray, time_ms: int, k: int
-) -> ScoredItems:
-    ids, scores = pool[0], pool[1].astype(np.float32)
-    kept = (scores > 0) & (available_ms[ids] <= time_ms) & ~np.isin(ids, seen)
-    ids, scores = ids[kept], scores[kept]
-    best = top_k(scores, k, ids)
-    return ScoredItems(ids[best].astype(np.int64), scores[best])
-
-
-def _finished(growing: _Growing, state: FunnelState, wanted: Wanted) -> Reading:
-    inputs = tower_inputs(growing.histories, growing.moments, state.config, len(state.items))
-    names = [COVISITATION] * (wanted.covisitation is not None) + [TRENDING] * wanted.trending
-    return Reading(
-        rows=np.array(growing.rows, dtype=np.int64),
-        inputs=inputs,
-        lengths=np.array([len(history.items) for history in growing.histories], dtype=np.int64),
-        seen_offsets=row_offsets([len(items) for items in growing.seen]),
-        seen=np.concatenate([np.zeros(0, dtype=np.int64), *growing.seen]),
-        lists={name: ItemLists.join(growing.lists[name]) for name in names},
-        popular=ItemLists.join(growing.popular),
+    Raises:
+        DataError: if the requests are not sorted by time, or one is of a part without times of availability.
+    """
+    if (np.diff(requests.request_time_ms) < 0).any():
+        raise DataError("requests must be sorted by request_time_ms")
+    parts = sorted(wanted.available_ms)
+    unknown = np.setdiff1d(requests.part, parts)
+    if len(unknown):
+        raise DataError(f"requests: part = {unknown[0]}, allowed are {parts}")
+    segments = np.zeros(len(requests), dtype=np.int64)
+    if state.trending is not None and contexts is not None:
+        segments = state.trending.segments(contexts)[requests.context]
+    reading = wanted.covisitation
+    return Asked(
+        user=frozen(requests.user_index),
+        time_ms=frozen(requests.request_time_ms),
+        borders=frozen(np.searchsorted(events.event_time_ms, requests.request_time_ms, side="left")),
+        part=frozen(np.searchsorted(parts, requests.part).astype(np.int64)),
+        segment=frozen(segments),
+        available_ms=frozen(np.stack([wanted.available_ms[part] for part in parts])),
+        weights=frozen(np.zeros(0) if reading is None else reading.weights),
+        smoothing=0.0 if reading is None else float(reading.smoothing),
+        trending=wanted.trending and state.trending is not None,
+        lists_k=wanted.lists_k,
+        popular_k=wanted.popular_k,
     )
+
+
+def _room(state: FunnelState, wanted: Wanted, size: int, seen: np.ndarray) -> Room:
+    n, length = len(state.items), state.config.history_length
+
+    def lists(k: int) -> Lists:
+        return Lists(np.empty((size, k), np.int64), np.empty((size, k), np.float32), np.zeros(size, np.int64))
+
+    return Room(
+        items=np.full((size, length), n, dtype=np.int64),
+        signals=np.zeros((size, length), dtype=np.int64),
+        ages=np.zeros((size, length), dtype=np.int64),
+        lengths=np.zeros(size, dtype=np.int64),
+        seen_offsets=np.zeros(size + 1, dtype=np.int64),
+        seen=seen,
+        linked=lists(0 if wanted.covisitation is None else min(wanted.lists_k, n)),
+        trending=lists(min(wanted.lists_k, n) if wanted.trending else 0),
+        popular=lists(min(wanted.popular_k, n)),
+        marks=np.zeros((2, n), dtype=np.int64),
+        stamp=np.zeros(1, dtype=np.int64),
+        sums=np.zeros(n),
+        ids=np.zeros(n, dtype=np.int64),
+        scores=np.zeros(n, dtype=np.float32),
+        order=np.zeros(n),
+    )
+
+
+def _reading(
+    rows: np.ndarray, requests: RequestTable, room: Room, wanted: Wanted, contexts: np.ndarray | None
+) -> Reading:
+    """Return copies of what was read of the first requests of a block."""
+    n = len(rows)
+    codes = np.zeros((n, 0), dtype=np.int64) if contexts is None else contexts[requests.context[rows]].astype(np.int64)
+    users = requests.user_index[rows].astype(np.int64)
+    read = {COVISITATION: room.linked} if wanted.covisitation is not None else {}
+    read |= {TRENDING: room.trending} if wanted.trending else {}
+    offsets = room.seen_offsets[: n + 1]
+    return Reading(
+        rows=rows.astype(np.int64),
+        inputs=TowerInputs(room.items[:n], room.signals[:n], room.ages[:n], users, codes),
+        lengths=room.lengths[:n],
+        seen_offsets=offsets,
+        seen=room.seen[: offsets[-1]].copy(),
+        lists={name: _joined(lists, n) for name, lists in read.items()},
+        popular=_joined(room.popular, n),
+    )
+
+
+def _joined(lists: Lists, n: int) -> ItemLists:
+    lengths = lists.lengths[:n]
+    filled = np.arange(lists.ids.shape[1]) < lengths[:, None]
+    return ItemLists(row_offsets(lengths), lists.ids[:n][filled], lists.scores[:n][filled])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.contracts.compiled import compiled, in_place, in_place_once, in_place_part
+from stages.contracts.top_k_kernels import kth_smallest
 
 NEVER_MS = -(1 << 61)
 """``last_ms`` of a row without events; times of events are within ±2^61 ms, so no difference overflows."""
@@ -212,30 +213,6 @@ def decayed_add(counts: Decayed, row: int, time_ms: int) -> None:
         elapsed = 0
     for k in range(len(counts.half_lives_ms)):
         counts.values[k, row] = counts.values[k, row] * 2.0 ** (-elapsed / counts.half_lives_ms[k]) + 1.0
-
-
-@in_place
-def kth_smallest(values: np.ndarray, n: int, k: int) -> float:
-    """Return the number that would be ``values[k]`` if the first ``n`` were sorted; reorders them (Hoare's select)."""
-    low, high = 0, n - 1
-    while low < high:
-        pivot, i, j = values[(low + high) // 2], low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
-        else:
-            break
-    return values[k]
 
 
 @in_place

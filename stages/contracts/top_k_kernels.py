@@ -1,0 +1,92 @@
+"""The k best scores in compiled code, chosen as ``stages.contracts.top_k`` chooses them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.contracts.compiled import in_place
+
+
+@in_place
+def kth_smallest(values: np.ndarray, n: int, k: int) -> float:
+    """Return the number that would be ``values[k]`` if the first ``n`` were sorted; reorders them (Hoare's select)."""
+    low, high = 0, n - 1
+    while low < high:
+        pivot, i, j = values[(low + high) // 2], low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            break
+    return values[k]
+
+
+@in_place
+def _is_worse(ids: np.ndarray, scores: np.ndarray, one: int, other: int) -> bool:
+    return scores[one] < scores[other] or (scores[one] == scores[other] and ids[one] > ids[other])
+
+
+@in_place
+def _sift_down(ids: np.ndarray, scores: np.ndarray, root: int, n: int) -> None:
+    while 2 * root + 1 < n:
+        child = 2 * root + 1
+        if child + 1 < n and _is_worse(ids, scores, child + 1, child):
+            child += 1
+        if not _is_worse(ids, scores, child, root):
+            return
+        ids[child], ids[root] = ids[root], ids[child]
+        scores[child], scores[root] = scores[root], scores[child]
+        root = child
+
+
+@in_place
+def sort_best_first(ids: np.ndarray, scores: np.ndarray, n: int) -> None:
+    """Sort the first ``n`` ids and scores, best first, of equal scores the lower id first (heapsort)."""
+    for root in range(n // 2 - 1, -1, -1):
+        _sift_down(ids, scores, root, n)
+    for last in range(n - 1, 0, -1):
+        ids[0], ids[last] = ids[last], ids[0]
+        scores[0], scores[last] = scores[last], scores[0]
+        _sift_down(ids, scores, 0, last)
+
+
+@in_place
+def keep_best(ids: np.ndarray, scores: np.ndarray, n: int, k: int, order: np.ndarray) -> int:
+    """Let the first ``k`` ids and scores be the best of the first ``n``, sorted; return how many there are.
+
+    Args:
+        ids: int64, distinct.
+        scores: float32, no NaN.
+        n: how many there are.
+        k: how many are wanted.
+        order: float64, room for ``n`` numbers.
+    """
+    if n > k:
+        for place in range(n):
+            order[place] = scores[place]
+        least = kth_smallest(order, n, n - k)
+        better, tied = 0, 0
+        for place in range(n):
+            better += scores[place] > least
+            if scores[place] == least:
+                order[tied] = ids[place]
+                tied += 1
+        last_tied = kth_smallest(order, tied, k - better - 1) if k > better else -1.0
+        kept = 0
+        for place in range(n):
+            if scores[place] > least or (scores[place] == least and ids[place] <= last_tied):
+                ids[kept], scores[kept] = ids[place], scores[place]
+                kept += 1
+        n = kept
+    sort_best_first(ids, scores, n)
+    return n
