@@ -65,7 +65,7 @@ class Covisitation:
         numbers[LINKS_LARGEST] = table_places(most + 1)
         self.arrays = Links(
             start=offsets[:-1].copy(),
-            count=counts,
+            sizes=counts,
             capacity=np.zeros(n_items, dtype=np.int64),
             base_items=np.asarray(arrays["neighbours_items"]),
             base_weights=np.asarray(arrays["neighbours_weights"]),
@@ -103,7 +103,7 @@ class Covisitation:
 
     def neighbours(self, item: int) -> LinkedItems:
         """Return the linked items int32 ``[M]``, ascending, and raw weights float64 ``[M]`` of an item."""
-        count = int(self.arrays.count[item])
+        count = int(self.arrays.sizes[item])
         items, weights = np.empty(count, dtype=np.int32), np.empty(count)
         links_gather(self.arrays, item, items, weights, 0)
         return items, weights
@@ -125,7 +125,7 @@ class Covisitation:
 
     def save(self, directory: Path) -> None:
         """Write ``neighbours_offsets.npy``, ``neighbours_items.npy`` and ``neighbours_weights.npy``."""
-        offsets = row_offsets(self.arrays.count)
+        offsets = row_offsets(self.arrays.sizes)
         items, weights = np.empty(offsets[-1], dtype=np.int32), np.empty(offsets[-1])
         links_gather_all(self.arrays, items, weights)
         np.save(directory / "neighbours_offsets.npy", offsets)

@@ -154,7 +154,7 @@ def _user_categories(
 ) -> int:
     """Fill ``of_user``, ``latest_ms`` and ``touched``; return the number of the user's categories."""
     users, items = state.users, state.items
-    start, count = users.start[user], users.count[user]
+    start, count = users.start[user], users.sizes[user]
     k_half, n_tasks, found = len(settings.half_lives_ms), len(state.rules.gains), 0
     columns = users.pool if users.capacity[user] else users.base
     recent_total = 0.0
@@ -195,7 +195,7 @@ def _user_rates(state: State, settings: Settings, scratch: Scratch, user: int, t
     """Fill ``rates``: of all the user's touches, and decayed ones."""
     users, middle_ms = state.users, settings.half_lives_ms[settings.middle]
     known = 0 <= user < len(users.start)
-    start, count = (users.start[user], users.count[user]) if known else (0, 0)
+    start, count = (users.start[user], users.sizes[user]) if known else (0, 0)
     columns = users.pool if known and users.capacity[user] else users.base
     for task in range(len(state.rules.gains)):
         prior, positive, decayed, weights = _ratio(state.counts.totals[4 + task], state.counts.totals[0]), 0.0, 0.0, 0.0
@@ -363,7 +363,7 @@ def _similarity_columns(
 def _newest_items(state: State, settings: Settings, scratch: Scratch, vectors: np.ndarray, user: int) -> int:
     """Fill ``newest`` and ``unit``; return how many items they hold."""
     users = state.users
-    start, count = users.start[user], users.count[user]
+    start, count = users.start[user], users.sizes[user]
     columns = users.pool if users.capacity[user] else users.base
     n = min(count, settings.newest)
     for place in range(n):
@@ -382,7 +382,7 @@ def _user_columns(
     """Write the user's columns into a row, fill the user's scratch; return the mean duration, NaN where unknown."""
     k_half, n_tasks, users = len(settings.half_lives_ms), len(state.rules.gains), state.users
     known = 0 <= user < len(users.start)
-    start, count = (users.start[user], users.count[user]) if known else (0, 0)
+    start, count = (users.start[user], users.sizes[user]) if known else (0, 0)
     columns = users.pool if known and users.capacity[user] else users.base
     first_ms, newest_ms, last_ms = time_ms, time_ms, NEVER_MS
     values, durations, watched = 0.0, 0.0, 0
@@ -539,7 +539,7 @@ def request_features(
     user_last = user_first + 1 + k_half + 4 + 2 * n_tasks + 2
     mean_duration = _user_columns(state, settings, scratch, out, first, user_first, user, time_ms)
     h = _newest_items(state, settings, scratch, vectors, user) if known else 0
-    touched = np.float64(state.users.count[user]) if known else 0.0
+    touched = np.float64(state.users.sizes[user]) if known else 0.0
     links_sum_and_max(
         state.links,
         scratch.newest[:h],

@@ -98,7 +98,7 @@ class Room(NamedTuple):
 def _read_history(users: Rows, room: Room, place: int, user: int, time_ms: int) -> None:
     """Write the newest items, and all that were seen."""
     known = 0 <= user < len(users.start)
-    start, count = (users.start[user], users.count[user]) if known else (0, 0)
+    start, count = (users.start[user], users.sizes[user]) if known else (0, 0)
     columns = users.pool if known and users.capacity[user] else users.base
     n = min(count, room.items.shape[1])
     room.lengths[place] = n
@@ -139,7 +139,7 @@ def _read_links(links: Links, touches: np.ndarray, asked: Asked, room: Room, pla
         item = room.items[place, position]
         factor = asked.weights[position] / math.sqrt(max(touches[item], 1))
         capacity, start = links.capacity[item], links.start[item]
-        for entry in range(start, start + (capacity if capacity else links.count[item])):
+        for entry in range(start, start + (capacity if capacity else links.sizes[item])):
             other = links.table[entry].item if capacity else links.base_items[entry]
             if other < 0:
                 continue
@@ -214,7 +214,7 @@ def read_requests(
         if done < asked.borders[row]:
             return done, place, NEEDS_ROOM
         user, users = asked.user[row], state.users
-        count = users.count[user] if 0 <= user < len(users.start) else 0
+        count = users.sizes[user] if 0 <= user < len(users.start) else 0
         if room.seen_offsets[place] + count > len(room.seen):
             return done, place, SEEN_IS_FULL
         _read_history(users, room, place, user, asked.time_ms[row])

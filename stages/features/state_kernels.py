@@ -86,21 +86,21 @@ class Rows(NamedTuple):
     """Rows of keyed entries, see ``user_rows.UserRows``.
 
     Attributes:
-        start, count: int64 ``[U]``; a row lies in the base where its capacity is 0, else in the pool.
+        start, sizes: int64 ``[U]``; a row lies in the base where its capacity is 0, else in the pool.
         capacity: int64 ``[U]``, a power of two, or 0.
         base, pool: the columns ``ITEMS`` to ``LATEST``.
         index_start: int64 ``[U]``, -1 where a row has no index; an index has twice the row's capacity.
-        index: int32, 0 or one more than an entry's place in its row.
+        lookup: int32, 0 or one more than an entry's place in its row.
         numbers: see ``USED``.
     """
 
     start: np.ndarray
-    count: np.ndarray
+    sizes: np.ndarray
     capacity: np.ndarray
     base: tuple[np.ndarray, ...]
     pool: tuple[np.ndarray, ...]
     index_start: np.ndarray
-    index: np.ndarray
+    lookup: np.ndarray
     numbers: np.ndarray
 
 
@@ -108,7 +108,7 @@ class Links(NamedTuple):
     """Links between items, see ``covisitation.Covisitation``.
 
     Attributes:
-        start, count, capacity: int64 ``[N]``; a row lies in the base where its capacity is 0, else it is a hash table
+        start, sizes, capacity: int64 ``[N]``; a row lies in the base where its capacity is 0, else it is a hash table
             of so many places in the pool.
         base_items, base_weights: int32 and float64.
         table: the pool, ``LINK`` records; an item of -1 is a free place.
@@ -118,7 +118,7 @@ class Links(NamedTuple):
     """
 
     start: np.ndarray
-    count: np.ndarray
+    sizes: np.ndarray
     capacity: np.ndarray
     base_items: np.ndarray
     base_weights: np.ndarray
@@ -235,12 +235,12 @@ def _hashed(key: int, mask: int) -> int:
 @in_place
 def row_find(rows: Rows, row: int, item: int) -> int:
     """Return the place of an item in a row, -1 if the row does not hold it."""
-    start, count = rows.start[row], rows.count[row]
+    start, count = rows.start[row], rows.sizes[row]
     if rows.index_start[row] >= 0:
         mask = 2 * rows.capacity[row] - 1
         place = _hashed(item, mask)
         while True:
-            found = rows.index[rows.index_start[row] + place]
+            found = rows.lookup[rows.index_start[row] + place]
             if found == 0:
                 return -1
             if rows.pool[ITEMS][start + found - 1] == item:
@@ -260,9 +260,9 @@ def _index_entry(rows: Rows, row: int, entry: int) -> bool:
     item = rows.pool[ITEMS][rows.start[row] + entry]
     place = _hashed(item, mask)
     while True:
-        found = rows.index[rows.index_start[row] + place]
+        found = rows.lookup[rows.index_start[row] + place]
         if found == 0:
-            rows.index[rows.index_start[row] + place] = entry + 1
+            rows.lookup[rows.index_start[row] + place] = entry + 1
             return True
         if rows.pool[ITEMS][rows.start[row] + found - 1] == item:
             return False
@@ -272,12 +272,12 @@ def _index_entry(rows: Rows, row: int, entry: int) -> bool:
 @in_place
 def row_has_room(rows: Rows, row: int) -> bool:
     """Return whether a row can take one more entry without more memory than there is."""
-    count, capacity = rows.count[row], rows.capacity[row]
+    count, capacity = rows.sizes[row], rows.capacity[row]
     if capacity > count:
         return True
     size = power_of_two(max(4, count + 1))
     index = 2 * size if size > LINEAR else 0
-    return rows.numbers[USED] + size <= len(rows.pool[ITEMS]) and rows.numbers[INDEX_USED] + index <= len(rows.index)
+    return rows.numbers[USED] + size <= len(rows.pool[ITEMS]) and rows.numbers[INDEX_USED] + index <= len(rows.lookup)
 
 
 @in_place
@@ -296,7 +296,7 @@ def _chunk(rows: Rows, size: int) -> int:
 @in_place
 def _move_row(rows: Rows, row: int, size: int) -> bool:
     """Move a row to a chunk of ``size``; False where the stored row names an item twice, and nothing is changed."""
-    old, count, capacity = rows.start[row], rows.count[row], rows.capacity[row]
+    old, count, capacity = rows.start[row], rows.sizes[row], rows.capacity[row]
     start = _chunk(rows, size)
     source = rows.pool if capacity else rows.base
     for entry in range(count):
@@ -320,12 +320,12 @@ def _move_row(rows: Rows, row: int, size: int) -> bool:
 @in_place
 def _has_no_repeat(rows: Rows, row: int) -> bool:
     """Make the index of a row that was moved; return whether its items are distinct."""
-    start, count, size = rows.start[row], rows.count[row], rows.capacity[row]
+    start, count, size = rows.start[row], rows.sizes[row], rows.capacity[row]
     if size > LINEAR:
         rows.index_start[row] = rows.numbers[INDEX_USED]
         rows.numbers[INDEX_USED] += 2 * size
         for place in range(rows.index_start[row], rows.index_start[row] + 2 * size):
-            rows.index[place] = 0
+            rows.lookup[place] = 0
         is_distinct = True
         for entry in range(count):
             is_distinct &= _index_entry(rows, row, entry)
@@ -340,20 +340,20 @@ def _has_no_repeat(rows: Rows, row: int) -> bool:
 @in_place
 def row_open(rows: Rows, row: int) -> bool:
     """Let a row lie in the pool with room for one more entry; False where its stored row names an item twice."""
-    if rows.capacity[row] > rows.count[row]:
+    if rows.capacity[row] > rows.sizes[row]:
         return True
-    return _move_row(rows, row, power_of_two(max(4, rows.count[row] + 1)))
+    return _move_row(rows, row, power_of_two(max(4, rows.sizes[row] + 1)))
 
 
 @in_place
 def row_append(rows: Rows, row: int, item: int, time_ms: int, signal: int, value: float, positives: int) -> None:
     """Append an entry to an open row; its item is not in the row yet."""
-    place = rows.start[row] + rows.count[row]
+    place = rows.start[row] + rows.sizes[row]
     rows.pool[ITEMS][place], rows.pool[TIMES][place], rows.pool[SIGNALS][place] = item, time_ms, signal
     rows.pool[VALUES][place], rows.pool[POSITIVES][place], rows.pool[LATEST][place] = value, positives, time_ms
-    rows.count[row] += 1
+    rows.sizes[row] += 1
     if rows.index_start[row] >= 0:
-        _index_entry(rows, row, rows.count[row] - 1)
+        _index_entry(rows, row, rows.sizes[row] - 1)
 
 
 @in_place
@@ -361,7 +361,7 @@ def rows_gather(rows: Rows, n_rows: int, columns: tuple[np.ndarray, ...]) -> Non
     """Write the entries of the first ``n_rows`` rows, one row after the other, into ``columns``."""
     place = 0
     for row in range(n_rows):
-        start, count = rows.start[row], rows.count[row]
+        start, count = rows.start[row], rows.sizes[row]
         source = rows.pool if rows.capacity[row] else rows.base
         for entry in range(start, start + count):
             columns[ITEMS][place], columns[TIMES][place] = source[ITEMS][entry], source[TIMES][entry]
@@ -392,7 +392,7 @@ def _table_place(links: Links, row: int, item: int) -> int:
 @in_place
 def _resize_table(links: Links, row: int, size: int) -> None:
     """Move a row to a table of ``size`` places."""
-    old, count, capacity = links.start[row], links.count[row], links.capacity[row]
+    old, count, capacity = links.start[row], links.sizes[row], links.capacity[row]
     head = LINKS_FREE + _size_class(size)
     start = links.numbers[head]
     if start >= 0:
@@ -423,12 +423,12 @@ def table_places(count: int) -> int:
 
 @in_place
 def _add_link(links: Links, row: int, item: int, weight: float) -> None:
-    if 5 * (links.count[row] + 1) > 4 * links.capacity[row]:
-        _resize_table(links, row, table_places(links.count[row] + 1))
+    if 5 * (links.sizes[row] + 1) > 4 * links.capacity[row]:
+        _resize_table(links, row, table_places(links.sizes[row] + 1))
     place = _table_place(links, row, item)
     if links.table[place].item < 0:
         links.table[place].item, links.table[place].weight = item, 0.0
-        links.count[row] += 1
+        links.sizes[row] += 1
     links.table[place].weight += weight
 
 
@@ -452,7 +452,7 @@ def _cut(links: Links, row: int) -> None:
     last_tied = kth_smallest(links.scratch_order, tied, kept - stronger - 1)
     for place in range(start, start + capacity):
         links.table[place].item = -1
-    links.count[row] = kept
+    links.sizes[row] = kept
     for entry in range(n):
         item, weight = links.scratch_items[entry], links.scratch_weights[entry]
         if weight > weakest or (weight == weakest and item <= last_tied):
@@ -468,9 +468,9 @@ def link_items(links: Links, item: int, previous: np.ndarray, first: int, last: 
         other, weight = previous[place], 1.0 / (last - place)
         _add_link(links, item, other, weight)
         _add_link(links, other, item, weight)
-        if links.count[other] > limit:
+        if links.sizes[other] > limit:
             _cut(links, other)
-    if links.count[item] > limit:
+    if links.sizes[item] > limit:
         _cut(links, item)
 
 
@@ -478,7 +478,7 @@ def link_items(links: Links, item: int, previous: np.ndarray, first: int, last: 
 def links_gather(links: Links, row: int, items: np.ndarray, weights: np.ndarray, place: int) -> int:
     """Write a row's links into two arrays from ``place`` on, in the order of the items; return the place after them."""
     first, capacity, start = place, links.capacity[row], links.start[row]
-    for entry in range(start, start + (capacity if capacity else links.count[row])):
+    for entry in range(start, start + (capacity if capacity else links.sizes[row])):
         item = links.table[entry].item if capacity else links.base_items[entry]
         if item >= 0:
             items[place] = item
@@ -536,7 +536,7 @@ def links_sum_and_max(
                 total[place] += weight
                 best[place] = max(best[place], weight)
             continue
-        for entry in range(start, start + (capacity if capacity else links.count[item])):
+        for entry in range(start, start + (capacity if capacity else links.sizes[item])):
             other = links.table[entry].item if capacity else links.base_items[entry]
             if other >= 0 and links.position[other] >= 0:
                 place = links.position[other]
@@ -680,7 +680,7 @@ def _first_touch(state: State, user: int, item: int, time_ms: int, positions: np
                     again |= items.category_codes[before] == category
                 if not again:  # as an assignment by a list of categories: one that is listed twice counts once
                     counts.context_categories[value, category] += 1
-    start, count = users.start[user], users.count[user]
+    start, count = users.start[user], users.sizes[user]
     link_items(
         state.links, item, users.pool[ITEMS], start + max(0, count - state.links.numbers[LINKS_WINDOW]), start + count
     )

@@ -51,12 +51,12 @@ class UserRows:
         numbers[USED], numbers[INDEX_USED] = 0, 0
         self.arrays = Rows(
             start=offsets[:-1].copy(),
-            count=np.diff(offsets),
+            sizes=np.diff(offsets),
             capacity=np.zeros(n, dtype=np.int64),
             base=tuple(np.asarray(arrays[f"users_{name}"]) for name in USER_COLUMNS),
             pool=tuple(np.empty(_POOL, dtype=dtype) for dtype in USER_COLUMNS.values()),
             index_start=np.full(n, -1, dtype=np.int64),
-            index=np.zeros(_POOL, dtype=np.int32),
+            lookup=np.zeros(_POOL, dtype=np.int32),
             numbers=numbers,
         )
 
@@ -73,14 +73,14 @@ class UserRows:
             missing = max(missing, len(rows.start) // 2)
             rows = rows._replace(
                 start=_longer(rows.start, missing, 0),
-                count=_longer(rows.count, missing, 0),
+                sizes=_longer(rows.sizes, missing, 0),
                 capacity=_longer(rows.capacity, missing, 0),
                 index_start=_longer(rows.index_start, missing, -1),
             )
         while not row_has_room(rows, row):
-            more = max(len(rows.index), 4 * int(rows.count[row]), LINEAR)
+            more = max(len(rows.lookup), 4 * int(rows.sizes[row]), LINEAR)
             rows = rows._replace(
-                pool=tuple(_longer(column, more, 0) for column in rows.pool), index=_longer(rows.index, more, 0)
+                pool=tuple(_longer(column, more, 0) for column in rows.pool), lookup=_longer(rows.lookup, more, 0)
             )
         self.arrays = rows
 
@@ -117,17 +117,17 @@ class UserRows:
         rows = self.arrays
         if not 0 <= row < len(rows.start):
             return rows.base[column][:0]
-        entries = slice(rows.start[row], rows.start[row] + rows.count[row])
+        entries = slice(rows.start[row], rows.start[row] + rows.sizes[row])
         return rows.pool[column][entries].copy() if rows.capacity[row] else rows.base[column][entries]
 
     def length(self, row: int) -> int:
         """Return the number of entries of a row."""
-        return int(self.arrays.count[row]) if 0 <= row < len(self.arrays.start) else 0
+        return int(self.arrays.sizes[row]) if 0 <= row < len(self.arrays.start) else 0
 
     def save(self, directory: Path, n_rows: int) -> None:
         """Write rows 0 to ``n_rows`` as ``users_offsets.npy`` and ``users_<column>.npy``."""
         self.make_room(n_rows, max(n_rows - 1, 0)) if n_rows else None
-        offsets = row_offsets(self.arrays.count[:n_rows])
+        offsets = row_offsets(self.arrays.sizes[:n_rows])
         np.save(directory / "users_offsets.npy", offsets)
         columns = tuple(np.empty(offsets[-1], dtype=dtype) for dtype in USER_COLUMNS.values())
         rows_gather(self.arrays, n_rows, columns)
