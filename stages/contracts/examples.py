@@ -194,7 +194,9 @@ class ExamplesFile:
         """
         columns = self.feature_names if with_features else ()
         widths = {"labels": len(self.task_names), "features": len(columns)}
-        arrays = {name: np.empty(self.n_rows, dtype=kind) for name, kind in ExampleRows.TYPES.items()}
+        arrays: dict[str, np.ndarray] = {
+            name: np.empty(self.n_rows, dtype=kind) for name, kind in ExampleRows.TYPES.items()
+        }
         arrays |= {name: np.empty((self.n_rows, width), dtype=np.float32) for name, width in widths.items()}
         starts = self.group_starts
         for number, rows in enumerate(self.groups(columns)):
