@@ -27,7 +27,7 @@ _SAMPLED_ROWS = 200_000
 _BYTES_SAMPLED, _BYTES_BINNED = 17, 2.2
 """LightGBM's memory for a value, measured with 500,000 and 2 million rows of 80 features (see docs/log.md): of the rows
 that it samples to choose the bins of a feature, and of all rows once they are binned."""
-_BYTES_OF_ROW = 100
+_BYTES_OF_ROW = 120
 """Memory of a row apart from its features: its keys, gradients and scores."""
 
 

@@ -21,6 +21,7 @@ from stages.heavy_ranker.config import HeavyRankerConfig, NetworkConfig
 from stages.heavy_ranker.data import HeavyData
 from stages.heavy_ranker.export import export_onnx
 from stages.heavy_ranker.lists import light_lists
+from stages.heavy_ranker.model import HeavyRanker
 from stages.heavy_ranker.scorer import HeavyScorer
 from stages.heavy_ranker.train import Trainer, train_heavy, training_objective
 from tests.heavy_ranker.worlds import World, make_world
@@ -43,14 +44,14 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return directory, metrics
 
 
-def heavy_data(world: World) -> HeavyData:
-    lists = light_lists(world.rows, world.light_scores, SMALL.light_k)
+def heavy_data(world: World, light_k: int = SMALL.light_k) -> HeavyData:
+    lists = light_lists(world.rows, world.light_scores, light_k)
     return HeavyData(ExamplesFile(world.inputs["examples"]), lists, world.queries, world.vectors, SMALL.memory_rows)
 
 
-def whole_lists(world: World) -> tuple[np.ndarray, np.ndarray]:
+def whole_lists(world: World, light_k: int = SMALL.light_k) -> tuple[np.ndarray, np.ndarray]:
     """Return the heavy ranker's inputs of the light ranker's best rows, and which rows of the world they are."""
-    lists = light_lists(world.rows, world.light_scores, SMALL.light_k)
+    lists = light_lists(world.rows, world.light_scores, light_k)
     rows = world.rows.take(lists.rows)
     queries, vectors = world.queries[rows.request_id], world.vectors[rows.item_index]
     return heavy_features(rows.features, lists.light_scores, lists.light_ranks, queries, vectors), lists.rows
@@ -85,7 +86,7 @@ def test_probabilities_are_calibrated_for_each_task(unseen: World, trained: tupl
     np.testing.assert_allclose(rates, unseen.rows.labels[rows].mean(axis=0), rtol=0.25)
 
 
-def sampled(world: World, share: float, weigh: bool = True) -> World:
+def sampled(world: World, share: Any, weigh: bool = True) -> World:
     """Keep every positive of a task, and a share of the other rows with the weights that say so."""
     positive = world.rows.labels.any(axis=1)
     kept = positive | (np.random.default_rng(0).random(len(positive)) < share)
@@ -93,19 +94,52 @@ def sampled(world: World, share: float, weigh: bool = True) -> World:
     return replace(world, rows=replace(world.rows, weight=weight).take(kept), light_scores=world.light_scores[kept])
 
 
-def test_weights_make_probabilities_those_of_the_lists_before_sampling(tmp_path: Path, unseen: World) -> None:
-    lists = light_lists(unseen.rows, unseen.light_scores, 15)
-    rows = unseen.rows.take(lists.rows)
-    queries, vectors = unseen.queries[rows.request_id], unseen.vectors[rows.item_index]
-    inputs = heavy_features(rows.features, lists.light_scores, lists.light_ranks, queries, vectors)
-    excess = {}
+def fitted(world: World, epochs: int, **changed: Any) -> HeavyRanker:
+    """Write a world and fit a model of all its rows."""
+    data = heavy_data(world.write(), light_k=15)
+    trainer = Trainer(SMALL.changed(**changed), data, np.array([1.0, 0.0]))
+    return trainer.fit(np.ones(len(data.lists), dtype=bool), epochs).eval()
+
+
+def test_a_weighted_sample_gives_nearly_the_calibration_of_the_whole_set(tmp_path: Path) -> None:
+    whole, weighted, plain = (
+        fitted(world, epochs=0)
+        for world in (
+            make_world(tmp_path / "whole"),
+            sampled(make_world(tmp_path / "weighted"), 0.3),
+            sampled(make_world(tmp_path / "plain"), 0.3, weigh=False),
+        )
+    )
+    torch.testing.assert_close(weighted.slope, whole.slope, atol=0.1, rtol=0)
+    torch.testing.assert_close(weighted.bias, whole.bias, atol=0.1, rtol=0)
+    assert (plain.bias > whole.bias + 0.5).all()
+
+
+@pytest.mark.parametrize("loss", ["pointwise_weight", "listwise_weight"])
+def test_each_loss_is_corrected_for_a_sample_that_depends_on_a_feature(
+    tmp_path: Path, unseen: World, loss: str
+) -> None:
+    """Few of the negatives with a high f3 are kept: without weights f3 seems to make an item wanted."""
+    low, high = (whole_lists(unseen, light_k=15)[0] for _ in range(2))
+    low[:, 3], high[:, 3] = 70.0, 130.0
+    gain = {}
     for weigh in (True, False):
-        world = sampled(make_world(tmp_path / str(weigh)), 0.2, weigh).write()
-        train_heavy(SMALL.changed(max_epochs=6, light_k=15), world.inputs, world.root)
-        rates = HeavyScorer.load(world.root, "schema-1", {}).probabilities(inputs).mean(axis=0)
-        excess[weigh] = rates / rows.labels.mean(axis=0) - 1
-    assert np.abs(excess[True]).max() < 0.2, excess
-    assert excess[False][1] > 0.3, excess  # clicks are told apart so well that their share hardly moves
+        world = make_world(tmp_path / str(weigh))
+        world = sampled(world, np.where(world.rows.features[:, 3] > 100.0, 0.2, 1.0), weigh)
+        other = {"pointwise_weight", "listwise_weight"} - {loss}
+        model = fitted(world, epochs=5, **dict.fromkeys(other, 0.0))
+        with torch.inference_mode():
+            logits = [model.member_logits(torch.from_numpy(inputs))[..., 0].mean() for inputs in (high, low)]
+        gain[weigh] = float(logits[0] - logits[1])
+    assert abs(gain[True]) < gain[False] / 3, gain
+
+
+def test_weights_make_probabilities_those_of_the_lists_before_sampling(tmp_path: Path, unseen: World) -> None:
+    world = sampled(make_world(tmp_path), 0.2).write()
+    train_heavy(SMALL.changed(max_epochs=6, light_k=15), world.inputs, tmp_path)
+    inputs, rows = whole_lists(unseen, light_k=15)
+    rates = HeavyScorer.load(tmp_path, "schema-1", {}).probabilities(inputs).mean(axis=0)
+    np.testing.assert_allclose(rates, unseen.rows.labels[rows].mean(axis=0), rtol=0.2)
 
 
 def test_objective_weights_change_the_order(unseen: World, trained: tuple[Path, dict[str, float]]) -> None:
