@@ -23,13 +23,14 @@ from stages.light_ranker.data import STEP, TrainingSet, binned, check_memory, se
 from stages.light_ranker.scorer import META_FILE, MODEL_FILE
 
 SCORES_FILE = "scores.npy"
+_MOST_GROWTH = 2.0
 
 
 def train_light(config: LightRankerConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Train LambdaRank (Burges, 2010) and write the model and out-of-fold scores of the examples.
 
-    The number of rounds is the one with the best mean NDCG@10 on the requests of the last window, by models of the
-    windows before it; then the model is fitted on all windows. The scores of a user's rows come from a model that never
+    A model of the earlier windows shows which number of rounds has the best mean NDCG@10 on the requests of the last
+    one; then models are fitted on all windows, see ``Rounds``. The scores of a user's rows come from a model that never
     saw that user, so that the heavy ranker learns from scores as they will be at serving time.
 
     Args:
@@ -50,10 +51,10 @@ def train_light(config: LightRankerConfig, inputs: Mapping[str, Path], directory
     parameters = _parameters(config, training)
     data = binned(file, training, parameters)
     rounds = _choose_rounds(config, data, training, parameters)
-    booster = _fit(data, parameters, rounds.best, "light: all")
+    booster = _fit(data, parameters, rounds.fitted, "light: all")
     fold_of_row = fold_of_user[training.user_index]
     folds = [
-        _fit(subset(data, fold_of_row != fold), parameters, rounds.best, f"light: without fold {fold + 1}")
+        _fit(subset(data, fold_of_row != fold), parameters, rounds.fitted, f"light: without fold {fold + 1}")
         for fold in range(fold_of_row.max() + 1)
     ]
     del data
@@ -92,12 +93,15 @@ class Rounds:
     """The choice of the number of rounds.
 
     Attributes:
-        best: number of rounds.
+        best: number of rounds that serves the requests held out best.
+        fitted: number of rounds of the models that are kept. More requests stand more rounds before a model learns
+            their noise: it is ``best`` times the ratio of all requests to the earlier ones, which is limited to 2.
         ndcg: mean NDCG@10 of the requests held out, averaged over the rounds around ``best``.
         requests: number of requests held out.
     """
 
     best: int
+    fitted: int
     ndcg: float
     requests: int
 
@@ -117,7 +121,9 @@ def _choose_rounds(
             best, ndcg = best_round(curve, config.smoothing)
             if number - best >= config.patience + config.smoothing // 2:
                 break
-    return Rounds(best, ndcg, len(np.unique(training.request_id[training.late])))
+    late, everything = (len(np.unique(training.request_id[rows])) for rows in (training.late, slice(None)))
+    fitted = round(best * min(everything / (everything - late), _MOST_GROWTH))
+    return Rounds(best, min(fitted, config.max_rounds), ndcg, late)
 
 
 def best_round(curve: list[float], smoothing: int) -> tuple[int, float]:
@@ -199,7 +205,8 @@ def _metrics(rows: ExampleRows, training: TrainingSet, scores: np.ndarray, round
         "validation_requests": float(rounds.requests),
         "training_requests": float(len(np.unique(training.request_id))),
         "training_rows": float(len(training)),
-        "rounds": float(rounds.best),
+        "validation_rounds": float(rounds.best),
+        "rounds": float(rounds.fitted),
     }
 
 

@@ -164,8 +164,16 @@ def test_trees_grow_until_the_last_window_is_served_best(linear: World, tmp_path
     features = np.where(last[:, None], -linear.rows.features, linear.rows.features)
     metrics = train(replace(linear.rows, features=features.astype(np.float32)), tmp_path)
     assert metrics["validation_requests"] == 36
-    assert metrics["rounds"] <= SMALL.smoothing
+    assert metrics["validation_rounds"] <= SMALL.smoothing
     assert metrics["validation_ndcg@10"] < 0.5
+
+
+def test_models_of_all_windows_get_rounds_for_their_further_requests(trained: tuple[Path, dict[str, float]]) -> None:
+    directory, metrics = trained
+    assert metrics["training_requests"] == 144 and metrics["validation_requests"] == 36
+    assert metrics["rounds"] == min(round(metrics["validation_rounds"] * 144 / 108), SMALL.max_rounds)
+    trees = lgb.Booster(model_file=directory / "light_ranker.txt").num_trees()
+    assert trees == metrics["rounds"] == json.loads((directory / "light_ranker.json").read_text())["rounds"]
 
 
 def late(window: list[int], positive: list[int]) -> list[int]:
