@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,13 +42,16 @@ class HeavyRankerConfig(Config):
             weights of the snapshot's tasks. A release may use other weights without training again.
         pointwise_weight: weight of the binary cross-entropy of all tasks.
         listwise_weight: weight of the listwise loss on the combined score.
-        validation_share: latest share of the ranker requests, used to choose the number of epochs.
         batch_requests: whole requests in a batch.
+        memory_rows: examples with at most so many chosen rows are held in memory; of larger ones a few row groups at a
+            time are.
         max_epochs: largest number of passes over the training requests.
         patience: epochs without a better validation NDCG@10 before training stops.
         learning_rate: of AdamW.
         weight_decay: of AdamW, on matrices only.
     """
+
+    removed: ClassVar[Mapping[str, str]] = {"validation_share": "the last window of examples.windows is held out"}
 
     seed: int = 0
     threads: int = Field(default=1, ge=1)
@@ -58,8 +62,8 @@ class HeavyRankerConfig(Config):
     objective: dict[str, float] = {}
     pointwise_weight: float = Field(default=1.0, ge=0.0)
     listwise_weight: float = Field(default=1.0, ge=0.0)
-    validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     batch_requests: int = Field(default=32, ge=1)
+    memory_rows: int = Field(default=2_000_000, ge=0)
     max_epochs: int = Field(default=20, ge=1)
     patience: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=3e-4, gt=0.0)

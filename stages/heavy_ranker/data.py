@@ -1,172 +1,212 @@
-"""The heavy ranker's inputs: the rows that the light ranker passes on, as whole requests.
+"""The heavy ranker's inputs: batches of whole requests, from memory or from a few row groups of the examples at a time.
 
-Shapes: R example rows, Q requests, M chosen rows, B requests of a batch, K rows of the longest of
-them, D vector dimensions, F ranking features, W = F + 2 + 3D input width, T tasks.
+Shapes: R example rows, Q requests, M chosen rows, B requests of a batch, n rows of all of them, K rows of the longest
+one, D vector dimensions, F ranking features, W = F + 2 + 3D input width, T tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stages.contracts.errors import DataError
-from stages.contracts.examples import Examples
-from stages.contracts.ragged import places_in_rows, run_offsets
-from stages.contracts.tables import CandidateTable
+from stages.contracts.examples import ExamplesFile
+from stages.contracts.ragged import places_in_rows, ranges, row_offsets
 from stages.features.ranking import heavy_features
+from stages.heavy_ranker.lists import Lists
 
-
-@dataclass(frozen=True)
-class Lists:
-    """The best rows of each request by light score, best first.
-
-    Attributes:
-        rows: int64 ``[M]`` positions in the examples.
-        light_ranks: int32 ``[M]`` 0-based position in the light ranker's order.
-        starts: int64 ``[Q + 1]``; request q has ``rows[starts[q]:starts[q + 1]]``.
-        request_id: int64 ``[Q]``.
-    """
-
-    rows: np.ndarray
-    light_ranks: np.ndarray
-    starts: np.ndarray
-    request_id: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.request_id)
-
-    def select(self, first: int, last: int) -> Lists:
-        """Return requests ``first`` to ``last`` (not included)."""
-        chosen = slice(self.starts[first], self.starts[last])
-        starts = self.starts[first : last + 1] - self.starts[first]
-        return Lists(self.rows[chosen], self.light_ranks[chosen], starts, self.request_id[first:last])
-
-
-def light_lists(rows: CandidateTable, light_scores: np.ndarray, wanted: np.ndarray, keep: int) -> Lists:
-    """Keep the ``keep`` best rows by light score of each request, ties in candidate order.
-
-    Args:
-        rows: R candidate rows, sorted by (request_id, rank).
-        light_scores: float ``[R]``.
-        wanted: bool ``[R]``, rows to consider; whole requests.
-        keep: rows kept of a request.
-    """
-    chosen = np.flatnonzero(wanted)
-    ids = rows.request_id[chosen]
-    order = np.lexsort((rows.rank[chosen], -light_scores[chosen], ids))
-    ranks = places_in_rows(np.diff(run_offsets(ids)))
-    kept = ranks < keep
-    passed = chosen[order][kept]
-    ids = rows.request_id[passed]
-    starts = run_offsets(ids)
-    return Lists(passed, ranks[kept].astype(np.int32), starts, ids[starts[:-1]])
+BUFFER_GROUPS = 4
+"""Row groups that are in memory, and whose requests are shuffled together, where not all rows are."""
+_PASS_REQUESTS = 128
+"""Requests at a time in a pass that does not train."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded whole requests.
+    """Whole requests, one row after the other.
 
     Attributes:
-        inputs: float32 ``[B, K, W]``, 0 at padding.
-        labels: float32 ``[B, K, T]`` 0/1.
-        relevance: float32 ``[B, K]``.
-        mask: float32 ``[B, K]``, 1 at rows, 0 at padding.
+        inputs: float32 ``[n, W]``.
+        labels: float32 ``[n, T]`` 0/1.
+        relevance: float32 ``[n]``.
+        weight: float32 ``[n]``, see ``ExampleRows``.
+        request: int64 ``[n]``, the row's request, below B.
+        place: int64 ``[n]``, position within the request.
+        n_requests: B.
     """
 
     inputs: Tensor
     labels: Tensor
     relevance: Tensor
-    mask: Tensor
+    weight: Tensor
+    request: Tensor
+    place: Tensor
+    n_requests: int
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on another device."""
+        names = ("inputs", "labels", "relevance", "weight", "request", "place")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def padded(self, values_n: Tensor) -> Tensor:
+        """Return ``[B, K]``: a value of each row by request, 0 at padding."""
+        longest = int(self.place.max()) + 1
+        return values_n.new_zeros(self.n_requests, longest).index_put((self.request, self.place), values_n)
 
 
 @dataclass(frozen=True)
+class Block:
+    """Requests whose features are in memory.
+
+    Attributes:
+        requests: int64 ``[B]`` positions in the lists.
+        first: int64 ``[B]``, the row of ``features`` at which each request begins.
+        features: float32 ``[rows, F]``.
+    """
+
+    requests: np.ndarray
+    first: np.ndarray
+    features: np.ndarray
+
+
 class HeavyData:
     """The data that input rows are made from.
 
-    Attributes:
-        examples: R rows.
-        light_scores: float32 ``[R]``.
-        queries: float32 ``[Q, D]`` user vectors by request id.
+    Args:
+        file: the examples.
+        lists: the chosen rows of the file.
+        queries: float32 ``[requests, D]`` user vectors by request id.
         vectors: float32 ``[N, D]`` item vectors.
+        memory_rows: features of at most so many chosen rows are held in memory.
+
+    Raises:
+        DataError: if the arrays do not belong together.
     """
 
-    examples: Examples
-    light_scores: np.ndarray
-    queries: np.ndarray
-    vectors: np.ndarray
-
-    def __post_init__(self) -> None:
-        n_rows = len(self.examples.rows)
-        if self.light_scores.shape != (n_rows,) or not np.isfinite(self.light_scores).all():
-            raise DataError(f"scores.npy {list(self.light_scores.shape)} must be finite [{n_rows}], one score a row")
-        if self.queries.ndim != 2 or self.vectors.ndim != 2 or self.queries.shape[1] != self.vectors.shape[1]:
-            raise DataError(
-                f"queries.npy {list(self.queries.shape)} and item_vectors.npy {list(self.vectors.shape)} must be "
-                "[Q, D] and [N, D]"
-            )
-        for name, ids, known in (
-            ("queries.npy", self.examples.rows.request_id, len(self.queries)),
-            ("item_vectors.npy", self.examples.rows.item_index, len(self.vectors)),
-        ):
-            if n_rows and not 0 <= ids.min() <= ids.max() < known:
-                raise DataError(f"{name} has {known} rows, rows.parquet refers to {ids.min()} to {ids.max()}")
+    def __init__(
+        self, file: ExamplesFile, lists: Lists, queries: np.ndarray, vectors: np.ndarray, memory_rows: int
+    ) -> None:
+        _check_vectors(lists, queries, vectors)
+        self.file, self.lists, self.queries, self.vectors = file, lists, queries, vectors
+        firsts = lists.rows[lists.starts[:-1]]
+        # Requests lie whole in a row group: requests group_requests[g]:group_requests[g + 1] lie in group g.
+        self._group_requests = np.searchsorted(firsts, file.group_starts) if len(lists) else np.zeros(1, np.int64)
+        self._held: Block | None = None
+        if len(lists.rows) <= memory_rows:
+            everything = np.ones(len(lists), dtype=bool)
+            self._held = self._load(self._groups(everything), everything)
 
     @property
     def width(self) -> int:
         """W, columns of an input row."""
-        return len(self.examples.feature_names) + 2 + 3 * int(self.vectors.shape[1])
+        return len(self.file.feature_names) + 2 + 3 * int(self.vectors.shape[1])
 
     @property
     def light_column(self) -> int:
         """Column of the light score."""
-        return len(self.examples.feature_names)
+        return len(self.file.feature_names)
 
-    def inputs(self, lists: Lists, request: int) -> np.ndarray:
-        """Return float32 ``[K, W]`` inputs of one request's rows."""
-        chosen = slice(lists.starts[request], lists.starts[request + 1])
-        rows = lists.rows[chosen]
-        matrix: np.ndarray = heavy_features(
-            np.asarray(self.examples.features[rows]),
-            self.light_scores[rows],
-            lists.light_ranks[chosen],
-            np.asarray(self.queries[lists.request_id[request]]),
-            np.asarray(self.vectors[self.examples.rows.item_index[rows]]),
+    def _groups(self, wanted: np.ndarray) -> np.ndarray:
+        """Return the row groups with requests of bool ``[Q]``."""
+        counts = np.diff(row_offsets(wanted)[self._group_requests])
+        return np.flatnonzero(counts)
+
+    def _load(self, groups: np.ndarray, wanted: np.ndarray) -> Block:
+        """Read the requests of bool ``[Q]`` that lie in some row groups."""
+        lists, borders = self.lists, self._group_requests
+        found = [borders[group] + np.flatnonzero(wanted[borders[group] : borders[group + 1]]) for group in groups]
+        requests = np.concatenate([np.zeros(0, np.int64), *found])
+        starts = row_offsets(lists.lengths[requests])
+        features = np.empty((starts[-1], len(self.file.feature_names)), dtype=np.float32)
+        ends = starts[row_offsets([len(mine) for mine in found])]
+        for group, mine, first, last in zip(groups, found, ends[:-1], ends[1:], strict=True):
+            rows = lists.rows[ranges(lists.starts[mine], lists.lengths[mine])]
+            features[first:last] = self.file.group(int(group)).features[rows - self.file.group_starts[group]]
+        return Block(requests, starts[:-1], features)
+
+    def _blocks(self, wanted: np.ndarray, generator: np.random.Generator | None) -> Iterator[Block]:
+        if self._held is not None:
+            yield Block(np.flatnonzero(wanted), self._held.first[wanted], self._held.features)
+            return
+        groups = self._groups(wanted)
+        order = groups if generator is None else generator.permutation(groups)
+        for start in range(0, len(order), BUFFER_GROUPS):
+            yield self._load(order[start : start + BUFFER_GROUPS], wanted)
+
+    def batches(self, wanted: np.ndarray, size: int, generator: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield batches of whole requests.
+
+        Args:
+            wanted: bool ``[Q]``, the requests.
+            size: requests of a batch; the last one of the row groups in memory may have fewer.
+            generator: shuffles the row groups, and the requests of those in memory; without it, requests come in the
+                order of the lists.
+        """
+        for block in self._blocks(wanted, generator):
+            n = len(block.requests)
+            order = np.arange(n) if generator is None else generator.permutation(n)
+            for start in range(0, n, size):
+                yield self._batch(block, order[start : start + size])
+
+    def _batch(self, block: Block, chosen: np.ndarray) -> Batch:
+        lists, requests = self.lists, block.requests[chosen]
+        lengths = lists.lengths[requests]
+        rows = ranges(lists.starts[requests], lengths)
+        request = np.repeat(np.arange(len(requests)), lengths)
+        inputs = heavy_features(
+            block.features[ranges(block.first[chosen], lengths)],
+            lists.light_scores[rows],
+            lists.light_ranks[rows],
+            np.asarray(self.queries[lists.request_id[requests]])[request],
+            np.asarray(self.vectors[lists.item_index[rows]]),
         )
-        return matrix
+        return Batch(
+            inputs=torch.from_numpy(inputs),
+            labels=torch.from_numpy(lists.labels[rows]),
+            relevance=torch.from_numpy(lists.relevance[rows]),
+            weight=torch.from_numpy(lists.weight[rows]),
+            request=torch.from_numpy(request),
+            place=torch.from_numpy(places_in_rows(lengths)),
+            n_requests=len(requests),
+        )
 
-    def batch(self, lists: Lists, requests: np.ndarray) -> Batch:
-        """Return the given requests (positions in ``lists``), padded to the longest."""
-        lengths = lists.starts[requests + 1] - lists.starts[requests]
-        shape = (len(requests), int(lengths.max()))
-        inputs = np.zeros((*shape, self.width), dtype=np.float32)
-        labels = np.zeros((*shape, self.examples.labels.shape[1]), dtype=np.float32)
-        relevance = np.zeros(shape, dtype=np.float32)
-        for slot, (request, length) in enumerate(zip(requests, lengths, strict=True)):
-            rows = lists.rows[lists.starts[request] : lists.starts[request + 1]]
-            inputs[slot, :length] = self.inputs(lists, int(request))
-            labels[slot, :length] = self.examples.labels[rows]
-            relevance[slot, :length] = self.examples.relevance[rows]
-        mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.float32)
-        return Batch(*(torch.from_numpy(array) for array in (inputs, labels, relevance, mask)))
+    def passes(self, wanted: np.ndarray) -> Iterator[Batch]:
+        """Yield batches of the wanted requests in the order of the lists, for a pass that does not train."""
+        return self.batches(wanted, _PASS_REQUESTS)
 
-    def batches(self, lists: Lists, size: int, generator: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield batches of ``size`` requests, shuffled if a generator is given."""
-        order = np.arange(len(lists)) if generator is None else generator.permutation(len(lists))
-        for start in range(0, len(order), size):
-            yield self.batch(lists, order[start : start + size])
+    def moments(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation ``[W]`` over the rows of requests; that of a constant column is 1.
 
-    def moments(self, lists: Lists) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation ``[W]`` over all rows; the deviation of a constant column is 1."""
-        total, squares = np.zeros(self.width), np.zeros(self.width)
-        shift = self.inputs(lists, 0).mean(axis=0, dtype=np.float64)
-        for request in range(len(lists)):
-            inputs = self.inputs(lists, request) - shift
+        Args:
+            wanted: bool ``[Q]``, the requests, at least one.
+        """
+        shift, total, squares = np.zeros((3, self.width))
+        n_rows = 0
+        for batch in self.passes(wanted):
+            inputs = batch.inputs.numpy().astype(np.float64)
+            if not n_rows:
+                shift = inputs.mean(axis=0)
+            inputs -= shift
             total += inputs.sum(axis=0)
-            squares += np.square(inputs).sum(axis=0)
-        mean = total / len(lists.rows)
-        std = np.sqrt(np.maximum(squares / len(lists.rows) - mean**2, 0.0))
+            squares += np.einsum("nw,nw->w", inputs, inputs)
+            n_rows += len(inputs)
+        mean = total / n_rows
+        std = np.sqrt(np.maximum(squares / n_rows - mean**2, 0.0))
         return mean + shift, np.where(std > 1e-6, std, 1.0)
+
+
+def _check_vectors(lists: Lists, queries: np.ndarray, vectors: np.ndarray) -> None:
+    if queries.ndim != 2 or vectors.ndim != 2 or queries.shape[1] != vectors.shape[1]:
+        raise DataError(
+            f"queries.npy {list(queries.shape)} and item_vectors.npy {list(vectors.shape)} must be [Q, D] and [N, D]"
+        )
+    for name, ids, known in (
+        ("queries.npy", lists.request_id, len(queries)),
+        ("item_vectors.npy", lists.item_index, len(vectors)),
+    ):
+        if len(ids) and not 0 <= ids.min() <= ids.max() < known:
+            raise DataError(f"{name} has {known} rows, examples.parquet refers to {ids.min()} to {ids.max()}")

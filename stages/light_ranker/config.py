@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from stages.contracts.config import Config
@@ -11,13 +14,13 @@ class LightRankerConfig(Config):
     """How the light ranker is trained.
 
     Attributes:
-        seed: of fold assignment, negative sampling and LightGBM.
+        seed: of fold assignment and LightGBM.
         threads: LightGBM threads for training; the scorer always uses one. More than one only pays on
             idle cores: its threads wait for each other by spinning.
-        folds: user folds that choose the number of rounds and give out-of-fold scores.
-        negatives_per_request: negatives kept per training request, or None for all; sampled at random.
+        folds: groups of users; the scores of a group's rows come from a model that never saw its users.
         max_rounds: largest number of boosting rounds.
-        patience: rounds without a better mean NDCG@10 of the folds before they stop growing.
+        patience: rounds without a better mean NDCG@10 of the last window before training stops.
+        smoothing: rounds whose NDCG@10 is averaged before the best ones are chosen.
         learning_rate: shrinkage of each round.
         num_leaves: leaves of a tree.
         min_data_in_leaf: rows that a leaf needs.
@@ -26,12 +29,14 @@ class LightRankerConfig(Config):
         truncation_level: positions at the top whose pairs give gradients.
     """
 
+    removed: ClassVar[Mapping[str, str]] = {"negatives_per_request": "set examples.negatives.per_request"}
+
     seed: int = 0
     threads: int = Field(default=1, ge=1)
-    folds: int = Field(default=4, ge=2)
-    negatives_per_request: int | None = Field(default=100, ge=1)
+    folds: int = Field(default=2, ge=2)
     max_rounds: int = Field(default=500, ge=1)
     patience: int = Field(default=40, ge=1)
+    smoothing: int = Field(default=41, ge=1)
     learning_rate: float = Field(default=0.03, gt=0.0)
     num_leaves: int = Field(default=15, ge=2)
     min_data_in_leaf: int = Field(default=50, ge=1)

@@ -1,6 +1,6 @@
 """Train the light ranker: LambdaRank grouped by request, out-of-fold scores for the heavy ranker.
 
-R rows, F features, Q requests.
+R rows of the examples, M rows to learn from, F features.
 """
 
 from __future__ import annotations
@@ -15,178 +15,131 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.contracts.errors import DataError
-from stages.contracts.examples import Examples, mean_ndcg
-from stages.contracts.ragged import places_in_rows, run_offsets
-from stages.contracts.ranking import SOURCE_POPULAR, rank_rows
-from stages.contracts.snapshot import Snapshot
+from stages.contracts.examples import ExampleRows, ExamplesFile, mean_ndcg
 from stages.contracts.steps import Outcome
 from stages.contracts.summaries import LightSummary
-from stages.contracts.tables import PART_EVALUATION, PART_RANKER, RequestTable
 from stages.light_ranker.config import LightRankerConfig
+from stages.light_ranker.data import STEP, TrainingSet, binned, check_memory, select_training, subset
 from stages.light_ranker.scorer import META_FILE, MODEL_FILE
 
-_CHUNK_ROWS = 1 << 17
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """The rows that the light ranker learns from, still in example order.
-
-    Attributes:
-        rows: int64 ``[M]`` positions in the examples: every candidate of every usable request.
-        request_id, user_index: int64 ``[M]``.
-        grade: int32 ``[M]``, 0 = not relevant, then one grade for each distinct relevance.
-        sampled: bool ``[M]``, false for negatives that training leaves out.
-        gains: relevance of each grade.
-    """
-
-    rows: np.ndarray
-    request_id: np.ndarray
-    user_index: np.ndarray
-    grade: np.ndarray
-    sampled: np.ndarray
-    gains: tuple[float, ...]
+SCORES_FILE = "scores.npy"
+_MOST_GROWTH = 2.0
 
 
 def train_light(config: LightRankerConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Train LambdaRank (Burges, 2010) and write the model, its scores and the evaluation rankings.
+    """Train LambdaRank (Burges, 2010) and write the model and out-of-fold scores of the examples.
 
-    The number of rounds is chosen by cross-validation over users, then the model is fitted on the whole ranker period.
-    Rows of a user in the training set get their score from the fold whose model never saw that user, so that the heavy
-    ranker learns from scores as they will be at serving time. The NDCG of these scores is a little too good: the number
-    of rounds was chosen by it.
+    A model of the earlier windows shows which number of rounds has the best mean NDCG@10 on the requests of the last
+    one; then models are fitted on all windows, see ``Rounds``. The scores of a user's rows come from a model that never
+    saw that user, so that the heavy ranker learns from scores as they will be at serving time.
 
     Args:
         config: see ``LightRankerConfig``.
-        inputs: directories ``snapshot`` and ``examples``.
-        directory: gets ``light_ranker.txt``, ``light_ranker.json``, ``scores.npy`` float32 ``[R]`` and
-            ``ranked.parquet`` (evaluation requests).
+        inputs: directory ``examples``.
+        directory: gets ``light_ranker.txt``, ``light_ranker.json`` and ``scores.npy`` float32 ``[R]``.
 
     Raises:
-        DataError: if no ranker request has a positive among its candidates, fewer than two users have one, or an input
-            is malformed.
+        ConfigError: if the examples do not fit the memory.
+        DataError: if fewer than two requests, or requests of fewer than two users, have a positive among their
+            candidates, or the examples are malformed.
     """
-    requests = Snapshot(inputs["snapshot"]).requests()
-    examples = Examples.read(inputs["examples"])
-    part = _part_of_rows(examples, requests)
-    training = select_training(examples, requests, config)
-    folds = _grow_folds(config, examples, training)
-    rounds = folds.rounds
-    booster = _fit(config, examples, training, rounds)
-    scores = _predict(booster, examples.features, np.arange(len(part)), config.threads, rounds)
-    out_of_fold = _out_of_fold(config, examples, requests, part, folds)
-    scores = np.where(np.isnan(out_of_fold), scores, out_of_fold).astype(np.float32)
+    file = ExamplesFile(inputs["examples"])
+    check_memory(file)
+    rows = file.read(with_features=False)
+    training = select_training(rows)
+    fold_of_user = assign_folds(training.user_index, config)
+    parameters = _parameters(config, training)
+    data = binned(file, training, parameters)
+    rounds = _choose_rounds(config, data, training, parameters)
+    booster = _fit(data, parameters, rounds.fitted, "light: all")
+    fold_of_row = fold_of_user[training.user_index]
+    folds = [
+        _fit(subset(data, fold_of_row != fold), parameters, rounds.fitted, f"light: without fold {fold + 1}")
+        for fold in range(fold_of_row.max() + 1)
+    ]
+    del data
 
-    held_out = part == PART_EVALUATION
+    scores = _out_of_fold(file, rows.user_index, [*folds, booster], fold_of_user, config.threads)
     booster.save_model(directory / MODEL_FILE)
-    np.save(directory / "scores.npy", scores, allow_pickle=False)
-    rank_rows(examples.rows.take(held_out), scores[held_out]).write(directory / "ranked.parquet")
-    metrics = _metrics(examples, training, scores, rounds)
-    _summary(examples, booster, rounds, metrics).write(directory / META_FILE)
-    return metrics, {"feature_schema_hash": examples.schema_hash}
+    np.save(directory / SCORES_FILE, scores, allow_pickle=False)
+    metrics = _metrics(rows, training, scores, rounds)
+    _summary(file, booster, metrics).write(directory / META_FILE)
+    return metrics, {"feature_schema_hash": file.schema_hash}
 
 
-def _part_of_rows(examples: Examples, requests: RequestTable) -> np.ndarray:
-    if len(examples.rows) and examples.rows.request_id[-1] >= len(requests):
-        raise DataError(f"rows.parquet: request_id {examples.rows.request_id[-1]} of {len(requests)} requests")
-    part: np.ndarray = requests.part[examples.rows.request_id]
-    return part
+def assign_folds(user_index: np.ndarray, config: LightRankerConfig) -> np.ndarray:
+    """Return int64 by user index: the fold whose model does not see the user; -1 for users without training rows.
 
-
-def select_training(examples: Examples, requests: RequestTable, config: LightRankerConfig) -> TrainingSet:
-    """Choose the requests of the ranker period that have both a history and a positive candidate.
+    Args:
+        user_index: int64 ``[M]``, of the training rows.
+        config: ``folds`` and ``seed``.
 
     Raises:
-        DataError: if none is left, with the counts that explain it.
+        DataError: if there are fewer than two users.
     """
-    ids = examples.rows.request_id
-    ranker = requests.part[ids] == PART_RANKER
-    personal = ranker & (examples.rows.source != SOURCE_POPULAR)
-    positive_requests = np.unique(ids[personal & (examples.relevance > 0)])
-    rows = np.flatnonzero(personal & np.isin(ids, positive_requests))
-    if len(rows) == 0:
+    users = np.unique(user_index)
+    if len(users) < 2:
         raise DataError(
-            f"light ranker: none of {len(np.unique(ids[ranker]))} ranker requests has a positive among its candidates "
-            f"({len(np.unique(ids[personal]))} of them come from the index, the others from the popular list)"
+            f"{STEP}: out-of-fold scores need at least 2 users with a positive candidate, found {len(users)}"
         )
-    levels = np.unique(examples.relevance[rows])
-    levels = levels[levels > 0]
-    grade = np.where(examples.relevance[rows] > 0, np.searchsorted(levels, examples.relevance[rows]) + 1, 0)
-    return TrainingSet(
-        rows=rows,
-        request_id=ids[rows],
-        user_index=requests.user_index[ids[rows]],
-        grade=grade.astype(np.int32),
-        sampled=_sample(ids[rows], grade > 0, config.negatives_per_request, config.seed),
-        gains=(0.0, *(float(level) for level in levels)),
-    )
-
-
-def _sample(request_id: np.ndarray, positive: np.ndarray, negatives: int | None, seed: int) -> np.ndarray:
-    """Keep every positive and at most ``negatives`` random negatives of each request."""
-    if negatives is None:
-        return np.ones(len(request_id), dtype=bool)
-    key = np.where(positive, -1.0, np.random.default_rng(seed).random(len(request_id)))
-    order = np.lexsort((key, request_id))
-    starts = run_offsets(request_id)
-    limit = negatives + np.add.reduceat(positive.astype(np.int64), starts[:-1])
-    lengths = np.diff(starts)
-    kept = places_in_rows(lengths) < np.repeat(limit, lengths)
-    sampled = np.zeros(len(order), dtype=bool)
-    sampled[order] = kept
-    return sampled
+    fold_of_user = np.full(int(users[-1]) + 1, -1, dtype=np.int64)
+    order = np.random.default_rng(config.seed).permutation(users)
+    fold_of_user[order] = np.arange(len(users)) % min(config.folds, len(users))
+    return fold_of_user
 
 
 @dataclass(frozen=True)
-class Folds:
-    """One model per fold of users, all grown round by round.
+class Rounds:
+    """The choice of the number of rounds.
 
     Attributes:
-        boosters: K models; each may hold more rounds than are used.
-        fold_of_user: int64 by user index, the fold whose model never saw the user; -1 for others.
-        rounds: number of rounds with the best mean NDCG@10 on the requests of unseen users.
+        best: number of rounds that serves the requests held out best.
+        fitted: number of rounds of the models that are kept. More requests stand more rounds before a model learns
+            their noise: it is ``best`` times the ratio of all requests to the earlier ones, which is limited to 2.
+        ndcg: mean NDCG@10 of the requests held out, averaged over the rounds around ``best``.
+        requests: number of requests held out.
     """
 
-    boosters: tuple[lgb.Booster, ...]
-    fold_of_user: np.ndarray
-    rounds: int
+    best: int
+    fitted: int
+    ndcg: float
+    requests: int
 
 
-def _grow_folds(config: LightRankerConfig, examples: Examples, training: TrainingSet) -> Folds:
-    """Grow all folds round by round until their mean NDCG@10 has not risen for ``patience`` rounds.
-
-    One late slice of the requests is too small to choose by: the number of rounds that it prefers
-    depends on chance (see docs/log.md, light ranker). Unseen users keep all their candidates.
-    """
-    users = np.unique(training.user_index)
-    if len(users) < 2:
-        raise DataError(
-            f"light ranker: out-of-fold scores need at least 2 users with a positive candidate, found {len(users)}"
-        )
-    n_folds = min(config.folds, len(users))
-    fold_of_user = np.full(int(users[-1]) + 1, -1, dtype=np.int64)
-    fold_of_user[np.random.default_rng(config.seed).permutation(users)] = np.arange(len(users)) % n_folds
-    fold_of_row = fold_of_user[training.user_index]
-    boosters, weights = [], []
-    for fold in range(n_folds):
-        unseen = fold_of_row == fold
-        fitted = _dataset(examples, training, ~unseen & training.sampled)
-        booster = lgb.Booster(_parameters(config, training), fitted)
-        booster.add_valid(_dataset(examples, training, unseen, reference=fitted), "unseen")
-        boosters.append(booster)
-        weights.append(len(np.unique(training.request_id[unseen])))
-    best, rounds = -1.0, 0
-    with tqdm(total=config.max_rounds, desc="light: folds", unit="round", disable=None, leave=False) as bar:
+def _choose_rounds(
+    config: LightRankerConfig, data: lgb.Dataset, training: TrainingSet, parameters: Mapping[str, Any]
+) -> Rounds:
+    """Grow a model of the earlier windows until the NDCG@10 of the last one has stopped rising."""
+    booster = lgb.Booster(dict(parameters), subset(data, ~training.late))
+    booster.add_valid(subset(data, training.late), "late")
+    curve: list[float] = []
+    with tqdm(total=config.max_rounds, desc="light: rounds", unit="round", disable=None, leave=False) as bar:
         for number in range(1, config.max_rounds + 1):
-            for booster in boosters:
-                booster.update()
-            ndcg = float(np.average([booster.eval_valid()[0][2] for booster in boosters], weights=weights))
+            booster.update()
+            curve.append(float(booster.eval_valid()[0][2]))
             bar.update()
-            if ndcg > best:
-                best, rounds = ndcg, number
-            elif number - rounds >= config.patience:
+            best, ndcg = best_round(curve, config.smoothing)
+            if number - best >= config.patience + config.smoothing // 2:
                 break
-    return Folds(tuple(boosters), fold_of_user, rounds)
+    late, everything = (len(np.unique(training.request_id[rows])) for rows in (training.late, slice(None)))
+    fitted = round(best * min(everything / (everything - late), _MOST_GROWTH))
+    return Rounds(best, min(fitted, config.max_rounds), ndcg, late)
+
+
+def best_round(curve: list[float], smoothing: int) -> tuple[int, float]:
+    """Return the middle of the rounds with the best mean NDCG, and that mean.
+
+    One window has few requests: the NDCG of a single round is high or low by chance, and the best of many rounds is the
+    luckiest one. A mean over neighbouring rounds, whose models hardly differ, has less of that chance.
+
+    Args:
+        curve: NDCG after 1, 2 ... rounds, at least one value.
+        smoothing: number of neighbouring rounds that are averaged.
+    """
+    width = min(smoothing, len(curve))
+    means = np.convolve(curve, np.full(width, 1.0 / width), mode="valid")
+    first = int(means.argmax())
+    return first + (width - 1) // 2 + 1, float(means[first])
 
 
 def _parameters(config: LightRankerConfig, training: TrainingSet) -> dict[str, Any]:
@@ -203,79 +156,69 @@ def _parameters(config: LightRankerConfig, training: TrainingSet) -> dict[str, A
         "lambda_l2": config.lambda_l2,
         "seed": config.seed,
         "deterministic": True,
-        "force_row_wise": True,
+        "force_col_wise": True,
         "num_threads": config.threads,
         "verbosity": -1,
     }
 
 
-def _dataset(
-    examples: Examples, training: TrainingSet, chosen: np.ndarray, reference: lgb.Dataset | None = None
-) -> lgb.Dataset:
-    return lgb.Dataset(
-        examples.features[training.rows[chosen]],
-        label=training.grade[chosen],
-        group=np.diff(run_offsets(training.request_id[chosen])),
-        feature_name=list(examples.feature_names),
-        reference=reference,
-        params={"verbosity": -1},
-    )
-
-
-def _fit(config: LightRankerConfig, examples: Examples, training: TrainingSet, rounds: int) -> lgb.Booster:
-    data = _dataset(examples, training, training.sampled)
-    with tqdm(total=rounds, desc="light: all", unit="round", disable=None, leave=False) as bar:
-        return lgb.train(
-            _parameters(config, training), data, num_boost_round=rounds, callbacks=[lambda _: bar.update()]
-        )
-
-
-def _predict(booster: lgb.Booster, features: np.ndarray, rows: np.ndarray, threads: int, rounds: int) -> np.ndarray:
-    """Score rows of the memory-mapped features, a chunk at a time."""
-    scores = np.empty(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        chunk = slice(start, start + _CHUNK_ROWS)
-        scores[chunk] = booster.predict(
-            features[rows[chunk]], raw_score=True, num_threads=threads, num_iteration=rounds
-        )
-    return scores
+def _fit(data: lgb.Dataset, parameters: Mapping[str, Any], rounds: int, phase: str) -> lgb.Booster:
+    with tqdm(total=rounds, desc=phase, unit="round", disable=None, leave=False) as bar:
+        return lgb.train(dict(parameters), data, num_boost_round=rounds, callbacks=[lambda _: bar.update()])
 
 
 def _out_of_fold(
-    config: LightRankerConfig, examples: Examples, requests: RequestTable, part: np.ndarray, folds: Folds
+    file: ExamplesFile, user_index: np.ndarray, boosters: list[lgb.Booster], fold_of_user: np.ndarray, threads: int
 ) -> np.ndarray:
-    """Return float32 ``[R]``: scores of training users' ranker rows by models that never saw them, else NaN."""
-    user = requests.user_index[examples.rows.request_id]
-    known = (part == PART_RANKER) & (user < len(folds.fold_of_user))
-    fold_of_row = np.full(len(part), -1, dtype=np.int64)
-    fold_of_row[known] = folds.fold_of_user[user[known]]
-    scores = np.full(len(part), np.nan, dtype=np.float32)
-    for fold, booster in enumerate(folds.boosters):
-        rows = np.flatnonzero(fold_of_row == fold)
-        scores[rows] = _predict(booster, examples.features, rows, config.threads, folds.rounds)
+    """Return float32 ``[R]``: each row's score by a model that never saw its user.
+
+    Args:
+        file: read a row group at a time.
+        user_index: int64 ``[R]``.
+        boosters: one per fold, then the model of all training users, for users that are none of them.
+        fold_of_user: see ``assign_folds``.
+        threads: of LightGBM.
+    """
+    known = user_index < len(fold_of_user)
+    fold = np.where(known, fold_of_user[np.where(known, user_index, 0)], -1)
+    model = np.where(fold >= 0, fold, len(boosters) - 1)
+    scores = np.empty(len(user_index), dtype=np.float32)
+    with tqdm(total=len(scores), desc="light: scores", unit="row", unit_scale=True, disable=None, leave=False) as bar:
+        for number, start in enumerate(file.group_starts[:-1]):
+            features = file.group(number).features
+            of_group = slice(start, start + len(features))
+            for place, booster in enumerate(boosters):
+                rows = np.flatnonzero(model[of_group] == place)
+                if len(rows):
+                    scores[start + rows] = booster.predict(features[rows], raw_score=True, num_threads=threads)
+            bar.update(len(features))
     return scores
 
 
-def _metrics(examples: Examples, training: TrainingSet, scores: np.ndarray, rounds: int) -> dict[str, float]:
-    relevance = examples.relevance[training.rows]
+def _metrics(rows: ExampleRows, training: TrainingSet, scores: np.ndarray, rounds: Rounds) -> dict[str, float]:
+    """Return what the training found; every NDCG@10 is that of the sampled rows."""
+    relevance = rows.relevance[training.rows]
     return {
         "oof_ndcg@10": mean_ndcg(training.request_id, relevance, scores[training.rows]),
-        "retrieval_ndcg@10": mean_ndcg(training.request_id, relevance, examples.rows.score[training.rows]),
+        "retrieval_ndcg@10": mean_ndcg(training.request_id, relevance, rows.score[training.rows]),
+        "validation_ndcg@10": rounds.ndcg,
+        "validation_requests": float(rounds.requests),
         "training_requests": float(len(np.unique(training.request_id))),
-        "training_rows": float(training.sampled.sum()),
-        "rounds": float(rounds),
+        "training_rows": float(len(training)),
+        "validation_rounds": float(rounds.best),
+        "rounds": float(rounds.fitted),
     }
 
 
-def _summary(examples: Examples, booster: lgb.Booster, rounds: int, metrics: dict[str, float]) -> LightSummary:
+def _summary(file: ExamplesFile, booster: lgb.Booster, metrics: dict[str, float]) -> LightSummary:
     importance = booster.feature_importance(importance_type="gain")
     total = max(float(importance.sum()), 1e-12)
     return LightSummary(
-        feature_schema_hash=examples.schema_hash,
-        n_features=len(examples.feature_names),
-        rounds=rounds,
+        feature_schema_hash=file.schema_hash,
+        n_features=len(file.feature_names),
+        rounds=round(metrics["rounds"]),
         metrics=metrics,
         importance={
-            name: round(float(gain) / total, 6) for name, gain in zip(examples.feature_names, importance, strict=True)
+            name: round(float(gain) / total, 6) for name, gain in zip(file.feature_names, importance, strict=True)
         },
     )

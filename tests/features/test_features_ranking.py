@@ -284,6 +284,17 @@ def test_heavy_features_layout() -> None:
     )
 
 
+def test_heavy_features_of_several_requests_are_those_of_each() -> None:
+    generator = np.random.default_rng(0)
+    features, queries, vectors = (generator.normal(size=(4, width)).astype(np.float32) for width in (2, 3, 3))
+    scores, ranks = generator.normal(size=4).astype(np.float32), np.array([0, 1.5, 7, 2], np.float32)
+    got = heavy_features(features, scores, ranks, queries, vectors)
+    for row in range(4):
+        one = slice(row, row + 1)
+        alone = heavy_features(features[one], scores[one], ranks[one], queries[row], vectors[one])
+        np.testing.assert_array_equal(got[one], alone)
+
+
 def test_what_each_source_says_of_each_candidate(state: FunnelState) -> None:
     source_scores = SourceScores(
         ("tower", "ease"),
