@@ -33,6 +33,15 @@ class CandidateBlock:
         """Return some rows, by an index or boolean array ``[n]``."""
         return CandidateBlock(self.rows.take(chosen), None if self.sources is None else self.sources.take(chosen))
 
+    @classmethod
+    def join(cls, blocks: Sequence[CandidateBlock]) -> CandidateBlock:
+        """Return the rows of one or more blocks of the same generators, one after the other."""
+        columns = {
+            name: np.concatenate([getattr(block.rows, name) for block in blocks]) for name in CandidateTable.TYPES
+        }
+        sources = [block.sources for block in blocks if block.sources is not None]
+        return cls(CandidateTable(**columns), SourceScores.concatenate(sources) if sources else None)
+
 
 def candidate_blocks(directory: Path, sources: Sequence[str] = ()) -> Iterator[CandidateBlock]:
     """Yield the candidates of a finished ``retrieve`` directory, a row group at a time; no more is in memory.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -79,3 +79,75 @@ class TrendingConfig(Config):
                 f"windows_minutes = {list(self.windows_minutes)} and weights = {list(self.weights)}: must be as many"
             )
         return self
+
+
+Rank = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class NegativesConfig(Config):
+    """Which candidates that are no target the rankers learn from.
+
+    Attributes:
+        per_request: how many are kept of a request, at most; None keeps all.
+        by: ``uniform``: each is kept with the same probability. ``rank``: ``band_shares`` of the places go to the bands
+            of the retrieved list; within a band each is kept with the same probability. ``popularity``: with a
+            probability proportional to (1 + touches of the item before the ranker period) ** ``popularity_power``.
+        band_ends: for ``rank``: the rank at which each band but the last ends, counted from 0 and not included.
+        band_shares: for ``rank``: one more than ``band_ends``; their sum is 1. Places that a band cannot fill go to the
+            other bands.
+        popularity_power: for ``popularity``; 0 is uniform.
+    """
+
+    per_request: int | None = Field(default=100, ge=1)
+    by: Literal["uniform", "rank", "popularity"] = "uniform"
+    band_ends: tuple[Rank, ...] = (20, 100)
+    band_shares: tuple[Share, ...] = (0.4, 0.4, 0.2)
+    popularity_power: float = Field(default=0.5, ge=0, le=4)
+
+    @model_validator(mode="after")
+    def _bands_fit(self) -> NegativesConfig:
+        if any(after <= before for before, after in pairwise(self.band_ends)):
+            raise ValueError(f"band_ends = {list(self.band_ends)}: must be strictly ascending")
+        if len(self.band_shares) != len(self.band_ends) + 1 or abs(sum(self.band_shares) - 1) > 1e-9:
+            raise ValueError(
+                f"band_shares = {list(self.band_shares)}: allowed are {len(self.band_ends) + 1} shares with the sum 1"
+            )
+        return self
+
+
+class ExampleRequestsConfig(Config):
+    """Which requests of the ranker period the rankers learn from.
+
+    How many requests there are at all is a matter of ``dataset.requests``.
+
+    Attributes:
+        in_all: how many, at most, chosen at random; None takes all.
+        per_user: how many of a user, at most, chosen at random; None takes all.
+        without_positive: whether requests are taken that have no target among their candidates. The light ranker
+            learns nothing from them.
+    """
+
+    in_all: int | None = Field(default=None, ge=1)
+    per_user: int | None = Field(default=None, ge=1)
+    without_positive: bool = False
+
+
+class SamplingConfig(Config):
+    """Which candidates the rankers learn from, chosen before any feature is computed: a recipe's section ``examples``.
+
+    Attributes:
+        seed: of every choice.
+        windows: past windows of the ranker period, each with as many of the chosen requests; the last one says how long
+            the rankers train.
+        requests: which requests.
+        negatives: which of their candidates. All targets among the candidates are kept.
+        inject_missed: whether targets that retrieval missed are added as the last candidates. They look like nothing
+            that a served ranker sees; they are counted either way.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    windows: int = Field(default=5, ge=2, le=1000)
+    requests: ExampleRequestsConfig = ExampleRequestsConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    inject_missed: bool = False
