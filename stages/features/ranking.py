@@ -216,14 +216,14 @@ def heavy_features(
         features: float32 ``[n, F]`` ranking features.
         light_scores: float32 ``[n]`` of the light ranker.
         light_ranks: int32 ``[n]`` of the light ranker, 0-based.
-        query: float32 ``[D]``, the user tower's vector; zeros without history.
+        query: float32 ``[D]``, the user tower's vector, or ``[n, D]``, one a candidate; zeros without history.
         vectors: float32 ``[n, D]``, the candidates' item vectors.
 
     Returns:
         float32 ``[n, F + 2 + 3D]``: features | light score | log(1 + light rank) | query | vectors |
         query * vectors.
     """
-    n, f, d = len(features), features.shape[1], len(query)
+    n, f, d = len(features), features.shape[1], query.shape[-1]
     out = np.empty((n, f + 2 + 3 * d), dtype=np.float32)
     out[:, :f] = features
     out[:, f] = light_scores
