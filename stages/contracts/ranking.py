@@ -117,7 +117,8 @@ class RankingInputs:
 
     def query(self, rows: np.ndarray) -> np.ndarray:
         """Return the user's vector of each row, float32 ``[m, D]``; of one request the vector itself, ``[D]``."""
-        return self.queries[0] if len(self.queries) == 1 else self.queries[self.request[rows]]
+        query: np.ndarray = self.queries[0] if len(self.queries) == 1 else self.queries[self.request[rows]]
+        return query
 
     def keep(self, stage: str, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Store a stage's scores for the stages after it.
@@ -148,7 +149,10 @@ class RankingInputs:
             rows: int64 ``[m]``, rows of ``ids``, request by request.
             k: rows of a request at most.
         """
-        return rows[:k] if len(self.queries) == 1 else rows[self._places(rows) < k]
+        if len(self.queries) == 1:
+            return rows[:k]
+        first: np.ndarray = rows[self._places(rows) < k]
+        return first
 
     def _order(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         if len(self.queries) == 1:

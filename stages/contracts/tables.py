@@ -95,6 +95,35 @@ class ColumnTable:
         columns: dict[str, Any] = {name: table[name].to_numpy().astype(cls.TYPES[name], copy=False) for name in names}
         return cls(**columns)
 
+    @staticmethod
+    def count(path: Path) -> int:
+        """Return the number of rows of a Parquet file, without reading them.
+
+        Raises:
+            DataError: if the file is missing or unreadable.
+        """
+        try:
+            return int(pq.read_metadata(path).num_rows)  # type: ignore[no-untyped-call]
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from None
+
+    @classmethod
+    def groups(cls, path: Path) -> Iterator[Self]:
+        """Yield the declared columns of a Parquet file, a row group at a time; empty row groups are left out.
+
+        Raises:
+            DataError: if the file is missing, unreadable or lacks a column.
+        """
+        for columns in row_groups(path, list(cls.TYPES)):
+            table = cls(**{name: columns[name].astype(kind, copy=False) for name, kind in cls.TYPES.items()})
+            if len(table):
+                yield table
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Self]) -> Self:
+        """Return the rows of one or more tables, one after the other."""
+        return cls(**{name: np.concatenate([getattr(table, name) for table in tables]) for name in cls.TYPES})
+
     def write(self, path: Path) -> None:
         """Write the table as Parquet (zstd)."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -202,7 +231,7 @@ class CandidateTable(ColumnTable):
 
 @dataclass(frozen=True)
 class RankedTable(ColumnTable):
-    """A stage's ranking: items by request, best first (``ranked.parquet``), rank 0-based."""
+    """A stage's ranking (``<stage>.parquet``): items by request, best first, sorted by request, rank 0-based."""
 
     request_id: np.ndarray
     item_index: np.ndarray

@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.contracts.errors import DataError
 from stages.contracts.ndcg import dcg, ideal_dcg
+from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.snapshot import Targets
 from stages.contracts.tables import CandidateTable, RankedTable
 from stages.contracts.top_k import top_k
@@ -68,6 +69,30 @@ class HeldOut:
         """Targets of each request, int64 ``[Q]``."""
         return np.bincount(self.position, minlength=len(self.request_id))
 
+    def take(self, requests: np.ndarray) -> HeldOut:
+        """Return some requests with their targets.
+
+        Args:
+            requests: int64, rows of ``request_id``, strictly increasing.
+        """
+        counts = self.counts
+        starts, lengths = row_offsets(counts)[requests], counts[requests]
+        targets = ranges(starts, lengths)
+        return HeldOut(
+            request_id=self.request_id[requests],
+            position=np.repeat(np.arange(len(requests)), lengths),
+            item_index=self.item_index[targets],
+            relevance=self.relevance[targets],
+            n_items=self.n_items,
+        )
+
+    def rows(self, request_id: np.ndarray) -> np.ndarray:
+        """Return the row of each of int64 ``[R]`` request ids, int64 ``[R]``; -1 for one that is not held out."""
+        row = np.minimum(np.searchsorted(self.request_id, request_id), max(0, len(self) - 1))
+        if not len(self):
+            return np.full(len(request_id), -1, dtype=np.int64)
+        return np.where(self.request_id[row] == request_id, row, -1)
+
 
 @dataclass(frozen=True)
 class JudgedRanking:
@@ -99,9 +124,8 @@ def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
         DataError: if an item is outside the catalogue or answered twice in one request, or two
             items share a rank.
     """
-    position = np.searchsorted(held.request_id, ranked.request_id)
-    ours = position < len(held)
-    ours[ours] = held.request_id[position[ours]] == ranked.request_id[ours]
+    position = held.rows(ranked.request_id)
+    ours = position >= 0
     position, item_index, rank = position[ours], ranked.item_index[ours], ranked.rank[ours]
     if len(item_index) and (item_index.min() < 0 or item_index.max() >= held.n_items):
         found = item_index.min() if item_index.min() < 0 else item_index.max()

@@ -11,6 +11,7 @@ import pytest
 from stages import pipeline
 from stages.contracts.files import read_json
 from stages.contracts.manifest import verify_release
+from stages.contracts.ranking_stages import RANKING_STAGES, ranking_file
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import PART_EVALUATION, RankedTable
 from stages.recipe import Recipe
@@ -74,8 +75,8 @@ def test_every_stage_answers_with_items_that_users_truly_prefer(job) -> None:
             gains.append(preference[chosen].mean() / preference.mean())
         return float(np.mean(gains))
 
-    for step in ("train_light", "train_heavy"):
-        ranked = RankedTable.read(job.results[step].directory / "ranked.parquet")
+    for stage in RANKING_STAGES:
+        ranked = RankedTable.read(job.results["rank_held_out"].directory / ranking_file(stage))
         assert (requests.part[np.unique(ranked.request_id)] == PART_EVALUATION).all()
         assert lift(ranked) > 1.5
 
