@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_error_and_the_step_goes_on_when_there_is_room(tmp_pa
     message, left, again = done.stdout.splitlines()
     assert message.startswith("step build_examples: ")
     assert "bytes are free in" in message
-    assert "lower funnel.candidate_k" in message
+    assert "lower examples.negatives.per_request" in message
     assert left == "[]"
     assert again == "False True"
 
