@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.contracts.errors import DataError
+from stages.contracts.ragged import run_offsets
 from stages.contracts.tables import CandidateTable, RankedTable
 from stages.evaluation.metrics import (
     HeldOut,
@@ -70,14 +71,14 @@ def measure(
     shown = {k: np.zeros(held.n_items, dtype=np.int64) for k in ks}
     answered = np.zeros(len(held), dtype=bool)
     for table in tables:
-        rows = held.rows(table.request_id)
+        rows = held.rows(table.request_id[run_offsets(table.request_id)[:-1]])
         requests = np.unique(rows[rows >= 0])
         if answered[requests].any():
             again = int(held.request_id[requests[answered[requests]][0]])
             raise DataError(f"request {again}: its answers lie in two pieces of a ranking, allowed is one")
         answered[requests] = True
         judged = judge(table, held.take(requests))
-        for name, values in _per_request(judged, ks, candidate_k).items():
+        for name, values in _per_request(judged.hits(), ks, candidate_k).items():
             per_request.setdefault(name, np.zeros(len(held)))[requests] = values
         for k in ks:
             shown[k] += shown_items(judged, k)
