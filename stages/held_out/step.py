@@ -35,8 +35,8 @@ QUERIES_FILE = "queries.npy"
 ROWS = 1 << 16
 """Candidates of a block."""
 
-ROW_BYTES = 13
-"""Bytes of a row of a ranking on disk."""
+ROW_BYTES = 6
+"""Bytes of a row of a ranking on disk: 5.6 with 300 of 40,000 items a request and scores of a normal distribution."""
 
 
 def rank_held_out(config: RankHeldOutConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
