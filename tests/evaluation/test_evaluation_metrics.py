@@ -1,9 +1,6 @@
 import math
-import tempfile
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +22,6 @@ from stages.evaluation.metrics import (
     recall_at,
     shown_items,
 )
-from stages.evaluation.pieces import ranking_pieces
 
 N_ITEMS = 8
 
@@ -126,35 +122,6 @@ def test_a_ranking_in_pieces_measures_like_the_whole(world):
     assert whole.overall == pieces.overall
     assert whole.answered == pieces.answered == sum(bool(items) for items in answers.values())
     assert whole.means() == pytest.approx(pieces.means())
-
-
-def test_a_request_in_two_pieces_is_refused():
-    held = held_of({3: {1: 1.0}})
-    pieces = [ranked_of({3: [1]}), ranked_of({3: [2]})]
-    with pytest.raises(DataError, match="request 3: its answers lie in two pieces of a ranking"):
-        measure(pieces, held, (1,), 2, np.zeros(N_ITEMS, dtype=bool))
-
-
-@given(st.lists(st.integers(0, 4), max_size=12), st.integers(1, 9), st.sets(st.integers(0, 14), min_size=1))
-def test_pieces_of_a_file_hold_whole_requests_of_those_held_out(lengths, rows_of_group, ids):
-    held = held_of({request: {0: 1.0} for request in ids})
-    ranked = ranked_of({request: list(range(length)) for request, length in enumerate(lengths)})
-    wanted = ranked.take(np.isin(ranked.request_id, held.request_id))
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "light.parquet"
-        ranked.write(path)
-        pq.write_table(pq.read_table(path), path, row_group_size=rows_of_group)
-        if not len(wanted):
-            with pytest.raises(DataError, match=f"{len(ranked)} rows, none for the {len(held)} held-out requests"):
-                list(ranking_pieces(RankedTable, path, held))
-            return
-        pieces = list(ranking_pieces(RankedTable, path, held))
-    found = RankedTable.concatenate(pieces)
-    for name in RankedTable.TYPES:
-        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-    requests = [set(piece.request_id.tolist()) for piece in pieces]
-    assert sum(map(len, requests)) == len(set().union(*requests))
-    assert max(map(len, pieces)) <= rows_of_group + 4
 
 
 def test_an_item_not_ranked_counts_as_missed_and_an_empty_answer_as_zero():

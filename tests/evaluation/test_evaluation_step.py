@@ -273,34 +273,6 @@ def test_row_groups_change_nothing(inputs, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_one_held_out_request_is_enough(tmp_path):
-    """One request, one user, one event."""
-    snapshot = write_snapshot(
-        tmp_path / "snapshot",
-        (0, 400, 500, 1000),
-        signals=["view"],
-        tasks=[Task(name="view", signals=("view",), relevance=1.0)],
-        categories=["none"],
-        events=event_table(np.array([0]), np.array([1]), np.array([600]), PART_EVALUATION),
-        requests=request_table([0], [600], [PART_EVALUATION]),
-        targets={"request_id": [0], "item_index": [1]},
-        items=catalogue(3, categories=[[0]] * 3, duration_s=np.ones(3)),
-        users=["u0"],
-    )
-    columns = {
-        "request_id": np.zeros(2, np.int64),
-        "item_index": np.array([2, 1]),
-        "rank": np.arange(2, dtype=np.int32),
-    }
-    (tmp_path / "retrieve").mkdir()
-    scores = -np.arange(2, dtype=np.float32)
-    candidates = CandidateTable(**columns, score=scores, source=np.zeros(2, np.int8))
-    candidates.write(tmp_path / "retrieve" / "candidates.parquet")
-    (tmp_path / "out").mkdir()
-    metrics, info = evaluate(CONFIG, {"snapshot": snapshot, "retrieve": tmp_path / "retrieve"}, tmp_path / "out")
-    assert (metrics["candidates/mrr@2"], info["served"]) == (0.5, "candidates")
-
-
 @pytest.mark.parametrize("ks", [[], [0, 5], [10, 10], [20, 10]])
 def test_cut_offs_must_increase(ks):
     with pytest.raises(ConfigError, match=r"ks = .*increasing numbers from 1"):
