@@ -22,6 +22,8 @@ from stages.contracts.config import Config
 from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.ledger import HELD_OUT_FILE, LEDGER_FILE, ledger_metrics
+from stages.contracts.progress import progress_of
+from stages.contracts.ragged import run_offsets
 from stages.contracts.ranking import BASELINES_FILE
 from stages.contracts.ranking_stages import RANKING_STAGES, ranking_file, stages_before
 from stages.contracts.snapshot import Snapshot
@@ -111,7 +113,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
     requests = _held_out(snapshot, touches, known, len(items))
     head = popular_head(np.bincount(known.item_index, minlength=len(items)))
     rows = {
-        name: measure(tables, requests.held, config.ks, config.candidate_k, head)
+        name: measure(_shown(name, tables, requests.held), requests.held, config.ks, config.candidate_k, head)
         for name, tables in _rankings(config, inputs, touches, requests, items.available_from_ms(PART_EVALUATION))
     }
     left_out: dict[str, str] = _baselines(inputs)["left_out"]
@@ -158,6 +160,16 @@ def _held_out(snapshot: Snapshot, touches: FirstTouches, known: FirstTouches, n_
         warm=np.isin(table.user_index, known.user_index),
         without_targets=int((~answerable).sum()),
     )
+
+
+def _shown(
+    name: str, tables: Iterable[RankedTable | CandidateTable], held: HeldOut
+) -> Iterator[RankedTable | CandidateTable]:
+    """Yield the pieces of a ranking, and show how many requests are measured."""
+    with progress_of(f"evaluate {name}", len(held), "request") as advance:
+        for table in tables:
+            yield table
+            advance(len(run_offsets(table.request_id)) - 1)
 
 
 def _rankings(
