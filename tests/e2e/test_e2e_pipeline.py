@@ -23,6 +23,8 @@ from tests.builders.postgres import postgres_database
 
 def test_every_step_left_a_result_and_the_release_is_whole(job) -> None:
     assert tuple(job.results) == pipeline.STEPS
+    kept = {step.name for step in pipeline.JOB if step.kept}
+    assert {name for name, result in job.results.items() if result.disk_bytes} == kept
     manifest = verify_release(job.release)
     assert manifest.release_id == job.results["register"].info["release_id"]
     assert manifest.data_fingerprint == Snapshot(job.results["dataset"].directory).meta.fingerprint
