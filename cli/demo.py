@@ -19,8 +19,10 @@ import click
 import httpx
 
 from cli.airflow import DAG_ID, run_dag
+from cli.steps_table import steps_table
 from stages.contracts.errors import DataError, TransientError
 from stages.contracts.files import atomic_file, read_json
+from stages.contracts.results import StepEnd
 from stages.contracts.shipped import DAGS, IN_CLONE
 from stages.release.registry import ReleaseRegistry
 from stages.settings import SYNTHETIC, load_settings
@@ -40,7 +42,14 @@ def demo(data: str | None, config: str | None, dags: Path | None, keep_serving: 
     click.secho(f"Running the DAG train_funnel on {shown} (home: {home})", bold=True)
     started = time.monotonic()
     params = {"data": settings.data, "config": settings.config_path}
-    log = run_dag(home, dags or DAGS, params, environ, echo=lambda line: click.echo(f"  {line}"))
+    ends: list[StepEnd] = []
+
+    def echo(line: str) -> None:
+        click.echo(f"  {line}")
+        ends.extend(filter(None, [StepEnd.parse(line)]))
+
+    log = run_dag(home, dags or DAGS, params, environ, echo)
+    click.echo(f"\n{steps_table(ends)}\n")
     click.echo(f"DAG run finished in {time.monotonic() - started:.0f} s; its log: {log}")
     _point_to(home)
     port = port or _free_port()

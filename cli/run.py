@@ -10,10 +10,11 @@ from typing import Any
 import click
 import yaml
 
+from cli.steps_table import steps_table
 from stages import pipeline
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
-from stages.contracts.results import StageResult
+from stages.contracts.results import StageResult, StepEnd
 from stages.settings import SYNTHETIC, Settings, load_settings
 
 
@@ -93,13 +94,14 @@ def ingest(**options: Any) -> None:
 
 
 def run(until: str, **options: Any) -> None:
-    """Run the steps and print each one's outcome."""
+    """Run the steps and print each one's outcome, then what each took and keeps on disk."""
     settings = settings_from(**options)
     results = pipeline.run_all(settings, until=until)
     if "evaluate" in results:
         click.echo((results["evaluate"].directory / "ledger.md").read_text(encoding="utf-8"))
     if "register" in results:
         _say_release(results)
+    _say_steps(results)
 
 
 def refresh(base: str | None, **options: Any) -> None:
@@ -113,6 +115,12 @@ def refresh(base: str | None, **options: Any) -> None:
     click.echo(f"{counts['items']:,.0f} items, {counts['new_items']:,.0f} of them new to the champion")
     click.echo(f"index {index.info['type']}: recall@{index.metrics['recall_k']:.0f} {index.metrics['recall']:.4f}")
     _say_release(results)
+    _say_steps(results)
+
+
+def _say_steps(results: Mapping[str, StageResult]) -> None:
+    """Print what each step took, and what it keeps on disk."""
+    click.echo(f"\n{steps_table([StepEnd.of(result) for result in results.values()])}")
 
 
 def _say_release(results: Mapping[str, StageResult]) -> None:

@@ -22,12 +22,13 @@ from serving.answer import Answer, AnsweredItem, AnswerPath, Place, Trace
 from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
-from serving.release import LoadedRelease, ServedStage
+from serving.release import LoadedRelease
 from stages.candidate.scorer import Blended, CandidateRequest, ranker_query
 from stages.contracts.item_filter import FilterIndex, ItemFilter
 from stages.contracts.ranking import RankingInputs
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS
 from stages.contracts.sources import source_code
+from stages.contracts.stage_runs import LoadedStage
 from stages.contracts.tables import SERVING, ScoredItems
 from stages.contracts.value_rules import apply_value_rules
 from stages.features.history import Moment, TowerInputs, tower_inputs
@@ -296,16 +297,18 @@ class Funnel:
         trace.lap("candidate")
         if not len(retrieved):
             return
-        query_D = ranker_query(query_BD)[0]
         request = RankingInputs(
-            retrieved.ids, query_D, release.candidate.item_vectors, lambda: self._features(trace, retrieved)
+            retrieved.ids,
+            ranker_query(query_BD),
+            release.candidate.item_vectors,
+            lambda: self._features(trace, retrieved),
         )
         rows = np.arange(len(retrieved))
         for stage in release.stages:
             rows = self._run_stage(trace, request, stage, rows)
 
-    def _run_stage(self, trace: Trace, request: RankingInputs, stage: ServedStage, rows: np.ndarray) -> np.ndarray:
-        """Score rows with a stage; return the rows that it passes on, in its order where it is not bypassed.
+    def _run_stage(self, trace: Trace, request: RankingInputs, stage: LoadedStage, rows: np.ndarray) -> np.ndarray:
+        """Run a stage on rows and return the rows that it passes on, see ``LoadedStage.run``.
 
         A bypassed stage scores as well: another stage may have been trained on its scores.
 
@@ -315,19 +318,12 @@ class Funnel:
             stage: with its scorer.
             rows: int64 ``[m]``, rows of the retrieved items, in the order of the stage before.
         """
-        name, spec = stage.row.name, self.release.manifest.funnel
-        cut = len(rows) if stage.row.cut is None else int(getattr(spec, stage.row.cut))
-        scores = stage.scorer.score_rows(request, rows)
-        order = request.keep(name, rows, scores)
+        name, passed = stage.row.name, stage.run(request, rows, self.release.manifest.funnel).passed
         if stage.is_used:
-            kept = order[:cut]
-            rows = rows[kept]
-            trace.stages.append((name, ScoredItems(request.ids[rows], scores[kept])))
-            trace.counts[f"after_{name}"] = len(rows)
-        else:
-            rows = rows[:cut]
+            trace.stages.append((name, ScoredItems(request.ids[passed], request.scores[name][passed])))
+            trace.counts[f"after_{name}"] = len(passed)
         trace.lap(name)
-        return rows
+        return passed
 
     def _features(self, trace: Trace, retrieved: ScoredItems) -> np.ndarray:
         """Return the ranking features, float32 ``[n, F]``, as the state stands now."""

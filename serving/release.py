@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from stages.contracts.errors import ReleaseError, SluiceError
 from stages.contracts.files import read_json
 from stages.contracts.hashed_files import HashedFiles
 from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, VerifiedRelease, verified_release
-from stages.contracts.ranking import StageScorer
 from stages.contracts.ranking_stages import (
     RANKING_STAGES,
-    RankingStage,
     needed_stages,
     release_artifacts,
     unknown_stages,
@@ -33,6 +30,7 @@ from stages.contracts.ranking_stages import (
 from stages.contracts.release_check import CheckedArtifacts, Claim, check_together, refuse_disagreements
 from stages.contracts.release_code import check_code
 from stages.contracts.snapshot import ItemTable, SnapshotMeta, read_items
+from stages.contracts.stage_runs import LoadedStage
 from stages.contracts.summaries import (
     AGAIN,
     CONFIG_FILE,
@@ -48,21 +46,6 @@ from stages.features.config import FeatureConfig
 from stages.features.ranking import FeatureSchema, feature_schema
 from stages.features.state import FunnelState
 from stages.features.state_files import observed_ranges
-
-
-@dataclass(frozen=True)
-class ServedStage:
-    """One ranking stage of a release.
-
-    Attributes:
-        row: of the table of ranking stages.
-        scorer: its model.
-        is_used: whether it orders and cuts; a stage that is bypassed still scores where another one reads its scores.
-    """
-
-    row: RankingStage
-    scorer: StageScorer
-    is_used: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +82,7 @@ class LoadedRelease:
     candidate: CandidateScorer
     blend: Blend | None
     fallback: ScoredItems
-    stages: tuple[ServedStage, ...]
+    stages: tuple[LoadedStage, ...]
     files: HashedFiles
     value_ranges: dict[str, ValueRange]
 
@@ -221,14 +204,13 @@ def _blend(release: VerifiedRelease, n_items: int) -> Blend | None:
         return Blend.load(release.directory / SOURCES_DIRECTORY, n_items, release.files.hashes)
 
 
-def _stages(directory: Path, manifest: ReleaseManifest, schema: FeatureSchema) -> tuple[ServedStage, ...]:
-    """Load the ranking stages that the funnel needs; their scorers are imported only here, by the table's names."""
+def _stages(directory: Path, manifest: ReleaseManifest, schema: FeatureSchema) -> tuple[LoadedStage, ...]:
+    """Load the ranking stages that the funnel needs; their scorers are imported by the table's names."""
     stages = []
     for row in needed_stages(manifest.funnel.stages):
         with _reading(directory, row.model_file):
-            scorer: type[StageScorer] = getattr(import_module(row.module), row.scorer)
-            loaded = scorer.load(directory, schema.hash, manifest.funnel.objective)
-        stages.append(ServedStage(row, loaded, row.name in manifest.funnel.stages))
+            is_used = row.name in manifest.funnel.stages
+            stages.append(LoadedStage.load(row, directory, schema.hash, manifest.funnel.objective, is_used))
     return tuple(stages)
 
 

@@ -24,7 +24,7 @@ from stages.contracts.code import module_code
 from stages.contracts.config import Config, parse_config
 from stages.contracts.disk import names_full_disk
 from stages.contracts.errors import ConfigError
-from stages.contracts.results import StageResult
+from stages.contracts.results import StageResult, StepEnd
 from stages.contracts.steps import run_step, step_fingerprint
 from stages.settings import Settings
 
@@ -290,8 +290,7 @@ class Job:
             result = declared.do(run)
         if not result.seconds:
             result = result.model_copy(update={"seconds": round(time.perf_counter() - started, 3)})
-        how = "re-used" if result.reused else f"done in {result.seconds:.1f} s"
-        log.info("[sluice] %s: %s%s", step, how, headline(result))
+        log.info("[sluice] %s%s", StepEnd.of(result), headline(result))
         return result.model_dump(mode="json")
 
     def run_all(

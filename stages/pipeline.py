@@ -185,6 +185,21 @@ def heavy_config(run: StepRun) -> Config:
     return run.recipe.heavy_ranker.model_copy(update={"light_k": funnel.light_k, "objective": dict(funnel.objective)})
 
 
+def held_out_config(run: StepRun) -> Config:
+    """Return the configuration of ``rank_held_out``."""
+    from stages.held_out.config import RankHeldOutConfig
+
+    recipe = run.recipe
+    return RankHeldOutConfig(
+        features=recipe.features,
+        sources=recipe.sources.read_names,
+        trending=recipe.sources.counted,
+        light_k=recipe.funnel.light_k,
+        objective=dict(recipe.funnel.objective),
+        threads=recipe.light_ranker.threads,
+    )
+
+
 def baselines_config(run: StepRun) -> Config:
     """Return the configuration of ``rank_baselines``, whose lists are as long as the stage ledger needs."""
     from stages.candidate.linear.config import RankBaselinesConfig
@@ -277,12 +292,24 @@ JOB = Job(
             configure=heavy_config,
         ),
         Step(
+            "rank_held_out",
+            "stages.held_out.step:rank_held_out",
+            {**_TOWER, "retrieve": "retrieve", **RANKERS},
+            configure=held_out_config,
+        ),
+        Step(
             "rank_baselines", "stages.candidate.linear.baselines:rank_baselines", _SNAPSHOT, configure=baselines_config
         ),
         Step(
             "evaluate",
             "stages.evaluation.evaluate:evaluate",
-            {**_SNAPSHOT, "baselines": "rank_baselines", "retrieve": "retrieve", **RANKERS},
+            {
+                **_SNAPSHOT,
+                "baselines": "rank_baselines",
+                "retrieve": "retrieve",
+                **RANKERS,
+                "held_out": "rank_held_out",
+            },
             configure=evaluation_config,
         ),
         Step(
@@ -305,6 +332,7 @@ JOB = Job(
                 "retrieve",
                 "train_light",
                 "train_heavy",
+                "rank_held_out",
                 "evaluate",
             ),
             configure=register_config,

@@ -51,20 +51,32 @@ class RegisterConfig(Config):
 
 
 def register(config: RegisterConfig, run: StepRun) -> StageResult:
-    """Register the assembled release in MLflow under the alias ``challenger``."""
+    """Register the assembled release in MLflow under the alias ``challenger``.
+
+    Every earlier step's metrics are logged with it, and the bytes that the step keeps on disk as ``disk_bytes``.
+    """
     from stages.release.registry import ReleaseRegistry
 
     release, results = _release(run), run.results
-    logged = {name: result for name, result in results.items() if result.metrics and name not in config.unlogged}
+    logged = {
+        name: result
+        for name, result in results.items()
+        if (result.metrics or result.disk_bytes) and name not in config.unlogged
+    }
     reports = [] if config.reports_of is None else results[config.reports_of].directory.glob(f"{config.reports_of}.*")
     registered = ReleaseRegistry(run.settings.registry).register(
         release,
         params=config.params,
-        stage_metrics={name: dict(result.metrics) for name, result in logged.items()},
+        stage_metrics={name: _logged(result) for name, result in logged.items()},
         reports=sorted(reports),
     )
     info = {"version": registered.version, "run_id": registered.run_id, "release_id": registered.release_id}
     return run.outcome(release, info)
+
+
+def _logged(result: StageResult) -> dict[str, float]:
+    size = {"disk_bytes": float(result.disk_bytes)} if result.disk_bytes else {}
+    return {**result.metrics, **size}
 
 
 def promote(config: GateConfig, run: StepRun) -> StageResult:

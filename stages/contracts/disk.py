@@ -29,9 +29,10 @@ SMALLER = {
     "build_index": "index.kinds",
     "train_sources": "sources.names",
     "retrieve": "funnel.candidate_k",
-    "build_examples": "funnel.candidate_k",
-    "train_light": "funnel.candidate_k",
-    "train_heavy": "funnel.light_k",
+    "build_examples": "examples.negatives.per_request",
+    "train_light": "examples.negatives.per_request",
+    "train_heavy": "examples.negatives.per_request",
+    "rank_held_out": "funnel.candidate_k, funnel.light_k",
     "rank_baselines": "funnel.candidate_k",
 }
 """The settings that make the output of a step smaller, by step."""
@@ -73,6 +74,31 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
+def require_disk(step: str, directory: Path, needed_bytes: int) -> None:
+    """Refuse to begin what will not fit a disk.
+
+    Args:
+        step: what will be done.
+        directory: that it will write to.
+        needed_bytes: an estimate of what it will write.
+
+    Raises:
+        OutOfSpaceError: with the bytes needed and free, and the settings that make the output smaller.
+    """
+    free = free_bytes(directory)
+    if needed_bytes > free:
+        raise OutOfSpaceError(
+            f"step {step}: it will write about {needed_bytes:,} bytes, {free:,} are free in {directory}{_advice(step)}",
+            step,
+        )
+
+
+def _advice(step: str) -> str:
+    smaller = SMALLER.get(step)
+    advice = f"; lower {smaller}, make room, or" if smaller else "; make room, or"
+    return f"{advice} let SLUICE_HOME be on a larger disk; finished steps are re-used"
+
+
 @contextmanager
 def names_full_disk(step: str, directory: Path, own: bool = False) -> Iterator[None]:
     """Turn any error of a full disk into one that names the step.
@@ -90,11 +116,8 @@ def names_full_disk(step: str, directory: Path, own: bool = False) -> Iterator[N
     except Exception as error:
         if (isinstance(error, OutOfSpaceError) and error.step) or not is_out_of_space(error, directory):
             raise
-        smaller = SMALLER.get(step)
-        advice = f"; lower {smaller}, make room, or" if smaller else "; make room, or"
-        advice += " let SLUICE_HOME be on a larger disk; finished steps are re-used"
         found = str(error) if isinstance(error, OutOfSpaceError) else _found(error, directory, own)
-        raise OutOfSpaceError(f"step {step}: {found}{advice}", step) from error
+        raise OutOfSpaceError(f"step {step}: {found}{_advice(step)}", step) from error
 
 
 def _found(error: BaseException, directory: Path, own: bool) -> str:

@@ -81,6 +81,11 @@ RANKING_STAGES: dict[str, RankingStage] = {
 """The rows by name, in the order in which the stages run."""
 
 
+def ranking_file(name: str) -> str:
+    """Return the file in the output of the step ``rank_held_out`` that holds a stage's ranking (RankedTable)."""
+    return f"{name}.parquet"
+
+
 def unknown_stages(names: Iterable[str]) -> list[str]:
     """Return the names that are not ranking stages."""
     return [name for name in names if name not in RANKING_STAGES]

@@ -74,6 +74,7 @@ def run_step(
             metrics=metrics,
             info=info,
             seconds=round(time.perf_counter() - started, 3),
+            disk_bytes=sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
         )
         write_json(directory / RESULT_FILE, result.model_dump(mode="json"))
     return result

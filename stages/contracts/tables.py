@@ -57,9 +57,16 @@ def _refuse_missing(path: Path, wanted: Sequence[str], found: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class ColumnTable:
-    """A table of equally long one-dimensional arrays with declared types."""
+    """A table of equally long one-dimensional arrays with declared types.
+
+    Attributes:
+        TYPES: type of each column.
+        SCATTERED: columns of floats that hardly ever repeat; a file is smaller, and quicker to write and to read, if it
+            splits them into streams of bytes in place of a dictionary.
+    """
 
     TYPES: ClassVar[dict[str, type]] = {}
+    SCATTERED: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         lengths = set()
@@ -95,17 +102,51 @@ class ColumnTable:
         columns: dict[str, Any] = {name: table[name].to_numpy().astype(cls.TYPES[name], copy=False) for name in names}
         return cls(**columns)
 
+    @staticmethod
+    def count(path: Path) -> int:
+        """Return the number of rows of a Parquet file, without reading them.
+
+        Raises:
+            DataError: if the file is missing or unreadable.
+        """
+        try:
+            return int(pq.read_metadata(path).num_rows)  # type: ignore[no-untyped-call]
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from None
+
+    @classmethod
+    def groups(cls, path: Path) -> Iterator[Self]:
+        """Yield the declared columns of a Parquet file, a row group at a time; empty row groups are left out.
+
+        Raises:
+            DataError: if the file is missing, unreadable or lacks a column.
+        """
+        for columns in row_groups(path, list(cls.TYPES)):
+            table = cls(**{name: columns[name].astype(kind, copy=False) for name, kind in cls.TYPES.items()})
+            if len(table):
+                yield table
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Self]) -> Self:
+        """Return the rows of one or more tables, one after the other."""
+        return cls(**{name: np.concatenate([getattr(table, name) for table in tables]) for name in cls.TYPES})
+
     def write(self, path: Path) -> None:
         """Write the table as Parquet (zstd)."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        pq.write_table(pa.table(columns), path, compression="zstd")  # type: ignore[no-untyped-call]
+        pq.write_table(pa.table(columns), path, **self._encoding())  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _encoding(cls) -> dict[str, Any]:
+        repeated = [name for name in cls.TYPES if name not in cls.SCATTERED]
+        return {"compression": "zstd", "use_dictionary": repeated, "use_byte_stream_split": list(cls.SCATTERED)}
 
     @classmethod
     @contextmanager
     def writer(cls, path: Path) -> Iterator[Callable[[Self], None]]:
         """Yield a function that appends a table's rows to a Parquet file (zstd)."""
         schema = pa.schema([(name, pa.from_numpy_dtype(np.dtype(kind))) for name, kind in cls.TYPES.items()])
-        with pq.ParquetWriter(path, schema, compression="zstd") as file:  # type: ignore[no-untyped-call]
+        with pq.ParquetWriter(path, schema, **cls._encoding()) as file:  # type: ignore[no-untyped-call]
 
             def append(table: Self) -> None:
                 columns = {name: getattr(table, name) for name in cls.TYPES}
@@ -198,11 +239,12 @@ class CandidateTable(ColumnTable):
         "rank": np.int32,
         "source": np.int8,
     }
+    SCATTERED: ClassVar[tuple[str, ...]] = ("score",)
 
 
 @dataclass(frozen=True)
 class RankedTable(ColumnTable):
-    """A stage's ranking: items by request, best first (``ranked.parquet``), rank 0-based."""
+    """A stage's ranking (``<stage>.parquet``): items by request, best first, sorted by request, rank 0-based."""
 
     request_id: np.ndarray
     item_index: np.ndarray
@@ -214,6 +256,7 @@ class RankedTable(ColumnTable):
         "score": np.float32,
         "rank": np.int32,
     }
+    SCATTERED: ClassVar[tuple[str, ...]] = ("score",)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.contracts.progress import progress_of
 from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, row_groups
 from stages.contracts.value_ranges import SeenValues
 from stages.dataset.ids import check_time_order
@@ -124,10 +125,15 @@ def write_events(tables: Iterable[EventTable], path: Path, tally: Tally) -> None
     A table is encoded in a thread while the next one is made.
     """
     form: dict[str, Any] = {"use_dictionary": _FEW_VALUES, "column_encoding": _ENCODINGS, "compression": "zstd"}
-    with pq.ParquetWriter(path, _SCHEMA, **form) as writer, ThreadPoolExecutor(1) as encoder:
+    with (
+        pq.ParquetWriter(path, _SCHEMA, **form) as writer,
+        ThreadPoolExecutor(1) as encoder,
+        progress_of("dataset", None, "event") as advance,
+    ):
         written: Future[None] | None = None
         for table in tables:
             tally.add(table)
+            advance(len(table))
             rows = pa.table({name: getattr(table, name) for name in EventTable.TYPES}, schema=_SCHEMA)
             if written is not None:
                 written.result()

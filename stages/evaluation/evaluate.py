@@ -17,12 +17,15 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from stages.contracts.candidate_blocks import CANDIDATES_FILE
 from stages.contracts.config import Config
-from stages.contracts.errors import DataError, EmptyDatasetError
+from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.ledger import HELD_OUT_FILE, LEDGER_FILE, ledger_metrics
+from stages.contracts.progress import progress_of
+from stages.contracts.ragged import run_offsets
 from stages.contracts.ranking import BASELINES_FILE
-from stages.contracts.ranking_stages import RANKING_STAGES, stages_before
+from stages.contracts.ranking_stages import RANKING_STAGES, ranking_file, stages_before
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import DAY_MS, PART_EVALUATION, CandidateTable, RankedTable, RequestTable
@@ -30,6 +33,7 @@ from stages.evaluation.baselines import FirstTouches, popularity_rankings
 from stages.evaluation.bootstrap import paired_bootstrap
 from stages.evaluation.measure import RowMeasures, measure
 from stages.evaluation.metrics import HeldOut, popular_head
+from stages.evaluation.pieces import ranking_pieces
 from stages.evaluation.report import render_markdown
 from stages.evaluation.served import RETRIEVAL, choose_served, judged_requests, untrained_stages
 
@@ -83,9 +87,13 @@ class _Requests:
 def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Write ``ledger.json``, ``ledger.md`` and ``held_out.parquet``.
 
+    Rankings are read a row group at a time. In memory are the events, a row group, and about 8 bytes a held-out
+    request, row of the ledger and metric.
+
     Args:
         config: cut-offs, bootstrap and baseline.
-        inputs: ``snapshot`` and ``retrieve``; ``baselines`` and the ranking stages where those steps ran.
+        inputs: ``snapshot`` and ``retrieve``; ``baselines`` where that step ran; the ranking stages that were
+            trained, with ``held_out``, which holds their rankings.
         directory: where the ledger goes.
 
     Returns:
@@ -105,7 +113,7 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
     requests = _held_out(snapshot, touches, known, len(items))
     head = popular_head(np.bincount(known.item_index, minlength=len(items)))
     rows = {
-        name: measure(tables, requests.held, config.ks, config.candidate_k, head)
+        name: measure(_shown(name, tables, requests.held), requests.held, config.ks, config.candidate_k, head)
         for name, tables in _rankings(config, inputs, touches, requests, items.available_from_ms(PART_EVALUATION))
     }
     left_out: dict[str, str] = _baselines(inputs)["left_out"]
@@ -154,6 +162,16 @@ def _held_out(snapshot: Snapshot, touches: FirstTouches, known: FirstTouches, n_
     )
 
 
+def _shown(
+    name: str, tables: Iterable[RankedTable | CandidateTable], held: HeldOut
+) -> Iterator[RankedTable | CandidateTable]:
+    """Yield the pieces of a ranking, and show how many requests are measured."""
+    with progress_of(f"evaluate {name}", len(held), "request") as advance:
+        for table in tables:
+            yield table
+            advance(len(run_offsets(table.request_id)) - 1)
+
+
 def _rankings(
     config: EvaluationConfig,
     inputs: Mapping[str, Path],
@@ -166,11 +184,11 @@ def _rankings(
     yield POPULARITY, popularity_rankings(touches, requests.table, available_from_ms, depth)
     yield "trending", popularity_rankings(touches, requests.table, available_from_ms, depth, half_life_ms)
     for name in _baselines(inputs)["rows"]:
-        yield name, [_read(RankedTable, inputs["baselines"] / f"{name}.parquet", requests.held)]
-    yield "candidates", [_read(CandidateTable, inputs["retrieve"] / "candidates.parquet", requests.held)]
+        yield name, ranking_pieces(RankedTable, inputs["baselines"] / f"{name}.parquet", requests.held)
+    yield RETRIEVAL, ranking_pieces(CandidateTable, inputs["retrieve"] / CANDIDATES_FILE, requests.held)
     for name in RANKING_STAGES:
         if name in inputs:
-            yield name, [_read(RankedTable, inputs[name] / "ranked.parquet", requests.held)]
+            yield name, ranking_pieces(RankedTable, inputs["held_out"] / ranking_file(name), requests.held)
 
 
 def _baselines(inputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -179,14 +197,6 @@ def _baselines(inputs: Mapping[str, Path]) -> dict[str, Any]:
         return {"rows": [], "left_out": {}}
     found: dict[str, Any] = read_json(inputs["baselines"] / BASELINES_FILE)
     return found
-
-
-def _read(kind: type[RankedTable] | type[CandidateTable], path: Path, held: HeldOut) -> RankedTable | CandidateTable:
-    """Read a stage's answers; a table without any held-out request is an error, not a score of 0."""
-    table = kind.read(path)
-    if not np.isin(held.request_id, table.request_id).any():
-        raise DataError(f"{path}: {len(table)} rows, none for the {len(held)} held-out requests")
-    return table
 
 
 def _ledger_row(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.contracts.errors import DataError
+from stages.contracts.ragged import run_offsets
 from stages.contracts.tables import CandidateTable, RankedTable
 from stages.evaluation.metrics import (
     HeldOut,
@@ -52,6 +54,8 @@ def measure(
 ) -> RowMeasures:
     """Measure a stage's answers.
 
+    Each piece is measured against its own requests' targets, so that many small pieces cost no more than one.
+
     Args:
         tables: pieces of one ranking; each request's rows lie in one piece. A request without
             rows counts as missed in every metric.
@@ -59,15 +63,23 @@ def measure(
         ks: cut-offs of all metrics.
         candidate_k: one more, deeper cut-off for recall alone.
         head: bool ``[N]``, the popular head.
+
+    Raises:
+        DataError: if a request's rows lie in two pieces, or a piece is malformed, see ``judge``.
     """
     per_request: dict[str, np.ndarray] = {}
     shown = {k: np.zeros(held.n_items, dtype=np.int64) for k in ks}
     answered = np.zeros(len(held), dtype=bool)
     for table in tables:
-        judged = judge(table, held)
-        answered[judged.position] = True
-        for name, values in _per_request(judged, ks, candidate_k).items():
-            per_request[name] = per_request.get(name, 0.0) + values
+        rows = held.rows(table.request_id[run_offsets(table.request_id)[:-1]])
+        requests = np.unique(rows[rows >= 0])
+        if answered[requests].any():
+            again = int(held.request_id[requests[answered[requests]][0]])
+            raise DataError(f"request {again}: its answers lie in two pieces of a ranking, allowed is one")
+        answered[requests] = True
+        judged = judge(table, held.take(requests))
+        for name, values in _per_request(judged.hits(), ks, candidate_k).items():
+            per_request.setdefault(name, np.zeros(len(held)))[requests] = values
         for k in ks:
             shown[k] += shown_items(judged, k)
     overall = {f"coverage@{k}": coverage(shown[k]) for k in ks}

@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.contracts.errors import DataError
 from stages.contracts.ndcg import dcg, ideal_dcg
+from stages.contracts.ragged import ranges, run_offsets
 from stages.contracts.snapshot import Targets
 from stages.contracts.tables import CandidateTable, RankedTable
 from stages.contracts.top_k import top_k
@@ -68,6 +69,32 @@ class HeldOut:
         """Targets of each request, int64 ``[Q]``."""
         return np.bincount(self.position, minlength=len(self.request_id))
 
+    def take(self, requests: np.ndarray) -> HeldOut:
+        """Return some requests with their targets.
+
+        Args:
+            requests: int64, rows of ``request_id``, strictly increasing.
+        """
+        starts, ends = (np.searchsorted(self.position, requests, side=side) for side in ("left", "right"))
+        lengths = ends - starts
+        targets = ranges(starts, lengths)
+        return HeldOut(
+            request_id=self.request_id[requests],
+            position=np.repeat(np.arange(len(requests)), lengths),
+            item_index=self.item_index[targets],
+            relevance=self.relevance[targets],
+            n_items=self.n_items,
+        )
+
+    def rows(self, request_id: np.ndarray) -> np.ndarray:
+        """Return the row of each of int64 ``[R]`` request ids, int64 ``[R]``; -1 for one that is not held out."""
+        offsets = run_offsets(request_id)
+        ids = request_id[offsets[:-1]]
+        row = np.searchsorted(self.request_id, ids)
+        known = row < len(self)
+        known[known] = self.request_id[row[known]] == ids[known]
+        return np.repeat(np.where(known, row, -1), np.diff(offsets))
+
 
 @dataclass(frozen=True)
 class JudgedRanking:
@@ -91,6 +118,13 @@ class JudgedRanking:
         """Return the sum of ``weights`` ``[R]`` over the selected ``rows``, float64 ``[Q]``."""
         return np.bincount(self.position[rows], weights=weights[rows], minlength=len(self.held))
 
+    def hits(self) -> JudgedRanking:
+        """Return the rows that are targets; every metric of single requests is the same on them."""
+        rows = np.flatnonzero(self.relevance > 0)
+        return JudgedRanking(
+            self.held, self.position[rows], self.item_index[rows], self.rank[rows], self.relevance[rows]
+        )
+
 
 def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
     """Match ranked rows with targets; rows of requests that are not held out are ignored.
@@ -99,9 +133,8 @@ def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
         DataError: if an item is outside the catalogue or answered twice in one request, or two
             items share a rank.
     """
-    position = np.searchsorted(held.request_id, ranked.request_id)
-    ours = position < len(held)
-    ours[ours] = held.request_id[position[ours]] == ranked.request_id[ours]
+    position = held.rows(ranked.request_id)
+    ours = position >= 0
     position, item_index, rank = position[ours], ranked.item_index[ours], ranked.rank[ours]
     if len(item_index) and (item_index.min() < 0 or item_index.max() >= held.n_items):
         found = item_index.min() if item_index.min() < 0 else item_index.max()
@@ -110,22 +143,26 @@ def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
     _refuse_repeats(held, keys, position, "an item is answered twice")
     depth = int(rank.max(initial=0)) + 1
     _refuse_repeats(held, position * depth + rank, position, "two items share a rank")
+    relevance = np.zeros(len(keys), dtype=np.float64)
+    is_target = np.zeros(held.n_items, dtype=bool)
+    is_target[held.item_index] = True
+    asked = np.flatnonzero(is_target[item_index])  # a target of some request: few rows are
     wanted = held.position * held.n_items + held.item_index
     order = np.argsort(wanted, kind="stable")
-    spot = np.searchsorted(wanted, keys, sorter=order)
-    relevance = np.zeros(len(keys), dtype=np.float64)
-    inside = np.flatnonzero(spot < len(wanted))
-    rows = order[spot[inside]]
-    found_rows = wanted[rows] == keys[inside]
-    relevance[inside[found_rows]] = held.relevance[rows[found_rows]]
+    spot = np.searchsorted(wanted, keys[asked], sorter=order)
+    asked, spot = asked[spot < len(wanted)], spot[spot < len(wanted)]
+    rows = order[spot]
+    found_rows = wanted[rows] == keys[asked]
+    relevance[asked[found_rows]] = held.relevance[rows[found_rows]]
     return JudgedRanking(held=held, position=position, item_index=item_index, rank=rank, relevance=relevance)
 
 
 def _refuse_repeats(held: HeldOut, keys: np.ndarray, position: np.ndarray, what: str) -> None:
+    if (np.diff(keys) > 0).all() or (np.diff(np.sort(keys, kind="stable")) > 0).all():
+        return
     order = np.argsort(keys, kind="stable")
     repeats = order[1:][np.diff(keys[order]) == 0]
-    if len(repeats):
-        raise DataError(f"ranking of request_id {held.request_id[position[repeats[0]]]}: {what}")
+    raise DataError(f"ranking of request_id {held.request_id[position[repeats[0]]]}: {what}")
 
 
 def recall_at(judged: JudgedRanking, k: int) -> np.ndarray:

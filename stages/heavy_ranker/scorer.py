@@ -22,7 +22,7 @@ LIGHT = "light"
 
 
 class HeavyScorer:
-    """Scores one request's candidates with a trained heavy ranker.
+    """Scores candidates with a trained heavy ranker.
 
     Attributes:
         tasks: names of the T tasks, in the order of the probabilities.
@@ -89,10 +89,10 @@ class HeavyScorer:
         return scores
 
     def score_rows(self, inputs: RankingInputs, rows: np.ndarray) -> np.ndarray:
-        """Return float32 ``[m]`` scores of int64 ``[m]`` rows of a request, which the light ranker scored before."""
+        """Return float32 ``[m]`` scores of int64 ``[m]`` rows, which the light ranker scored before."""
         light_scores, light_ranks = inputs.scores[LIGHT][rows], inputs.ranks[LIGHT][rows]
-        vectors_mD = inputs.vectors(rows)
-        return self.score(heavy_features(inputs.features[rows], light_scores, light_ranks, inputs.query, vectors_mD))
+        query, vectors_mD = inputs.query(rows), inputs.vectors(rows)
+        return self.score(heavy_features(inputs.features[rows], light_scores, light_ranks, query, vectors_mD))
 
 
 def check_objective(objective: Mapping[str, float], tasks: tuple[str, ...]) -> None:

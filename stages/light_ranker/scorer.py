@@ -16,7 +16,7 @@ MODEL_FILE, META_FILE = LIGHT_FILE, LIGHT_JSON
 
 
 class LightScorer:
-    """Scores candidates of one request with a trained light ranker."""
+    """Scores candidates with a trained light ranker."""
 
     def __init__(self, booster: lgb.Booster, n_features: int) -> None:
         self._booster = booster
@@ -65,5 +65,5 @@ class LightScorer:
         return np.asarray(scores, dtype=np.float32)
 
     def score_rows(self, inputs: RankingInputs, rows: np.ndarray) -> np.ndarray:
-        """Return float32 ``[m]`` scores of int64 ``[m]`` rows of a request, from their features."""
+        """Return float32 ``[m]`` scores of int64 ``[m]`` rows, from their features."""
         return self.score(inputs.features[rows])

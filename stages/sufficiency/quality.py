@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from stages.contracts.progress import progress
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import DAY_MS
 from stages.evaluation.bootstrap import Gain, paired_bootstrap
@@ -101,7 +102,8 @@ def _measure(
     users, seen = np.searchsorted(past.users, requests.user_index), _matrix(past, n_items)
     longest = (end - int(past.event_time_ms.min())) / DAY_MS
     measured = []
-    for days in (longest / 2**number for number in range(config.halvings, -1, -1)):
+    for number in progress(range(config.halvings, -1, -1), "dataset_report", unit="window"):
+        days = longest / 2**number
         touched = _matrix(past.since(end - days * DAY_MS), n_items)
         ranked = answers(touched, seen, requests.request_id, users, config.neighbours, config.k)
         measured.append((days, touched.nnz, ndcg_at(judge(ranked, held), config.k)))

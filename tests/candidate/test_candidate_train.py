@@ -9,6 +9,7 @@ import pytest
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.export.user_tower import export
 from stages.candidate.onnx_towers import UserTower
+from stages.candidate.training import progress as progress_module
 from stages.candidate.training import step as train
 from stages.candidate.training.progress import relay
 from stages.candidate.training.step import prepare, rank_failure, train_candidate
@@ -183,12 +184,18 @@ def test_a_killed_rank_may_be_tried_again(tmp_path):
     assert "one | two | Signal 9 (SIGKILL) received" in str(error)
 
 
-def test_progress_passes_and_the_rest_is_kept(capfd):
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_progress_passes_and_the_rest_is_kept(capfd, caplog, monkeypatch, on_terminal):
+    """On a terminal every line overwrites the one before; elsewhere lines are logged, at most one in a while."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal)
+    monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)
+    caplog.set_level("INFO", "sluice")
     code = "import sys; sys.stderr.write('noise\\n\\rtwo-tower: 1/2\\rtwo-tower: 2/2\\nlast words')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
         kept = relay(process.stderr.fileno())
     assert kept == ["noise", "last words"]
-    assert capfd.readouterr().err == "\rtwo-tower: 1/2\rtwo-tower: 2/2"
+    assert capfd.readouterr().err == ("\rtwo-tower: 1/2\rtwo-tower: 2/2\n" if on_terminal else "")
+    assert caplog.messages == ([] if on_terminal else ["[sluice] two-tower: 1/2", "[sluice] two-tower: 2/2"])
 
 
 def test_an_interrupt_stops_the_launcher(planted, trained, tmp_path, monkeypatch):

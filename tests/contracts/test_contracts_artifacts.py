@@ -189,7 +189,7 @@ def test_stages_read_what_the_ones_before_gave() -> None:
         return np.arange(8, dtype=np.float32).reshape(4, 2)
 
     vectors = np.arange(12, dtype=np.float32).reshape(6, 2)
-    inputs = RankingInputs(np.array([5, 0, 3, 1]), vectors[0], vectors, features)
+    inputs = RankingInputs(np.array([5, 0, 3, 1]), vectors[:1], vectors, features)
     assert not asked
     assert (inputs.features is inputs.features, asked) == (True, [1])
     order = inputs.keep("first", np.array([3, 0, 2]), np.array([1.0, 2.0, 1.0], np.float32))

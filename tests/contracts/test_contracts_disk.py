@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stages.contracts.config import Config
-from stages.contracts.disk import is_out_of_space
+from stages.contracts.disk import free_bytes, is_out_of_space, require_disk
 from stages.contracts.errors import DataError, OutOfSpaceError, TransientError
 from stages.contracts.files import create_array
 from stages.contracts.steps import Outcome, run_step
@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_error_and_the_step_goes_on_when_there_is_room(tmp_pa
     message, left, again = done.stdout.splitlines()
     assert message.startswith("step build_examples: ")
     assert "bytes are free in" in message
-    assert "lower funnel.candidate_k" in message
+    assert "lower examples.negatives.per_request" in message
     assert left == "[]"
     assert again == "False True"
 
@@ -83,6 +83,17 @@ def test_a_full_disk_is_one_error_and_the_step_goes_on_when_there_is_room(tmp_pa
 def test_a_mapped_array_says_what_it_needs_before_it_is_written(tmp_path: Path) -> None:
     done = on_small_disk(tmp_path / "small", "2m", STEP, "mapped")
     assert "features.npy needs 4,000,000 bytes, 2,0" in done.stdout
+
+
+def test_what_will_not_fit_is_refused_before_it_begins(tmp_path: Path) -> None:
+    free = free_bytes(tmp_path)
+    require_disk("retrieve", tmp_path / "not yet" / "made", 0)
+    words = rf"step retrieve: it will write about {10 * free + 5:,} bytes, [\d,]+ are free in .*; lower .*, make room"
+    with pytest.raises(OutOfSpaceError, match=words) as found:
+        require_disk("retrieve", tmp_path, 10 * free + 5)
+    assert found.value.step == "retrieve"
+    with pytest.raises(OutOfSpaceError, match=r"; make room, or let SLUICE_HOME be on a larger disk"):
+        require_disk("ingest", tmp_path, 10 * free + 5)
 
 
 DUCKDB = """

@@ -48,6 +48,7 @@ def test_the_numbers_of_the_contracts_reach_mlflow_and_a_rerun_trains_nothing(jo
     run = open_client(job.settings.registry.tracking_uri).get_run(job.results["register"].info["run_id"])
     assert run.data.metrics["check_data/volume"] == check.metrics["volume"]
     assert run.data.metrics["check_data/contracts_warn"] == check.metrics["contracts_warn"]
+    assert run.data.metrics["check_data/disk_bytes"] == check.disk_bytes > 0
     warned = with_contracts(job.settings, {"nulls": {"text": {"warn_above": 0.5}}})
     results = pipeline.run_all(warned, until="train_light")
     assert results["check_data"].metrics["warned/nulls.text"] == 1.0

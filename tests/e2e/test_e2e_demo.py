@@ -124,6 +124,7 @@ def test_an_interrupted_demo_finishes_when_run_again_and_calls_nobody(
         "build_examples",
         "train_light",
         "train_heavy",
+        "rank_held_out",
         "rank_baselines",
     ):
         assert f"{step}: re-used" in again

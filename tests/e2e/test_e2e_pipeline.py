@@ -11,6 +11,7 @@ import pytest
 from stages import pipeline
 from stages.contracts.files import read_json
 from stages.contracts.manifest import verify_release
+from stages.contracts.ranking_stages import RANKING_STAGES, ranking_file
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import PART_EVALUATION, RankedTable
 from stages.recipe import Recipe
@@ -22,6 +23,8 @@ from tests.builders.postgres import postgres_database
 
 def test_every_step_left_a_result_and_the_release_is_whole(job) -> None:
     assert tuple(job.results) == pipeline.STEPS
+    kept = {step.name for step in pipeline.JOB if step.kept}
+    assert {name for name, result in job.results.items() if result.disk_bytes} == kept
     manifest = verify_release(job.release)
     assert manifest.release_id == job.results["register"].info["release_id"]
     assert manifest.data_fingerprint == Snapshot(job.results["dataset"].directory).meta.fingerprint
@@ -74,8 +77,8 @@ def test_every_stage_answers_with_items_that_users_truly_prefer(job) -> None:
             gains.append(preference[chosen].mean() / preference.mean())
         return float(np.mean(gains))
 
-    for step in ("train_light", "train_heavy"):
-        ranked = RankedTable.read(job.results[step].directory / "ranked.parquet")
+    for stage in RANKING_STAGES:
+        ranked = RankedTable.read(job.results["rank_held_out"].directory / ranking_file(stage))
         assert (requests.part[np.unique(ranked.request_id)] == PART_EVALUATION).all()
         assert lift(ranked) > 1.5
 

@@ -43,7 +43,7 @@ def test_online_answers_equal_offline_rankings(job) -> None:
     release = load_release(job.release)
     snapshot = Snapshot(job.results["dataset"].directory)
     requests = snapshot.requests()
-    ranked = RankedTable.read(job.results["train_heavy"].directory / "ranked.parquet")
+    ranked = RankedTable.read(job.results["rank_held_out"].directory / "heavy.parquet")
     wanted = set(np.flatnonzero(requests.part == PART_EVALUATION)[::25].tolist())
     config = FeatureConfig.model_validate(job.settings.recipe.get("features", {}))
     state = FunnelState.empty(release.items, config, release.meta.signals, release.meta.tasks)

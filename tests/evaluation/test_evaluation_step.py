@@ -50,7 +50,7 @@ def write_world(directory, with_targets=True):
 
 
 def write_ranking(directory, name, order_for, kind=RankedTable):
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     rows = [(request, item, rank) for request in range(N_USERS + 1) for rank, item in enumerate(order_for(request - 1))]
     request, item, rank = np.array(rows, dtype=np.int64).T
     columns = {
@@ -62,6 +62,13 @@ def write_ranking(directory, name, order_for, kind=RankedTable):
     if kind is CandidateTable:
         columns["source"] = np.zeros(len(rows), dtype=np.int8)
     kind(**columns).write(directory / name)
+    return directory
+
+
+def write_rankings(directory, **order_for):
+    """Write what the step ``rank_held_out`` would."""
+    for name, order in order_for.items():
+        write_ranking(directory, f"{name}.parquet", order)
     return directory
 
 
@@ -79,8 +86,9 @@ def inputs(tmp_path):
     return {
         "snapshot": write_world(tmp_path / "snapshot"),
         "retrieve": write_ranking(tmp_path / "retrieve", "candidates.parquet", second_place, CandidateTable),
-        "light": write_ranking(tmp_path / "light", "ranked.parquet", first_place),
-        "heavy": write_ranking(tmp_path / "heavy", "ranked.parquet", second_place),
+        "held_out": write_rankings(tmp_path / "held_out", light=first_place, heavy=second_place),
+        "light": tmp_path / "light",
+        "heavy": tmp_path / "heavy",
     }
 
 
@@ -234,11 +242,35 @@ def test_no_held_out_target_is_an_error_that_says_so(inputs, tmp_path):
 
 
 def test_a_ranking_of_other_requests_is_refused(inputs, tmp_path):
-    path = inputs["light"] / "ranked.parquet"
+    path = inputs["held_out"] / "light.parquet"
     ranked = RankedTable.read(path)
     ranked.take(ranked.request_id == 0).write(path)
-    with pytest.raises(DataError, match=r"ranked\.parquet: 1 rows, none for the 40 held-out requests"):
+    with pytest.raises(DataError, match=r"light\.parquet: 1 rows, none for the 40 held-out requests"):
         evaluate(CONFIG, inputs, tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"light\.parquet is not a readable Parquet file"):
+        evaluate(CONFIG, inputs, tmp_path)
+
+
+def test_a_ranking_out_of_order_is_refused(inputs, tmp_path):
+    path = inputs["held_out"] / "heavy.parquet"
+    ranked = RankedTable.read(path)
+    ranked.take(np.arange(len(ranked))[::-1]).write(path)
+    with pytest.raises(DataError, match=r"heavy\.parquet must be sorted by request_id"):
+        evaluate(CONFIG, inputs, tmp_path)
+
+
+def test_row_groups_change_nothing(inputs, tmp_path):
+    """Row groups of any length, of part of a request, of none of the requests' rows."""
+    (tmp_path / "one").mkdir()
+    evaluate(CONFIG, inputs, tmp_path / "one")
+    paths = [inputs["held_out"] / "light.parquet", inputs["held_out"] / "heavy.parquet"]
+    for rows, path in zip((1, 4, 7), [*paths, inputs["retrieve"] / "candidates.parquet"], strict=True):
+        pq.write_table(pq.read_table(path), path, row_group_size=rows)
+    (tmp_path / "two").mkdir()
+    evaluate(CONFIG, inputs, tmp_path / "two")
+    for name in ("ledger.json", "ledger.md", "held_out.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 @pytest.mark.parametrize("ks", [[], [0, 5], [10, 10], [20, 10]])
@@ -275,8 +307,8 @@ def test_the_heavy_ranker_alone_is_compared_with_the_candidates(inputs, tmp_path
 
 
 def test_a_heavy_ranker_without_an_epoch_is_bypassed_with_its_number(inputs, tmp_path):
-    inputs["heavy"] = write_ranking(tmp_path / "better", "ranked.parquet", first_place)
-    inputs["light"] = write_ranking(tmp_path / "third", "ranked.parquet", lambda user: second_place(user)[:2])
+    write_rankings(inputs["held_out"], heavy=first_place, light=lambda user: second_place(user)[:2])
+    inputs["heavy"].mkdir()
     described = {"feature_schema_hash": "abc", "input_width": 2, "tasks": ["click"], "objective": {"click": 1.0}}
     described["metrics"] = {"epochs": 0.0, "validation_light_ndcg@10": 0.25}
     write_json(inputs["heavy"] / "heavy_ranker.json", described)
@@ -329,7 +361,8 @@ def third(monkeypatch):
     ],
 )
 def test_a_third_stage_is_a_row_like_any_other(inputs, tmp_path, third, stages, against, served):
-    inputs["third"] = write_ranking(tmp_path / "third", "ranked.parquet", first_place)
+    write_rankings(inputs["held_out"], third=first_place)
+    inputs["third"] = tmp_path / "third"
     inputs["retrieve"] = write_ranking(tmp_path / "missed", "candidates.parquet", lambda user: [0, 1], CandidateTable)
     (tmp_path / "out").mkdir()
     _, info = evaluate(CONFIG.model_copy(update={"stages": stages}), inputs, tmp_path / "out")

@@ -276,5 +276,6 @@ def test_a_step_whose_module_changed_runs_again_and_the_others_are_reused(
 def test_results_are_written_as_before(settings: Settings) -> None:
     made = job_of(step("a")).run_all(settings)["a"]
     kept = read_json(made.directory / "result.json")
-    assert set(kept) == {"step", "path", "fingerprint", "metrics", "info", "reused", "seconds"}
+    assert set(kept) == {"step", "path", "fingerprint", "metrics", "info", "reused", "seconds", "disk_bytes"}
+    assert kept["disk_bytes"] == sum((made.directory / name).stat().st_size for name in ("out", "config.json"))
     assert made.directory == settings.runs / "a" / made.fingerprint[:16]

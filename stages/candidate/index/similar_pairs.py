@@ -5,19 +5,18 @@ Legend: N items, D dimensions, k neighbours, P pairs.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from stages.candidate.config import IndexConfig
 from stages.candidate.index.choice import choose_index
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import atomic_file
+from stages.contracts.progress import progress
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.summaries import TOWER_JSON, VECTORS_FILE, TowerSummary, read_summary
 
@@ -60,7 +59,7 @@ def similar_pairs(
     measured = config.model_copy(update={"recall_k": k})
     index = choose_index(unit_ND, np.arange(len(rows)), sample, measured).index
     keys, cosines = [], []
-    for start in tqdm(range(0, len(rows), _BLOCK), "pairs", disable=None, leave=False, file=sys.stderr):
+    for start in progress(range(0, len(rows), _BLOCK), "pairs", unit="block"):
         cosine_Bk, found_Bk = index.search(unit_ND[start : start + _BLOCK], k)
         own = np.repeat(np.arange(start, start + len(found_Bk)), k)
         other, cosine = found_Bk.ravel(), cosine_Bk.ravel()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+import time
 from collections import deque
+from collections.abc import Callable
+
+from stages.contracts.progress import EVERY_SECONDS
+
+log = logging.getLogger("sluice")
 
 PROGRESS = "two-tower"
 """First word of rank 0's progress lines, which share the stream with the launcher's own messages."""
@@ -14,7 +21,7 @@ _KEPT = 32
 
 
 def relay(stream: int) -> list[str]:
-    """Pass progress lines on to stderr until the stream ends.
+    """Pass progress lines on to stderr until the stream ends: all of them on a terminal, elsewhere one now and then.
 
     Args:
         stream: file descriptor that the launcher and its ranks write to.
@@ -23,17 +30,35 @@ def relay(stream: int) -> list[str]:
         The last other lines, to be shown if no rank described its failure.
     """
     others: deque[str] = deque(maxlen=_KEPT)
-    pending = ""
+    pending, show = "", _shown()
     while chunk := os.read(stream, 1 << 12):
         *lines, pending = re.split(r"[\r\n]", pending + chunk.decode(errors="replace"))
         for line in lines:
             if line.startswith(PROGRESS):
-                sys.stderr.write(f"\r{line}")
-                sys.stderr.flush()
+                show(line)
             elif line.strip():
                 others.append(line.strip())
     if pending.startswith(PROGRESS):
-        sys.stderr.write(f"\r{pending}\n")
+        show(pending)
     elif pending.strip():
         others.append(pending.strip())
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
     return list(others)
+
+
+def _shown() -> Callable[[str], None]:
+    """Return a function that shows a progress line."""
+    next_line = time.monotonic() + EVERY_SECONDS
+
+    def overwrite(line: str) -> None:
+        sys.stderr.write(f"\r{line}")
+        sys.stderr.flush()
+
+    def log_some(line: str) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + EVERY_SECONDS
+            log.info("[sluice] %s", line)
+
+    return overwrite if sys.stderr.isatty() else log_some

@@ -18,10 +18,11 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from tqdm import tqdm
 
 from stages.contracts.errors import DataError
 from stages.contracts.files import canonical_json, sha256_file, sha256_text
+from stages.contracts.progress import progress as track
+from stages.contracts.progress import progress_of
 from stages.warehouse.database.engine import Warehouse, lock_loads
 from stages.warehouse.database.tables import INTERACTIONS, ITEMS, QUARANTINE, USERS
 from stages.warehouse.database.upsert import add_rows, put_rows
@@ -52,7 +53,6 @@ from stages.warehouse.ingest.row_ids import Occurrences
 from stages.warehouse.ingest.times import Times, check_within_an_hour, is_judged, source_span
 from stages.warehouse.layouts.detect import table_mappings
 from stages.warehouse.mapping import ColumnMapping, FileSource, IngestSource, InteractionColumns
-from stages.warehouse.readers.blocks import Progress
 from stages.warehouse.readers.chunk import Chunk, Reject
 from stages.warehouse.readers.csv_file import read_csv
 from stages.warehouse.readers.item_lists import read_sequences
@@ -98,7 +98,7 @@ def ingest(
     warehouse.create_tables_to_load()
     files = expand(source)
     # A bar for the files where there are many, and one for the bytes of each.
-    shown = tqdm(files, unit="file", desc=source.name, disable=None if progress and len(files) > _MANY else True)
+    shown = track(files, source.name, unit="file") if progress and len(files) > _MANY else files
     with warehouse.loading() as connection:
         run = _Run(connection, source.name, files, now_ms if check_times else None)
         report = IngestReport(files=tuple(run.load(file, progress, now_ms, chunk_rows) for file in shown))
@@ -204,15 +204,7 @@ class _Run:
             return self._known(known, path, reading, earlier)
         if table == INTERACTIONS.name:
             refuse_unknown(connection, path, batch_id, reading, readings)
-        with tqdm(
-            total=stamp.size_bytes,
-            unit="B",
-            unit_scale=True,
-            desc=file.path.name,
-            disable=None if progress else True,
-            leave=None,
-        ) as bar:
-            advance: Progress = bar.update
+        with progress_of(file.path.name, stamp.size_bytes, "B", shown=progress) as advance:
             chunks = _READERS[file.resolved_format()](file, chunk_rows, advance)
             report = FileReport(file=str(file.path), table=table, batch_id=batch_id)
             report = self._read(file, report, reading, earlier, now_ms, chunks)

@@ -1,0 +1,1 @@
+"""Rankings of the held-out requests, made as the server would."""
