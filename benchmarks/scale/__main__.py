@@ -8,7 +8,8 @@
 ``replay`` advances the state by a made log of skewed users and items, which grow with the log, with exposures and
 without: through ``replay``, through ``read_blocks`` with a request every hundred events, and event by event through
 ``FunnelState.apply``. ``features`` computes the features of a request's candidates in the server's call (``served``)
-and in ``feature_blocks`` (``built``). Both print medians of turns that alternate between what is compared.
+and in ``feature_blocks`` (``built``). Both print medians of turns that alternate between what is compared, by the clock
+and of the processor's time, which says more where other work runs beside; ``growth`` is that of the latter.
 
 ``job`` runs the whole job on synthetic worlds of growing size, ``run`` on given data (``synthetic`` is the recipe's
 world), in a new home below ``--home`` and in a process of its own. Nothing is promoted. Every ``--every`` seconds the

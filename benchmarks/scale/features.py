@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale.made import CONTEXTS, MadeLog, made_log
-from benchmarks.scale.turns import markdown, medians, seconds_of
+from benchmarks.scale.turns import Cost, cost_of, markdown, medians, middle
 from stages.features.feature_blocks import feature_blocks
 from stages.features.ranking import ranking_features
 from stages.features.replay import replay
@@ -43,7 +43,10 @@ def measure_features(n_events: int, n_requests: int, candidates: int, turns: int
     for work in works.values():
         work()  # compiles what is compiled on its first use
     costs = medians(works, turns)
-    rows = [{"call": name, "ms_a_request": 1000 * seconds} for name, seconds in costs.items()]
+    rows = [
+        {"call": name, "ms_a_request": 1000 * cost.clock, "processor_ms_a_request": 1000 * cost.processor}
+        for name, cost in costs.items()
+    ]
     return {
         "turns": turns,
         "events": n_events,
@@ -55,30 +58,28 @@ def measure_features(n_events: int, n_requests: int, candidates: int, turns: int
     }
 
 
-def _served(state: FunnelState, log: MadeLog, vectors: np.ndarray, n_requests: int, candidates: int) -> float:
-    """Return the median seconds of one request in the server's call."""
+def _served(state: FunnelState, log: MadeLog, vectors: np.ndarray, n_requests: int, candidates: int) -> Cost:
+    """Return the median cost of one request in the server's call."""
     requests = log.requests(n_requests, log.end_ms)
     taken = []
     for block in log.candidates(requests, candidates, requests_a_block=1):
         user = int(requests.user_index[block.rows.request_id[0]])
         columns = (block.rows.item_index, block.rows.score, block.rows.rank)
-        taken.append(seconds_of(partial(ranking_features, state, user, log.end_ms, *columns, vectors)))
-    return float(np.median(taken))
+        taken.append(cost_of(partial(ranking_features, state, user, log.end_ms, *columns, vectors)))
+    return middle(taken)
 
 
-def _built(log: MadeLog, vectors: np.ndarray, n_requests: int, candidates: int) -> float:
-    """Return the median, over blocks, of the seconds a request."""
+def _built(log: MadeLog, vectors: np.ndarray, n_requests: int, candidates: int) -> Cost:
+    """Return the median, over blocks, of the cost of a request."""
     requests = log.requests(n_requests, log.end_ms)
     blocks = list(log.candidates(requests, candidates, REQUESTS_A_BLOCK))
     features = feature_blocks(iter(blocks), log.events, requests, log.state(), vectors, CONTEXTS)
     next(features)
-    taken = []
-    for block in blocks[1:]:
-        taken.append(seconds_of(partial(next, features)) * candidates / len(block.rows))
-    return float(np.median(taken))
+    return middle([cost_of(partial(next, features)).of_one(len(block.rows) // candidates) for block in blocks[1:]])
 
 
 def render_features(found: dict[str, Any]) -> str:
     """Return the figures as a table."""
-    rows = [(row["call"], found["candidates"], f"{row['ms_a_request']:.3g}") for row in found["rows"]]
-    return markdown(("call", "candidates", "ms a request"), rows)
+    names = ("ms_a_request", "processor_ms_a_request")
+    rows = [(row["call"], found["candidates"], *(f"{row[name]:.3g}" for name in names)) for row in found["rows"]]
+    return markdown(("call", "candidates", "ms a request", "processor ms"), rows)

@@ -47,7 +47,8 @@ def run_watched(arguments: Mapping[str, Any], folder: Path, every_s: float) -> d
         every_s: seconds between two looks; what a step needs only between them is not seen.
 
     Returns:
-        Totals and, by step, seconds by the clock, peak memory, size of the result and rows handled.
+        Totals and, by step, seconds by the clock and of the processor, peak memory, size of the result and rows
+        handled. Processor seconds are those of all processes, and include those of the start in the total.
 
     Raises:
         SystemExit: with the end of what the job said, if it fails.
@@ -64,9 +65,11 @@ def run_watched(arguments: Mapping[str, Any], folder: Path, every_s: float) -> d
         seconds = time.perf_counter() - started
         if process.returncode:
             raise SystemExit((work / "said.txt").read_text(encoding="utf-8", errors="replace")[-4000:])
-        results = json.loads((work / DONE).read_text(encoding="utf-8"))
+        done = json.loads((work / DONE).read_text(encoding="utf-8"))
+        results = done["results"]
         return {
             "seconds": seconds,
+            "processor_seconds": done["processor_seconds"],
             "peak_bytes": max(seen.memory.values(), default=0),
             "largest_process_bytes": seen.largest_process,
             "peak_runs_bytes": max(seen.disk, folder_bytes(home / "runs")),
@@ -122,6 +125,7 @@ def _step(
     return {
         "step": name,
         "seconds": result["seconds"],
+        "processor_seconds": result["processor_seconds"],
         "peak_bytes": seen.memory.get(name),
         "disk_bytes": folder_bytes(directory) if home / "runs" in directory.parents else None,
         "unit": word,
@@ -161,7 +165,7 @@ def render_growth(found: Mapping[str, Any]) -> str:
     ``times`` is the seconds by those of the smallest world; ``an event`` (request, item, example) is the seconds a row
     by those of the smallest world, so that 1 is linear.
     """
-    columns = ("step", "impressions", "seconds", "times", "rows", "a row", "peak GB", "disk MB")
+    columns = ("step", "impressions", "seconds", "processor s", "times", "rows", "a row", "peak GB", "disk MB")
     rows: list[tuple[str, ...]] = []
     first = {step["step"]: step for step in found["runs"][0]["steps"]}
     for name, smallest in first.items():
@@ -179,12 +183,16 @@ def _grown(step: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[str, ...]
     times = step["seconds"] / max(first["seconds"], 1e-3)
     each = times * max(1, first["rows"]) / max(1, step["rows"])
     return (
-        f"{step['seconds']:.1f}",
+        *_seconds(step),
         f"{times:.2f}",
         f"{step['rows']:,} {step['unit']}",
         f"{each:.2f}",
         *_sizes(step),
     )
+
+
+def _seconds(step: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{step['seconds']:.1f}", f"{step['processor_seconds']:.1f}"
 
 
 def _sizes(step: Mapping[str, Any]) -> tuple[str, str]:
@@ -194,7 +202,7 @@ def _sizes(step: Mapping[str, Any]) -> tuple[str, str]:
 
 def render_run(found: Mapping[str, Any]) -> str:
     """Return one row a step of one run, and the totals."""
-    columns = ("step", "seconds", "rows", "peak GB", "disk MB")
-    steps = [(s["step"], f"{s['seconds']:.1f}", f"{s['rows']:,} {s['unit']}", *_sizes(s)) for s in found["steps"]]
-    total = (f"{found['peak_bytes'] / 1e9:.2f}", f"{found['peak_runs_bytes'] / 1e6:.1f}")
-    return markdown(columns, [*steps, ("whole run", f"{found['seconds']:.1f}", "", *total)])
+    columns = ("step", "seconds", "processor s", "rows", "peak GB", "disk MB")
+    steps = [(s["step"], *_seconds(s), f"{s['rows']:,} {s['unit']}", *_sizes(s)) for s in found["steps"]]
+    total = _sizes({**found, "disk_bytes": found["peak_runs_bytes"]})
+    return markdown(columns, [*steps, ("whole run", *_seconds(found), "", *total)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scale.made import CONTEXTS, MadeLog, made_log
-from benchmarks.scale.turns import markdown, medians, seconds_of
+from benchmarks.scale.turns import Cost, cost_of, markdown, medians
 from stages.contracts.tables import PART_EVALUATION
 from stages.features.reading import Wanted, read_blocks
 from stages.features.replay import replay
@@ -61,27 +61,28 @@ def measure_replay(sizes: Sequence[int], turns: int) -> dict[str, Any]:
             "events": size,
             "users": logs[size, exposures].n_users,
             "items": len(logs[size, exposures].items),
-            "us_an_event": cost,
-            "growth": cost / costs[path, min(sizes), exposures],
+            "us_an_event": 1e6 * cost.clock,
+            "processor_us_an_event": 1e6 * cost.processor,
+            "growth": cost.processor / costs[path, min(sizes), exposures].processor,
         }
         for (path, size, exposures), cost in costs.items()
     ]
     return {"turns": turns, "rows": rows}
 
 
-def _cost(run: Callable[[MadeLog], None], log: MadeLog) -> float:
-    return 1e6 * seconds_of(partial(run, log)) / len(log.events)
+def _cost(run: Callable[[MadeLog], None], log: MadeLog) -> Cost:
+    return cost_of(partial(run, log)).of_one(len(log.events))
 
 
 def render_replay(found: dict[str, Any]) -> str:
-    """Return the figures as a table; ``growth`` is relative to the smallest log of the same kind."""
-    columns = ("path", "exposures", "events", "users", "items", "us an event", "growth")
+    """Return the figures as a table; ``growth`` is that of processor time, from the smallest log of the same kind."""
+    columns = ("path", "exposures", "events", "users", "items", "us an event", "processor us", "growth")
     rows = [
         (
             row["path"],
             "yes" if row["exposures"] else "no",
             *(f"{row[name]:,}" for name in ("events", "users", "items")),
-            f"{row['us_an_event']:.3g}",
+            *(f"{row[name]:.3g}" for name in ("us_an_event", "processor_us_an_event")),
             f"{row['growth']:.2f}",
         )
         for row in found["rows"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from benchmarks.scale.features import REQUESTS_A_BLOCK, measure_features, render
 from benchmarks.scale.jobs import measure_growth, render_growth, render_run, run_watched
 from benchmarks.scale.made import made_log
 from benchmarks.scale.replay import PATHS, measure_replay, render_replay
-from benchmarks.scale.turns import medians
+from benchmarks.scale.turns import Cost, cost_of, medians
 from benchmarks.scale.watch import folder_bytes, largest_process_bytes, proportional_bytes, tree
 from stages.contracts.touches import touching
 from stages.features.config import FeatureConfig
@@ -74,15 +75,19 @@ def test_replay_prints_one_row_a_path_size_and_kind() -> None:
     keys = [(row["path"], row["events"], row["exposures"]) for row in found["rows"]]
     assert len(set(keys)) == len(keys) == len(PATHS) * 4
     for row in found["rows"]:
-        assert row["us_an_event"] > 0 and (row["growth"] == 1.0 or row["events"] == 400)
+        assert (
+            row["us_an_event"] > 0
+            and row["processor_us_an_event"] > 0
+            and (row["growth"] == 1.0 or row["events"] == 400)
+        )
     table = cells(render_replay(found))
-    assert table[0][-2:] == ["us an event", "growth"] and len(table) == 2 + len(keys)
+    assert table[0][-2:] == ["processor us", "growth"] and len(table) == 2 + len(keys)
 
 
 def test_features_are_timed_a_request_in_both_calls() -> None:
     found = measure_features(2_000, 2 * REQUESTS_A_BLOCK, candidates=30, turns=1)
     assert [row["call"] for row in found["rows"]] == ["served", "built"]
-    assert all(row["ms_a_request"] > 0 for row in found["rows"])
+    assert all(row["ms_a_request"] > 0 and row["processor_ms_a_request"] > 0 for row in found["rows"])
     assert [row[0] for row in cells(render_features(found))[2:]] == ["served", "built"]
 
 
@@ -97,14 +102,21 @@ def test_features_that_cannot_be_timed_are_refused(n_requests: int, candidates: 
 
 def test_medians_are_of_turns_that_alternate() -> None:
     order: list[str] = []
-    costs = {"a": [1.0, 9.0, 2.0], "b": [5.0, 5.0, 4.0]}
+    costs = {"a": [Cost(1, 7), Cost(9, 8), Cost(2, 3)], "b": [Cost(5, 1), Cost(5, 0), Cost(4, 2)]}
 
-    def cost(name: str) -> float:
+    def cost(name: str) -> Cost:
         order.append(name)
         return costs[name][order.count(name) - 1]
 
     found = medians({"a": lambda: cost("a"), "b": lambda: cost("b")}, 3)
-    assert found == {"a": 2.0, "b": 5.0} and order == ["a", "b"] * 3
+    assert found == {"a": Cost(2, 7), "b": Cost(5, 1)} and order == ["a", "b"] * 3
+
+
+def test_a_cost_is_of_the_clock_and_of_the_processor() -> None:
+    waiting, working = cost_of(lambda: time.sleep(0.05)), cost_of(lambda: sum(range(2_000_000)))
+    assert waiting.clock >= 0.05 > waiting.processor
+    assert working.processor > 0
+    assert Cost(6.0, 3.0).of_one(3) == Cost(2.0, 1.0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -146,7 +158,8 @@ def test_a_run_has_every_step_with_memory_disk_and_rows(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
     table = cells(render_run(found))
     assert [row[0] for row in table[2:]] == ["ingest", "check_data", "dataset", "whole run"]
-    assert {len(row) for row in table} == {5}
+    assert {len(row) for row in table} == {6}
+    assert 0 < sum(step["processor_seconds"] for step in found["steps"]) < found["processor_seconds"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -160,18 +173,19 @@ def test_growth_has_a_row_a_step_and_world(tmp_path: Path) -> None:
     assert [row[:2] for row in table[2:]] == [
         [step, size] for step in ("ingest", "check_data", "whole run") for size in ("2,000", "4,000")
     ]
-    assert [row[3] for row in table[2::2]] == [row[5] for row in table[2::2]] == ["1.00"] * 3
+    assert [row[4] for row in table[2::2]] == [row[6] for row in table[2::2]] == ["1.00"] * 3
 
 
 def test_growth_is_seconds_and_seconds_a_row_against_the_smallest_world() -> None:
     def run(times: int, seconds: float, rows: int) -> dict[str, object]:
         sizes = {"peak_bytes": None, "disk_bytes": None, "peak_runs_bytes": 2_000_000}
-        step = {"step": "evaluate", "seconds": seconds, "rows": rows, "unit": "requests", **sizes}
-        return {"times": times, "n_events": 1_000 * times, "seconds": 2 * seconds, **sizes, "steps": [step]}
+        took = {"seconds": seconds, "processor_seconds": seconds / 2}
+        step = {"step": "evaluate", **took, "rows": rows, "unit": "requests", **sizes}
+        return {"times": times, "n_events": 1_000 * times, **took, "seconds": 2 * seconds, **sizes, "steps": [step]}
 
     table = cells(render_growth({"runs": [run(1, 2.0, 50), run(10, 30.0, 300)]}))
-    assert table[3] == ["evaluate", "10,000", "30.0", "15.00", "300 requests", "2.50", "", ""]
-    assert table[5] == ["whole run", "10,000", "60.0", "15.00", "10,000 impressions", "1.50", "", "2.0"]
+    assert table[3] == ["evaluate", "10,000", "30.0", "15.0", "15.00", "300 requests", "2.50", "", ""]
+    assert table[5] == ["whole run", "10,000", "60.0", "15.0", "15.00", "10,000 impressions", "1.50", "", "2.0"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
