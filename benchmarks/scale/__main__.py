@@ -1,6 +1,6 @@
 """What replay, features, every step and a whole run cost, and how the costs grow.
 
-    python -m benchmarks.scale replay [--events 20000] [--times 1 10 100] [--turns 3]
+    python -m benchmarks.scale replay [--events 20000] [--times 1 10 100] [--turns 3] [--paths replay read_blocks apply]
     python -m benchmarks.scale features [--events 200000] [--requests 256] [--candidates 300] [--turns 5]
     python -m benchmarks.scale job [--impressions 100000] [--times 1 10] [--recipe FILE] [--until STEP] [--home DIR]
     python -m benchmarks.scale run --data PATH [--recipe FILE] [--until STEP] [--home DIR]
@@ -33,7 +33,7 @@ from typing import Any
 from benchmarks.environment import describe
 from benchmarks.scale.features import measure_features, render_features
 from benchmarks.scale.jobs import measure_growth, render_growth, render_run, run_watched
-from benchmarks.scale.replay import measure_replay, render_replay
+from benchmarks.scale.replay import PATHS, measure_replay, render_replay
 
 LAST_STEP = "promote"
 
@@ -64,6 +64,7 @@ def arguments() -> argparse.ArgumentParser:
     replay.add_argument("--events", type=whole, default=20_000, help="of the smallest log")
     replay.add_argument("--times", type=whole, nargs="+", default=[1, 10, 100])
     replay.add_argument("--turns", type=whole, default=3)
+    replay.add_argument("--paths", choices=PATHS, nargs="+", default=list(PATHS))
     features = verbs.add_parser("features", help="milliseconds for the features of a request's candidates")
     features.add_argument("--events", type=whole, default=200_000, help="before the requests")
     features.add_argument("--requests", type=whole, default=256)
@@ -85,7 +86,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def _replay(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    found = measure_replay([options.events * times for times in sorted(set(options.times))], options.turns)
+    sizes = [options.events * times for times in sorted(set(options.times))]
+    found = measure_replay(sizes, options.turns, tuple(dict.fromkeys(options.paths)))
     return render_replay(found), found
 
 

@@ -44,15 +44,21 @@ def apply_all(log: MadeLog) -> None:
 PATHS: dict[str, Callable[[MadeLog], None]] = {"replay": replay_all, "read_blocks": read_all, "apply": apply_all}
 
 
-def measure_replay(sizes: Sequence[int], turns: int) -> dict[str, Any]:
+def measure_replay(sizes: Sequence[int], turns: int, paths: Sequence[str] = tuple(PATHS)) -> dict[str, Any]:
     """Return microseconds an event by path, size and kind of log; medians of turns that alternate between all.
 
     Code that is compiled on its first use is compiled before the first turn.
+
+    Args:
+        sizes: events of each log.
+        turns: at least 1.
+        paths: names of ``PATHS``.
     """
+    chosen = {path: PATHS[path] for path in paths}
     logs = {(size, exposures): made_log(size, exposures) for size in sizes for exposures in (True, False)}
-    for run in PATHS.values():
+    for run in chosen.values():
         run(made_log(min(sizes), exposures=True))
-    works = {(path, *key): partial(_cost, run, log) for path, run in PATHS.items() for key, log in logs.items()}
+    works = {(path, *key): partial(_cost, run, log) for path, run in chosen.items() for key, log in logs.items()}
     costs = medians(works, turns)
     rows = [
         {

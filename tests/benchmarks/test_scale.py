@@ -198,17 +198,26 @@ def test_a_job_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_command_prints_a_table_and_one_json_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["scale", "replay", "--events", "1e2", "--times", "2", "1", "--json"])
+    monkeypatch.setattr(
+        sys, "argv", ["scale", "replay", "--events", "1e2", "--times", "2", "1", "--json", "--paths", "apply"]
+    )
     scale.main()
     *table, last = capsys.readouterr().out.splitlines()
     told = json.loads(last)
     assert told["benchmark"] == "scale replay" and told["turns"] == 3
-    assert {row["events"] for row in told["rows"]} == {100, 200}
+    assert {(row["path"], row["events"]) for row in told["rows"]} == {("apply", 100), ("apply", 200)}
     assert len(table) == 2 + len(told["rows"])
 
 
 @pytest.mark.parametrize(
-    "wrong", [["replay", "--events", "0.5"], ["run"], ["run", "--data", "x", "--every", "0"], ["job", "--times", "-1"]]
+    "wrong",
+    [
+        ["replay", "--events", "0.5"],
+        ["replay", "--paths", "none"],
+        ["run"],
+        ["run", "--data", "x", "--every", "0"],
+        ["job", "--times", "-1"],
+    ],
 )
 def test_wrong_arguments_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
