@@ -27,6 +27,7 @@ UNITS = {
     "train_candidate": ("examples", "train_candidate", "examples"),
     "build_index": ("items", "dataset", "items"),
     "train_sources": ("requests", "dataset", "ranker_requests"),
+    "retrieve": ("requests", "retrieve", "requests"),
     "build_examples": ("requests", "dataset", "ranker_requests"),
     "train_light": ("requests", "dataset", "ranker_requests"),
     "train_heavy": ("requests", "dataset", "ranker_requests"),
@@ -127,7 +128,7 @@ def _step(
         "seconds": result["seconds"],
         "processor_seconds": result["processor_seconds"],
         "peak_bytes": seen.memory.get(name),
-        "disk_bytes": folder_bytes(directory) if home / "runs" in directory.parents else None,
+        "disk_bytes": folder_bytes(directory) if directory.parent == home / "runs" / name else None,
         "unit": word,
         "rows": int(rows),
     }
