@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stages.contracts.config import Config
 from stages.contracts.snapshot import Task
+from stages.contracts.tables import PART_EVALUATION, PART_RANKER
 from stages.contracts.touches import EXPOSURE_SIGNALS
 from stages.contracts.value_rules import ValueRule
 from stages.dataset.contexts import ContextConfig
@@ -111,11 +112,22 @@ class RequestConfig(Config):
         window_days: targets and their labels must happen within so many days after the request.
         max_requests_per_user: largest number of a user's requests in a period, spread evenly over all of
             them; None keeps all.
+        max_ranker_requests: largest number of requests of the ranker part, of all users together. More are
+            sampled after the cap a user: each request with the same probability, evenly in the order of time.
+            So a user with many requests stays so, and every stretch of time keeps its share of the requests.
+            None keeps all.
+        max_evaluation_requests: the same for the evaluation part.
     """
 
     targets_per_request: int = Field(default=5, ge=1)
     window_days: float = Field(default=7.0, gt=0)
     max_requests_per_user: int | None = Field(default=10, ge=1)
+    max_ranker_requests: int | None = Field(default=None, ge=1)
+    max_evaluation_requests: int | None = Field(default=None, ge=1)
+
+    def largest_number(self, part: int) -> int | None:
+        """Return how many requests PART_RANKER or PART_EVALUATION may have, None without a limit."""
+        return {PART_RANKER: self.max_ranker_requests, PART_EVALUATION: self.max_evaluation_requests}[part]
 
 
 class DatasetConfig(Config):
@@ -197,7 +209,8 @@ class DatasetStepConfig(DatasetConfig):
     Attributes:
         as_of_ms: int ms UTC; events from then on do not exist for the snapshot.
         warehouse_fingerprint: changes with the content of the warehouse.
-        seed: of the random start, by user, from which ``max_requests_per_user`` requests are spread evenly.
+        seed: of the random starts from which requests are spread evenly: one a user for
+            ``max_requests_per_user``, one a part for ``max_ranker_requests`` and ``max_evaluation_requests``.
         exposure_signals: kinds of events that are not touches; set in a recipe as ``features.exposure_signals``.
     """
 

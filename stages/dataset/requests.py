@@ -3,9 +3,10 @@
 A first touch is a user's first event on an item, in any period; an exposure is not a touch (see
 ``stages.contracts.touches``). A user's first touches are cut into consecutive chunks. Each chunk is one request at
 the time of its first event: what will this user turn to next? The state that answers it holds events strictly
-before that time, so it contains no target. Only touches that satisfy a task with relevance count.
+before that time, so it contains no target. Only touches that satisfy a task with relevance count, so every
+request has a target: a chunk without one is no request. Caps on requests are applied last, a user's own first.
 
-Shapes: R events, F first touches, T tasks.
+Shapes: R events, F first touches, T tasks, Q requests.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from stages.contracts.snapshot import Targets, Task
 from stages.contracts.tables import DAY_MS, PART_CANDIDATE, PART_EVALUATION, PART_RANKER, EventTable, RequestTable
 from stages.contracts.touches import first_touches, touching
 from stages.dataset.config import RequestConfig
+
+_OF_ALL = 1
+"""Last part of the seed of the sample of all requests; the cap a user has none."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,16 @@ def build_requests(
     Args:
         events: all events, in time order.
         n_items: number of items.
-        config: chunk size, window and cap.
+        config: chunk size, window and caps.
         tasks: T tasks.
         signals: names by signal code.
         exposure_signals: signals that are not touches.
-        seed: of the even spread under a cap.
+        seed: of the even spread under the caps.
 
     Returns:
         Requests sorted by time; their targets, sorted by (request_id, item_index), all with relevance
-        above zero; counts of touches, requests and targets that were made or left out.
+        above zero; counts of touches, requests and targets that were made or left out: requests by the cap a
+        user (``<part>_requests_over_the_cap``) and by the cap on all (``<part>_requests_not_sampled``).
     """
     counts: dict[str, int] = {}
     first = first_touches(events, touching(signals, exposure_signals))
@@ -163,6 +168,9 @@ def _part_requests(
     kept = answered.copy()
     kept[answered] = _spread(touches.user[starts[answered]], config.max_requests_per_user, [seed, part])
     counts[f"{name}_requests_over_the_cap"] = int(answered.sum() - kept.sum())
+    within = np.flatnonzero(kept)
+    kept[within] = _sampled(touches.take(starts[within]), config.largest_number(part), [seed, part, _OF_ALL])
+    counts[f"{name}_requests_not_sampled"] = len(within) - int(kept.sum())
     counts[f"{name}_requests"] = int(kept.sum())
     number = np.cumsum(kept) - 1
     rows = np.flatnonzero(relevant & kept[chunk])
@@ -219,14 +227,41 @@ def chunk_starts(touches: Touches, size: int, window_ms: int) -> np.ndarray:
 def _spread(users: np.ndarray, cap: int | None, seed: list[int]) -> np.ndarray:
     """Return bool ``[Q]``: which requests (grouped by user, in time order) are kept under a cap a user.
 
-    Systematic sampling: every (m / cap)-th of a user's m requests from a random start, so that
-    early and late requests have the same chance. The start depends on the user's index only.
+    The start of the even spread depends on the user's index only.
     """
-    keep = np.ones(len(users), dtype=bool)
     if cap is None or len(users) == 0:
-        return keep
+        return np.ones(len(users), dtype=bool)
     sizes = np.diff(run_offsets(users))
-    size, ordinal = np.repeat(sizes, sizes), places_in_rows(sizes)
-    phase = np.random.default_rng(seed).random(int(users.max()) + 1)[users]
-    before, after = (np.ceil((ordinal + step) * cap / size - phase).clip(0, cap) for step in (0, 1))
-    return np.where(size > cap, after > before, keep)
+    start = np.random.default_rng(seed).random(int(users.max()) + 1)[users]
+    return _evenly(places_in_rows(sizes), np.repeat(sizes, sizes), cap, start)
+
+
+def _sampled(first: Touches, cap: int | None, seed: list[int]) -> np.ndarray:
+    """Return bool ``[Q]``: which requests are kept under a cap on all of them, evenly in the order of (time, user).
+
+    Args:
+        first: the first touch of each request, sorted by (user, time).
+        cap: largest number of requests; None keeps all.
+        seed: of the start.
+    """
+    keep = np.ones(len(first), dtype=bool)
+    if cap is not None:
+        in_time = np.lexsort((first.user, first.time_ms))
+        keep[in_time] = _evenly(np.arange(len(first)), len(first), cap, np.random.default_rng(seed).random())
+    return keep
+
+
+def _evenly(ordinal: np.ndarray, size: np.ndarray | int, cap: int, start: np.ndarray | float) -> np.ndarray:
+    """Return bool ``[Q]``: the systematic sample of each series of requests.
+
+    Every (m / cap)-th of a series' m requests is kept, counted from a random start. So each of them is kept with
+    probability cap / m, and any run of r requests keeps r cap / m of them, rounded up or down.
+
+    Args:
+        ordinal: int64 ``[Q]``, 0-based place of each request in its series.
+        size: m of the request's series.
+        cap: requests that a series keeps; one that has no more keeps all.
+        start: of the series, uniform in [0, 1).
+    """
+    before, after = (np.ceil((ordinal + step) * cap / size - start).clip(0, cap) for step in (0, 1))
+    return np.asarray((size <= cap) | (after > before))

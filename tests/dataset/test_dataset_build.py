@@ -137,6 +137,24 @@ def test_the_order_of_input_does_not_matter(build: Callable[..., Snapshot]) -> N
     assert build(rows, changed).meta.fingerprint != first.meta.fingerprint
 
 
+def test_a_cap_on_all_requests_belongs_to_the_seed_and_the_fingerprint(build: Callable[..., Snapshot]) -> None:
+    rows, size = rows_of(600, n_users=12, n_items=60), {"targets_per_request": 1}
+    capped = {"requests": {**size, "max_ranker_requests": 20, "max_evaluation_requests": 10}}
+    every, first, again = build(rows, requests=size), build(rows, **capped), build(rows, **capped)
+    other = build(rows, **capped, seed=1)
+    for name in ("events", "requests", "targets"):
+        files = [(snapshot.directory / f"{name}.parquet").read_bytes() for snapshot in (first, again)]
+        assert files[0] == files[1]
+    assert first.meta == again.meta
+    assert len({snapshot.meta.fingerprint for snapshot in (every, first, other)}) == 3
+    roomy = {f"max_{part}_requests": 10**6 for part in ("ranker", "evaluation")}
+    assert build(rows, requests={**size, **roomy}).meta.fingerprint == every.meta.fingerprint
+    assert np.bincount(first.requests().part).tolist() == [0, 20, 10]
+    for part, most in (("ranker", 20), ("evaluation", 10)):
+        left_out = every.meta.counts[f"{part}_requests"] - most
+        assert first.meta.counts[f"{part}_requests_not_sampled"] == left_out > 0
+
+
 def test_as_of_time_and_history_leave_events_out(build: Callable[..., Snapshot]) -> None:
     rows = rows_of(300)
     late = [("u0", "i00", "click", 1.0, 30 * DAY_MS), ("u9", "i77", "like", 1.0, 40 * DAY_MS)]
@@ -175,13 +193,18 @@ def worlds(draw: st.DrawFn) -> tuple[list[Row], list[Row], int]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(worlds(), st.integers(1, 3), st.sampled_from([None, 1, 2]))
+@given(worlds(), st.integers(1, 3), st.sampled_from([None, 1, 2]), st.sampled_from([None, 1, 3]))
 def test_later_events_change_nothing_of_earlier_parts(
-    build: Callable[..., Snapshot], logs: tuple[list[Row], list[Row], int], size: int, cap: int | None
+    build: Callable[..., Snapshot], logs: tuple[list[Row], list[Row], int], size: int, cap: int | None, most: int | None
 ) -> None:
     first_rows, second_rows, border = logs
     items = [(f"i{n:02d}", f"Title {n % 9}", f"c{n % 4}", None if n % 3 else n * DAY_MS, None) for n in range(12)]
-    requests = {"targets_per_request": size, "window_days": 4, "max_requests_per_user": cap}
+    requests = {
+        "targets_per_request": size,
+        "window_days": 4,
+        "max_requests_per_user": cap,
+        "max_ranker_requests": most,
+    }
     found = []
     for rows in (first_rows, second_rows):
         snapshot = build(rows, items, requests=requests, **DAYS)
@@ -256,6 +279,8 @@ def test_empty_parts_too_few_items_and_no_requests_are_refused(build: Callable[.
         ({"split": {"ranker_days": 3}}, "together"),
         ({"activity": {"min_events": 3, "max_events": 2}}, "at least min_events"),
         ({"requests": {"targets_per_request": 0}}, "greater than or equal to 1"),
+        ({"requests": {"max_ranker_requests": 0}}, r"max_ranker_requests\n.*greater than or equal to 1"),
+        ({"requests": {"max_evaluation_requests": 0}}, r"max_evaluation_requests\n.*greater than or equal to 1"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(changes: dict[str, Any], wanted: str) -> None:

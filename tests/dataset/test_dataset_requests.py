@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contracts.snapshot import Targets, Task
-from stages.contracts.tables import DAY_MS, EventTable, RequestTable
+from stages.contracts.tables import DAY_MS, PART_EVALUATION, PART_RANKER, EventTable, RequestTable
 from stages.dataset.config import RequestConfig
 from stages.dataset.requests import build_requests
 
@@ -96,6 +96,63 @@ def test_a_cap_spreads_requests_evenly(seed: int) -> None:
     days = requests.request_time_ms // DAY_MS
     assert np.diff(days).tolist() == [4] * 4 and days[0] < 4
     assert counts["evaluation_requests_over_the_cap"] == 15
+
+
+CAPS = {PART_RANKER: "max_ranker_requests", PART_EVALUATION: "max_evaluation_requests"}
+NAMES = {PART_RANKER: "ranker", PART_EVALUATION: "evaluation"}
+
+
+def one_a_touch(rows: list[Row], seed: int = 0, **caps: int | None) -> tuple[list[list[int]], dict[str, int]]:
+    """Return the items that a part's requests ask for, one a request in the order of time, by part; and the counts."""
+    config = RequestConfig(targets_per_request=1, window_days=1, **{"max_requests_per_user": None, **caps})
+    requests, targets, counts = build_requests(events_of(rows), len(rows) + 1, config, TASKS, SIGNALS, (), seed)
+    assert targets.request_id.tolist() == requests.request_id.tolist() == list(range(len(requests)))
+    return [targets.item_index[requests.part == part].tolist() for part in range(3)], counts
+
+
+users_and_days = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=60)
+
+
+@given(users_and_days, st.sampled_from(list(CAPS)), st.integers(1, 40), st.integers(0, 1_000))
+def test_a_cap_on_all_requests_keeps_every_stretch_of_time_its_share(
+    raw: list[tuple[int, int]], part: int, cap: int, seed: int
+) -> None:
+    other = PART_RANKER + PART_EVALUATION - part
+    touches = sorted((day + 20 * of, user, of) for user, day in raw for of in CAPS)
+    rows = [(user, item, day, 0, of, True) for item, (day, user, of) in enumerate(touches)]
+    every, _ = one_a_touch(rows)
+    kept, counts = one_a_touch(rows, seed, **{CAPS[part]: cap})
+    assert kept[other] == every[other]
+    assert len(kept[part]) == counts[f"{NAMES[part]}_requests"] == min(cap, len(raw))
+    assert counts[f"{NAMES[part]}_requests_not_sampled"] == len(raw) - len(kept[part])
+    assert counts[f"{NAMES[other]}_requests_not_sampled"] == 0
+    so_far = np.cumsum(np.isin(every[part], kept[part]))
+    assert [item for item in every[part] if item in set(kept[part])] == kept[part]
+    share = np.arange(1, len(raw) + 1) * len(kept[part]) / max(1, len(raw))
+    assert np.all(np.abs(so_far - share) < 1)
+
+
+def test_a_cap_on_all_requests_gives_each_the_same_chance() -> None:
+    rows = [(item % 3, item, item, 0, PART_EVALUATION, True) for item in range(10)]
+    drawn = [one_a_touch(rows, seed, max_evaluation_requests=3)[0][PART_EVALUATION] for seed in range(2_000)]
+    assert drawn[5] == one_a_touch(rows, 5, max_evaluation_requests=3)[0][PART_EVALUATION]
+    shares = np.bincount(np.concatenate(drawn), minlength=10) / len(drawn)
+    np.testing.assert_allclose(shares, 0.3, atol=0.05)
+
+
+def test_the_cap_a_user_comes_before_the_cap_on_all() -> None:
+    busy = [(0, item, item, 0, PART_RANKER, True) for item in range(20)]
+    rows = busy + [(user, 19 + user, 19 + user, 0, PART_RANKER, True) for user in range(1, 5)]
+    kept, counts = one_a_touch(rows, max_requests_per_user=2, max_ranker_requests=3)
+    assert len(kept[PART_RANKER]) == 3 and sum(item < 20 for item in kept[PART_RANKER]) <= 2
+    assert (counts["ranker_requests_over_the_cap"], counts["ranker_requests_not_sampled"]) == (18, 3)
+
+
+@pytest.mark.parametrize("cap", [1, 2])
+def test_one_request_stays_and_no_request_stays_none(cap: int) -> None:
+    one, counts = one_a_touch([(0, 0, 1, 0, PART_RANKER, True)], max_ranker_requests=cap, max_evaluation_requests=cap)
+    assert one == [[], [0], []]
+    assert counts["ranker_requests_not_sampled"] == counts["evaluation_requests_not_sampled"] == 0
 
 
 def test_no_events_of_a_part_give_no_requests() -> None:

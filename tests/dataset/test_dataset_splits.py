@@ -180,6 +180,30 @@ def test_pairs_go_where_the_definition_says(warehouse: Warehouse, tmp_path: Path
     assert snapshot.meta.split == split["method"]
 
 
+@pytest.mark.parametrize("split", [{"method": "time"}, *SPLITS], ids=lambda split: f"{split['method']}-{len(split)}")
+def test_a_cap_on_all_requests_holds_for_every_split(tmp_path: Path, split: dict[str, Any]) -> None:
+    caps = {"max_ranker_requests": 5, "max_evaluation_requests": 3}
+    found = []
+    with Warehouse(f"duckdb:///{tmp_path / 'w.duckdb'}") as duck:
+        load(duck, seed=3)
+        for name, added in (("every", {}), ("capped", caps)):
+            config = config_of(split)
+            requests = config.requests.model_copy(update=added)
+            (tmp_path / name).mkdir()
+            build_snapshot(config.model_copy(update={"requests": requests}), WarehouseSource(duck), tmp_path / name)
+            found.append(Snapshot(tmp_path / name))
+    every, capped = (set(asked(snapshot)) for snapshot in found)
+    assert capped < every
+    assert np.bincount(found[1].requests().part).tolist() == [0, 5, 3]
+
+
+def asked(snapshot: Snapshot) -> list[tuple[int, int]]:
+    """Return the (user, item) of every target."""
+    requests, targets = snapshot.requests(), snapshot.targets()
+    pairs = requests.user_index[targets.request_id].tolist(), targets.item_index.tolist()
+    return list(zip(*pairs, strict=True))
+
+
 def test_both_databases_give_one_fingerprint(postgres_warehouse: Warehouse, tmp_path: Path) -> None:
     with Warehouse(f"duckdb:///{tmp_path / 'w.duckdb'}") as duck:
         for number, split in enumerate(SPLITS):

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.warehouse.database.engine import Warehouse
+from stages.warehouse.database.tables import USERS
+from stages.warehouse.database.upsert import add_rows
 from stages.warehouse.selection.items import export_catalogue
 from stages.warehouse.selection.selection import open_selection
 
@@ -92,3 +96,21 @@ def test_a_warehouse_of_an_earlier_version_gets_the_new_columns(warehouse: Wareh
         assert connection.exec_driver_sql("SELECT event_id, context, load_id FROM interactions").one() == (1, "", 0)
     (item,) = export_catalogue(warehouse).to_pylist()
     assert (item["item_id"], item["title"], item["state"]) == ("i", "A title", None)
+
+
+def test_a_transaction_lets_go_of_the_rows_that_it_has_added(tmp_path: Path) -> None:
+    """A large file is one transaction, and its rows must not stay in memory until the end."""
+    size = 20_000
+    with Warehouse(f"duckdb:///{tmp_path / 'w.duckdb'}") as warehouse:
+        warehouse.create_tables()
+        with warehouse.begin() as connection:
+            before = pa.total_allocated_bytes()
+            for chunk in range(4):
+                ids = pc.cast(pc.add(pa.array(range(size)), chunk * size), pa.string())
+                rows = pa.table({"user_id": ids, "attributes": ids, "row_hash": pa.array(range(size))})
+                rows = rows.append_column("load_id", pa.repeat(1, size))
+                assert add_rows(connection, USERS, "user_id", rows) == size
+                assert add_rows(connection, USERS, "user_id", rows) == 0
+                held = rows.nbytes
+                del ids, rows
+            assert pa.total_allocated_bytes() - before < held

@@ -73,7 +73,7 @@ def put_rows(connection: Connection, table: sa.Table, key: str, rows: Any) -> in
 
 @contextmanager
 def staged(connection: Connection, table: sa.Table, rows: Any) -> Iterator[Any]:
-    """Make rows readable by SQL for the length of a ``with`` block.
+    """Make rows readable for one SQL statement in a ``with`` block.
 
     Args:
         connection: in a transaction.
@@ -87,7 +87,7 @@ def staged(connection: Connection, table: sa.Table, rows: Any) -> Iterator[Any]:
     stage = sa.table(name, *(sa.column(column, table.c[column].type) for column in rows.column_names))
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "duckdb":
-        driver.register(name, rows)
+        driver.register(name, _read_once(rows))
         try:
             yield stage
         finally:
@@ -103,6 +103,15 @@ def staged(connection: Connection, table: sa.Table, rows: Any) -> Iterator[Any]:
             cursor.copy_expert(copy, _csv(rows.slice(start, _COPY_ROWS)))
     yield stage
     connection.execute(sa.text(f"TRUNCATE {name}"))
+
+
+def _read_once(rows: Any) -> Any:
+    """Return a reader that lets go of the rows as they are read.
+
+    DuckDB keeps a registered object until the transaction ends, and a whole file may be one transaction.
+    """
+    batches = (batch for batch in rows.to_batches())
+    return pa.RecordBatchReader.from_batches(rows.schema, batches)
 
 
 def _csv(rows: Any) -> io.BytesIO:

@@ -1,0 +1,130 @@
+"""What replay, features, every step and a whole run cost, and how the costs grow.
+
+    python -m benchmarks.scale replay [--events 20000] [--times 1 10 100] [--turns 3] [--paths replay read_blocks apply]
+    python -m benchmarks.scale features [--events 200000] [--requests 256] [--candidates 300] [--turns 5]
+    python -m benchmarks.scale job [--impressions 100000] [--times 1 10] [--recipe FILE] [--until STEP] [--home DIR]
+    python -m benchmarks.scale run --data PATH [--recipe FILE] [--until STEP] [--home DIR]
+
+``replay`` advances the state by a made log of skewed users and items, which grow with the log, with exposures and
+without: through ``replay``, through ``read_blocks`` with a request every hundred events, and event by event through
+``FunnelState.apply``. ``features`` computes the features of a request's candidates in the server's call (``served``)
+and in ``feature_blocks`` (``built``). Both print medians of turns that alternate between what is compared, by the clock
+and of the processor's time, which says more where other work runs beside; ``growth`` is that of the latter.
+
+``job`` runs the whole job on synthetic worlds of growing size, ``run`` on given data (``synthetic`` is the recipe's
+world), in a new home below ``--home`` and in a process of its own. Nothing is promoted. Every ``--every`` seconds the
+memory and the size of ``runs/`` in the home are read. Memory is the sum of the proportional set sizes (PSS) of the
+process and all its children: a page that two of them share counts once in the sum. ``disk`` is what a step's result
+takes in the end, and for the whole run the peak of ``runs/``. Of two worlds, ``times`` divides the seconds by those of
+the smallest, and ``a row`` the seconds a row likewise: 1 is linear, less is better.
+
+With ``--json`` the last line is one JSON object. Settings in the environment (``SLUICE_*``) are not used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from benchmarks.environment import describe
+from benchmarks.scale.features import measure_features, render_features
+from benchmarks.scale.jobs import measure_growth, render_growth, render_run, run_watched
+from benchmarks.scale.replay import PATHS, measure_replay, render_replay
+
+LAST_STEP = "promote"
+
+
+def whole(text: str) -> int:
+    """Return a number of 1 or more, which may be written as 1e6."""
+    number = float(text)
+    if number < 1 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text}: allowed are whole numbers of 1 or more")
+    return int(number)
+
+
+def positive(text: str) -> float:
+    """Return a number above 0."""
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text}: allowed are numbers above 0")
+    return number
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    replay = verbs.add_parser("replay", help="microseconds an event")
+    replay.add_argument("--events", type=whole, default=20_000, help="of the smallest log")
+    replay.add_argument("--times", type=whole, nargs="+", default=[1, 10, 100])
+    replay.add_argument("--turns", type=whole, default=3)
+    replay.add_argument("--paths", choices=PATHS, nargs="+", default=list(PATHS))
+    features = verbs.add_parser("features", help="milliseconds for the features of a request's candidates")
+    features.add_argument("--events", type=whole, default=200_000, help="before the requests")
+    features.add_argument("--requests", type=whole, default=256)
+    features.add_argument("--candidates", type=whole, default=300)
+    features.add_argument("--turns", type=whole, default=5)
+    job = verbs.add_parser("job", help="growth of every step")
+    job.add_argument("--impressions", type=whole, default=100_000, help="of the smallest world")
+    job.add_argument("--times", type=whole, nargs="+", default=[1, 10])
+    run = verbs.add_parser("run", help="one job to its end")
+    run.add_argument("--data", required=True, help="a path, or synthetic")
+    for verb in (replay, features, job, run):
+        verb.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    for verb in (job, run):
+        verb.add_argument("--recipe", default=None, help="a YAML file; by default the one that suits the data")
+        verb.add_argument("--until", default=LAST_STEP, help="last step to run")
+        verb.add_argument("--home", type=Path, default=Path(gettempdir()), help="folder of the homes")
+        verb.add_argument("--every", type=positive, default=1.0, help="seconds between two looks")
+    return parser
+
+
+def _replay(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    sizes = [options.events * times for times in sorted(set(options.times))]
+    found = measure_replay(sizes, options.turns, tuple(dict.fromkeys(options.paths)))
+    return render_replay(found), found
+
+
+def _features(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    found = measure_features(options.events, options.requests, options.candidates, options.turns)
+    return render_features(found), found
+
+
+def _job(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    times = sorted(set(options.times))
+    found = measure_growth(options.impressions, times, options.recipe, options.until, options.home, options.every)
+    return render_growth(found), found
+
+
+def _run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    asked = {"data": options.data, "recipe": options.recipe, "until": options.until}
+    found = {**asked, **run_watched(asked, options.home, options.every)}
+    return render_run(found), found
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]] = {
+    "replay": _replay,
+    "features": _features,
+    "job": _job,
+    "run": _run,
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments().parse_args()
+    table, found = VERBS[options.verb](options)
+    print(table)
+    if options.json:
+        packages = ("numpy", "numba") if options.verb in ("replay", "features") else ("numpy", "pyarrow", "lightgbm")
+        print(json.dumps({"benchmark": f"scale {options.verb}", **describe(*packages), **found}))
+
+
+if __name__ == "__main__":
+    main()
