@@ -175,8 +175,10 @@ def examples_config(run: StepRun) -> Config:
     """Return the configuration of ``build_examples``."""
     from stages.features.build import ExamplesConfig
 
-    sources = run.recipe.sources
-    return ExamplesConfig(features=run.recipe.features, sources=sources.read_names, trending=sources.counted)
+    recipe, sources = run.recipe, run.recipe.sources
+    return ExamplesConfig(
+        features=recipe.features, sources=sources.read_names, trending=sources.counted, sampling=recipe.examples
+    )
 
 
 def heavy_config(run: StepRun) -> Config:
@@ -282,7 +284,7 @@ JOB = Job(
         Step(
             "train_light",
             "stages.light_ranker.train:train_light",
-            _EXAMPLES,
+            {"examples": "build_examples"},
             configure=lambda run: run.recipe.light_ranker,
         ),
         Step(

@@ -17,7 +17,7 @@ from stages.contracts.manifest import FunnelSpec
 from stages.dataset.checks.config import ContractsConfig
 from stages.dataset.config import DatasetConfig
 from stages.evaluation.evaluate import EvaluationConfig
-from stages.features.config import FeatureConfig
+from stages.features.config import FeatureConfig, SamplingConfig
 from stages.heavy_ranker.config import HeavyRankerConfig
 from stages.light_ranker.config import LightRankerConfig
 from stages.release.gate import GateConfig
@@ -38,6 +38,7 @@ class Recipe(Config):
         candidate: the two-tower model and its training.
         index: the Faiss index.
         sources: the candidate generators beside the index, and how many candidates each returns.
+        examples: which requests and candidates the rankers learn from.
         light_ranker: the LightGBM ranker.
         heavy_ranker: the DCN-v2 ranker.
         baselines: EASE and implicit ALS, rows of the stage ledger.
@@ -55,6 +56,7 @@ class Recipe(Config):
     candidate: CandidateConfig = CandidateConfig()
     index: IndexConfig = IndexConfig()
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
+    examples: SamplingConfig = SamplingConfig()
     light_ranker: LightRankerConfig = LightRankerConfig()
     heavy_ranker: HeavyRankerConfig = HeavyRankerConfig()
     baselines: BaselinesConfig = BaselinesConfig()

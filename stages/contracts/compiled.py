@@ -1,8 +1,8 @@
 """Compiled functions: numba, with the same options everywhere.
 
-They live in modules whose names end in ``kernels``. Their machine code is kept on the disk and made again when such a
-module changes, or the version of numba. It is kept below ``NUMBA_CACHE_DIR`` where that is set, else below the user's
-cache directory; where neither can be written to, each process compiles for itself.
+Their machine code is kept on the disk, and made again when a module that has compiled functions changes, or the version
+of numba. It is kept below ``NUMBA_CACHE_DIR`` where that is set, else below the user's cache directory; where neither
+can be written to, each process compiles for itself. Compiled functions do not check indices: callers check arrays.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _cache_directory() -> str:
-    # numba looks at the module of a kernel only, not at the modules of the kernels that it calls: a cache a version.
+    # numba looks at the module of a function only, not at those of the functions that it calls: so a version has its
+    # own directory.
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(_PACKAGE.rglob("*kernels.py")):
-        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        source = path.read_bytes()
+        if b"contracts.compiled import" in source:
+            digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + source)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    base = Path(os.environ.get("NUMBA_CACHE_DIR") or home) / "sluice-kernels"
+    base = Path(os.environ.get("NUMBA_CACHE_DIR") or home) / "sluice-compiled"
     return str(base / digest.hexdigest()[:16])
 
 

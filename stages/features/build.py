@@ -132,9 +132,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     return metrics, {"feature_schema_hash": schema.hash, "features": len(schema.names)}
 
 
-def _count(
-    config: ExamplesConfig, directory: Path, requests: RequestTable, targets: Targets, n_items: int
-) -> _Counted:
+def _count(config: ExamplesConfig, directory: Path, requests: RequestTable, targets: Targets, n_items: int) -> _Counted:
     """Look through the candidates once, without their features.
 
     Raises:

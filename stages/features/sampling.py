@@ -26,7 +26,7 @@ def draws(seed: int, stream: int, *keys: np.ndarray) -> np.ndarray:
         stream: another one gives other numbers.
         keys: int64 ``[n]`` each.
     """
-    state = np.full(len(keys[0]), (seed * 1_000_003 + stream) % (1 << 64), dtype=np.uint64)
+    state: np.ndarray = np.full(len(keys[0]), (seed * 1_000_003 + stream) % (1 << 64), dtype=np.uint64)
     for key in keys:
         state = mix64(state + GOLDEN) ^ key.astype(np.uint64)
     drawn: np.ndarray = (mix64(state + GOLDEN) >> np.uint64(11)) * 2.0**-53
