@@ -19,7 +19,7 @@ class Exclusions:
 
     Attributes:
         seen_offsets: int64 ``[B + 1]``; request b has seen ``seen[seen_offsets[b]:seen_offsets[b + 1]]``.
-        seen: int64 ``[m]`` items that must not be returned.
+        seen: int64 ``[m]`` items that must not be returned, distinct for a request.
         time_ms: int64 ``[B]``, when each request was made, int ms UTC.
         period: int64 ``[B]``, row of ``available_PN`` that holds for the request.
         available_PN: int64 ``[P, N]``, from when each item may be recommended.
