@@ -32,7 +32,7 @@ def allowed_entries(pools: Pools, exclusions: Exclusions, positive: bool = False
     offsets, ids, scores = pools
     if not positive:
         _refuse_nan(scores)
-    parts = exclusions.seen_offsets, exclusions.seen, exclusions.time_ms, exclusions.period, exclusions.available_PN
+    parts = exclusions.seen_offsets, exclusions.seen, exclusions.time_ms, exclusions.period, exclusions.available_ms
     kept_offsets = np.zeros(len(offsets), dtype=np.int64)
     kept_ids, kept_scores = np.empty(len(ids), dtype=np.int64), np.empty(len(ids), dtype=np.float32)
     _allowed_entries(offsets, ids, scores, *parts, positive, kept_offsets, kept_ids, kept_scores)
@@ -65,7 +65,7 @@ def best_scored(scores_BM: np.ndarray, ids_M: np.ndarray, exclusions: Exclusions
         DataError: if k is negative, or a score is NaN.
     """
     _refuse_nan(scores_BM)
-    parts = exclusions.seen_offsets, exclusions.seen, exclusions.time_ms, exclusions.period, exclusions.available_PN
+    parts = exclusions.seen_offsets, exclusions.seen, exclusions.time_ms, exclusions.period, exclusions.available_ms
     n_rows = len(scores_BM)
     room = n_rows * min(_checked(k), len(ids_M))
     return _lists(n_rows, room, lambda out: _best_scored(scores_BM, ids_M, *parts, k, *out))

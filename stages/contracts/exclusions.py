@@ -21,22 +21,22 @@ class Exclusions:
         seen_offsets: int64 ``[B + 1]``; request b has seen ``seen[seen_offsets[b]:seen_offsets[b + 1]]``.
         seen: int64 ``[m]`` items that must not be returned, distinct for a request.
         time_ms: int64 ``[B]``, when each request was made, int ms UTC.
-        period: int64 ``[B]``, row of ``available_PN`` that holds for the request.
-        available_PN: int64 ``[P, N]``, from when each item may be recommended.
+        period: int64 ``[B]``, row of ``available_ms`` that holds for the request.
+        available_ms: int64 ``[P, N]``, from when each item may be recommended.
     """
 
     seen_offsets: np.ndarray
     seen: np.ndarray
     time_ms: np.ndarray
     period: np.ndarray
-    available_PN: np.ndarray
+    available_ms: np.ndarray
 
     def __post_init__(self) -> None:
         sizes = {"seen_offsets": len(self.seen_offsets) - 1, "period": len(self.period)}
         for name, size in sizes.items():
             if size != len(self.time_ms):
                 raise DataError(f"Exclusions.{name}: {size} requests, expected those of time_ms, {len(self.time_ms)}")
-        n_periods, n_items = self.available_PN.shape
+        n_periods, n_items = self.available_ms.shape
         for name, values, limit in (("seen", self.seen, n_items), ("period", self.period, n_periods)):
             if len(values) and not 0 <= values.min() <= values.max() < limit:
                 wrong = values[(values < 0) | (values >= limit)][0]
@@ -48,7 +48,7 @@ class Exclusions:
     @property
     def n_items(self) -> int:
         """N."""
-        return int(self.available_PN.shape[1])
+        return int(self.available_ms.shape[1])
 
     def seen_by(self, number: int) -> np.ndarray:
         """Return the int64 items that request ``number`` has seen."""
@@ -58,9 +58,9 @@ class Exclusions:
         """Return those of some requests, by an int64 array of their numbers."""
         lengths = np.diff(self.seen_offsets)[rows]
         seen = self.seen[ranges(self.seen_offsets[:-1][rows], lengths)]
-        return Exclusions(row_offsets(lengths), seen, self.time_ms[rows], self.period[rows], self.available_PN)
+        return Exclusions(row_offsets(lengths), seen, self.time_ms[rows], self.period[rows], self.available_ms)
 
     def unborn(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Return bool ``[n]``: whether each of ``items`` may not be recommended yet to the request in ``rows``."""
-        later: np.ndarray = self.available_PN[self.period[rows], items] > self.time_ms[rows]
+        later: np.ndarray = self.available_ms[self.period[rows], items] > self.time_ms[rows]
         return later

@@ -60,7 +60,7 @@ def world(seed, n, crowded):
 def alone(search, queries, k, exclusions):
     """The answer of each request by itself."""
     for row in range(len(exclusions)):
-        unborn = np.flatnonzero(exclusions.available_PN[exclusions.period[row]] > exclusions.time_ms[row])
+        unborn = np.flatnonzero(exclusions.available_ms[exclusions.period[row]] > exclusions.time_ms[row])
         yield search.search(queries[row][None], k, [np.concatenate([exclusions.seen_by(row), unborn])])[0]
 
 
@@ -82,7 +82,7 @@ def test_a_block_answers_as_each_request_alone(kind, seed, n, k, tastes, overfet
         patch.setattr(module, "EXACT_UP_TO", exact)
         patch.setattr(block_module, "_SCORES", 4 * N if seed % 2 else 1 << 22)
         search = ItemSearch(INDEXES[kind], VECTORS, 2 if kind == "ivf_pq" else 1)
-        found = BlockSearch(search, exclusions.available_PN).search(queries, k, exclusions)
+        found = BlockSearch(search, exclusions.available_ms).search(queries, k, exclusions)
         expected = list(alone(search, queries, k, exclusions))
     assert len(found) == n
     for row, wanted in enumerate(expected):
@@ -110,7 +110,7 @@ def test_ties_go_to_the_lower_item():
     exclusions = Exclusions(
         np.array([0, 1, 1]), np.array([2]), np.array([5, 5]), np.array([0, 0]), np.array([[0, 0, 0, 9, 0, 0]])
     )
-    found = BlockSearch(ItemSearch(index, vectors), exclusions.available_PN).search(VECTORS[[0, 0]], 6, exclusions)
+    found = BlockSearch(ItemSearch(index, vectors), exclusions.available_ms).search(VECTORS[[0, 0]], 6, exclusions)
     assert [found.row(row).ids.tolist() for row in (0, 1)] == [[0, 1, 4, 5], [0, 1, 2, 4, 5]]
 
 
@@ -125,7 +125,7 @@ def test_who_has_seen_everything_gets_nothing():
 def test_no_request_is_no_answer():
     none = np.zeros(0, np.int64)
     exclusions = Exclusions(np.zeros(1, np.int64), none, none, none, np.zeros((1, N), np.int64))
-    found = BlockSearch(ItemSearch(INDEXES["flat"], VECTORS), exclusions.available_PN).search(
+    found = BlockSearch(ItemSearch(INDEXES["flat"], VECTORS), exclusions.available_ms).search(
         np.zeros((0, D), np.float32), 5, exclusions
     )
     assert len(found) == 0
@@ -143,4 +143,4 @@ def test_exclusions_that_do_not_fit_are_refused(change, message):
     one = np.zeros(1, np.int64)
     good = {"seen_offsets": np.array([0, 1]), "seen": one, "time_ms": one, "period": one}
     with pytest.raises(DataError, match=message):
-        Exclusions(**{**good, **change}, available_PN=np.zeros((1, N), np.int64))
+        Exclusions(**{**good, **change}, available_ms=np.zeros((1, N), np.int64))

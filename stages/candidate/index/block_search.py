@@ -49,7 +49,7 @@ class BlockSearch:
         Args:
             queries: float32 ``[B, D]`` or ``[B, T, D]``.
             k: how many items, at least 1.
-            exclusions: of the B requests, with the ``available_PN`` of this search.
+            exclusions: of the B requests, with the ``available_ms`` of this search.
 
         Raises:
             DataError: if a score is NaN.
@@ -176,9 +176,7 @@ class BlockSearch:
             found.append((part, self._finished(block, part, (pools[0][::n_tastes], *pools[1:]))))
         return found
 
-    def _excluded(
-        self, block: _Block, period: int, part: np.ndarray, n_born: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _excluded(self, block: _Block, period: int, part: np.ndarray, n_born: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what each request of a chunk excludes of its mask, as parallel numbers in ``part`` and items."""
         exclusions = block.exclusions.take(part)
         numbers = np.repeat(np.arange(len(part)), np.diff(exclusions.seen_offsets))
@@ -214,7 +212,8 @@ class _Block:
 
     def queries(self, rows: np.ndarray) -> np.ndarray:
         """Return the tastes of some requests one after the other, float32 ``[n * T, D]``."""
-        return self.queries_BTD[rows].reshape(-1, self.queries_BTD.shape[2])
+        queries_BD: np.ndarray = self.queries_BTD[rows].reshape(-1, self.queries_BTD.shape[2])
+        return queries_BD
 
 
 def _pools(ids_BK: np.ndarray, scores_BK: np.ndarray, n_rows: int) -> Pools:
