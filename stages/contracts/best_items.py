@@ -2,10 +2,14 @@
 
 The results are those of ``top_k`` request by request. Nothing here allocates an array of N for each request.
 
+A score and its item are compared as one int64 key: the bits of the score in an order that falls, then the item.
+
 Shapes: B requests, M items that are scored for all of them, N items, m entries of all pools.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -49,7 +53,8 @@ def best_entries(pools: Pools, k: int) -> ItemLists:
     offsets, ids, scores = pools
     _refuse_nan(scores)
     room = np.minimum(np.diff(offsets), _checked(k))
-    return _lists(len(room), int(room.sum()), lambda out: _best_entries(offsets, ids, scores, k, *out))
+    bits, widest = scores.view(np.int32), int(np.diff(offsets).max(initial=0))
+    return _lists(len(room), int(room.sum()), lambda out: _best_entries(offsets, ids, bits, k, widest, *out))
 
 
 def best_scored(scores_BM: np.ndarray, ids_M: np.ndarray, exclusions: Exclusions, k: int) -> ItemLists:
@@ -66,15 +71,16 @@ def best_scored(scores_BM: np.ndarray, ids_M: np.ndarray, exclusions: Exclusions
     """
     _refuse_nan(scores_BM)
     parts = exclusions.seen_offsets, exclusions.seen, exclusions.time_ms, exclusions.period, exclusions.available_ms
-    n_rows = len(scores_BM)
+    n_rows, bits_BM = len(scores_BM), scores_BM.view(np.int32)
     room = n_rows * min(_checked(k), len(ids_M))
-    return _lists(n_rows, room, lambda out: _best_scored(scores_BM, ids_M, *parts, k, *out))
+    return _lists(n_rows, room, lambda out: _best_scored(bits_BM, ids_M, *parts, k, *out))
 
 
-def _lists(n_rows: int, room: int, fill) -> ItemLists:  # type: ignore[no-untyped-def]
+def _lists(n_rows: int, room: int, fill: Callable[[Pools], None]) -> ItemLists:
+    """Return the lists that ``fill`` writes: offsets, items and the bits of scores."""
     offsets = np.zeros(n_rows + 1, dtype=np.int64)
     ids, scores = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.float32)
-    fill((offsets, ids, scores))
+    fill((offsets, ids, scores.view(np.int32)))
     size = int(offsets[-1])
     return ItemLists(offsets, ids[:size], scores[:size])
 
@@ -91,54 +97,68 @@ def _refuse_nan(scores: np.ndarray) -> None:
 
 
 @compiled
-def _worse(score: float, item: int, other_score: float, other_item: int) -> bool:
-    return score < other_score or (score == other_score and item > other_item)
+def _key(bits: int, item: int) -> int:
+    """Return a number that is lower for a better score, and of equal scores for the lower item."""
+    return (~_rising(bits) << 32) | item
 
 
 @compiled
-def _sift_down(scores: np.ndarray, ids: np.ndarray, start: int, size: int) -> None:
-    """Restore the heap whose root is its worst entry, from ``start`` down."""
-    score, item, place = scores[start], ids[start], start
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        if child + 1 < size and _worse(scores[child + 1], ids[child + 1], scores[child], ids[child]):
-            child += 1
-        if not _worse(scores[child], ids[child], score, item):
-            break
-        scores[place], ids[place] = scores[child], ids[child]
-        place = child
-    scores[place], ids[place] = score, item
+def _rising(bits: int) -> int:
+    """Return a number that is higher for a higher score; the same for both zeros."""
+    wide = np.int64(bits)
+    if wide == -0x80000000:
+        wide = np.int64(0)
+    return wide ^ ((wide >> 31) & 0x7FFFFFFF)
 
 
 @compiled
-def _offer(scores: np.ndarray, ids: np.ndarray, size: int, score: float, item: int) -> int:
-    """Add an entry to a heap with room for ``len(ids)``, in place of its worst if it is full; return the new size."""
-    if size == len(ids):
-        if size and _worse(scores[0], ids[0], score, item):
-            scores[0], ids[0] = score, item
-            _sift_down(scores, ids, 0, size)
-        return size
-    place = size
-    while place:
-        parent = (place - 1) // 2
-        if not _worse(score, item, scores[parent], ids[parent]):
-            break
-        scores[place], ids[place] = scores[parent], ids[parent]
-        place = parent
-    scores[place], ids[place] = score, item
-    return size + 1
+def _item_of(key: int) -> int:
+    return key & 0xFFFFFFFF
 
 
 @compiled
-def _sort(scores: np.ndarray, ids: np.ndarray, size: int) -> None:
-    """Turn the heap into a list, best first."""
-    for last in range(size - 1, 0, -1):
-        score, item = scores[0], ids[0]
-        scores[0], ids[0] = scores[last], ids[last]
-        scores[last], ids[last] = score, item
-        _sift_down(scores, ids, 0, last)
+def _bits_of(key: int) -> int:
+    rising = ~(key >> 32)
+    return rising ^ ((rising >> 31) & 0x7FFFFFFF)
+
+
+@compiled
+def _select(keys: np.ndarray, size: int, k: int) -> None:
+    """Move the lowest ``k`` of the first ``size`` keys, which are distinct, to the front (Hoare's quickselect)."""
+    low, high = 0, size - 1
+    while low < high:
+        middle = (low + high) // 2
+        first, second, third = keys[low], keys[middle], keys[high]
+        pivot = max(min(first, second), min(max(first, second), third))
+        left, right = low, high
+        while left <= right:
+            while keys[left] < pivot:
+                left += 1
+            while keys[right] > pivot:
+                right -= 1
+            if left <= right:
+                keys[left], keys[right] = keys[right], keys[left]
+                left += 1
+                right -= 1
+        if k - 1 <= right:
+            high = right
+        elif k - 1 >= left:
+            low = left
+        else:
+            break
+
+
+@compiled
+def _write(keys: np.ndarray, size: int, k: int, ids: np.ndarray, bits: np.ndarray, start: int) -> int:
+    """Write the best ``k`` of the first ``size`` keys in their order; return where they end."""
+    if size > k:
+        _select(keys, size, k)
+        size = k
+    keys[:size].sort()
+    for place in range(size):
+        ids[start + place] = _item_of(keys[place])
+        bits[start + place] = _bits_of(keys[place])
+    return start + size
 
 
 @compiled
@@ -180,25 +200,24 @@ def _allowed_entries(
 def _best_entries(
     offsets: np.ndarray,
     ids: np.ndarray,
-    scores: np.ndarray,
+    bits: np.ndarray,
     k: int,
+    widest: int,
     best_offsets: np.ndarray,
     best_ids: np.ndarray,
-    best_scores: np.ndarray,
+    best_bits: np.ndarray,
 ) -> None:
+    keys = np.empty(widest, dtype=np.int64)
     for row in range(len(offsets) - 1):
-        start = best_offsets[row]
-        stop = start + min(k, offsets[row + 1] - offsets[row])
-        heap_scores, heap_ids, size = best_scores[start:stop], best_ids[start:stop], 0
-        for entry in range(offsets[row], offsets[row + 1]):
-            size = _offer(heap_scores, heap_ids, size, scores[entry], ids[entry])
-        _sort(heap_scores, heap_ids, size)
-        best_offsets[row + 1] = start + size
+        size = offsets[row + 1] - offsets[row]
+        for place in range(size):
+            keys[place] = _key(bits[offsets[row] + place], ids[offsets[row] + place])
+        best_offsets[row + 1] = _write(keys, size, k, best_ids, best_bits, best_offsets[row])
 
 
 @compiled
 def _best_scored(
-    scores_BM: np.ndarray,
+    bits_BM: np.ndarray,
     ids_M: np.ndarray,
     seen_offsets: np.ndarray,
     seen: np.ndarray,
@@ -208,20 +227,25 @@ def _best_scored(
     k: int,
     best_offsets: np.ndarray,
     best_ids: np.ndarray,
-    best_scores: np.ndarray,
+    best_bits: np.ndarray,
 ) -> None:
     seen_in = np.full(available_PN.shape[1], -1, dtype=np.int32)
-    room = min(k, len(ids_M))
-    for row in range(len(scores_BM)):
+    kept = min(k, len(ids_M))
+    keys = np.empty(4 * kept + 64, dtype=np.int64)  # the best so far, and room for those to compare them with
+    for row in range(len(bits_BM)):
         for entry in range(seen_offsets[row], seen_offsets[row + 1]):
             seen_in[seen[entry]] = row
-        start, size = best_offsets[row], 0
-        heap_scores, heap_ids = best_scores[start : start + room], best_ids[start : start + room]
-        for column in range(len(ids_M) if room else 0):
-            score, item = scores_BM[row, column], ids_M[column]
-            if size == room and not _worse(heap_scores[0], heap_ids[0], score, item):
+        size, lowest = 0, np.int64(-0x80000000)  # below the lowest of the best so far is none of the best
+        for column in range(len(ids_M) if kept else 0):
+            if _rising(bits_BM[row, column]) < lowest:
                 continue
-            if seen_in[item] != row and available_PN[period[row], item] <= time_ms[row]:
-                size = _offer(heap_scores, heap_ids, size, score, item)
-        _sort(heap_scores, heap_ids, size)
-        best_offsets[row + 1] = start + size
+            item = ids_M[column]
+            if seen_in[item] == row or available_PN[period[row], item] > time_ms[row]:
+                continue
+            keys[size] = _key(bits_BM[row, column], item)
+            size += 1
+            if size == len(keys):
+                _select(keys, size, kept)
+                size = kept
+                lowest = ~(keys[:size].max() >> 32)
+        best_offsets[row + 1] = _write(keys, size, kept, best_ids, best_bits, best_offsets[row])
