@@ -108,7 +108,7 @@ def _rising(bits: int) -> int:
     wide = np.int64(bits)
     if wide == -0x80000000:
         wide = np.int64(0)
-    return wide ^ ((wide >> 31) & 0x7FFFFFFF)
+    return int(wide ^ ((wide >> 31) & 0x7FFFFFFF))
 
 
 @compiled
