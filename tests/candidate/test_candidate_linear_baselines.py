@@ -17,6 +17,7 @@ from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import read_json
+from stages.contracts.ragged import row_offsets
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import DAY_MS, EventTable, RankedTable
 from stages.features.config import FeatureConfig
@@ -225,10 +226,11 @@ def test_settings_that_are_not_given_are_those_of_a_baseline():
 
 def test_histories_weigh_by_place():
     histories = [np.array([3, 1]), np.array([], np.int64), np.array([0, 2, 3])]
-    dense = history_matrix(histories, 4, decay=1.0).toarray()
+    offsets, items = row_offsets([len(each) for each in histories]), np.concatenate(histories)
+    dense = history_matrix(offsets, items, 4, decay=1.0).toarray()
     wanted = [[0, 1, 0, np.exp(-1)], [0, 0, 0, 0], [np.exp(-2), 0, np.exp(-1), 1]]
     np.testing.assert_allclose(dense, wanted)
-    np.testing.assert_array_equal(history_matrix(histories, 4).toarray() > 0, dense > 0)
+    np.testing.assert_array_equal(history_matrix(offsets, items, 4).toarray() > 0, dense > 0)
 
 
 def test_bad_events_are_refused_before_anything_is_fitted(world, tmp_path):
