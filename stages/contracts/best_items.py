@@ -53,7 +53,7 @@ def best_entries(pools: Pools, k: int) -> ItemLists:
     offsets, ids, scores = pools
     _refuse_nan(scores)
     room = np.minimum(np.diff(offsets), _checked(k))
-    bits, widest = scores.view(np.int32), int(np.diff(offsets).max(initial=0))
+    bits, widest = _bits(scores), int(np.diff(offsets).max(initial=0))
     return _lists(len(room), int(room.sum()), lambda out: _best_entries(offsets, ids, bits, k, widest, *out))
 
 
@@ -71,7 +71,7 @@ def best_scored(scores_BM: np.ndarray, ids_M: np.ndarray, exclusions: Exclusions
     """
     _refuse_nan(scores_BM)
     parts = exclusions.seen_offsets, exclusions.seen, exclusions.time_ms, exclusions.period, exclusions.available_ms
-    n_rows, bits_BM = len(scores_BM), scores_BM.view(np.int32)
+    n_rows, bits_BM = len(scores_BM), _bits(scores_BM)
     room = n_rows * min(_checked(k), len(ids_M))
     return _lists(n_rows, room, lambda out: _best_scored(bits_BM, ids_M, *parts, k, *out))
 
@@ -83,6 +83,10 @@ def _lists(n_rows: int, room: int, fill: Callable[[Pools], None]) -> ItemLists:
     fill((offsets, ids, scores.view(np.int32)))
     size = int(offsets[-1])
     return ItemLists(offsets, ids[:size], scores[:size])
+
+
+def _bits(scores: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(scores, dtype=np.float32).view(np.int32)
 
 
 def _checked(k: int) -> int:
