@@ -2,7 +2,7 @@
 
 Serving and the step ``retrieve`` use the same ``CandidateScorer`` and ``Blend``.
 
-Shapes: B queries, D dimensions, L history length, N items. No torch here.
+Shapes: B queries, D dimensions, L history length, N items, P periods. No torch here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from stages.candidate.generators.blend import Blend, Blended
 from stages.candidate.generators.files import SOURCES_DIRECTORY
 from stages.candidate.generators.generator import CandidateRequest
+from stages.candidate.index.block_search import BlockSearch
 from stages.candidate.index.search import ItemSearch
 from stages.candidate.onnx_towers import UserTower, ranker_query
 from stages.contracts.artifacts import made_by
@@ -127,6 +128,14 @@ class CandidateScorer:
             filters: for each query bool ``[N]`` from ``ItemFilter``, or None for the whole index.
         """
         return self._search.search(queries, k, exclude, filters)
+
+    def blocks(self, available_PN: np.ndarray) -> BlockSearch:
+        """Return a search for many requests at a time.
+
+        Args:
+            available_PN: int64, from when each item may be recommended in each period.
+        """
+        return BlockSearch(self._search, available_PN)
 
 
 def _read_index(path: Path) -> Any:

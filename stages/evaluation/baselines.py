@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stages.contracts.ranking import ranked_table
-from stages.contracts.tables import EventTable, RankedTable, RequestTable, ScoredItems
+from stages.contracts.compiled import compiled
+from stages.contracts.ragged import places_in_rows
+from stages.contracts.tables import EventTable, RankedTable, RequestTable
 from stages.contracts.top_k import top_k
-from stages.contracts.touches import first_touches
+from stages.contracts.touches import TouchedBefore, first_touches
 
 _BLOCK_REQUESTS = 512
 _BLOCK_HALF_LIVES = 64  # weights inside a block stay below 2**64, far from overflow
@@ -37,23 +38,21 @@ class FirstTouches:
         self.user_index: np.ndarray = events.user_index[first]
         self.item_index: np.ndarray = events.item_index[first]
         self.time_ms: np.ndarray = events.event_time_ms[first]
-        order = np.argsort(self.user_index, kind="stable")
-        self._items: np.ndarray = self.item_index[order]
-        self._times: np.ndarray = self.time_ms[order]
-        users = int(self.user_index.max(initial=-1)) + 1
-        self._offsets = np.searchsorted(self.user_index[order], np.arange(users + 1))
+        self._before = TouchedBefore(self.user_index, self.item_index, self.time_ms)
 
     def touched(self, user_index: int, time_ms: int) -> np.ndarray:
         """Items that a user touched strictly before ``time_ms``, int64, oldest first."""
-        if user_index >= len(self._offsets) - 1:
-            return self._items[:0]
-        start, end = self._offsets[user_index], self._offsets[user_index + 1]
-        return self._items[start : start + np.searchsorted(self._times[start:end], time_ms, side="left")]
+        return self._before.items(np.array([user_index]), np.array([time_ms]))[1]
+
+    def seen(self, requests: RequestTable) -> tuple[np.ndarray, np.ndarray]:
+        """Items that each request's user touched before it: offsets int64 ``[Q + 1]`` and int64 items."""
+        return self._before.items(requests.user_index, requests.request_time_ms)
 
     def history_lengths(self, requests: RequestTable) -> np.ndarray:
         """Number of items that each request's user touched before it, int64 ``[Q]``."""
-        pairs = zip(requests.user_index.tolist(), requests.request_time_ms.tolist(), strict=True)
-        return np.array([len(self.touched(user, time)) for user, time in pairs], dtype=np.int64)
+        starts, ends = self._before.ends(requests.user_index, requests.request_time_ms)
+        lengths: np.ndarray = ends - starts
+        return lengths
 
 
 class _Scores:
@@ -70,27 +69,53 @@ class _Scores:
         self.values *= self.decay(time_ms)
         self._reference_ms = time_ms
 
-    def decay(self, time_ms: int) -> float:
-        """Weight at ``time_ms`` of a touch at the reference time."""
+    def decay(self, time_ms: np.ndarray | int) -> np.ndarray:
+        """Weight at each time of a touch at the reference time, float64."""
         if self.half_life_ms is None:
-            return 1.0
-        return float(np.exp2((self._reference_ms - time_ms) / self.half_life_ms))
+            return np.ones(np.shape(time_ms))
+        weights: np.ndarray = np.exp2((self._reference_ms - np.asarray(time_ms)) / self.half_life_ms)
+        return weights
 
     def advance(self, time_ms: int) -> None:
         """Count the touches strictly before ``time_ms``."""
-        end = int(np.searchsorted(self.touches.time_ms, time_ms, side="left"))
-        if end <= self._next:
-            return
+        items, weights = self.pending(time_ms)
+        np.add.at(self.values, items, weights)
+        self._next += len(items)
+
+    def pending(self, until_ms: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items of the touches not yet counted that happen before ``until_ms``, and what each adds to its item."""
+        end = max(int(np.searchsorted(self.touches.time_ms, until_ms, side="left")), self._next)
         rows = slice(self._next, end)
         weights = np.ones(end - self._next)
         if self.half_life_ms is not None:
             weights = np.exp2((self.touches.time_ms[rows] - self._reference_ms) / self.half_life_ms)
-        np.add.at(self.values, self.touches.item_index[rows], weights)
-        self._next = end
+        return self.touches.item_index[rows], weights
 
-    def pending(self, until_ms: int) -> np.ndarray:
-        """Items of the touches not yet counted that happen before ``until_ms``."""
-        return self.touches.item_index[self._next : np.searchsorted(self.touches.time_ms, until_ms, side="left")]
+    def rank(self, requests: RequestTable, available_from_ms: np.ndarray, pool: np.ndarray, k: int) -> RankedTable:
+        """Answer requests in the order of time from a pool of items, and count the touches before the last of them.
+
+        Args:
+            requests: none is before a touch that is counted already.
+            available_from_ms: int64 ``[N]``.
+            pool: int64 items; all that can be answered.
+            k: items per request.
+        """
+        times = requests.request_time_ms
+        items, weights = self.pending(int(times[-1]))
+        ends = np.searchsorted(self.touches.time_ms, times, side="left") - self._next
+        pool = pool[np.lexsort((pool, -self.values[pool]))]
+        offsets, room = np.zeros(len(requests) + 1, dtype=np.int64), len(requests) * min(k, len(pool))
+        ids, scores = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.float32)
+        given = (*self.touches.seen(requests), times, available_from_ms, self.decay(times))
+        _rank_block(self.values, pool, items, weights, ends, *given, k, offsets, ids, scores)
+        self._next += len(items)
+        lengths = np.diff(offsets)
+        return RankedTable(
+            request_id=np.repeat(requests.request_id, lengths),
+            item_index=ids[: offsets[-1]].copy(),
+            score=scores[: offsets[-1]].copy(),
+            rank=places_in_rows(lengths).astype(np.int32),
+        )
 
 
 def popularity_rankings(
@@ -120,31 +145,26 @@ def popularity_rankings(
         Tables of whole requests in time order, at most about four million rows each.
     """
     scores = _Scores(touches, len(available_from_ms), half_life_ms)
-    is_touched = np.zeros(len(available_from_ms), dtype=bool)
-    request_ids: list[int] = []
-    answers: list[ScoredItems] = []
+    answers: list[RankedTable] = []
     for block in _blocks(requests.request_time_ms, half_life_ms):
         rows = requests.take(np.arange(block.start, block.stop))
-        touched = [touches.touched(int(u), int(t)) for u, t in zip(rows.user_index, rows.request_time_ms, strict=True)]
         first_ms, last_ms = int(rows.request_time_ms[0]), int(rows.request_time_ms[-1])
         scores.rebase(first_ms)
         scores.advance(first_ms)
-        pool = _pool(scores, available_from_ms, first_ms, last_ms, k + max(len(items) for items in touched))
-        for row, items in enumerate(touched):
-            time_ms = int(rows.request_time_ms[row])
-            scores.advance(time_ms)
-            is_touched[items] = True
-            allowed = pool[~is_touched[pool] & (available_from_ms[pool] <= time_ms)]
-            is_touched[items] = False
-            best = allowed[top_k(scores.values[allowed], k)]
-            weights = scores.values[best] * scores.decay(time_ms)
-            request_ids.append(int(rows.request_id[row]))
-            answers.append(ScoredItems(best, weights.astype(np.float32)))
+        most_seen = int(touches.history_lengths(rows).max())
+        pool = _pool(scores, available_from_ms, first_ms, last_ms, k + most_seen)
+        answers.append(scores.rank(rows, available_from_ms, pool, k))
         if sum(map(len, answers)) >= _TABLE_ROWS - _BLOCK_REQUESTS * k:
-            yield ranked_table(request_ids, answers)
-            request_ids, answers = [], []
+            yield _joined(answers)
+            answers = []
     if answers:
-        yield ranked_table(request_ids, answers)
+        yield _joined(answers)
+
+
+def _joined(tables: list[RankedTable]) -> RankedTable:
+    return RankedTable(
+        **{name: np.concatenate([getattr(table, name) for table in tables]) for name in RankedTable.TYPES}
+    )
 
 
 def _blocks(times: np.ndarray, half_life_ms: float | None) -> Iterator[slice]:
@@ -163,4 +183,57 @@ def _pool(scores: _Scores, available_from_ms: np.ndarray, first_ms: int, last_ms
     born = np.flatnonzero(available_from_ms <= first_ms)
     best = born[top_k(scores.values[born], size)]
     newborn = np.flatnonzero((available_from_ms > first_ms) & (available_from_ms <= last_ms))
-    return np.unique(np.concatenate([best, newborn, scores.pending(last_ms)]))
+    return np.unique(np.concatenate([best, newborn, scores.pending(last_ms)[0]]))
+
+
+@compiled
+def _rank_block(
+    values: np.ndarray,
+    pool: np.ndarray,
+    items: np.ndarray,
+    weights: np.ndarray,
+    ends: np.ndarray,
+    seen_offsets: np.ndarray,
+    seen: np.ndarray,
+    times: np.ndarray,
+    available_from_ms: np.ndarray,
+    decays: np.ndarray,
+    k: int,
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    scores: np.ndarray,
+) -> None:
+    """Walk down the pool, which stays sorted by value and item while touches are counted, once for each request."""
+    seen_in = np.full(len(values), -1, dtype=np.int32)  # the last request whose user has touched the item
+    place = np.empty(len(values), dtype=np.int64)
+    for position in range(len(pool)):
+        place[pool[position]] = position
+    counted = 0
+    for row in range(len(times)):
+        while counted < ends[row]:
+            values[items[counted]] += weights[counted]
+            _rise(values, pool, place, items[counted])
+            counted += 1
+        for entry in range(seen_offsets[row], seen_offsets[row + 1]):
+            seen_in[seen[entry]] = row
+        size, last = offsets[row], offsets[row] + k
+        for item in pool:
+            if size == last:
+                break
+            if seen_in[item] != row and available_from_ms[item] <= times[row]:
+                ids[size], scores[size] = item, values[item] * decays[row]
+                size += 1
+        offsets[row + 1] = size
+
+
+@compiled
+def _rise(values: np.ndarray, pool: np.ndarray, place: np.ndarray, item: int) -> None:
+    """Move an item up to its place in the pool after its value has grown."""
+    position, value = place[item], values[item]
+    while position > 0:
+        above = pool[position - 1]
+        if values[above] > value or (values[above] == value and above < item):
+            break
+        pool[position], place[above] = above, position
+        position -= 1
+    pool[position], place[item] = item, position

@@ -8,18 +8,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 
 from stages.candidate.linear import baselines as linear_baselines
-from stages.candidate.linear.baselines import fit_baselines, history_matrix, rank_baselines
+from stages.candidate.linear.baselines import Popularity, fit_baselines, history_matrix, rank_baselines
 from stages.candidate.linear.config import BaselineAls, BaselineEase, BaselinesConfig, RankBaselinesConfig
 from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError, EmptyDatasetError
 from stages.contracts.files import read_json
-from stages.contracts.snapshot import Snapshot
+from stages.contracts.ragged import row_offsets
+from stages.contracts.snapshot import ItemTable, Snapshot
 from stages.contracts.tables import DAY_MS, EventTable, RankedTable
+from stages.contracts.touches import first_touches, touching
 from stages.features.config import FeatureConfig
+from stages.features.replay import replay
+from stages.features.state import FunnelState
+from tests.builders import snapshots
 
 N_USERS, N_ITEMS, K, HALF_LIFE_MS = 30, 14, 6, 30 * DAY_MS
 TO_COME, WITHHELD = 12, 13  # an item born at 11,600, and one that is withheld from the evaluation
@@ -156,6 +163,37 @@ def test_every_answer_is_that_of_the_definition(world, answered, name, by_hand):
     assert read_json(directory / "baselines.json") == {"rows": ["ease", "ials"], "left_out": {}}
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.integers(0, 40), st.integers(1, 10))
+def test_popularity_is_that_of_the_state(seed, n, n_requests):
+    """With repeated touches, exposures, and touches at the very time of a request."""
+    rng, (half_life, n_items) = np.random.default_rng(seed), (30.0, 6)
+    time_ms, asked = (np.sort(rng.integers(0, 50, size)) * DAY_MS for size in (n, n_requests))
+    events = snapshots.event_table(
+        rng.integers(0, 4, n), rng.integers(0, n_items, n), time_ms, signal=rng.integers(0, 2, n)
+    )
+    requests = snapshots.request_table(rng.integers(0, 5, n_requests), asked, 2)
+    items = ItemTable(
+        **{name: np.array([""] * n_items, object) for name in ("item_id", "title")},
+        created_at_ms=np.zeros(n_items, np.int64),
+        duration_s=np.ones(n_items, np.float32),
+        category_offsets=np.zeros(n_items + 1, np.int64),
+        category_codes=np.zeros(0, np.int32),
+        n_categories=1,
+    )
+    features = FeatureConfig(half_lives_days=(1.0, 3.0, half_life))
+    state = FunnelState.empty(items, features, ("click", "impression"), (snapshots.CLICK,), 5)
+    first = np.sort(first_touches(events, touching(("click", "impression"), features.exposure_signals)))
+    popularity = Popularity(events.take(first), n_items, half_life * DAY_MS)
+    half = n_requests // 2
+    found = np.concatenate([popularity.scores(asked[:half]), popularity.scores(asked[half:])])
+    offsets, seen = popularity.before.items(requests.user_index, asked)
+    for row in replay(events, requests, state):
+        np.testing.assert_allclose(found[row], state.popularity(int(asked[row]), -1), rtol=3e-7)
+        touched = state.touched(int(requests.user_index[row]))
+        assert seen[offsets[row] : offsets[row + 1]].tolist() == touched.tolist()
+
+
 def test_a_history_may_forget(world, tmp_path):
     baselines = BaselinesConfig(rows=("ease",), ease=BaselineEase(regularisation=7, decay=2))
     _, info = rank_baselines(CONFIG.model_copy(update={"baselines": baselines}), {"snapshot": world}, tmp_path)
@@ -225,10 +263,11 @@ def test_settings_that_are_not_given_are_those_of_a_baseline():
 
 def test_histories_weigh_by_place():
     histories = [np.array([3, 1]), np.array([], np.int64), np.array([0, 2, 3])]
-    dense = history_matrix(histories, 4, decay=1.0).toarray()
+    offsets, items = row_offsets([len(each) for each in histories]), np.concatenate(histories)
+    dense = history_matrix(offsets, items, 4, decay=1.0).toarray()
     wanted = [[0, 1, 0, np.exp(-1)], [0, 0, 0, 0], [np.exp(-2), 0, np.exp(-1), 1]]
     np.testing.assert_allclose(dense, wanted)
-    np.testing.assert_array_equal(history_matrix(histories, 4).toarray() > 0, dense > 0)
+    np.testing.assert_array_equal(history_matrix(offsets, items, 4).toarray() > 0, dense > 0)
 
 
 def test_bad_events_are_refused_before_anything_is_fitted(world, tmp_path):

@@ -21,6 +21,7 @@ item = np.concatenate([rng.choice(items, length, replace=False) for _ in range(u
 user = np.repeat(np.arange(users), length)
 history = sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=(users, items))
 linalg.cho_solve(linalg.cho_factor(np.eye(300) + 1), np.eye(300))  # what the libraries take once
+ImplicitAls.fit(history[:2], ImplicitAlsSettings(factors=2, confidence=5, regularisation=10, iterations=1), 0)
 
 
 def memory(field):

@@ -115,7 +115,7 @@ def test_a_filter_of_far_away_items_loses_nothing(kind):
 
 def test_a_filter_compares_at_least_as_many_vectors_as_a_search_without():
     index = made("ivf_flat", np.arange(N), 3)
-    lists, compared = ItemSearch(index, VECTORS)._filtered, []
+    lists, compared = ItemSearch(index, VECTORS).filtered, []
     assert isinstance(lists, module._Lists)
     mask = np.random.default_rng(1).random(N) < 0.5
     original = module.faiss.SearchParametersIVF
@@ -152,9 +152,9 @@ def test_few_allowed_items_and_sparse_ones_are_compared_exactly(monkeypatch, n_a
     monkeypatch.setattr(module, "EXACT_UP_TO", 8)
     for ids, few in ((np.arange(N), exactly), (np.arange(80), n_allowed <= 8)):
         search, asked = ItemSearch(made("ivf_flat", ids, 1), VECTORS, 1), []
-        inner = search._filtered.search
+        inner = search.filtered.search
         monkeypatch.setattr(
-            search._filtered, "search", lambda *a, inner=inner, asked=asked: asked.append(1) or inner(*a)
+            search.filtered, "search", lambda *a, inner=inner, asked=asked: asked.append(1) or inner(*a)
         )
         search.search(VECTORS[:1], 3, [np.empty(0, np.int64)], [np.arange(N) < n_allowed])
         assert bool(asked) != few, len(ids)

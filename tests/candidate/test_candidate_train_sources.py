@@ -8,25 +8,32 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.candidate.config import IndexConfig, RetrieveConfig
-from stages.candidate.generators.blend import Blend
+from stages.candidate.generators.blend import Blend, Blended
 from stages.candidate.generators.config import LearningConfig, SourcesConfig, TrainSourcesConfig
 from stages.candidate.generators.files import SourcesSummary, read_summary
+from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest
 from stages.candidate.generators.quotas import ListedItems, learn_quotas
 from stages.candidate.index.step import build_index
 from stages.candidate.retrieval.fit_generators import train_sources
+from stages.candidate.retrieval.retriever import empty_state
 from stages.candidate.retrieval.step import retrieve
+from stages.candidate.scorer import CandidateScorer
+from stages.contracts.candidate_blocks import candidate_blocks
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import sha256_file, write_json
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.tables import CandidateTable, ScoredItems
 from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.history import Moment, tower_inputs
+from stages.features.replay import replay
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 N_ITEMS, BLOCK, K = 60, 15, 8
@@ -155,6 +162,85 @@ def test_every_source_answers_each_request_with_unseen_items_that_exist(world, t
     found = set(zip(table.request_id.tolist(), table.item_index.tolist(), strict=True))
     hits = np.array([pair in found for pair in zip(wanted.request_id, wanted.item_index, strict=True)])
     assert metrics["evaluation_recall"] == pytest.approx(hits[requests.part[wanted.request_id] == 2].mean())
+
+
+class Recent(CandidateGenerator):
+    """What was touched last by anybody: it reads the state, and no replay has a reader for it."""
+
+    name = "content"
+    reads_state = True
+    answers_newcomers = True
+
+    @classmethod
+    def load(cls, settings, arrays, n_items):
+        return cls()
+
+    def candidates(self, request, state):
+        return np.arange(N_ITEMS), state.touches + 1.0 / (1 + np.arange(N_ITEMS))
+
+
+def one_by_one(inputs: dict[str, Path], blend: Blend):
+    """Yield the answer to each request by the calls that the server makes."""
+    snapshot, scorer = Snapshot(inputs["snapshot"]), CandidateScorer.load(inputs["candidate"], inputs["index"])
+    requests, contexts, state = snapshot.requests(), snapshot.contexts(), empty_state(snapshot, FEATURES, blend)
+    for row in replay(snapshot.events(), requests, state):
+        user, time_ms = int(requests.user_index[row]), int(requests.request_time_ms[row])
+        history, seen, context = state.history(user), state.touched(user), tuple(contexts[requests.context[row]])
+        available_ms = state.items.available_from_ms(int(requests.part[row]))
+        request = CandidateRequest(history.items, time_ms, context, seen, available_ms)
+        if not len(history.items):
+            popular = state.popular(time_ms, K, seen, available_ms)
+            items = blend.for_newcomer(request, state, popular, K)
+            yield Blended.of_one(items, "popular", blend.names)
+            continue
+        query = scorer.embed(tower_inputs([history], [Moment(time_ms, user, context)], FEATURES, N_ITEMS))
+        unborn = np.flatnonzero(available_ms > time_ms)
+        tower = scorer.search(query, K, [np.concatenate([seen, unborn])])[0]
+        yield blend.mix(blend.complete(blend.read(request, state, K), request, state, tower, K), K)
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_blocks_are_answered_as_the_server_answers_one_request(world, tmp_path, monkeypatch, called) -> None:
+    """Also with a generator that must be called at each request, and with blocks of one and of all requests."""
+    _, inputs = run(world, tmp_path / "sources", names=ALL, trending=WINDOWS, quotas={"tower": 2})
+    blend = Blend.load(inputs["sources"] / "sources", N_ITEMS)
+    if called:
+        blend = Blend(blend.summary, [each if each.name != "content" else Recent() for each in blend._generators])
+    monkeypatch.setattr(Blend, "load", lambda *_: blend)
+    expected = list(one_by_one(inputs, blend))
+    assert blend.visits == called
+    for block in (1, 37, 10_000):
+        directory = tmp_path / str(block)
+        directory.mkdir()
+        retrieve(RetrieveConfig(candidate_k=K, block=block, features=FEATURES), inputs, directory)
+        table = CandidateTable.read(directory / "candidates.parquet")
+        scores = SourceScores.read(directory / SOURCE_SCORES_FILE, ALL)
+        sizes = [pq.ParquetFile(directory / name) for name in ("candidates.parquet", SOURCE_SCORES_FILE)]
+        rows = [[file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] for file in sizes]
+        assert [n for n in rows[0] if n] == [n for n in rows[1] if n]
+        np.testing.assert_array_equal(table.item_index, np.concatenate([each.items.ids for each in expected]))
+        np.testing.assert_array_equal(table.score, np.concatenate([each.items.scores for each in expected]))
+        np.testing.assert_array_equal(table.source, np.concatenate([each.source for each in expected]))
+        np.testing.assert_array_equal(scores.ranks, np.concatenate([each.sources.ranks for each in expected]))
+        wanted = np.concatenate([each.sources.scores for each in expected])
+        np.testing.assert_allclose(scores.scores, wanted, atol=2e-6)  # the tower multiplies a block in another order
+        np.testing.assert_array_equal(scores.scores[:, 1:], wanted[:, 1:])
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_request_and_one_request(world, tmp_path, n) -> None:
+    _, inputs = run(world, tmp_path / "sources", names=("tower", "ease"))
+    snapshot = tmp_path / "snapshot"
+    shutil.copytree(world["snapshot"], snapshot)
+    requests = Snapshot(snapshot).requests()
+    requests.take(np.arange(n)).write(snapshot / "requests.parquet")
+    targets = pq.read_table(snapshot / "targets.parquet")
+    pq.write_table(targets.filter(pa.compute.less(targets["request_id"], n)), snapshot / "targets.parquet")
+    metrics = retrieved({**inputs, "snapshot": snapshot}, tmp_path / "out")
+    assert metrics["requests"] == n
+    blocks = list(candidate_blocks(tmp_path / "out", ("tower", "ease")))
+    assert sum(len(block.rows) for block in blocks) == n * K
+    assert np.load(tmp_path / "out" / "queries.npy").shape == (n, 16)
 
 
 def test_the_towers_own_recall_is_that_of_a_run_without_other_sources(world, tmp_path) -> None:

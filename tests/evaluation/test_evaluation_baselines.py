@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.contracts.tables import EventTable, RequestTable
+from stages.contracts.tables import EventTable, RankedTable, RequestTable
+from stages.contracts.top_k import top_k
 from stages.evaluation import baselines
 from stages.evaluation.baselines import FirstTouches, popularity_rankings
 
@@ -79,6 +80,62 @@ def test_rankings_equal_counting_by_hand(rows, asked, born, k, half_life, block)
             assert items == best
         else:  # sums of powers may tie within rounding: then the scores above say it all
             np.testing.assert_allclose([wanted[item] for item in items], scores, rtol=1e-5, atol=1e-30)
+
+
+def request_by_request(
+    touches: FirstTouches, requests: RequestTable, born: np.ndarray, k: int, half_life: float | None
+):
+    """Yield each answer: the whole catalogue is sorted anew, in the same blocks, so that sums round alike."""
+    values, reference, done = np.zeros(len(born)), 0, 0
+    first_of_block = {block.start for block in baselines._blocks(requests.request_time_ms, half_life)}
+    for row, (user, time) in enumerate(zip(requests.user_index, requests.request_time_ms, strict=True)):
+        if row in first_of_block:
+            values *= 1.0 if half_life is None else np.exp2((reference - time) / half_life)
+            reference = time
+        end = np.searchsorted(touches.time_ms, time, side="left")
+        for touch in range(done, end):
+            age_ms = touches.time_ms[touch] - reference
+            values[touches.item_index[touch]] += 1.0 if half_life is None else np.exp2(age_ms / half_life)
+        done = end
+        allowed = np.setdiff1d(np.flatnonzero(born <= time), touches.touched(user, time))
+        best = allowed[top_k(values[allowed], k)]
+        now = values[best] * (1.0 if half_life is None else np.exp2((reference - time) / half_life))
+        yield best, now.astype(np.float32)
+
+
+wide_triples = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 29), st.integers(0, 40)), max_size=120)
+wide_pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 45)), min_size=1, max_size=20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(wide_triples, wide_pairs, st.integers(0, 9), st.integers(1, 32), st.sampled_from([None, 0.5, 8.0]))
+def test_a_block_is_ranked_as_each_request_is(rows, asked, seed, k, half_life):
+    """The pool of a block, and its order while touches are counted, change no item and no bit of a score."""
+    rng = np.random.default_rng(seed)
+    touches, requests = FirstTouches(events_of(rows), TOUCHING), requests_of(asked)
+    born = np.where(rng.random(30) < 0.5, 0, rng.integers(0, 60, 30))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "_BLOCK_REQUESTS", int(rng.integers(1, 8)))
+        tables = list(popularity_rankings(touches, requests, born, k, half_life))
+        wanted = list(request_by_request(touches, requests, born, k, half_life))
+    found = {name: np.concatenate([getattr(table, name) for table in tables]) for name in RankedTable.TYPES}
+    lengths = [len(items) for items, _ in wanted]
+    np.testing.assert_array_equal(found["request_id"], np.repeat(requests.request_id, lengths))
+    np.testing.assert_array_equal(found["item_index"], np.concatenate([items for items, _ in wanted]))
+    np.testing.assert_array_equal(found["score"], np.concatenate([scores for _, scores in wanted]))
+    np.testing.assert_array_equal(found["rank"], np.concatenate([np.arange(length) for length in lengths]))
+
+
+def test_a_user_who_touched_everything_and_one_who_asks_first():
+    """One user has all events; the first request is at the time of the first event; k is beyond the catalogue."""
+    touches = FirstTouches(events_of([(0, item, 10 + item) for item in range(N_ITEMS)]), TOUCHING)
+    asked = requests_of([(0, 10), (0, 99), (1, 99)])
+    (table,) = popularity_rankings(touches, asked, np.zeros(N_ITEMS, dtype=np.int64), 100)
+    assert np.bincount(table.request_id, minlength=3).tolist() == [N_ITEMS, 0, N_ITEMS]
+
+
+def test_no_request_is_no_ranking():
+    assert not list(popularity_rankings(FirstTouches(events_of([]), TOUCHING), requests_of([]), np.zeros(3), 2))
 
 
 def test_trending_forgets_and_popularity_does_not():

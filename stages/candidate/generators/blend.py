@@ -6,7 +6,9 @@ The candidates are the first q_s items of each generator's list. Where generator
 2009): the sum over the generators of q_s / candidate_k / (60 + rank), with rank from 1, so that scores of different
 scales are never compared. Ties go to the better best rank, then to the lower item index.
 
-Shapes: n candidates of one request, S generators.
+One request is mixed here, a block of requests in ``mixing``, with the same result.
+
+Shapes: B requests of a block, n candidates of one request, S generators.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from stages.candidate.generators.files import SourcesSummary, load_arrays, read_summary
-from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest, best_of
+from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest, RequestBlock, best_of
+from stages.candidate.generators.mixing import RRF_K, MixedLists, joined_lists, mixed_lists
 from stages.candidate.generators.table import TOWER, generator_class
 from stages.contracts.errors import ReleaseError
+from stages.contracts.item_lists import ItemLists
 from stages.contracts.sources import SourceScores, source_code
 from stages.contracts.tables import ScoredItems
 from stages.features.config import TrendingConfig
+from stages.features.reading import Wanted
 from stages.features.state import FunnelState
-
-RRF_K = 60
-"""The constant of the paper: the larger it is, the less the first ranks weigh against the next ones."""
 
 _UNRANKED = np.iinfo(np.int32).max
 
@@ -166,6 +168,67 @@ class Blend:
         ids = joined[np.sort(first)][:k]
         return ScoredItems(ids=ids, scores=(1.0 / (RRF_K + 1.0 + np.arange(len(ids)))).astype(np.float32))
 
+    def want(self, wanted: Wanted) -> Wanted:
+        """Return what a replay reads, with the lists of the generators that have a reader there."""
+        for generator in self._generators:
+            wanted = generator.want(wanted)
+        return wanted
+
+    @property
+    def visits(self) -> bool:
+        """Whether a generator must be called at each request of a replay."""
+        return any(generator.reads_state and not generator.read_as for generator in self._generators)
+
+    def visit(self, request: CandidateRequest, state: FunnelState, k: int) -> dict[str, ScoredItems]:
+        """Return up to ``k`` items of each generator that must be called at the request, from the state as it is."""
+        return {
+            generator.name: best_of(generator.candidates(request, state), request, k)
+            for generator in self._generators
+            if generator.reads_state and not generator.read_as
+        }
+
+    def block_lists(
+        self, read: Mapping[str, ItemLists], block: RequestBlock, state: FunnelState, k: int
+    ) -> dict[str, ItemLists]:
+        """Return the lists of all generators but the two-tower index, for a block of requests.
+
+        Args:
+            read: the lists of a ``Reading`` by name, and those of the generators that were called at each request.
+            block: the requests.
+            state: not read.
+            k: items of a list, at most.
+        """
+        return {
+            generator.name: read[generator.read_as or generator.name]
+            if generator.reads_state
+            else generator.lists(block, state, k)
+            for generator in self._generators
+        }
+
+    def block_for_newcomers(
+        self, lists: Mapping[str, ItemLists], popular: ItemLists, k: int, n_items: int
+    ) -> ItemLists:
+        """Return what ``for_newcomer`` returns for each request of a block.
+
+        Args:
+            lists: of ``block_lists``.
+            popular: the popular items of each request.
+            k: items wanted.
+            n_items: size of the catalogue.
+        """
+        answering = [lists[generator.name] for generator in self._generators if generator.answers_newcomers]
+        return joined_lists(answering, popular, k, n_items)
+
+    def mix_block(self, lists: Mapping[str, ItemLists], k: int, n_items: int) -> MixedLists:
+        """Return what ``mix`` returns for each request of a block.
+
+        Args:
+            lists: of ``block_lists``, and the two-tower list.
+            k: ``candidate_k``.
+            n_items: size of the catalogue.
+        """
+        return mixed_lists({name: lists[name] for name in self.names}, self.quotas, k, n_items)
+
     def mix(self, lists: Mapping[str, ScoredItems], k: int) -> Blended:
         """Choose by quotas and order by fused rank; see the module.
 
@@ -180,7 +243,8 @@ class Blend:
         items = np.concatenate([chosen, filling])
         source_scores = _look_up(items, lists, self.names)
         quotas = np.array([self.quotas[name] for name in self.names])
-        fused = np.where(source_scores.ranks >= 0, quotas / k / (RRF_K + source_scores.ranks + 1.0), 0.0).sum(axis=1)
+        shares = np.where(source_scores.ranks >= 0, quotas / k / (RRF_K + source_scores.ranks + 1.0), 0.0)
+        fused = sum(shares.T, np.zeros(len(items)))  # one generator after the other: ``mixing`` sums in the same order
         ranks = np.where(source_scores.ranks >= 0, source_scores.ranks, _UNRANKED)
         order = np.lexsort((items, ranks.min(axis=1, initial=_UNRANKED), -fused))
         inside = np.where(ranks < quotas, ranks, _UNRANKED)

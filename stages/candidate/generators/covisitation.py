@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from stages.candidate.generators.generator import (
@@ -10,9 +12,11 @@ from stages.candidate.generators.generator import (
     CandidateRequest,
     Pool,
     newest_items,
+    place_weights,
     summed_links,
 )
 from stages.candidate.generators.settings import GeneratorSettings
+from stages.features.reading import COVISITATION, CovisitationReading, Wanted
 from stages.features.state import FunnelState
 
 
@@ -25,6 +29,7 @@ class Covisitation(CandidateGenerator):
 
     name = "covisitation"
     reads_state = True
+    read_as = COVISITATION
 
     def __init__(self, settings: GeneratorSettings) -> None:
         self._settings = settings
@@ -41,3 +46,8 @@ class Covisitation(CandidateGenerator):
         weights = weights / np.sqrt(np.maximum(state.touches[history], 1))
         ids, scores = summed_links([items for items, _ in rows], [links for _, links in rows], weights)
         return ids, scores / np.sqrt(np.maximum(state.touches[ids] + self._settings.covisitation_smoothing, 1))
+
+    def want(self, wanted: Wanted) -> Wanted:
+        """Ask for the list of links."""
+        reading = CovisitationReading(place_weights(self._settings), self._settings.covisitation_smoothing)
+        return replace(wanted, covisitation=reading)

@@ -7,7 +7,8 @@ these two.
 No torch and no scipy at the top of a generator's module: serving imports it. What ``fit`` and ``refresh`` need is
 imported inside of them.
 
-Shapes: H items of a history, M items of a pool, N items, U users.
+Shapes: B requests of a block, H items of a history, L history length, M items of a pool, N items, U users, X context
+columns.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import numpy as np
 
 from stages.candidate.generators.settings import GeneratorSettings
 from stages.contracts.config import Config
+from stages.contracts.exclusions import Exclusions
+from stages.contracts.item_lists import ItemLists
 from stages.contracts.snapshot import ItemTable, Snapshot
 from stages.contracts.tables import ScoredItems
 from stages.contracts.top_k import top_k
 from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.reading import Wanted
 from stages.features.state import FunnelState
 
 Arrays = Mapping[str, np.ndarray]
@@ -51,6 +55,37 @@ class CandidateRequest:
     context: Sequence[int]
     seen: np.ndarray
     available_ms: np.ndarray
+
+
+@dataclass(frozen=True)
+class RequestBlock:
+    """Requests that are answered together, as the generators read them.
+
+    Attributes:
+        history: int64 ``[B, L]`` items, newest first, padded on the right.
+        lengths: int64 ``[B]``, items of each history.
+        context: int64 ``[B, X]``, as ``CandidateRequest.context``.
+        exclusions: times of the requests, and what must not be returned.
+    """
+
+    history: np.ndarray
+    lengths: np.ndarray
+    context: np.ndarray
+    exclusions: Exclusions
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def request(self, number: int) -> CandidateRequest:
+        """Return one of the requests."""
+        exclusions = self.exclusions
+        return CandidateRequest(
+            history=self.history[number, : self.lengths[number]],
+            time_ms=int(exclusions.time_ms[number]),
+            context=tuple(self.context[number].tolist()),
+            seen=exclusions.seen_by(number),
+            available_ms=exclusions.available_ms[exclusions.period[number]],
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,8 @@ class CandidateGenerator(ABC):
         arrays: the arrays that ``fit`` returns, by name. A release holds each as ``sources/<name>_<array>.npy``.
         reads_state: whether the candidates depend on the state. The server then calls ``candidates`` while it holds
             the state's lock.
+        read_as: the list of a ``Reading`` that holds this generator's best candidates, so that ``candidates`` need not
+            be called at each request of a replay; empty where there is no such list. See ``want``.
         answers_newcomers: whether it also answers requests without a history, ahead of the popular list.
     """
 
@@ -89,6 +126,7 @@ class CandidateGenerator(ABC):
     own_settings: ClassVar[type[Config] | None] = None
     arrays: ClassVar[Mapping[str, np.dtype]] = {}
     reads_state: ClassVar[bool] = False
+    read_as: ClassVar[str] = ""
     answers_newcomers: ClassVar[bool] = False
 
     @classmethod
@@ -135,6 +173,23 @@ class CandidateGenerator(ABC):
         Items with a score of 0 or below are no candidates.
         """
 
+    def want(self, wanted: Wanted) -> Wanted:
+        """Return what a replay reads, with the list ``read_as`` added."""
+        return wanted
+
+    def lists(self, block: RequestBlock, state: FunnelState, k: int) -> ItemLists:
+        """Return the best ``k`` candidates of each request of a block, where they do not depend on the state.
+
+        Without a method of its own a generator is called request by request.
+
+        Args:
+            block: the requests.
+            state: not read.
+            k: items of a list, at most.
+        """
+        requests = [block.request(number) for number in range(len(block))]
+        return ItemLists.join([best_of(self.candidates(request, state), request, k) for request in requests])
+
 
 def best_of(pool: Pool, request: CandidateRequest, k: int) -> ScoredItems:
     """Return the best ``k`` items of a pool that the request allows; ties by item index."""
@@ -148,7 +203,12 @@ def best_of(pool: Pool, request: CandidateRequest, k: int) -> ScoredItems:
 def newest_items(history: np.ndarray, settings: GeneratorSettings) -> Pool:
     """Return the newest items of a history, and their weights by position."""
     newest = history[: settings.history_length]
-    return newest, np.exp(-np.arange(len(newest)) / settings.history_decay)
+    return newest, place_weights(settings)[: len(newest)]
+
+
+def place_weights(settings: GeneratorSettings) -> np.ndarray:
+    """Return the float64 weight of each of the newest ``history_length`` items, newest first."""
+    return np.exp(-np.arange(settings.history_length) / settings.history_decay)
 
 
 def summed_links(items: list[np.ndarray], links: list[np.ndarray], weights: np.ndarray) -> Pool:

@@ -1,6 +1,6 @@
 """Generators that keep the nearest items of each item, as rows of a sparse matrix.
 
-Shapes: N items, E neighbours of all items.
+Shapes: B requests of a block, N items, E neighbours of all items.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from stages.candidate.generators.generator import (
     CandidateGenerator,
     CandidateRequest,
     Pool,
+    RequestBlock,
     newest_items,
+    place_weights,
     summed_links,
 )
 from stages.candidate.generators.settings import GeneratorSettings
 from stages.contracts.errors import ReleaseError
+from stages.contracts.item_lists import ItemLists
 from stages.contracts.snapshot import ItemTable
 from stages.features.state import FunnelState
 
@@ -74,3 +77,12 @@ class NeighbourGenerator(CandidateGenerator, ABC):
         history, weights = newest_items(request.history, self._settings)
         rows = [slice(self._offsets[item], self._offsets[item + 1]) for item in history.tolist()]
         return summed_links([self._items[row] for row in rows], [self._weights[row] for row in rows], weights)
+
+    def lists(self, block: RequestBlock, state: FunnelState, k: int) -> ItemLists:
+        """Return the best ``k`` neighbours of each request's newest items; ``state`` is not read."""
+        from stages.candidate.generators.neighbour_sums import summed_neighbours
+        from stages.contracts.best_items import allowed_entries, best_entries
+
+        arrays = self._offsets, self._items, self._weights
+        pools = summed_neighbours(arrays, block.history, block.lengths, place_weights(self._settings))
+        return best_entries(allowed_entries(pools, block.exclusions, positive=True), k)

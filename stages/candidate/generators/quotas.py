@@ -1,6 +1,6 @@
 """Learns quotas: from the two-tower index alone, blocks of places move to the generator that gains most recall.
 
-Shapes: R requests, E listed items of all requests, S generators.
+Shapes: B requests of a block, R requests, E listed items of all requests, N items, S generators.
 """
 
 from __future__ import annotations
@@ -10,8 +10,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.candidate.generators.mixing import Columns
 from stages.candidate.generators.table import TOWER
+from stages.contracts.compiled import compiled
+from stages.contracts.item_lists import ItemLists
+from stages.contracts.ragged import row_offsets
 from stages.contracts.tables import ScoredItems
+
+
+@dataclass(frozen=True)
+class ListedBlock:
+    """The lists of B requests, and their targets.
+
+    Attributes:
+        lists: of every generator, by name.
+        target_offsets: int64 ``[B + 1]``; the targets of request b are
+            ``targets[target_offsets[b]:target_offsets[b + 1]]``.
+        targets: int64 items.
+    """
+
+    lists: Mapping[str, ItemLists]
+    target_offsets: np.ndarray
+    targets: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,20 +60,41 @@ class ListedItems:
             names: S generators, one of them ``tower``.
             requests: for each request its lists by generator, and its int64 targets.
         """
-        ranks, lengths, gains = [], [], []
-        for lists, targets in requests:
-            tower = lists[TOWER].ids
-            others = np.unique(np.concatenate([lists[name].ids for name in names]))
-            items = np.concatenate([tower, others[~np.isin(others, tower)]])
-            ranks.append(_ranks(items, lists, names))
-            lengths.append(len(items))
-            gains.append(np.isin(items, targets) / max(len(targets), 1))
+        found = list(requests)
+        lists = {name: ItemLists.join([by_name[name] for by_name, _ in found]) for name in names}
+        targets = [np.zeros(0, dtype=np.int64), *(each.astype(np.int64) for _, each in found)]
+        block = ListedBlock(lists, row_offsets([len(each) for each in targets[1:]]), np.concatenate(targets))
+        largest = [each.ids.max(initial=-1) for each in lists.values()] + [block.targets.max(initial=-1)]
+        return cls.of_blocks(names, int(max(largest)) + 1, [block])
+
+    @classmethod
+    def of_blocks(cls, names: Sequence[str], n_items: int, blocks: Iterable[ListedBlock]) -> ListedItems:
+        """Join the lists of all requests, block by block.
+
+        Args:
+            names: S generators, one of them ``tower``.
+            n_items: N.
+            blocks: the lists and targets of the requests.
+        """
+        ranks = [np.zeros((0, len(names)), dtype=np.int32)]
+        gains, lengths = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+        for block in blocks:
+            columns = Columns.of([block.lists[name] for name in names])
+            offsets = np.zeros(len(block.target_offsets), dtype=np.int64)
+            ranks_ES = np.full((len(columns.ids), len(names)), -1, dtype=np.int32)
+            gains_E = np.zeros(len(columns.ids))
+            given = columns.offsets, columns.ids, tuple(names).index(TOWER), block.target_offsets, block.targets
+            _list_items(*given, n_items, offsets, ranks_ES, gains_E)
+            ranks.append(ranks_ES[: offsets[-1]].copy())
+            gains.append(gains_E[: offsets[-1]].copy())
+            lengths.append(np.diff(offsets))
+        counts = np.concatenate(lengths)
         return cls(
             names=tuple(names),
-            ranks=np.concatenate([np.zeros((0, len(names)), dtype=np.int32), *ranks]),
-            request=np.repeat(np.arange(len(lengths)), lengths),
-            gains=np.concatenate([np.zeros(0), *gains]),
-            n_requests=len(lengths),
+            ranks=np.concatenate(ranks),
+            request=np.repeat(np.arange(len(counts)), counts),
+            gains=np.concatenate(gains),
+            n_requests=len(counts),
         )
 
     def recalls(self, quotas: Mapping[str, int], k: int) -> np.ndarray:
@@ -126,11 +167,56 @@ def _moves(quotas: Mapping[str, int], amount: int) -> list[dict[str, int]]:
     return [each for place, each in enumerate(found) if each != dict(quotas) and each not in found[:place]]
 
 
-def _ranks(items: np.ndarray, lists: Mapping[str, ScoredItems], names: Sequence[str]) -> np.ndarray:
-    """Return int32 ``[n, S]``: where each list has each of the distinct ``items``."""
-    ranks = np.full((len(items), len(names)), -1, dtype=np.int32)
-    by_id = np.argsort(items)
-    for column, name in enumerate(names):
-        ids = lists[name].ids
-        ranks[by_id[np.searchsorted(items[by_id], ids)], column] = np.arange(len(ids))
-    return ranks
+@compiled
+def _list_items(
+    offsets_SB: np.ndarray,
+    listed: np.ndarray,
+    tower: int,
+    target_offsets: np.ndarray,
+    targets: np.ndarray,
+    n_items: int,
+    offsets: np.ndarray,
+    ranks_ES: np.ndarray,
+    gains_E: np.ndarray,
+) -> None:
+    """Write the items of each request, the tower's first and the others by index: their ranks and gains."""
+    listed_in = np.full(n_items, -1, dtype=np.int32)  # the last request that lists the item
+    place, others = np.empty(n_items, dtype=np.int64), np.empty(n_items, dtype=np.int64)
+    for row in range(len(offsets) - 1):
+        start = offsets[row]
+        offsets[row + 1] = start + _place_items(row, start, offsets_SB, listed, tower, listed_in, place, others)
+        for column in range(len(offsets_SB)):
+            first = offsets_SB[column, row]
+            for entry in range(first, offsets_SB[column, row + 1]):
+                ranks_ES[place[listed[entry]], column] = entry - first
+        n_targets = target_offsets[row + 1] - target_offsets[row]
+        for entry in range(target_offsets[row], target_offsets[row + 1]):
+            if listed_in[targets[entry]] == row:
+                gains_E[place[targets[entry]]] = 1.0 / n_targets
+
+
+@compiled
+def _place_items(
+    row: int,
+    start: int,
+    offsets_SB: np.ndarray,
+    listed: np.ndarray,
+    tower: int,
+    listed_in: np.ndarray,
+    place: np.ndarray,
+    others: np.ndarray,
+) -> int:
+    """Write the place of each item of one request, from ``start``; return how many there are."""
+    n_tower = offsets_SB[tower, row + 1] - offsets_SB[tower, row]
+    for rank, item in enumerate(listed[offsets_SB[tower, row] : offsets_SB[tower, row + 1]]):
+        listed_in[item], place[item] = row, start + rank
+    n_others = 0
+    for column in range(len(offsets_SB)):
+        for item in listed[offsets_SB[column, row] : offsets_SB[column, row + 1]]:
+            if listed_in[item] != row:
+                listed_in[item], others[n_others] = row, item
+                n_others += 1
+    others[:n_others].sort()
+    for number, item in enumerate(others[:n_others]):
+        place[item] = start + n_tower + number
+    return int(n_tower) + n_others

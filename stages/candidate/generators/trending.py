@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stages.candidate.generators.generator import Arrays, CandidateGenerator, CandidateRequest, Pool
 from stages.candidate.generators.settings import GeneratorSettings
 from stages.contracts.errors import ReleaseError
 from stages.features.config import TrendingConfig
+from stages.features.reading import TRENDING, Wanted
 from stages.features.state import FunnelState
 
 
@@ -15,6 +18,7 @@ class Trending(CandidateGenerator):
     name = "trending"
     own_settings = TrendingConfig
     reads_state = True
+    read_as = TRENDING
     answers_newcomers = True
 
     @classmethod
@@ -36,3 +40,7 @@ class Trending(CandidateGenerator):
         if state.trending is None:
             raise ReleaseError("the state counts nothing for the generator 'trending': it was made without its windows")
         return state.trending.scores(request.time_ms, state.trending.segment(request.context))
+
+    def want(self, wanted: Wanted) -> Wanted:
+        """Ask for the list of what is trending."""
+        return replace(wanted, trending=True)

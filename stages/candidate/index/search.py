@@ -36,19 +36,23 @@ class ItemSearch:
             their whole vectors.
 
     Attributes:
+        index, vectors, refine: as given.
         indexed: int64, items that can be found, ascending.
+        is_indexed: bool ``[N]``, the same items.
+        filtered: searches among the items of a mask.
+        compressed: whether what is found is scored again by whole vectors.
     """
 
     def __init__(self, index: Any, item_vectors: np.ndarray, refine: int = 1) -> None:
-        self._vectors, self._refine = item_vectors, refine
-        self._index = index
+        self.vectors, self.refine = item_vectors, refine
+        self.index = index
         self._n_items = len(item_vectors)
         ivf = _inverted(index)
-        self._filtered: _Scan | _Lists = _Scan(index) if ivf is None else _Lists(index, ivf, self._n_items)
-        self._compressed = not (ivf is None or isinstance(ivf, faiss.IndexIVFFlat))
-        self.indexed = self._filtered.ids()
-        self._is_indexed = np.zeros(self._n_items, dtype=bool)
-        self._is_indexed[self.indexed] = True
+        self.filtered: _Scan | _Lists = _Scan(index) if ivf is None else _Lists(index, ivf, self._n_items)
+        self.compressed = not (ivf is None or isinstance(ivf, faiss.IndexIVFFlat))
+        self.indexed = self.filtered.ids()
+        self.is_indexed = np.zeros(self._n_items, dtype=bool)
+        self.is_indexed[self.indexed] = True
 
     def search(
         self,
@@ -70,19 +74,19 @@ class ItemSearch:
         faiss.omp_set_num_threads(1)  # the setting belongs to the calling thread, and servers have many
         queries_BTD = np.ascontiguousarray(queries if queries.ndim == 3 else queries[:, None], dtype=np.float32)
         masks = [None] * len(queries_BTD) if allowed is None else list(allowed)
-        exclude = [items[self._is_indexed[items]] for items in exclude]
+        exclude = [items[self.is_indexed[items]] for items in exclude]
         found: list[ScoredItems | None] = [None] * len(queries_BTD)
         plain = [row for row, mask in enumerate(masks) if mask is None and len(exclude[row]) <= OVERFETCH]
         if plain:
             margin = max(len(exclude[row]) for row in plain)
-            n_fetched = min((k + margin) * self._refine, len(self.indexed))
+            n_fetched = min((k + margin) * self.refine, len(self.indexed))
             flat_BD = queries_BTD[plain].reshape(-1, queries_BTD.shape[2])
-            scores_BK, ids_BK = self._index.search(flat_BD, n_fetched)
+            scores_BK, ids_BK = self.index.search(flat_BD, n_fetched)
             shape = len(plain), -1
             for row, scores, ids in zip(plain, scores_BK.reshape(shape), ids_BK.reshape(shape), strict=True):
                 found[row] = self._complete(queries_BTD[row], scores, ids, k, exclude[row])
         return [
-            self._search_masked(queries_BTD[row], k, exclude[row], masks[row]) if items is None else items
+            self.search_masked(queries_BTD[row], k, exclude[row], masks[row]) if items is None else items
             for row, items in enumerate(found)
         ]
 
@@ -95,26 +99,37 @@ class ItemSearch:
         remaining = len(self.indexed) - len(np.unique(exclude))
         return items if len(items) >= min(k, remaining) else None
 
-    def _search_masked(self, query_TD: np.ndarray, k: int, exclude: np.ndarray, mask: np.ndarray | None) -> ScoredItems:
-        """Search one query among the items that remain."""
-        mask_N = self._is_indexed.copy() if mask is None else self._is_indexed & mask
+    def search_masked(self, query_TD: np.ndarray, k: int, exclude: np.ndarray, mask: np.ndarray | None) -> ScoredItems:
+        """Search one query among the items that remain.
+
+        Args:
+            query_TD: float32, the tastes of one user.
+            k: how many items, at least 1.
+            exclude: int64 indexed items that must not be returned.
+            mask: bool ``[N]``, the items that may be returned, or None for all.
+        """
+        mask_N = self.is_indexed.copy() if mask is None else self.is_indexed & mask
         mask_N[exclude] = False
         n_allowed = int(np.count_nonzero(mask_N))
-        sparse = 10 * n_allowed <= len(self.indexed)
-        if n_allowed <= (5 * EXACT_UP_TO if sparse else EXACT_UP_TO):
+        if self.few(n_allowed):
             return self._exact(query_TD, np.flatnonzero(mask_N), k)
-        n_fetched = min(k * self._refine, n_allowed)
-        ids, scores = self._filtered.search(query_TD, n_fetched, mask_N)
+        n_fetched = min(k * self.refine, n_allowed)
+        ids, scores = self.filtered.search(query_TD, n_fetched, mask_N)
         return self._best(query_TD, ids, scores, k)
+
+    def few(self, n_allowed: Any) -> Any:
+        """Return whether so many allowed items are compared one by one; of an array, for each entry."""
+        sparse = 10 * n_allowed <= len(self.indexed)
+        return n_allowed <= EXACT_UP_TO * (1 + 4 * sparse)
 
     def _exact(self, query_TD: np.ndarray, ids: np.ndarray, k: int) -> ScoredItems:
         """Compare with each of ``ids``."""
-        scores = (self._vectors[ids] @ query_TD.T).max(axis=1) if len(ids) else np.zeros(0, np.float32)
+        scores = (self.vectors[ids] @ query_TD.T).max(axis=1) if len(ids) else np.zeros(0, np.float32)
         return _sorted(ids, scores, k)
 
     def _best(self, query_TD: np.ndarray, ids: np.ndarray, scores: np.ndarray, k: int) -> ScoredItems:
         """Merge the tastes' answers and keep the best ``k``."""
-        if self._compressed:
+        if self.compressed:
             return self._exact(query_TD, np.unique(ids), k)
         if len(query_TD) > 1:
             order = np.lexsort((-scores, ids))
@@ -144,30 +159,66 @@ class _Lists:
 
     def search(self, query_TD: np.ndarray, k: int, mask_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and scores of up to ``k`` allowed items a taste."""
+        nobody = np.zeros(0, dtype=np.int64)
+        wanted = np.full(len(query_TD), k)
+        ids_TK, scores_TK = self.search_block(query_TD, wanted, k, mask_N, nobody, nobody)
+        return ids_TK[ids_TK >= 0], scores_TK[ids_TK >= 0]
+
+    def search_block(
+        self,
+        queries_BD: np.ndarray,
+        wanted_B: np.ndarray,
+        n_fetched: int,
+        mask_N: np.ndarray,
+        rows: np.ndarray,
+        excluded: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best items of a mask for each query; each searches as many lists as it needs.
+
+        Args:
+            queries_BD: float32.
+            wanted_B: int64, how many vectors each query must at least be compared with.
+            n_fetched: how many items each query fetches.
+            mask_N: bool, the items that may be fetched.
+            rows: int64 ``[m]`` queries, parallel to ``excluded``.
+            excluded: int64 ``[m]`` items of the mask that do not count as allowed for that query. They are fetched.
+
+        Returns:
+            int64 ids and float32 scores ``[B, n_fetched]``; the id is -1 where fewer are found.
+        """
+        rotated_BD = queries_BD if self._rotation is None else self._rotation.apply(queries_BD)
+        nearness_BC = rotated_BD @ self._centres_CD.T
+        allowed_C = np.bincount(self._list_of_N[np.flatnonzero(mask_N)], minlength=self._ivf.nlist)
+        allowed_BC = np.repeat(allowed_C[None], len(queries_BD), axis=0)
+        np.subtract.at(allowed_BC, (rows, self._list_of_N[excluded]), 1)
+        lists, nearness = self._chosen(nearness_BC, allowed_BC, wanted_B)
+        scores_BK = np.empty((len(queries_BD), n_fetched), dtype=np.float32)
+        ids_BK = np.empty((len(queries_BD), n_fetched), dtype=np.int64)
         bits = np.packbits(mask_N, bitorder="little")
         selector = faiss.IDSelectorBitmap(self._n_items, faiss.swig_ptr(bits))
-        allowed_C = np.bincount(self._list_of_N[np.flatnonzero(mask_N)], minlength=self._ivf.nlist)
-        rotated_TD = query_TD if self._rotation is None else self._rotation.apply(query_TD)
-        answers = [self._search(query_D, k, selector, allowed_C) for query_D in rotated_TD]
-        return np.concatenate([ids for ids, _ in answers]), np.concatenate([scores for _, scores in answers])
-
-    def _search(
-        self, query_D: np.ndarray, k: int, selector: Any, allowed_C: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        nearness_C = self._centres_CD @ query_D
-        order_C = np.argsort(-nearness_C)
-        compared = max(int(self._sizes_C[order_C[: self._ivf.nprobe]].sum()), k)
-        order_C = order_C[allowed_C[order_C] > 0]
-        enough = int(np.searchsorted(np.cumsum(allowed_C[order_C]), compared)) + 1
-        chosen = np.ascontiguousarray(order_C[:enough], dtype=np.int64)
-        nearness = np.ascontiguousarray(nearness_C[chosen], dtype=np.float32)
-        scores, ids = np.empty(k, dtype=np.float32), np.empty(k, dtype=np.int64)
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=len(chosen))  # type: ignore[call-arg]
-        pointers = [faiss.swig_ptr(part) for part in (chosen, nearness, scores, ids)]
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1])  # type: ignore[call-arg]
+        pointers = [faiss.swig_ptr(part) for part in (lists, nearness, scores_BK, ids_BK)]
+        rotated_BD = np.ascontiguousarray(rotated_BD)
         self._ivf.search_preassigned_c(
-            1, faiss.swig_ptr(np.ascontiguousarray(query_D)), k, *pointers, False, parameters
+            len(queries_BD), faiss.swig_ptr(rotated_BD), n_fetched, *pointers, False, parameters
         )
-        return ids[ids >= 0], scores[ids >= 0]
+        return ids_BK, scores_BK
+
+    def _chosen(
+        self, nearness_BC: np.ndarray, allowed_BC: np.ndarray, wanted_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lists to search, int64 ``[B, P]`` with -1 behind the last one of a query, and their nearness."""
+        order_BC = np.argsort(-nearness_BC, axis=1)
+        compared_B = np.maximum(self._sizes_C[order_BC[:, : self._ivf.nprobe]].sum(axis=1), wanted_B)
+        allowed_BC = np.take_along_axis(allowed_BC, order_BC, axis=1)
+        before_BC = np.cumsum(allowed_BC, axis=1) - allowed_BC
+        chosen_BC = (allowed_BC > 0) & (before_BC < compared_B[:, None])
+        width = max(1, int(chosen_BC.sum(axis=1).max()))
+        first_BP = np.argsort(~chosen_BC, axis=1, kind="stable")[:, :width]
+        lists_BP = np.take_along_axis(order_BC, first_BP, axis=1)
+        nearness_BP = np.take_along_axis(nearness_BC, lists_BP, axis=1).astype(np.float32)
+        lists_BP[~np.take_along_axis(chosen_BC, first_BP, axis=1)] = -1
+        return np.ascontiguousarray(lists_BP, dtype=np.int64), np.ascontiguousarray(nearness_BP)
 
 
 class _Scan:
@@ -185,13 +236,27 @@ class _Scan:
 
     def search(self, query_TD: np.ndarray, k: int, mask_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and scores of the best ``k`` allowed items of each taste."""
+        nobody = np.zeros(0, dtype=np.int64)
+        ids_TK, scores_TK = self.search_block(query_TD, nobody, k, mask_N, nobody, nobody)
+        return ids_TK[ids_TK >= 0], scores_TK[ids_TK >= 0]
+
+    def search_block(
+        self,
+        queries_BD: np.ndarray,
+        wanted_B: np.ndarray,
+        n_fetched: int,
+        mask_N: np.ndarray,
+        rows: np.ndarray,
+        excluded: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best items of a mask for each query, as ``_Lists.search_block``; all of the mask is scanned."""
         mask = mask_N[: self._flat.ntotal] if self._id_map is None else mask_N[self._id_map]
         bits = np.packbits(mask, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
         parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        scores_TK, rows_TK = self._flat.search(query_TD, k, params=parameters)
-        rows, scores = rows_TK[rows_TK >= 0], scores_TK[rows_TK >= 0]
-        return (rows if self._id_map is None else self._id_map[rows]), scores
+        scores_BK, rows_BK = self._flat.search(np.ascontiguousarray(queries_BD), n_fetched, params=parameters)
+        ids_BK = rows_BK if self._id_map is None else np.where(rows_BK >= 0, self._id_map[rows_BK], -1)
+        return ids_BK, scores_BK
 
 
 def _inverted(index: Any) -> Any:

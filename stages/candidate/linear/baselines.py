@@ -10,9 +10,9 @@ Shapes: B requests of a block, N items, U users with training rows.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +24,17 @@ from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.data.validation import checked_tables
 from stages.candidate.linear.config import BaselinesConfig, RankBaselinesConfig
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
+from stages.contracts.best_items import best_scored
+from stages.contracts.compiled import compiled
+from stages.contracts.exclusions import Exclusions
 from stages.contracts.files import write_json
-from stages.contracts.ragged import row_offsets
-from stages.contracts.ranking import BASELINES_FILE, ranked_table
-from stages.contracts.snapshot import Snapshot
+from stages.contracts.item_lists import ItemLists
+from stages.contracts.ragged import places_in_rows
+from stages.contracts.ranking import BASELINES_FILE
+from stages.contracts.snapshot import NEVER_AVAILABLE_MS, Snapshot
 from stages.contracts.steps import Outcome
-from stages.contracts.tables import PART_EVALUATION, EventTable, RankedTable, RequestTable, ScoredItems
-from stages.features.replay import replay
-from stages.features.state import FunnelState
+from stages.contracts.tables import DAY_MS, PART_EVALUATION, EventTable, RankedTable, RequestTable
+from stages.contracts.touches import TouchedBefore, first_touches, touching
 
 _REQUESTS, _SCORES = 1024, 1 << 24
 """Most requests of a block, and most scores of one model in it (200 MB while they are computed)."""
@@ -42,23 +45,6 @@ class Baseline(NamedTuple):
 
     model: Ease | ImplicitAls
     decay: float | None = None
-
-
-@dataclass
-class Block:
-    """Requests that are answered together; the lists are parallel.
-
-    Attributes:
-        request_id: ascending in time.
-        time_ms: of the requests.
-        seen: int64 items that each request's user has touched, oldest first.
-        popular: the popular list, where no item of the history has a training row; else None.
-    """
-
-    request_id: list[int] = field(default_factory=list)
-    time_ms: list[int] = field(default_factory=list)
-    seen: list[np.ndarray] = field(default_factory=list)
-    popular: list[ScoredItems | None] = field(default_factory=list)
 
 
 def rank_baselines(config: RankBaselinesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
@@ -82,32 +68,31 @@ def rank_baselines(config: RankBaselinesConfig, inputs: Mapping[str, Path], dire
     fitted, left_out = fit_baselines(config.baselines, touched_UN)
     metrics = {"training_users": float(touched_UN.shape[0]), "training_touches": float(touched_UN.nnz)}
     if fitted:
-        # Nothing here reads links between items, and keeping them is most of the cost of replaying an event.
-        features, meta = config.features.model_copy(update={"covisitation_window": 0}), snapshot.meta
-        state = FunnelState.empty(items, features, meta.signals, meta.tasks, snapshot.n_users())
+        touching_S = touching(snapshot.meta.signals, config.features.exposure_signals)
         requests = snapshot.requests()
         requests = requests.take(requests.part == PART_EVALUATION)
         trained_N = np.bincount(touched_UN.indices, minlength=len(items)) > 0
-        answering = Answering(state, requests, trained_N, config.k)
-        answer_all(fitted, answering, events, directory)
+        half_life_ms = config.features.half_lives_days[-1] * DAY_MS
+        popularity = Popularity(events.take(np.sort(first_touches(events, touching_S))), len(items), half_life_ms)
+        answering = Answering(popularity, items.available_from_ms(PART_EVALUATION), trained_N, config.k)
+        answer_all(fitted, answering, requests, directory)
         metrics |= {"requests": float(len(requests)), "popular_share": answering.n_popular / max(1, len(requests))}
     write_json(directory / BASELINES_FILE, {"rows": list(fitted), "left_out": left_out})
     return metrics, {"left_out": left_out}
 
 
-def answer_all(fitted: Mapping[str, Baseline], answering: Answering, events: EventTable, directory: Path) -> None:
-    """Replay the events and write each baseline's answers to ``<name>.parquet``."""
-    requests = answering.requests
-    size, block = max(1, min(_REQUESTS, _SCORES // len(answering.trained))), Block()
-    rows = replay(events, requests, answering.state)
+def answer_all(fitted: Mapping[str, Baseline], answering: Answering, requests: RequestTable, directory: Path) -> None:
+    """Write each baseline's answers to ``<name>.parquet``, block by block."""
+    size = max(1, min(_REQUESTS, _SCORES // len(answering.trained)))
     with ExitStack() as files:
         write = {name: files.enter_context(RankedTable.writer(directory / f"{name}.parquet")) for name in fitted}
-        for row in tqdm(rows, "rank_baselines", len(requests), mininterval=1, file=sys.stderr):
-            answering.read(row, block)
-            if len(block.seen) == size or row == len(requests) - 1:
-                for name, baseline in fitted.items():
-                    write[name](answering.answer(baseline, block))
-                block = Block()
+        bar = files.enter_context(tqdm(desc="rank_baselines", total=len(requests), mininterval=1, file=sys.stderr))
+        for start in range(0, len(requests), size):
+            rows = requests.take(np.arange(start, min(start + size, len(requests))))
+            block = answering.read(rows)
+            for name, baseline in fitted.items():
+                write[name](answering.answer(baseline, block))
+            bar.update(len(rows))
 
 
 def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tuple[dict[str, Baseline], dict[str, str]]:
@@ -137,12 +122,61 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
     return fitted, left_out
 
 
-class Answering:
-    """Reads what a request needs from the state at its time, and ranks the catalogue in blocks.
+class Popularity:
+    """First touches with a decay, counted in the order of time like ``FunnelState.popular``.
 
     Args:
-        state: the replay advances it.
-        requests: to answer.
+        touches: the first touch of each user-item pair, in time order.
+        n_items: N.
+        half_life_ms: of a touch's weight.
+
+    Attributes:
+        before: what users had touched.
+    """
+
+    def __init__(self, touches: EventTable, n_items: int, half_life_ms: float) -> None:
+        self.before = TouchedBefore(touches.user_index, touches.item_index, touches.event_time_ms)
+        self._items, self._times, self._half_life_ms = touches.item_index, touches.event_time_ms, half_life_ms
+        self._counts, self._last_ms = np.zeros(n_items), np.full(n_items, -NEVER_AVAILABLE_MS)
+        self._next = 0
+
+    def scores(self, time_ms: np.ndarray) -> np.ndarray:
+        """Return float32 ``[B, N]`` counts of the touches strictly before each time.
+
+        Args:
+            time_ms: int64 ``[B]``, ascending, and none before that of an earlier call.
+        """
+        ends = np.searchsorted(self._times, time_ms, side="left")
+        scores_BN = np.empty((len(time_ms), len(self._counts)), dtype=np.float32)
+        counted = self._counts, self._last_ms, self._next, self._half_life_ms
+        _count(self._items, self._times, ends, time_ms, *counted, scores_BN)
+        self._next = max(self._next, int(ends[-1]) if len(ends) else 0)
+        return scores_BN
+
+
+@dataclass(frozen=True)
+class Block:
+    """Requests that are answered together.
+
+    Attributes:
+        requests: B requests.
+        exclusions: what each may not be answered with; seen items are oldest first.
+        known: bool ``[B]``, whether an item of the history has a training row.
+        popular: the popular lists of the other requests, in their order.
+    """
+
+    requests: RequestTable
+    exclusions: Exclusions
+    known: np.ndarray
+    popular: ItemLists
+
+
+class Answering:
+    """Reads what requests need from the touches before them, and ranks the catalogue in blocks.
+
+    Args:
+        popularity: of the items, and what users had touched.
+        available_ms: int64 ``[N]``, from when each item may be recommended.
         trained: bool ``[N]``, items with a training row.
         k: items an answer holds, at most.
 
@@ -150,47 +184,85 @@ class Answering:
         n_popular: requests so far that got the popular list.
     """
 
-    def __init__(self, state: FunnelState, requests: RequestTable, trained: np.ndarray, k: int) -> None:
-        self.state, self.requests, self.trained, self._k = state, requests, trained, k
-        self._available_ms = state.items.available_from_ms(PART_EVALUATION)
+    def __init__(self, popularity: Popularity, available_ms: np.ndarray, trained: np.ndarray, k: int) -> None:
+        self.trained, self._k, self._popularity = trained, k, popularity
+        self._available_PN = available_ms[None]
         self.n_popular = 0
 
-    def read(self, row: int, block: Block) -> None:
-        """Copy what the answer to the request of ``row`` needs into ``block``."""
-        time_ms = int(self.requests.request_time_ms[row])
-        seen = self.state.touched(int(self.requests.user_index[row]))
-        known = bool(self.trained[seen].any())
-        block.request_id.append(int(self.requests.request_id[row]))
-        block.time_ms.append(time_ms)
-        block.seen.append(seen)
-        block.popular.append(None if known else self.state.popular(time_ms, self._k, seen, self._available_ms))
-        self.n_popular += not known
+    def read(self, requests: RequestTable) -> Block:
+        """Return what the answers need; the requests are in the order of time, block after block."""
+        times = requests.request_time_ms
+        offsets, seen = self._popularity.before.items(requests.user_index, times)
+        period = np.zeros(len(requests), dtype=np.int64)
+        exclusions = Exclusions(offsets, seen, times, period, self._available_PN)
+        rows = np.repeat(np.arange(len(requests)), np.diff(offsets))
+        known = np.bincount(rows, self.trained[seen], minlength=len(requests)) > 0
+        strange = exclusions.take(np.flatnonzero(~known))
+        popular = self._best(self._popularity.scores(strange.time_ms), strange)
+        self.n_popular += len(strange)
+        return Block(requests, exclusions, known, popular)
 
     def answer(self, baseline: Baseline, block: Block) -> RankedTable:
         """Return the block's answers, sorted by request and rank."""
-        found = {place: items for place, items in enumerate(block.popular) if items is not None}
-        rest = [place for place in range(len(block.seen)) if place not in found]
-        if rest:
-            history_BN = history_matrix([block.seen[place] for place in rest], len(self.trained), baseline.decay)
-            for place, scores_N in zip(rest, baseline.model.score(history_BN), strict=True):
-                allowed_N = self._available_ms <= block.time_ms[place]
-                allowed_N[block.seen[place]] = False
-                found[place] = best_items(scores_N, allowed_N, self._k)
-        return ranked_table(block.request_id, [found[place] for place in range(len(block.seen))])
+        own = block.exclusions.take(np.flatnonzero(block.known))
+        answers = ItemLists.join([])
+        if len(own):
+            history_BN = history_matrix(own.seen_offsets, own.seen, len(self.trained), baseline.decay)
+            answers = self._best(baseline.model.score(history_BN), own)
+        lengths = np.zeros(len(block.known), dtype=np.int64)
+        lengths[block.known], lengths[~block.known] = answers.lengths, block.popular.lengths
+        known = np.repeat(block.known, lengths)
+        items, scores = np.empty(len(known), dtype=np.int64), np.empty(len(known), dtype=np.float32)
+        for mask, lists in ((known, answers), (~known, block.popular)):
+            items[mask], scores[mask] = lists.ids, lists.scores
+        return RankedTable(
+            request_id=np.repeat(block.requests.request_id, lengths),
+            item_index=items,
+            score=scores,
+            rank=places_in_rows(lengths).astype(np.int32),
+        )
+
+    def _best(self, scores_BN: np.ndarray, exclusions: Exclusions) -> ItemLists:
+        return best_scored(scores_BN, np.arange(len(self.trained)), exclusions, self._k)
 
 
-def history_matrix(histories: Sequence[np.ndarray], n_items: int, decay: float | None = None) -> sparse.csr_matrix:
-    """Return histories, oldest item first, as rows of float64 ``[B, N]``: ones, or weights by recency."""
-    lengths = [len(items) for items in histories]
-    offsets = row_offsets(lengths)
-    items = np.concatenate(histories)
+def history_matrix(
+    offsets: np.ndarray, items: np.ndarray, n_items: int, decay: float | None = None
+) -> sparse.csr_matrix:
+    """Return histories as rows of float64 ``[B, N]``: ones, or weights by recency.
+
+    Args:
+        offsets: int64 ``[B + 1]``, where each history begins and ends.
+        items: int64, oldest first.
+        n_items: N.
+        decay: of ``recency_weights``; None weighs all items alike.
+    """
     weights = np.ones(len(items))
     if decay is not None:
-        weights = recency_weights(np.repeat(offsets[1:], lengths) - 1 - np.arange(len(items)), decay)
-    return sparse.csr_matrix((weights, items, offsets), shape=(len(histories), n_items))
+        weights = recency_weights(np.repeat(offsets[1:], np.diff(offsets)) - 1 - np.arange(len(items)), decay)
+    return sparse.csr_matrix((weights, items, offsets), shape=(len(offsets) - 1, n_items))
 
 
-def best_items(scores_N: np.ndarray, allowed_N: np.ndarray, k: int) -> ScoredItems:
-    """Return the ``k`` best of the allowed items, ties by item index."""
-    ids = np.flatnonzero(allowed_N)
-    return ScoredItems.sort(ids, scores_N[ids], k)
+@compiled
+def _count(
+    items: np.ndarray,
+    times: np.ndarray,
+    ends: np.ndarray,
+    time_ms: np.ndarray,
+    counts: np.ndarray,
+    last_ms: np.ndarray,
+    counted: int,
+    half_life_ms: float,
+    scores_BN: np.ndarray,
+) -> None:
+    """Count the touches before each request, and write the counts as of its time."""
+    for row in range(len(ends)):
+        for touch in range(counted, ends[row]):
+            item = items[touch]
+            counts[item] = counts[item] * 2.0 ** ((last_ms[item] - times[touch]) / half_life_ms) + 1.0
+            last_ms[item] = times[touch]
+        counted = max(counted, ends[row])
+        for item in range(len(counts)):
+            scores_BN[row, item] = counts[item]
+            if counts[item] > 0:
+                scores_BN[row, item] = counts[item] * np.exp2((last_ms[item] - time_ms[row]) / half_life_ms)

@@ -14,6 +14,7 @@ from scipy import sparse
 from scipy.linalg import lapack
 
 from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, MemoryLimit
+from stages.contracts.compiled import compiled
 from stages.contracts.errors import ConfigError, DataError
 
 _MEMORY_GB = MemoryLimit().memory_gb
@@ -220,10 +221,27 @@ def _least_squares(
         stop = min(start + _SYSTEMS, rows)
         systems = np.repeat(shared_DD[None], stop - start, axis=0)
         rights = np.zeros((stop - start, factors, 1))
-        for row in range(start, stop):
-            cells = slice(history_RN.indptr[row], history_RN.indptr[row + 1])
-            touched, weight = other_ND[history_RN.indices[cells]], weights[cells]
-            systems[row - start] += (touched.T * (weight - 1)) @ touched
-            rights[row - start, :, 0] = weight @ touched
+        _add_cells(history_RN.indptr[start : stop + 1], history_RN.indices, weights, other_ND, systems, rights)
         solved_RD[start:stop] = np.linalg.solve(systems, rights)[:, :, 0]
     return solved_RD
+
+
+@compiled
+def _add_cells(
+    offsets: np.ndarray,
+    columns: np.ndarray,
+    weights: np.ndarray,
+    other_ND: np.ndarray,
+    systems: np.ndarray,
+    rights: np.ndarray,
+) -> None:
+    """Add Y'(C - I)Y to the system of each row, and Y'C p to its right side."""
+    factors = other_ND.shape[1]
+    for row in range(len(systems)):
+        for cell in range(offsets[row], offsets[row + 1]):
+            vector, weight = other_ND[columns[cell]], weights[cell]
+            for first in range(factors):
+                scaled = (weight - 1) * vector[first]
+                rights[row, first, 0] += weight * vector[first]
+                for second in range(factors):
+                    systems[row, first, second] += scaled * vector[second]

@@ -19,15 +19,16 @@ from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.config import TrainSourcesConfig
 from stages.candidate.generators.files import SOURCES_DIRECTORY, SourcesSummary, write_arrays, write_summary
 from stages.candidate.generators.generator import FitData
-from stages.candidate.generators.quotas import ListedItems, learn_quotas
+from stages.candidate.generators.quotas import ListedBlock, ListedItems, learn_quotas
 from stages.candidate.generators.table import TOWER, generator_class
-from stages.candidate.retrieval.retriever import Block, Retriever, check_features, empty_state
+from stages.candidate.retrieval.retriever import Answers, Retriever, check_features, empty_state
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import EmptyDatasetError
-from stages.contracts.snapshot import Snapshot, Targets
+from stages.contracts.item_lists import ItemLists
+from stages.contracts.ragged import ranges, row_offsets
+from stages.contracts.snapshot import NEVER_AVAILABLE_MS, Snapshot, Targets
 from stages.contracts.steps import Outcome
-from stages.contracts.tables import PART_RANKER, RequestTable, ScoredItems
-from stages.features.replay import replay
+from stages.contracts.tables import PART_RANKER, RequestTable
 
 _BLOCK = 512
 
@@ -126,10 +127,13 @@ def listed_items(
     check_features(config.features, scorer)
     targets = snapshot.targets()
     wanted = _sample(snapshot.requests(), targets, config)
-    answers = _lists(config, snapshot, scorer, Blend.load(directory, scorer.n_items), wanted)
     starts = np.searchsorted(targets.request_id, np.arange(len(snapshot.requests()) + 1))
-    pairs = ((lists, targets.item_index[starts[row] : starts[row + 1]]) for row, lists in answers)
-    listed = ListedItems.of(config.sources.names, pairs)
+    blend = Blend.load(directory, scorer.n_items)
+    listed = ListedItems.of_blocks(
+        config.sources.names,
+        scorer.n_items,
+        (_with_targets(answers, targets, starts) for answers in _answers(config, snapshot, scorer, blend, wanted)),
+    )
     if not listed.n_requests:
         raise EmptyDatasetError(
             f"sources.quotas = 'learned': none of {len(wanted)} requests of the ranker part has a history"
@@ -137,24 +141,31 @@ def listed_items(
     return listed
 
 
-def _lists(
+def _with_targets(answers: Answers, targets: Targets, starts: np.ndarray) -> ListedBlock:
+    """Return the lists and the targets of the requests that have a history."""
+    known = np.flatnonzero(~answers.popular)
+    rows = answers.rows[known]
+    counts = starts[rows + 1] - starts[rows]
+    lists = {
+        name: ItemLists(row_offsets(each.lengths[known]), each.ids, each.scores) for name, each in answers.lists.items()
+    }
+    return ListedBlock(lists, row_offsets(counts), targets.item_index[ranges(starts[rows], counts)])
+
+
+def _answers(
     config: TrainSourcesConfig, snapshot: Snapshot, scorer: CandidateScorer, blend: Blend | None, wanted: np.ndarray
-) -> Iterator[tuple[int, dict[str, ScoredItems]]]:
-    """Yield each wanted request that has a history, with the lists of all generators at its time."""
-    state = empty_state(snapshot, config.features, blend)
-    retriever = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
-    moments = replay(snapshot.events(), snapshot.requests(), state, snapshot.contexts() if state.context else None)
-    left, block = set(wanted.tolist()), Block()
-    for row in tqdm(moments, "quotas", mininterval=1, file=sys.stderr):
-        if row in left:
-            left.discard(row)
-            retriever.read(row, block)
-        if len(block.rows) == _BLOCK or (block.rows and not left):
-            retriever.answer(block)
-            yield from block.lists.items()
-            block = Block()
-        if not left:
-            return
+) -> Iterator[Answers]:
+    """Yield the answers to the wanted requests; what comes after the last of them is not replayed."""
+    requests, events = snapshot.requests(), snapshot.events()
+    chosen = np.zeros(len(requests), dtype=bool)
+    chosen[wanted] = True
+    last_ms = int(requests.request_time_ms[wanted].max(initial=-NEVER_AVAILABLE_MS))
+    events = events.take(np.arange(np.searchsorted(events.event_time_ms, last_ms, side="left")))
+    retriever = Retriever(scorer, empty_state(snapshot, config.features, blend), snapshot, config.candidate_k, blend)
+    with tqdm(desc="quotas", total=len(wanted), mininterval=1, file=sys.stderr) as bar:
+        for answers in retriever.answers(events, _BLOCK, chosen):
+            yield answers
+            bar.update(len(answers.rows))
 
 
 def _sample(requests: RequestTable, targets: Targets, config: TrainSourcesConfig) -> np.ndarray:

@@ -1,168 +1,213 @@
-"""Answers requests with candidates in blocks, each request from the state at its time.
+"""Answers blocks of requests with candidates, each request from the state at its time.
 
-Shapes: D dimensions, N items, B requests of a block.
+Shapes: B requests of a block, D dimensions, N items, n candidates of all requests.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stages.candidate.generators.blend import Blend, Blended
-from stages.candidate.generators.generator import CandidateRequest
+from stages.candidate.generators.blend import Blend
+from stages.candidate.generators.generator import CandidateRequest, RequestBlock
+from stages.candidate.generators.mixing import MixedLists
+from stages.candidate.generators.table import TOWER
 from stages.candidate.onnx_towers import ranker_query
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
-from stages.contracts.ragged import places_in_rows
+from stages.contracts.exclusions import Exclusions
+from stages.contracts.item_lists import ItemLists
+from stages.contracts.ragged import places_in_rows, row_offsets
 from stages.contracts.snapshot import Snapshot
-from stages.contracts.sources import SourceScores
-from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable, ScoredItems
+from stages.contracts.sources import SourceScores, source_code
+from stages.contracts.tables import (
+    PART_EVALUATION,
+    PART_RANKER,
+    CandidateTable,
+    EventTable,
+    RequestTable,
+    ScoredItems,
+)
 from stages.features.config import FeatureConfig
-from stages.features.history import Moment, tower_inputs
-from stages.features.state import FunnelState, History
+from stages.features.history import TowerInputs
+from stages.features.reading import COVISITATION, Reading, Wanted, read_blocks
+from stages.features.state import FunnelState
+
+PARTS = (PART_RANKER, PART_EVALUATION)
+"""The periods that have requests, in the order of the rows of ``Exclusions.available_ms``."""
 
 
-@dataclass
-class Block:
-    """Requests that are answered together.
+@dataclass(frozen=True)
+class Answers:
+    """Candidates of a block of requests.
 
     Attributes:
-        rows: request rows in order.
-        waiting: the rows among them that have a history; the lists below are parallel to it.
-        histories, moments, exclude: inputs of the tower and the index.
-        requests: inputs of the other generators.
-        state_lists: the lists of the generators that read the state.
-        popular: answers to rows without history, by request row.
-        answers: all answers by request row.
-        lists: every generator's list by request row, where there are several generators.
+        rows: int64 ``[B]``, rows of the request table, ascending in time.
+        queries: float32 ``[B, D]``; zeros without history.
+        items: the candidates of each request.
+        source: int8 ``[n]`` codes of their generators.
+        sources: score and rank of each candidate in every generator's list; None where there is one generator.
+        popular: bool ``[B]``, requests without history, which the popular list answers.
+        lists: every generator's list by name where there are several; empty for a request without history.
     """
 
-    rows: list[int] = field(default_factory=list)
-    waiting: list[int] = field(default_factory=list)
-    histories: list[History] = field(default_factory=list)
-    moments: list[Moment] = field(default_factory=list)
-    exclude: list[np.ndarray] = field(default_factory=list)
-    requests: list[CandidateRequest] = field(default_factory=list)
-    state_lists: list[dict[str, ScoredItems]] = field(default_factory=list)
-    popular: dict[int, ScoredItems] = field(default_factory=dict)
-    answers: dict[int, Blended] = field(default_factory=dict)
-    lists: dict[int, dict[str, ScoredItems]] = field(default_factory=dict)
+    rows: np.ndarray
+    queries: np.ndarray
+    items: ItemLists
+    source: np.ndarray
+    sources: SourceScores | None
+    popular: np.ndarray
+    lists: dict[str, ItemLists]
 
     def table(self) -> CandidateTable:
-        """Return the answers as rows sorted by (request_id, rank)."""
-        found = [self.answers[row] for row in self.rows]
-        lengths = [len(answer.items) for answer in found]
+        """Return the candidates as rows sorted by (request_id, rank)."""
+        lengths = self.items.lengths
         return CandidateTable(
-            request_id=np.repeat(np.array(self.rows, dtype=np.int64), lengths),
-            item_index=np.concatenate([answer.items.ids for answer in found]),
-            score=np.concatenate([answer.items.scores for answer in found]),
-            rank=places_in_rows(np.array(lengths)).astype(np.int32),
-            source=np.concatenate([answer.source for answer in found]),
+            request_id=np.repeat(self.rows, lengths),
+            item_index=self.items.ids,
+            score=self.items.scores,
+            rank=places_in_rows(lengths).astype(np.int32),
+            source=self.source,
         )
-
-    def sources(self) -> SourceScores:
-        """Return scores and ranks by generator, rows as in ``table``; only where there are several generators."""
-        source_scores = [self.answers[row].sources for row in self.rows]
-        return SourceScores.concatenate([each for each in source_scores if each is not None])
 
 
 class Retriever:
-    """Reads what a request needs from the state at its time, and answers in blocks.
+    """Replays the log and answers the requests in blocks.
 
     Args:
         scorer: the two-tower index.
-        state: the caller advances it.
-        snapshot: holds the requests.
-        features: those of the tower.
+        state: the replay advances it.
+        snapshot: holds requests and contexts.
         candidate_k: items of an answer.
         blend: the other generators, None without any.
     """
 
     def __init__(
-        self,
-        scorer: CandidateScorer,
-        state: FunnelState,
-        snapshot: Snapshot,
-        features: FeatureConfig,
-        candidate_k: int,
-        blend: Blend | None = None,
+        self, scorer: CandidateScorer, state: FunnelState, snapshot: Snapshot, candidate_k: int, blend: Blend | None
     ) -> None:
-        self._scorer, self._state, self._features, self._k = scorer, state, features, candidate_k
-        self._blend = blend
-        self._names = () if blend is None else blend.names
+        self._scorer, self._state, self._k, self._blend = scorer, state, candidate_k, blend
+        self._contexts = snapshot.contexts()
         self._requests: RequestTable = snapshot.requests()
-        self._contexts = [tuple(codes) for codes in snapshot.contexts().tolist()]
-        parts = {part: state.items.available_from_ms(part) for part in (PART_RANKER, PART_EVALUATION)}
-        self._available_ms = parts
-        self._births = {part: Births(scorer.indexed, times) for part, times in parts.items()}
+        self._available_PN = np.stack([state.items.available_from_ms(part) for part in PARTS])
+        self._search = scorer.blocks(self._available_PN)
+        self._visited: dict[int, dict[str, ScoredItems]] = {}
 
-    def read(self, row: int, block: Block) -> None:
-        """Copy what depends on the state into ``block``; answer the request if it has no history."""
-        user, time_ms = int(self._requests.user_index[row]), int(self._requests.request_time_ms[row])
-        part, context = int(self._requests.part[row]), self._contexts[int(self._requests.context[row])]
-        available_ms = self._available_ms[part]
-        block.rows.append(row)
-        history, seen = self._state.history(user), self._state.touched(user)
-        request = CandidateRequest(history.items, time_ms, context, seen, available_ms)
-        if len(history.items) == 0:
-            popular = self._state.popular(time_ms, self._k, seen, available_ms)
-            if self._blend is not None:
-                popular = self._blend.for_newcomer(request, self._state, popular, self._k)
-            block.popular[row] = popular
-            return
-        block.waiting.append(row)
-        block.histories.append(history)
-        block.moments.append(Moment(time_ms, user, context))
-        block.exclude.append(np.concatenate([seen, self._births[part].after(time_ms)]))
+    def answers(self, events: EventTable, size: int, chosen: np.ndarray | None = None) -> Iterator[Answers]:
+        """Yield the answers to the requests in the order of time, block by block.
+
+        Args:
+            events: in time order.
+            size: requests of a block, at most.
+            chosen: bool ``[Q]``, the requests to answer; None for all.
+
+        Raises:
+            DataError: if the events are not in time order.
+        """
+        available_ms = dict(zip(PARTS, self._available_PN, strict=True))
+        wanted = Wanted(available_ms, lists_k=self._k, popular_k=self._k)
         if self._blend is not None:
-            block.requests.append(request)
-            block.state_lists.append(self._blend.read(request, self._state, self._k))
+            wanted = self._blend.want(wanted)
+            if self._blend.visits:
+                wanted = replace(wanted, visit=self._visit)
+        for reading in read_blocks(events, self._requests, self._state, wanted, size, self._contexts, chosen):
+            yield self._answer(reading)
 
-    def answer(self, block: Block) -> np.ndarray:
-        """Fill ``block.answers``; return float32 ``[B, D]`` queries, zeros without history."""
-        queries = np.zeros((len(block.rows), self._scorer.dim), dtype=np.float32)
-        block.answers = {row: Blended.of_one(items, "popular", self._names) for row, items in block.popular.items()}
-        if block.waiting:
-            inputs = tower_inputs(block.histories, block.moments, self._features, self._scorer.n_items)
-            found = self._scorer.embed(inputs)
-            queries[np.isin(block.rows, block.waiting)] = ranker_query(found)
-            tower = self._scorer.search(found, self._k, block.exclude)
-            self._mix(block, tower)
-        return queries
-
-    def _mix(self, block: Block, tower: list[ScoredItems]) -> None:
+    def _visit(self, row: int, state: FunnelState) -> None:
+        """Call the generators that have no reader of their own."""
         if self._blend is None:
-            block.answers |= {
-                row: Blended.of_one(items, "tower") for row, items in zip(block.waiting, tower, strict=True)
-            }
             return
-        for row, request, state_lists, items in zip(
-            block.waiting, block.requests, block.state_lists, tower, strict=True
-        ):
-            block.lists[row] = self._blend.complete(state_lists, request, self._state, items, self._k)
-            block.answers[row] = self._blend.mix(block.lists[row], self._k)
+        user = int(self._requests.user_index[row])
+        request = CandidateRequest(
+            history=state.history(user).items,
+            time_ms=int(self._requests.request_time_ms[row]),
+            context=tuple(self._contexts[self._requests.context[row]].tolist()),
+            seen=state.touched(user),
+            available_ms=self._available_PN[PARTS.index(int(self._requests.part[row]))],
+        )
+        self._visited[row] = self._blend.visit(request, state, self._k)
+
+    def _answer(self, reading: Reading) -> Answers:
+        rows = reading.rows
+        period = np.searchsorted(PARTS, self._requests.part[rows])
+        times = self._requests.request_time_ms[rows]
+        exclusions = Exclusions(reading.seen_offsets, reading.seen, times, period, self._available_PN)
+        known = reading.lengths > 0
+        queries, tower = self._tower(reading, exclusions, np.flatnonzero(known))
+        lists: dict[str, ItemLists] = {}
+        popular, mixed = reading.popular, _of_one(tower)
+        if self._blend is not None:
+            popular, lists, mixed = self._blended(self._blend, reading, exclusions, tower)
+        return Answers(rows, queries, *_with_popular(mixed, popular, known), popular=~known, lists=lists)
+
+    def _tower(self, reading: Reading, exclusions: Exclusions, known: np.ndarray) -> tuple[np.ndarray, ItemLists]:
+        """Return the queries of all requests, and the two-tower list of those that have a history."""
+        queries = np.zeros((len(reading), self._scorer.dim), dtype=np.float32)
+        if not len(known):
+            return queries, ItemLists.join([ScoredItems(reading.seen[:0], queries[:0, 0])] * len(reading))
+        inputs = reading.inputs
+        columns = (inputs.items, inputs.signals, inputs.ages, inputs.users, inputs.context)
+        found = self._scorer.embed(TowerInputs(*(column[known] for column in columns)))
+        queries[known] = ranker_query(found)
+        lists = self._search.search(found, self._k, exclusions.take(known))
+        lengths = np.zeros(len(reading), dtype=np.int64)
+        lengths[known] = lists.lengths
+        return queries, ItemLists(row_offsets(lengths), lists.ids, lists.scores)
+
+    def _blended(
+        self, blend: Blend, reading: Reading, exclusions: Exclusions, tower: ItemLists
+    ) -> tuple[ItemLists, dict[str, ItemLists], MixedLists]:
+        """Return the answers to requests without history, and the lists and the mix of the others."""
+        n_items, known = exclusions.n_items, reading.lengths > 0
+        block = RequestBlock(reading.inputs.items, reading.lengths, reading.inputs.context, exclusions)
+        read = {**reading.lists, **_joined([self._visited.pop(row, {}) for row in reading.rows.tolist()])}
+        found = blend.block_lists(read, block, self._state, self._k)
+        newcomers = {name: _only(lists, ~known) for name, lists in found.items()}
+        popular = blend.block_for_newcomers(newcomers, reading.popular, self._k, n_items)
+        lists = {TOWER: tower, **{name: _only(lists, known) for name, lists in found.items()}}
+        lists = {name: lists[name] for name in blend.names}
+        return popular, lists, blend.mix_block(lists, self._k, n_items)
 
 
-class Births:
-    """Items by the time from which they may be recommended.
+def _of_one(tower: ItemLists) -> MixedLists:
+    """Return the candidates of the two-tower index alone."""
+    return MixedLists(tower, np.full(len(tower.ids), source_code(TOWER), dtype=np.int8))
 
-    Args:
-        items: int64 items to look at.
-        available_ms: int64 ``[N]`` times of all items.
-    """
 
-    def __init__(self, items: np.ndarray, available_ms: np.ndarray) -> None:
-        self._order = items[np.argsort(available_ms[items], kind="stable")]
-        self._sorted_ms = available_ms[self._order]
+def _joined(visited: list[dict[str, ScoredItems]]) -> dict[str, ItemLists]:
+    """Return lists by request and name as lists by name."""
+    return {name: ItemLists.join([lists[name] for lists in visited]) for name in visited[0]}
 
-    def after(self, time_ms: int) -> np.ndarray:
-        """Return the int64 items that may not be recommended yet at ``time_ms``."""
-        return self._order[np.searchsorted(self._sorted_ms, time_ms, side="right") :]
+
+def _only(lists: ItemLists, kept: np.ndarray) -> ItemLists:
+    """Return the lists of the requests in a bool array; those of the others are empty."""
+    entries = np.repeat(kept, lists.lengths)
+    return ItemLists(row_offsets(lists.lengths * kept), lists.ids[entries], lists.scores[entries])
+
+
+def _with_popular(
+    mixed: MixedLists, popular: ItemLists, known: np.ndarray
+) -> tuple[ItemLists, np.ndarray, SourceScores | None]:
+    """Put the popular lists in the places of the requests without history, whose own lists are empty."""
+    popular = _only(popular, ~known)
+    lengths = mixed.items.lengths + popular.lengths
+    own = np.repeat(known, lengths)
+    ids, scores = np.empty(len(own), dtype=np.int64), np.empty(len(own), dtype=np.float32)
+    source = np.full(len(own), source_code("popular"), dtype=np.int8)
+    ids[own], scores[own], source[own] = mixed.items.ids, mixed.items.scores, mixed.source
+    ids[~own], scores[~own] = popular.ids, popular.scores
+    sources = None
+    if mixed.sources is not None:
+        sources = SourceScores.nothing(mixed.sources.names, len(own))
+        sources.scores[own], sources.ranks[own] = mixed.sources.scores, mixed.sources.ranks
+    return ItemLists(row_offsets(lengths), ids, scores), source, sources
 
 
 def empty_state(snapshot: Snapshot, features: FeatureConfig, blend: Blend | None) -> FunnelState:
-    """Return a state before any event that keeps what the generators read."""
+    """Return a state before any event that keeps what the generators read, and no links where none reads them."""
+    if blend is None or (COVISITATION not in blend.names and not blend.visits):
+        features = features.model_copy(update={"covisitation_window": 0})
     meta, trending = snapshot.meta, None if blend is None else blend.trending
     segmented = trending is not None and trending.segment is not None
     context = meta.context if segmented else ()

@@ -19,15 +19,18 @@ from stages.candidate.config import RetrieveConfig
 from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.files import SOURCES_DIRECTORY
 from stages.candidate.generators.table import TOWER
-from stages.candidate.retrieval.retriever import Block, Retriever, check_features, empty_state
+from stages.candidate.retrieval.retriever import Answers, Retriever, check_features, empty_state
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.artifacts import made_by
+from stages.contracts.candidate_blocks import CANDIDATES_FILE
+from stages.contracts.compiled import compiled
+from stages.contracts.item_lists import ItemLists
+from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.release_check import Claim, check_steps
 from stages.contracts.snapshot import Snapshot, Targets
-from stages.contracts.sources import SOURCE_SCORES_FILE
+from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable
-from stages.features.replay import replay
 
 _BLEND = ""
 """Key of the blend of all generators in ``Recalls``."""
@@ -52,25 +55,23 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     scorer, blend = _load(config, inputs, snapshot)
     check_features(config.features, scorer)
     requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
-    retriever = Retriever(scorer, state, snapshot, config.features, config.candidate_k, blend)
+    retriever = Retriever(scorer, state, snapshot, config.candidate_k, blend)
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
-    measured = Recalls(snapshot.targets(), len(requests), () if blend is None else blend.names)
-    moments = replay(snapshot.events(), requests, state, snapshot.contexts() if state.context else None)
-    rows = tqdm(moments, "retrieve", len(requests), mininterval=1, file=sys.stderr)
+    measured = Recalls(snapshot.targets(), len(requests), scorer.n_items, () if blend is None else blend.names)
     with (
-        CandidateTable.writer(directory / "candidates.parquet") as write,
+        CandidateTable.writer(directory / CANDIDATES_FILE) as write,
         source_writer(directory / SOURCE_SCORES_FILE) as write_sources,
+        tqdm(desc="retrieve", total=len(requests), mininterval=1, file=sys.stderr) as bar,
     ):
-        block = Block()
-        for row in rows:
-            retriever.read(row, block)
-            if len(block.rows) == config.block or row == len(requests) - 1:
-                queries_QD[block.rows] = retriever.answer(block)
-                write(block.table())
-                if blend is not None:
-                    write_sources(block.sources().table())
-                measured.add(block)
-                block = Block()
+        if blend is not None:
+            write_sources(SourceScores.nothing(blend.names, 0).table())
+        for answers in retriever.answers(snapshot.events(), config.block):
+            queries_QD[answers.rows] = answers.queries
+            write(answers.table())
+            if answers.sources is not None:
+                write_sources(answers.sources.table())
+            measured.add(answers)
+            bar.update(len(answers.rows))
     np.save(directory / "queries.npy", queries_QD)
     return measured.metrics(requests), {"tower_version": scorer.tower_version}
 
@@ -120,22 +121,34 @@ class Recalls:
     Args:
         targets: of all requests.
         n_requests: Q.
+        n_items: N.
         names: the generators, where there are several.
     """
 
-    def __init__(self, targets: Targets, n_requests: int, names: Sequence[str]) -> None:
-        self._targets = targets
+    def __init__(self, targets: Targets, n_requests: int, n_items: int, names: Sequence[str]) -> None:
+        self._items = targets.item_index
+        self._starts = np.searchsorted(targets.request_id, np.arange(n_requests + 1))
+        self._n_items = n_items
         self._popular = np.zeros(n_requests, dtype=bool)
         self._values = {name: np.full(n_requests, np.nan) for name in (_BLEND, *names)}
 
-    def add(self, block: Block) -> None:
+    def add(self, answers: Answers) -> None:
         """Measure the answers of a block."""
-        self._popular[list(block.popular)] = True
-        answers = {row: answer.items for row, answer in block.answers.items()}
-        for name, recalls in self._values.items():
-            if name != _BLEND:
-                answers = block.popular | {row: lists[name] for row, lists in block.lists.items()}
-            measure(block.rows, [answers[row].ids for row in block.rows], self._targets, recalls)
+        rows, popular = answers.rows, answers.popular
+        self._popular[rows] = popular
+        answered = self._recalls(rows, answers.items)
+        self._values[_BLEND][rows] = answered
+        for name, lists in answers.lists.items():
+            self._values[name][rows] = np.where(popular, answered, self._recalls(rows, lists))
+
+    def _recalls(self, rows: np.ndarray, lists: ItemLists) -> np.ndarray:
+        """Return float64 ``[B]``: the share of each request's targets that its list holds; NaN without targets."""
+        counts = self._starts[rows + 1] - self._starts[rows]
+        targets = self._items[ranges(self._starts[rows], counts)]
+        hits = np.zeros(len(rows), dtype=np.int64)
+        _count_hits(lists.offsets, lists.ids, row_offsets(counts), targets, self._n_items, hits)
+        recalls: np.ndarray = np.where(counts > 0, hits / np.maximum(counts, 1), np.nan)
+        return recalls
 
     def metrics(self, requests: RequestTable) -> dict[str, float]:
         """Return recalls of each period's requests with targets, the blend's first, and counts."""
@@ -158,16 +171,19 @@ class Recalls:
         return float(values.mean()) if len(values) else 0.0
 
 
-def measure(rows: list[int], answers: list[np.ndarray], targets: Targets, recalls: np.ndarray) -> None:
-    """Write the share of each request's targets that its answer holds into ``recalls``.
-
-    Args:
-        rows: requests, in any order.
-        answers: int64 items of each.
-        targets: of all requests.
-        recalls: float64 ``[Q]``; unchanged for requests without targets.
-    """
-    for row, items in zip(rows, answers, strict=True):
-        wanted = targets.item_index[slice(*np.searchsorted(targets.request_id, [row, row + 1]))]
-        if len(wanted):
-            recalls[row] = np.isin(wanted, items).mean()
+@compiled
+def _count_hits(
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    target_offsets: np.ndarray,
+    targets: np.ndarray,
+    n_items: int,
+    hits: np.ndarray,
+) -> None:
+    """Count the targets of each request that its list holds."""
+    listed_in = np.full(n_items, -1, dtype=np.int32)  # the last request that lists the item
+    for row in range(len(hits)):
+        for entry in range(offsets[row], offsets[row + 1]):
+            listed_in[ids[entry]] = row
+        for entry in range(target_offsets[row], target_offsets[row + 1]):
+            hits[row] += listed_in[targets[entry]] == row
