@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stages.features.keyed_rows import KeyedRows, save_offsets
 
 from stages.contracts.errors import ReleaseError
-from stages.features.keyed_rows import KeyedRows, save_offsets
 
 COLUMNS = {"items": np.dtype(np.int64), "signals": np.dtype(np.int16), "values": np.dtype(np.float32)}
 Rows = list[list[tuple[int, int, float]]]

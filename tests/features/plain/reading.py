@@ -5,7 +5,7 @@ Shapes: B requests of a block, L history length, N items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +14,9 @@ from stages.contracts.item_lists import ItemLists
 from stages.contracts.ragged import row_offsets
 from stages.contracts.tables import EventTable, RequestTable, ScoredItems
 from stages.contracts.top_k import top_k
-from stages.features.history import Moment, TowerInputs, tower_inputs
-from stages.features.replay import replay
+from stages.features.history import Moment, tower_inputs
 from stages.features.reading import CovisitationReading, Reading, Wanted
+from stages.features.replay import replay
 from stages.features.state import FunnelState
 
 COVISITATION, TRENDING = "covisitation", "trending"

@@ -17,9 +17,6 @@ from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import ScoredItems
 from stages.contracts.touches import touching
 from stages.features.config import FeatureConfig, TrendingConfig
-from tests.features.plain.counters import NEVER_MS, DecayedCounts, memory_cells
-from tests.features.plain.covisitation import Covisitation
-from tests.features.plain.keyed_rows import KeyedRows, Row
 from stages.features.state_files import (
     DECAYED,
     PLAIN,
@@ -31,6 +28,9 @@ from stages.features.state_files import (
     load_arrays,
     state_identity,
 )
+from tests.features.plain.counters import NEVER_MS, DecayedCounts, memory_cells
+from tests.features.plain.covisitation import Covisitation
+from tests.features.plain.keyed_rows import KeyedRows, Row
 from tests.features.plain.trending import Trending
 
 _LARGEST = float(np.finfo(np.float32).max)
