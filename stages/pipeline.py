@@ -267,7 +267,7 @@ JOB = Job(
         Step(
             "train_light",
             "stages.light_ranker.train:train_light",
-            _EXAMPLES,
+            {"examples": "build_examples"},
             configure=lambda run: run.recipe.light_ranker,
         ),
         Step(
