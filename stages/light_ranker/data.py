@@ -112,11 +112,10 @@ def binned(file: ExamplesFile, training: TrainingSet, parameters: Mapping[str, A
         training: the rows.
         parameters: of LightGBM.
     """
-    with tqdm(
-        total=len(training), desc="light: reading", unit="row", unit_scale=True, disable=None, leave=False
-    ) as bar:
+    reader = _GroupReader(file, training.rows)
+    with reader.bar:
         data = lgb.Dataset(
-            _GroupReader(file, training.rows, bar).sequences(),
+            reader.sequences(),
             label=training.grade,
             group=np.diff(run_offsets(training.request_id)),
             feature_name=list(file.feature_names),
@@ -141,15 +140,21 @@ def subset(data: lgb.Dataset, rows: np.ndarray) -> lgb.Dataset:
 class _GroupReader:
     """Reads the features of chosen rows, a row group at a time; only the last one is in memory.
 
-    Args:
-        file: the examples.
-        rows: int64 ``[M]`` positions in the file, ascending.
-        bar: shows the rows that have been binned.
+    Attributes:
+        bar: shows the rows that were read; LightGBM reads each twice.
     """
 
-    def __init__(self, file: ExamplesFile, rows: np.ndarray, bar: tqdm) -> None:
-        self.file, self.rows, self.bar = file, rows, bar
+    def __init__(self, file: ExamplesFile, rows: np.ndarray) -> None:
+        """Prepare to read.
+
+        Args:
+            file: the examples.
+            rows: int64 ``[M]`` positions in the file, ascending.
+        """
+        self.file, self.rows = file, rows
         self.borders = np.searchsorted(rows, file.group_starts)
+        total = 2 * len(rows)
+        self.bar = tqdm(total=total, desc="light: reading", unit="row", unit_scale=True, disable=None, leave=False)
         self._number, self._features = -1, np.zeros((0, 0), dtype=np.float32)
 
     def sequences(self) -> list[_GroupSequence]:
@@ -165,6 +170,7 @@ class _GroupReader:
             features = self.file.group(number).features
             whole = len(of_group) == len(features)
             self._number, self._features = number, features if whole else features[of_group]
+            self.bar.update(len(of_group))
         return self._features
 
 
@@ -181,7 +187,4 @@ class _GroupSequence(lgb.Sequence):  # type: ignore[misc]
     def __getitem__(self, index: Any) -> np.ndarray:
         """Return float64 ``[F]`` of one row, or float32 ``[m, F]`` of a slice."""
         found: np.ndarray = self._reader.features(self._number)[index]
-        if found.ndim == 1:
-            return found.astype(np.float64)
-        self._reader.bar.update(len(found))
-        return found
+        return found.astype(np.float64) if found.ndim == 1 else found
