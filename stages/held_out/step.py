@@ -166,8 +166,11 @@ def _rankings(
 
     def jobs() -> Iterator[Callable[[], dict[str, RankedTable]]]:
         for block in blocks:
-            aside = popular.before(int(block.candidates.rows.request_id[-1]))
-            yield partial(_rank, ranker, [block], aside)
+            ids = block.candidates.rows.request_id
+            aside = popular.before(int(ids[-1]))
+            n_earlier = sum(table.request_id[-1] < ids[0] for table in aside)
+            yield from (partial(_rank, ranker, [], [table]) for table in aside[:n_earlier])
+            yield partial(_rank, ranker, [block], aside[n_earlier:])
         yield from (partial(_rank, ranker, [], [rest]) for rest in popular.before(None))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="rank_held_out") as pool:

@@ -219,6 +219,11 @@ def test_rankings_are_those_of_each_request_alone(
             return
         metrics, info = rank_held_out(config, world.inputs, out)
     check(world, out)
+    for name in ("light", "heavy"):
+        requests = [set(table.request_id.tolist()) for table in RankedTable.groups(out / f"{name}.parquet")]
+        assert sum(map(len, requests)) == len(set().union(*requests)), "a request lies in one row group"
+        lengths = [len(table) for table in RankedTable.groups(out / f"{name}.parquet")]
+        assert max(lengths) <= 2 * max(rows, 7)
     held = RankedTable.read(out / "light.parquet")
     assert metrics["requests"] == len(wanted) == len(set(held.request_id.tolist()))
     assert metrics["rows_light"] == len(held)
