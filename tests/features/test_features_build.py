@@ -437,7 +437,12 @@ def test_missed_targets_are_counted_and_added_only_where_the_recipe_says_so(
     ("rows", "popular", "section", "message"),
     [
         ([(0, 1), (1, 1)], [], {}, r"none of 2 requests .* \(2 of them come from the generators"),
-        ([(0, 4), (1, 6)], [0, 1], {}, r"none of 2 requests .* \(0 of them .*raise funnel.candidate_k, or train longer"),
+        (
+            [(0, 4), (1, 6)],
+            [0, 1],
+            {},
+            r"none of 2 requests .* \(0 of them .*raise funnel.candidate_k, or train longer",
+        ),
         ([(0, 1), (1, 6)], [1], {"requests": {"without_positive": True}}, r"none of 2 requests .* \(1 of them"),
         ([(0, 4), (1, 6)], [0, 1], {"inject_missed": True}, r"none of 2 requests .* \(0 of them"),
     ],
