@@ -31,6 +31,7 @@ from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable
+from stages.features.needs import require_replay_memory
 
 _BLEND = ""
 """Key of the blend of all generators in ``Recalls``."""
@@ -51,6 +52,7 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
         ConfigError: if the tower was trained with other history features.
         ReleaseError: if tower, vectors, index and generators do not belong together.
         OutOfSpaceError: if the disk is too small for the candidates.
+        ConfigError: if the log and its state will not fit the memory.
     """
     snapshot = Snapshot(inputs["snapshot"])
     scorer, blend = _load(config, inputs, snapshot)
@@ -58,6 +60,7 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
     retriever = Retriever(scorer, state, snapshot, config.candidate_k, blend)
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
+    require_replay_memory("retrieve", snapshot, state.config, None if blend is None else blend.trending)
     n_sources = 1 if blend is None else len(blend.names)
     needed = candidate_bytes(len(requests), config.candidate_k, n_sources, scorer.dim)
     require_disk("retrieve", directory, needed)
