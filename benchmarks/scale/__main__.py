@@ -30,6 +30,8 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
+import yaml
+
 from benchmarks.environment import describe
 from benchmarks.scale.features import measure_features, render_features
 from benchmarks.scale.jobs import measure_growth, render_growth, render_run, run_watched
@@ -54,6 +56,27 @@ def positive(text: str) -> float:
     return number
 
 
+def override(text: str) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` as a nested mapping; the value is read as YAML."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is KEY=VALUE, such as candidate.training.epochs=2")
+    nested: Any = yaml.safe_load(value)
+    for name in reversed(key.split(".")):
+        nested = {name: nested}
+    return dict(nested)
+
+
+def joined(overrides: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return nested mappings as one; a later value takes the place of an earlier one."""
+    found: dict[str, Any] = {}
+    for each in overrides:
+        for name, value in each.items():
+            both = isinstance(value, dict) and isinstance(found.get(name), dict)
+            found[name] = joined([found[name], value]) if both else value
+    return found
+
+
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -75,6 +98,7 @@ def arguments() -> argparse.ArgumentParser:
     job.add_argument("--times", type=whole, nargs="+", default=[1, 10])
     run = verbs.add_parser("run", help="one job to its end")
     run.add_argument("--data", required=True, help="a path, or synthetic")
+    run.add_argument("--set", type=override, action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     for verb in (replay, features, job, run):
         verb.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     for verb in (job, run):
@@ -104,6 +128,7 @@ def _job(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     asked = {"data": options.data, "recipe": options.recipe, "until": options.until}
+    asked["overrides"] = joined(options.set)
     found = {**asked, **run_watched(asked, options.home, options.every)}
     return render_run(found), found
 

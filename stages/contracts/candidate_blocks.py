@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.contracts.errors import DataError
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
-from stages.contracts.tables import CandidateTable, row_groups
+from stages.contracts.tables import CandidateTable
 
 CANDIDATES_FILE = "candidates.parquet"
 ROW_BYTES = 6
@@ -62,6 +60,20 @@ class CandidateBlock:
         return cls(CandidateTable(**columns), SourceScores.concatenate(sources) if sources else None)
 
 
+def candidate_rows(path: Path) -> Iterator[CandidateTable]:
+    """Yield the rows of ``candidates.parquet``, a row group at a time; no more is in memory.
+
+    Raises:
+        DataError: if the file is missing or unreadable, or the rows are not sorted by request.
+    """
+    last = -1
+    for rows in CandidateTable.groups(path):
+        if rows.request_id[0] <= last or (np.diff(rows.request_id) < 0).any():
+            raise DataError(f"{path} must be sorted by request_id, and each request must lie in one row group")
+        last = int(rows.request_id[-1])
+        yield rows
+
+
 def candidate_blocks(directory: Path, sources: Sequence[str] = ()) -> Iterator[CandidateBlock]:
     """Yield the candidates of a finished ``retrieve`` directory, a row group at a time; no more is in memory.
 
@@ -78,25 +90,9 @@ def candidate_blocks(directory: Path, sources: Sequence[str] = ()) -> Iterator[C
     if not sources and scores_path.is_file():
         raise DataError(f"{scores_path} has scores by generator, but sources = []: retrieve followed another recipe")
     scores = iter(SourceScores.groups(scores_path, sources)) if sources else None
-    last = -1
-    for columns in row_groups(path, list(CandidateTable.TYPES)):
-        rows = CandidateTable(
-            **{name: columns[name].astype(kind, copy=False) for name, kind in CandidateTable.TYPES.items()}
-        )
-        if not len(rows):
-            continue
-        if rows.request_id[0] <= last or (np.diff(rows.request_id) < 0).any():
-            raise DataError(f"{path} must be sorted by request_id, and each request must lie in one row group")
-        last = int(rows.request_id[-1])
+    for rows in candidate_rows(path):
         found = None if scores is None else next(scores, None)
         if scores is not None and (found is None or len(found) != len(rows)):
-            n_scores, n_rows = (_n_rows(each) for each in (scores_path, path))
+            n_scores, n_rows = (CandidateTable.count(each) for each in (scores_path, path))
             raise DataError(f"{scores_path} has {n_scores} rows, the candidates have {n_rows}, in other row groups")
         yield CandidateBlock(rows, found)
-
-
-def _n_rows(path: Path) -> int:
-    try:
-        return int(pq.read_metadata(path).num_rows)  # type: ignore[no-untyped-call]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}") from None

@@ -259,6 +259,10 @@ class Snapshot:
         """Return the number of canonical items N, without reading them."""
         return int(pq.read_metadata(self.directory / "items.parquet").num_rows)  # type: ignore[no-untyped-call]
 
+    def n_events(self) -> int:
+        """Return the number of events, without reading them."""
+        return EventTable.count(self.directory / "events.parquet")
+
     def n_users(self) -> int:
         """Return the number of users U, without reading their ids."""
         return int(pq.read_metadata(self.directory / "users.parquet").num_rows)  # type: ignore[no-untyped-call]

@@ -27,6 +27,7 @@ from stages.contracts.summaries import SCHEMA_FILE, VECTORS_FILE, SchemaSummary,
 from stages.contracts.tables import PART_CANDIDATE, PART_RANKER, CandidateTable, RequestTable
 from stages.features.config import FeatureConfig, SamplingConfig, TrendingConfig
 from stages.features.feature_blocks import feature_blocks
+from stages.features.needs import require_replay_memory
 from stages.features.ranking import FeatureSchema, feature_schema
 from stages.features.sampling import choose_requests, keep_probabilities, sample, windows_of
 from stages.features.state import FunnelState
@@ -85,8 +86,10 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
         DataError: if the inputs do not belong together.
         EmptyDatasetError: if no request of the ranker period has a target among its candidates; with the counts.
         OutOfSpaceError: if the disk is too small for what is chosen.
+        ConfigError: if the log and its state will not fit the memory.
     """
     snapshot = Snapshot(inputs["snapshot"])
+    require_replay_memory("build_examples", snapshot, config.features, config.trending)
     requests, items, meta = snapshot.requests(), snapshot.items(), snapshot.meta
     vectors = read_array(inputs["candidate"] / VECTORS_FILE)
     _check_inputs(requests, vectors, len(items))
@@ -288,6 +291,7 @@ def build_state(config: ExamplesConfig, inputs: Mapping[str, Path], directory: P
         ReleaseError: if the champion's ``feature_schema.json`` is not readable by this version.
     """
     snapshot = Snapshot(inputs["snapshot"])
+    require_replay_memory("refresh_state", snapshot, config.features, config.trending)
     meta = snapshot.meta
     schema = feature_schema(config.features, meta.tasks, meta.context, config.sources)
     wanted = read_summary(inputs["champion"] / SCHEMA_FILE, SchemaSummary).hash

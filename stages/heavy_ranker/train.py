@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.example_windows import late_requests
 from stages.contracts.examples import ExamplesFile, mean_ndcg, read_array
 from stages.contracts.memory import require_memory
+from stages.contracts.progress import Advance, progress_of
 from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.steps import Outcome
 from stages.contracts.summaries import VECTORS_FILE, HeavySummary
@@ -174,10 +174,9 @@ class Trainer:
         model = self._build(~late)
         best, curve = 0, [self._ndcg(model, late)]
         total = self.config.max_epochs * int((~late).sum())
-        with tqdm(total=total, desc="heavy: epochs", unit="request", disable=None, leave=False) as bar:
-            for epoch in self._epochs(model, ~late, self.config.max_epochs, bar):
+        with progress_of("heavy: epochs", total, "request") as advance:
+            for epoch in self._epochs(model, ~late, self.config.max_epochs, advance):
                 curve.append(self._ndcg(model, late))
-                bar.set_postfix({"ndcg@10": f"{curve[-1]:.4f}", "light": f"{curve[0]:.4f}"})
                 best = int(np.argmax(curve))
                 if epoch - best >= self.config.patience:
                     break
@@ -187,8 +186,8 @@ class Trainer:
         """Train a new model for a fixed number of epochs on the requests of bool ``[Q]``."""
         model = self._build(wanted)
         total = epochs * int(wanted.sum())
-        with tqdm(total=total, desc="heavy: all", unit="request", disable=None, leave=False) as bar:
-            for _ in self._epochs(model, wanted, epochs, bar):
+        with progress_of("heavy: all", total, "request") as advance:
+            for _ in self._epochs(model, wanted, epochs, advance):
                 pass
         return model
 
@@ -213,7 +212,7 @@ class Trainer:
         model.to(self.device)
         return model
 
-    def _epochs(self, model: HeavyRanker, wanted: np.ndarray, epochs: int, bar: tqdm) -> Iterator[int]:
+    def _epochs(self, model: HeavyRanker, wanted: np.ndarray, epochs: int, advance: Advance) -> Iterator[int]:
         """Train one epoch at a time and yield its number; dropout does not touch the caller's generator."""
         matrices = [parameter for name, parameter in model.named_parameters() if name.endswith("weight")]
         others = [parameter for name, parameter in model.named_parameters() if not name.endswith("weight")]
@@ -228,7 +227,7 @@ class Trainer:
                 model.train()
                 for batch in self.data.batches(wanted, self.config.batch_requests, order):
                     self._step(model, optimizer, batch.to(self.device))
-                    bar.update(batch.n_requests)
+                    advance(batch.n_requests)
             yield epoch
 
     def _step(self, model: HeavyRanker, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

@@ -26,6 +26,7 @@ from stages.contracts.steps import Outcome
 from stages.contracts.summaries import VECTORS_FILE
 from stages.contracts.tables import PART_EVALUATION, CandidateTable, RankedTable, RequestTable
 from stages.features.feature_blocks import FeatureBlock, feature_blocks
+from stages.features.needs import require_replay_memory
 from stages.features.ranking import feature_schema
 from stages.features.state import FunnelState
 from stages.held_out.blocks import BlockRanker, PopularRows, pieces
@@ -59,9 +60,11 @@ def rank_held_out(config: RankHeldOutConfig, inputs: Mapping[str, Path], directo
         EmptyDatasetError: if there is no evaluation request, or none with a candidate.
         DataError: if the inputs do not belong together.
         OutOfSpaceError: if the rankings will not fit the disk.
+        ConfigError: if the log and its state will not fit the memory.
         ReleaseError: if a stage's file is missing, or it was trained on other features.
     """
     snapshot = Snapshot(inputs["snapshot"])
+    require_replay_memory("rank_held_out", snapshot, config.features, config.trending)
     requests, items, meta = snapshot.requests(), snapshot.items(), snapshot.meta
     wanted = requests.part == PART_EVALUATION
     if not wanted.any():

@@ -11,12 +11,12 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
-from tqdm import tqdm
 
 from stages.contracts.errors import DataError
 from stages.contracts.example_windows import late_requests
 from stages.contracts.examples import ExampleRows, ExamplesFile
 from stages.contracts.memory import require_memory
+from stages.contracts.progress import Advance, progress_of
 from stages.contracts.ragged import run_offsets
 from stages.contracts.ranking import SOURCE_POPULAR
 
@@ -112,8 +112,8 @@ def binned(file: ExamplesFile, training: TrainingSet, parameters: Mapping[str, A
         training: the rows.
         parameters: of LightGBM.
     """
-    reader = _GroupReader(file, training.rows)
-    with reader.bar:
+    with progress_of("light: reading", 2 * len(training.rows), "row") as advance:
+        reader = _GroupReader(file, training.rows, advance)
         data = lgb.Dataset(
             reader.sequences(),
             label=training.grade,
@@ -141,20 +141,20 @@ class _GroupReader:
     """Reads the features of chosen rows, a row group at a time; only the last one is in memory.
 
     Attributes:
-        bar: shows the rows that were read; LightGBM reads each twice.
+        advance: called with the number of rows that were read; LightGBM reads each twice.
     """
 
-    def __init__(self, file: ExamplesFile, rows: np.ndarray) -> None:
+    def __init__(self, file: ExamplesFile, rows: np.ndarray, advance: Advance) -> None:
         """Prepare to read.
 
         Args:
             file: the examples.
             rows: int64 ``[M]`` positions in the file, ascending.
+            advance: see the attribute.
         """
         self.file, self.rows = file, rows
         self.borders = np.searchsorted(rows, file.group_starts)
-        total = 2 * len(rows)
-        self.bar = tqdm(total=total, desc="light: reading", unit="row", unit_scale=True, disable=None, leave=False)
+        self.advance = advance
         self._number, self._features = -1, np.zeros((0, 0), dtype=np.float32)
 
     def sequences(self) -> list[_GroupSequence]:
@@ -170,7 +170,7 @@ class _GroupReader:
             features = self.file.group(number).features
             whole = len(of_group) == len(features)
             self._number, self._features = number, features if whole else features[of_group]
-            self.bar.update(len(of_group))
+            self.advance(len(of_group))
         return self._features
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
-from tqdm import tqdm
 
 from stages.contracts.errors import DataError
 from stages.contracts.examples import ExampleRows, ExamplesFile, mean_ndcg
+from stages.contracts.progress import progress_of
 from stages.contracts.steps import Outcome
 from stages.contracts.summaries import LightSummary
 from stages.light_ranker.config import LightRankerConfig
@@ -113,11 +113,11 @@ def _choose_rounds(
     booster = lgb.Booster(dict(parameters), subset(data, ~training.late))
     booster.add_valid(subset(data, training.late), "late")
     curve: list[float] = []
-    with tqdm(total=config.max_rounds, desc="light: rounds", unit="round", disable=None, leave=False) as bar:
+    with progress_of("light: rounds", config.max_rounds, "round") as advance:
         for number in range(1, config.max_rounds + 1):
             booster.update()
             curve.append(float(booster.eval_valid()[0][2]))
-            bar.update()
+            advance(1)
             best, ndcg = best_round(curve, config.smoothing)
             if number - best >= config.patience + config.smoothing // 2:
                 break
@@ -163,8 +163,8 @@ def _parameters(config: LightRankerConfig, training: TrainingSet) -> dict[str, A
 
 
 def _fit(data: lgb.Dataset, parameters: Mapping[str, Any], rounds: int, phase: str) -> lgb.Booster:
-    with tqdm(total=rounds, desc=phase, unit="round", disable=None, leave=False) as bar:
-        return lgb.train(dict(parameters), data, num_boost_round=rounds, callbacks=[lambda _: bar.update()])
+    with progress_of(phase, rounds, "round") as advance:
+        return lgb.train(dict(parameters), data, num_boost_round=rounds, callbacks=[lambda _: advance(1)])
 
 
 def _out_of_fold(
@@ -183,7 +183,7 @@ def _out_of_fold(
     fold = np.where(known, fold_of_user[np.where(known, user_index, 0)], -1)
     model = np.where(fold >= 0, fold, len(boosters) - 1)
     scores = np.empty(len(user_index), dtype=np.float32)
-    with tqdm(total=len(scores), desc="light: scores", unit="row", unit_scale=True, disable=None, leave=False) as bar:
+    with progress_of("light: scores", len(scores), "row") as advance:
         for number, start in enumerate(file.group_starts[:-1]):
             features = file.group(number).features
             of_group = slice(start, start + len(features))
@@ -191,7 +191,7 @@ def _out_of_fold(
                 rows = np.flatnonzero(model[of_group] == place)
                 if len(rows):
                     scores[start + rows] = booster.predict(features[rows], raw_score=True, num_threads=threads)
-            bar.update(len(features))
+            advance(len(features))
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scale import __main__ as scale
+from benchmarks.scale.__main__ import joined, override
 from benchmarks.scale.features import REQUESTS_A_BLOCK, measure_features, render_features
 from benchmarks.scale.jobs import measure_growth, render_growth, render_run, run_watched
 from benchmarks.scale.made import made_log
@@ -223,3 +225,10 @@ def test_wrong_arguments_are_refused(wrong: list[str], capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         scale.arguments().parse_args(wrong)
     assert "error" in capsys.readouterr().err
+
+
+def test_overrides_of_the_recipe_are_laid_over_one_another() -> None:
+    given = [override(text) for text in ("a.b=1", "a.c=[x, 2]", "a.b={d: true}", "e=null")]
+    assert joined(given) == {"a": {"b": {"d": True}, "c": ["x", 2]}, "e": None}
+    with pytest.raises(argparse.ArgumentTypeError, match="allowed is KEY=VALUE"):
+        override("a.b")

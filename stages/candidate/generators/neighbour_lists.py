@@ -6,15 +6,14 @@ Legend: U users, N items, B rows of a block, V words and categories, E neighbour
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
-from tqdm import tqdm
 
 from stages.candidate.generators.generator import Arrays
 from stages.candidate.linear.models import Ease, ImplicitAls
+from stages.contracts.progress import progress
 from stages.contracts.ragged import row_offsets
 from stages.contracts.snapshot import ItemTable
 from stages.contracts.top_k import top_k
@@ -46,7 +45,7 @@ def fitted_neighbours(
     alone_NN = sparse.identity(items, dtype=np.float64, format="csr")
 
     def rows() -> Iterator[Row]:
-        for start in tqdm(range(0, items, _BLOCK), name, disable=None, leave=False, file=sys.stderr):
+        for start in progress(range(0, items, _BLOCK), name, unit="block"):
             scores_BN = model.score(alone_NN[start : start + _BLOCK])
             scores_BN[:, closed] = 0
             for item, scores in enumerate(scores_BN, start=start):
@@ -73,7 +72,7 @@ def content_neighbours(items: ItemTable, neighbours: int, allowed: np.ndarray) -
     others_VN = content_NV[allowed].T.tocsr()
 
     def rows() -> Iterator[Row]:
-        for start in tqdm(range(0, len(items), _BLOCK), "content", disable=None, leave=False, file=sys.stderr):
+        for start in progress(range(0, len(items), _BLOCK), "content", unit="block"):
             cosine_BN = (content_NV[start : start + _BLOCK] @ others_VN).tocsr()
             for item in range(start, start + cosine_BN.shape[0]):
                 cells = slice(*cosine_BN.indptr[item - start : item - start + 2])

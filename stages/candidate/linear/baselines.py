@@ -9,7 +9,6 @@ Shapes: B requests of a block, N items, U users with training rows.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
-from tqdm import tqdm
 
 from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.data.validation import checked_tables
@@ -29,6 +27,7 @@ from stages.contracts.compiled import compiled
 from stages.contracts.exclusions import Exclusions
 from stages.contracts.files import write_json
 from stages.contracts.item_lists import ItemLists
+from stages.contracts.progress import progress_of
 from stages.contracts.ragged import places_in_rows
 from stages.contracts.ranking import BASELINES_FILE
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS, Snapshot
@@ -86,13 +85,13 @@ def answer_all(fitted: Mapping[str, Baseline], answering: Answering, requests: R
     size = max(1, min(_REQUESTS, _SCORES // len(answering.trained)))
     with ExitStack() as files:
         write = {name: files.enter_context(RankedTable.writer(directory / f"{name}.parquet")) for name in fitted}
-        bar = files.enter_context(tqdm(desc="rank_baselines", total=len(requests), mininterval=1, file=sys.stderr))
+        advance = files.enter_context(progress_of("rank_baselines", len(requests), "request"))
         for start in range(0, len(requests), size):
             rows = requests.take(np.arange(start, min(start + size, len(requests))))
             block = answering.read(rows)
             for name, baseline in fitted.items():
                 write[name](answering.answer(baseline, block))
-            bar.update(len(rows))
+            advance(len(rows))
 
 
 def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tuple[dict[str, Baseline], dict[str, str]]:

@@ -5,14 +5,12 @@ Shapes: N items.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from tqdm import tqdm
 
 from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.generators.blend import Blend
@@ -25,6 +23,7 @@ from stages.candidate.retrieval.retriever import Answers, Retriever, check_featu
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import EmptyDatasetError
 from stages.contracts.item_lists import ItemLists
+from stages.contracts.progress import progress_of
 from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS, Snapshot, Targets
 from stages.contracts.steps import Outcome
@@ -162,10 +161,10 @@ def _answers(
     last_ms = int(requests.request_time_ms[wanted].max(initial=-NEVER_AVAILABLE_MS))
     events = events.take(np.arange(np.searchsorted(events.event_time_ms, last_ms, side="left")))
     retriever = Retriever(scorer, empty_state(snapshot, config.features, blend), snapshot, config.candidate_k, blend)
-    with tqdm(desc="quotas", total=len(wanted), mininterval=1, file=sys.stderr) as bar:
+    with progress_of("quotas", len(wanted), "request") as advance:
         for answers in retriever.answers(events, _BLOCK, chosen):
             yield answers
-            bar.update(len(answers.rows))
+            advance(len(answers.rows))
 
 
 def _sample(requests: RequestTable, targets: Targets, config: TrainSourcesConfig) -> np.ndarray:

@@ -5,7 +5,6 @@ Shapes: D dimensions, Q requests.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from stages.candidate.config import RetrieveConfig
 from stages.candidate.generators.blend import Blend
@@ -22,15 +20,18 @@ from stages.candidate.generators.table import TOWER
 from stages.candidate.retrieval.retriever import Answers, Retriever, check_features, empty_state
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.artifacts import made_by
-from stages.contracts.candidate_blocks import CANDIDATES_FILE
+from stages.contracts.candidate_blocks import CANDIDATES_FILE, candidate_bytes
 from stages.contracts.compiled import compiled
+from stages.contracts.disk import require_disk
 from stages.contracts.item_lists import ItemLists
+from stages.contracts.progress import progress_of
 from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.release_check import Claim, check_steps
 from stages.contracts.snapshot import Snapshot, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.steps import Outcome
 from stages.contracts.tables import PART_EVALUATION, PART_RANKER, CandidateTable, RequestTable
+from stages.features.needs import require_replay_memory
 
 _BLEND = ""
 """Key of the blend of all generators in ``Recalls``."""
@@ -50,6 +51,8 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     Raises:
         ConfigError: if the tower was trained with other history features.
         ReleaseError: if tower, vectors, index and generators do not belong together.
+        OutOfSpaceError: if the disk is too small for the candidates.
+        ConfigError: if the log and its state will not fit the memory.
     """
     snapshot = Snapshot(inputs["snapshot"])
     scorer, blend = _load(config, inputs, snapshot)
@@ -57,11 +60,15 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
     retriever = Retriever(scorer, state, snapshot, config.candidate_k, blend)
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
+    require_replay_memory("retrieve", snapshot, state.config, None if blend is None else blend.trending)
+    n_sources = 1 if blend is None else len(blend.names)
+    needed = candidate_bytes(len(requests), config.candidate_k, n_sources, scorer.dim)
+    require_disk("retrieve", directory, needed)
     measured = Recalls(snapshot.targets(), len(requests), scorer.n_items, () if blend is None else blend.names)
     with (
         CandidateTable.writer(directory / CANDIDATES_FILE) as write,
         source_writer(directory / SOURCE_SCORES_FILE) as write_sources,
-        tqdm(desc="retrieve", total=len(requests), mininterval=1, file=sys.stderr) as bar,
+        progress_of("retrieve", len(requests), "request") as advance,
     ):
         if blend is not None:
             write_sources(SourceScores.nothing(blend.names, 0).table())
@@ -71,7 +78,7 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
             if answers.sources is not None:
                 write_sources(answers.sources.table())
             measured.add(answers)
-            bar.update(len(answers.rows))
+            advance(len(answers.rows))
     np.save(directory / "queries.npy", queries_QD)
     return measured.metrics(requests), {"tower_version": scorer.tower_version}
 
