@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.contracts.tables import DAY_MS
-from stages.features.state_kernels import NEVER_MS, Decayed, decayed_add
+from stages.features.state_arrays import NEVER_MS, Decayed
+from stages.features.state_kernels import decayed_add
 
 __all__ = ["NEVER_MS", "DecayedCounts"]
 

@@ -14,14 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.contracts.ragged import row_offsets
-from stages.features.state_kernels import (
-    LINK,
-    LINKS_FREE,
-    LINKS_KEPT,
-    LINKS_LARGEST,
-    LINKS_USED,
-    LINKS_WINDOW,
-    Links,
+from stages.features.link_kernels import (
     link_items,
     links_gather,
     links_gather_all,
@@ -29,6 +22,7 @@ from stages.features.state_kernels import (
     links_sum_and_max,
     table_places,
 )
+from stages.features.state_arrays import LINK, LINKS_FREE, LINKS_KEPT, LINKS_LARGEST, LINKS_USED, LINKS_WINDOW, Links
 
 COLUMNS: dict[str, np.dtype] = {"items": np.dtype(np.int32), "weights": np.dtype(np.float64)}
 

@@ -15,7 +15,8 @@ from stages.contracts.compiled import frozen
 from stages.contracts.errors import DataError
 from stages.contracts.ragged import run_offsets
 from stages.contracts.tables import EventTable, RequestTable
-from stages.features.feature_kernels import Requests, block_features
+from stages.features.feature_arrays import Requests
+from stages.features.feature_kernels import block_features
 from stages.features.ranking import FeatureMaker, candidate_columns, feature_schema
 from stages.features.state import FunnelState
 

@@ -20,7 +20,8 @@ from stages.contracts.snapshot import ContextColumn, Task
 from stages.contracts.sources import SourceScores
 from stages.contracts.tables import DAY_MS
 from stages.features.config import FeatureConfig
-from stages.features.feature_kernels import RATES, WEIGHTS, Candidates, Scratch, Settings, request_features
+from stages.features.feature_arrays import RATES, WEIGHTS, Candidates, Scratch, Settings
+from stages.features.feature_kernels import request_features
 from stages.features.state import FunnelState
 
 FEATURES: tuple[tuple[str, str, str], ...] = (

@@ -12,20 +12,9 @@ import numpy as np
 
 from stages.contracts.compiled import in_place, in_place_once
 from stages.contracts.top_k_kernels import keep_best
-from stages.features.state_kernels import (
-    ITEMS,
-    SIGNALS,
-    TIMES,
-    Counts,
-    Decayed,
-    EventColumns,
-    Links,
-    Log,
-    Rows,
-    State,
-    apply_events,
-    trending_scores,
-)
+from stages.features.state_arrays import ITEMS, SIGNALS, TIMES, Counts, Decayed, EventColumns, Links, Log, Rows, State
+from stages.features.state_kernels import apply_events
+from stages.features.trending_kernels import trending_scores
 
 FINISHED, NEEDS_ROOM, SEEN_IS_FULL = 0, 1, 2
 """Why ``read_requests`` returns: all are read, the state needs room for the next event, ``Room.seen`` needs more."""

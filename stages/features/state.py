@@ -10,25 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from stages.contracts.compiled import frozen
-from stages.contracts.errors import DataError
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import EventTable, ScoredItems
-from stages.contracts.touches import touching
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.counters import NEVER_MS, DecayedCounts
 from stages.features.covisitation import Covisitation
-from stages.features.state_files import (
-    DECAYED,
-    PLAIN,
-    STATE_FILE,
-    SUMMED,
-    array_shapes,
-    check_identity,
-    load_arrays,
-    state_identity,
-)
-from stages.features.state_kernels import (
+from stages.features.event_rules import check_event, check_events, event_columns, rules_of
+from stages.features.state_arrays import (
     BROKEN_ROW,
     EVENT_TYPES,
     ITEMS,
@@ -41,14 +30,22 @@ from stages.features.state_kernels import (
     Counts,
     EventColumns,
     Items,
-    Rules,
     State,
-    apply_events,
 )
+from stages.features.state_files import (
+    DECAYED,
+    PLAIN,
+    STATE_FILE,
+    SUMMED,
+    array_shapes,
+    check_identity,
+    load_arrays,
+    state_identity,
+)
+from stages.features.state_kernels import apply_events
 from stages.features.trending import Trending, no_log
 from stages.features.user_rows import UserRows
 
-_LARGEST = float(np.finfo(np.float32).max)
 _HISTORY = (ITEMS, TIMES, SIGNALS, VALUES)
 
 
@@ -139,7 +136,7 @@ class FunnelState:
         self._items = Items(*(frozen(getattr(items, name)) for name in Items._fields))
         self._no_log = no_log(len(items))
         self._one_event = tuple(np.zeros(1, dtype=dtype) for dtype in EVENT_TYPES)
-        self._rules = _rules(signals, tasks, config)
+        self._rules = rules_of(signals, tasks, config.exposure_signals)
         self._counts = Counts(*(np.asarray(arrays[name]) for name in Counts._fields))
         self._numbers = np.array([len(arrays["users_offsets"]) - 1, 0], dtype=np.int64)
 
@@ -239,7 +236,7 @@ class FunnelState:
         Raises:
             DataError: if an argument is out of range; the message has its name, and the state is not changed.
         """
-        self._check(user_index, item_index, signal, value, time_ms)
+        check_event((user_index, item_index, signal, value, time_ms), len(self.touches), self.signals)
         one, positions = self._one_event, np.array(context, dtype=np.int32).reshape(1, -1)
         for column, entry in zip(one, (user_index, item_index, signal, value, time_ms), strict=False):
             column[0] = entry
@@ -268,27 +265,10 @@ class FunnelState:
         Raises:
             DataError: if an event is out of range, or before the one above; the message has its row and field.
         """
-        times = events.event_time_ms
-        backwards = np.flatnonzero(times[1:] < times[:-1])
-        if len(backwards):
-            row = int(backwards[0]) + 1
-            raise DataError(
-                f"events: event_time_ms of row {row} is {times[row]}, before {times[row - 1]} of the row above; "
-                "sort by time"
-            )
-        self._check_all(events)
-        if contexts is None:
-            positions, moments = np.full((1, 0), -1, dtype=np.int32), np.zeros(len(events), dtype=np.int32)
-        else:
-            starts = np.array(self.context_starts, dtype=np.int32)
-            positions, moments = np.where(contexts > 0, contexts - 1 + starts, -1).astype(np.int32), events.context
-            if len(moments) and not 0 <= moments.min() <= moments.max() < len(positions):
-                raise DataError(
-                    f"events: context spans {moments.min()} to {moments.max()}, allowed are 0 to {len(positions) - 1}"
-                )
-        columns = (events.user_index, events.item_index, events.signal, events.value, times, moments, positions)
-        self.know_users(int(events.user_index.max(initial=-1)) + 1 if len(events) else 0)
-        return EventColumns(*(frozen(column) for column in columns))
+        check_events(events, len(self.touches), self.signals)
+        columns = event_columns(events, contexts, self.context_starts)
+        self.know_users(int(events.user_index.max(initial=-1)) + 1)
+        return columns
 
     def history(self, user_index: int) -> History:
         """Return the newest ``history_length`` distinct items; empty for an unknown user."""
@@ -407,41 +387,3 @@ class FunnelState:
         check_identity(directory / STATE_FILE, state_identity(items, config, signals, tasks, context, trending))
         arrays = load_arrays(directory, array_shapes(items, config, tasks, context, trending))
         return cls(items, config, signals, tasks, context, arrays, trending)
-
-    def _check(self, user_index: int, item_index: int, signal: int, value: float, time_ms: int) -> None:
-        if user_index < 0:
-            raise DataError(f"event: user_index = {user_index}, allowed are 0 and above")
-        if not 0 <= item_index < len(self.touches):
-            raise DataError(f"event: item_index = {item_index}, allowed are 0 to {len(self.touches) - 1}")
-        if not 0 <= signal < len(self.signals):
-            raise DataError(f"event: signal = {signal}, allowed are 0 to {len(self.signals) - 1} {self.signals}")
-        if not abs(value) <= _LARGEST:
-            raise DataError(f"event: value = {value}, allowed are finite float32 numbers")
-        if abs(time_ms) >= -NEVER_MS:
-            raise DataError(f"event: time_ms = {time_ms}, allowed are times within ±{-NEVER_MS}")
-
-    def _check_all(self, events: EventTable) -> None:
-        if not len(events):
-            return
-        limits = (
-            ("user_index", events.user_index, 0, (1 << 31) - 1),
-            ("item_index", events.item_index, 0, len(self.touches) - 1),
-            ("signal", events.signal, 0, len(self.signals) - 1),
-            ("value", events.value, -_LARGEST, _LARGEST),
-            ("event_time_ms", events.event_time_ms, NEVER_MS + 1, -NEVER_MS - 1),
-        )
-        for name, column, least, most in limits:
-            inside = (column >= least) & (column <= most)
-            if not inside.all():
-                row = int(np.flatnonzero(~inside)[0])
-                raise DataError(f"events: {name} of row {row} is {column[row]}, allowed are {least} to {most}")
-
-
-def _rules(signals: tuple[str, ...], tasks: tuple[Task, ...], config: FeatureConfig) -> Rules:
-    """Return which signals are touches, and from which value on an event of a signal is a positive of each task."""
-    smallest = np.full((len(signals), len(tasks)), np.inf)
-    for number, task in enumerate(tasks):
-        least = -np.inf if task.min_value is None else float(np.float32(task.min_value))
-        smallest[[code for code, name in enumerate(signals) if name in task.signals], number] = least
-    gains = np.array([task.relevance for task in tasks], dtype=np.float64)
-    return Rules(touching(signals, config.exposure_signals), smallest, gains)

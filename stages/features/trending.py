@@ -21,7 +21,8 @@ import numpy as np
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import ContextColumn
 from stages.features.config import TrendingConfig
-from stages.features.state_kernels import LOG_NEWEST, LOG_SIZE, NEVER_MS, Log, log_add, trending_scores
+from stages.features.state_arrays import LOG_NEWEST, LOG_SIZE, NEVER_MS, Log
+from stages.features.trending_kernels import log_add, trending_scores
 
 COLUMNS: dict[str, np.dtype] = {
     "times_ms": np.dtype(np.int64),

@@ -16,19 +16,9 @@ import numpy as np
 
 from stages.contracts.errors import ReleaseError
 from stages.contracts.ragged import row_offsets
+from stages.features.row_kernels import row_append, row_find, row_has_room, row_open, rows_gather
+from stages.features.state_arrays import FREE, INDEX_USED, LINEAR, USED, Rows
 from stages.features.state_files import USER_COLUMNS
-from stages.features.state_kernels import (
-    FREE,
-    INDEX_USED,
-    LINEAR,
-    USED,
-    Rows,
-    row_append,
-    row_find,
-    row_has_room,
-    row_open,
-    rows_gather,
-)
 
 _POOL = 1 << 12
 _CHUNKS = 48

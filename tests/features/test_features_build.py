@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,133 +14,36 @@ from hypothesis import strategies as st
 
 from stages.contracts import disk as disk_module
 from stages.contracts.errors import DataError, EmptyDatasetError, OutOfSpaceError
-from stages.contracts.examples import ExampleRows, ExamplesFile
+from stages.contracts.examples import ExamplesFile
 from stages.contracts.files import sha256_tree, write_json
-from stages.contracts.ranking import SOURCE_POPULAR
-from stages.contracts.snapshot import ItemTable, Targets, Task
+from stages.contracts.snapshot import ItemTable, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
-from stages.contracts.tables import DAY_MS, PART_EVALUATION, CandidateTable, EventTable, RequestTable
-from stages.features import build as build_module
-from stages.features.build import ExamplesConfig, build_examples, build_state, join_labels
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.build import build_examples, build_state, join_labels
+from stages.features.config import TrendingConfig
 from stages.features.ranking import feature_schema, ranking_features
 from stages.features.state import FunnelState
-from tests.builders.snapshots import catalogue, write_snapshot
-
-T0 = 10_000 * DAY_MS
-N, USERS = 8, 3
-SIGNALS = ("click", "rating", "impression")
-TASKS = (
-    Task(name="click", signals=("click", "rating"), relevance=1.0),
-    Task(name="like", signals=("rating",), min_value=0.7, relevance=2.0),
+from tests.features.worlds import (
+    ALL,
+    BLEND,
+    CANDIDATES,
+    CONFIG,
+    EVENTS,
+    NAMES,
+    REQUESTS,
+    SIGNALS,
+    T0,
+    TARGETS,
+    TASKS,
+    VECTORS,
+    N,
+    candidates,
+    pairs,
+    read,
+    sampled,
 )
-ALL = {"negatives": {"per_request": None}}
-CONFIG = ExamplesConfig(features=FeatureConfig(history_length=3))
-EVENTS = [
-    (0, 1, 0, 1.0, T0),
-    (1, 1, 0, 1.0, T0 + 1),
-    (1, 4, 1, 0.9, T0 + 2),
-    (0, 4, 1, 0.8, T0 + 5),
-    (0, 5, 0, 1.0, T0 + 8),
-]
-REQUESTS = [(0, T0 + 5), (2, T0 + 6)]
-TARGETS = [(0, 4, 3), (0, 5, 1), (1, 6, 1)]
-"""Request, item and relevance; a relevance of 3 is a like."""
-CANDIDATES = [(0, 5), (0, 4), (0, 2), (1, 1), (1, 6)]
-VECTORS = np.eye(N, 4, dtype=np.float32)
+
 MakeState = Callable[..., FunnelState]
-World = Callable[..., dict[str, Path]]
-
-
-def candidates(rows: Sequence[tuple[int, int]], popular: Sequence[int] = ()) -> CandidateTable:
-    """Rows (request, item); ranks and scores follow from the order. Some requests have the popular list."""
-    request_id = np.array([request for request, _ in rows], dtype=np.int64)
-    rank = np.array([sum(r == request for r, _ in rows[:p]) for p, (request, _) in enumerate(rows)], dtype=np.int32)
-    return CandidateTable(
-        request_id=request_id,
-        item_index=np.array([item for _, item in rows], dtype=np.int64),
-        score=(1.0 / (1 + rank)).astype(np.float32),
-        rank=rank,
-        source=np.where(np.isin(request_id, popular), SOURCE_POPULAR, 0).astype(np.int8),
-    )
-
-
-def sampled(**section: object) -> ExamplesConfig:
-    return ExamplesConfig.model_validate({**CONFIG.model_dump(), "sampling": section})
-
-
-@pytest.fixture
-def world(
-    tmp_path: Path,
-    make_items: Callable[..., ItemTable],
-    make_events: Callable[..., EventTable],
-    make_requests: Callable[..., RequestTable],
-) -> World:
-    """Return a function that writes the inputs of the step."""
-
-    def write(
-        events: Sequence[tuple] = EVENTS,
-        requests: Sequence[tuple] = REQUESTS,
-        targets: Sequence[tuple[int, int, int]] = TARGETS,
-        rows: CandidateTable | Sequence[tuple[int, int]] = CANDIDATES,
-        evaluated: Sequence[int] = (),
-        n_items: int = N,
-        row_groups: Sequence[int] = (),
-    ) -> dict[str, Path]:
-        directories = {name: tmp_path / name for name in ("snapshot", "candidate", "retrieve", "out")}
-        for directory in directories.values():
-            directory.mkdir()
-        asked = make_requests(requests)
-        asked.part[list(evaluated)] = PART_EVALUATION
-        columns = [np.array([target[place] for target in targets]) for place in range(3)]
-        write_snapshot(
-            directories["snapshot"],
-            (T0, T0 + 3, T0 + 6, T0 + 9),
-            signals=SIGNALS,
-            tasks=TASKS,
-            categories="abcd",
-            events=make_events(events),
-            requests=asked,
-            targets={
-                "request_id": columns[0],
-                "item_index": columns[1],
-                "relevance": columns[2],
-                "task_like": columns[2] == 3,
-            },
-            items=written(make_items(n_items)),
-            users=[f"u{number}" for number in range(USERS)],
-        )
-        np.save(directories["candidate"] / "item_vectors.npy", np.eye(n_items, 4, dtype=np.float32))
-        table = rows if isinstance(rows, CandidateTable) else candidates(rows)
-        with CandidateTable.writer(directories["retrieve"] / "candidates.parquet") as append:
-            for part in np.split(np.arange(len(table)), list(row_groups)):
-                append(table.take(part))
-        return directories
-
-    return write
-
-
-def written(items: ItemTable) -> object:
-    spans = zip(items.category_offsets[:-1], items.category_offsets[1:], strict=True)
-    columns = ("item_id", "title", "created_at_ms", "duration_s", "eligible")
-    return catalogue(
-        len(items),
-        categories=[items.category_codes[start:end].tolist() for start, end in spans],
-        **{name: getattr(items, name) for name in columns},
-    )
-
-
-@pytest.fixture
-def inputs(world: World) -> dict[str, Path]:
-    return world()
-
-
-def read(directory: Path) -> ExampleRows:
-    return ExamplesFile(directory).read()
-
-
-def pairs(rows: ExampleRows) -> list[tuple[int, int]]:
-    return list(zip(rows.request_id.tolist(), rows.item_index.tolist(), strict=True))
+MakeInputs = Callable[..., dict[str, Path]]
 
 
 def test_examples_hold_point_in_time_features_labels_and_the_final_state(
@@ -199,12 +102,6 @@ def test_a_refresh_is_refused_where_rankers_read_other_features(inputs: dict[str
         build_state(CONFIG, {"snapshot": inputs["snapshot"], "champion": inputs["candidate"]}, inputs["out"])
 
 
-NAMES = ("tower", "trending")
-OWN_SCORES = np.array([[3, np.nan], [2, 7], [1, np.nan], [np.nan, np.nan], [np.nan, 5]], dtype=np.float32)
-OWN_RANKS = np.array([[0, -1], [1, 2], [2, -1], [-1, -1], [-1, 0]], dtype=np.int32)
-BLEND = SourceScores(NAMES, OWN_SCORES, OWN_RANKS)
-
-
 def test_examples_of_a_blend_hold_what_the_sources_said_and_a_state_that_counts_trends(
     inputs: dict[str, Path], make_items: Callable[..., ItemTable], make_state: MakeState
 ) -> None:
@@ -238,155 +135,12 @@ def test_examples_of_a_blend_hold_what_the_sources_said_and_a_state_that_counts_
         build_examples(config, inputs, inputs["out"])
 
 
-LARGE, ASKED = 40, 60
-"""Items of a larger catalogue, and requests."""
-
-
-def larger(seed: int = 0) -> dict:
-    """A log of a few users, and requests of theirs with 20 candidates each; every third has no target among them."""
-    rng = np.random.default_rng(seed)
-    events = [
-        (int(rng.integers(USERS)), int(LARGE * rng.random() ** 2), int(rng.integers(3)), 1.0, T0 + number)
-        for number in range(300)
-    ]
-    asked = sorted((int(rng.integers(300)), int(rng.integers(USERS))) for _ in range(ASKED))
-    lists = [rng.permutation(LARGE)[:20].tolist() for _ in asked]
-    targets = [
-        (request, item, int(rng.choice([1, 3])))
-        for request, items in enumerate(lists)
-        for item in sorted(items[:2] if request % 3 else set(range(LARGE)) - set(items))[:2]
-    ]
-    return {
-        "events": events,
-        "requests": [(user, T0 + time) for time, user in asked],
-        "targets": targets,
-        "rows": [(request, item) for request, items in enumerate(lists) for item in items],
-        "n_items": LARGE,
-        "row_groups": [20 * number for number in range(7, ASKED, 7)],
-    }
-
-
-def with_target(request: int) -> bool:
-    return request % 3 != 0
-
-
-SAMPLES = {
-    "uniform": {"per_request": 6},
-    "rank": {"per_request": 6, "by": "rank", "band_ends": [4, 10], "band_shares": [0.5, 0.3, 0.2]},
-    "popularity": {"per_request": 6, "by": "popularity", "popularity_power": 1},
-}
-
-
-@pytest.mark.parametrize("by", list(SAMPLES))
-def test_a_sample_has_the_features_that_all_candidates_have(world: World, by: str, make_state: MakeState) -> None:
-    """The negatives that are left out change nothing of the rows that are kept."""
-    made = larger()
-    inputs = world(**made)
-    metrics, _ = build_examples(sampled(negatives=SAMPLES[by], windows=4), inputs, inputs["out"])
-    rows = read(inputs["out"])
-    expected_requests = [request for request in range(ASKED) if with_target(request)]
-    assert np.unique(rows.request_id).tolist() == expected_requests
-    assert metrics["requests"] == len(expected_requests)
-    assert metrics["rows"] == len(rows) == 8 * len(expected_requests)
-    assert metrics["positive_share"] == pytest.approx(2 / 8)
-    assert metrics["requests_without_positive"] == ASKED // 3
-    ordered, done, state = made["events"], 0, make_state((), LARGE, history_length=3)
-    relevance = {(request, item): value for request, item, value in made["targets"]}
-    for request in expected_requests:
-        user, time_ms = made["requests"][request]
-        while done < len(ordered) and ordered[done][4] < time_ms:
-            state.apply(*ordered[done])
-            done += 1
-        mine = rows.take(rows.request_id == request)
-        retrieved = candidates([row for row in made["rows"] if row[0] == request])
-        place = [retrieved.item_index.tolist().index(item) for item in mine.item_index.tolist()]
-        assert place == sorted(place) == mine.rank.tolist()
-        arguments = (retrieved.item_index, retrieved.score, retrieved.rank, np.eye(LARGE, 4, dtype=np.float32))
-        np.testing.assert_array_equal(mine.features, ranking_features(state, user, time_ms, *arguments)[place])
-        wanted = [relevance.get((request, item), 0) for item in mine.item_index.tolist()]
-        assert mine.relevance.tolist() == wanted
-        assert mine.labels.tolist() == [[float(value > 0), float(value == 3)] for value in wanted]
-        assert set(mine.user_index.tolist()) == {user}
-        assert mine.weight[mine.relevance > 0].tolist() == [1, 1]
-        assert (mine.relevance == 0).sum() == 6
-    weights = rows.weight[rows.relevance == 0]
-    if by == "uniform":
-        assert set(weights.tolist()) == {3}
-    else:
-        assert len(set(weights.tolist())) > 2
-    assert (np.diff(rows.window) >= 0).all()
-    assert np.bincount(rows.window).tolist() == [80] * 4
-
-
-def test_weights_are_one_over_the_probability_of_the_touches_before_the_ranker_period(world: World) -> None:
-    """Two candidates of which one is wanted; exposures and later events are not counted."""
-    events = [(0, 1, 0, 1.0, T0), (1, 1, 0, 1.0, T0 + 1), (0, 2, 2, 1.0, T0 + 2), (1, 2, 0, 1.0, T0 + 7)]
-    inputs = world(events=events, rows=[(0, 1), (0, 2), (0, 4), (1, 1), (1, 2), (1, 6)])
-    snapshot = pq.read_table(inputs["snapshot"] / "events.parquet")
-    parts = np.array([0, 0, 0, 1], dtype=np.int8)
-    place = snapshot.schema.get_field_index("part")
-    table = snapshot.set_column(place, snapshot.schema.field("part"), [parts])
-    pq.write_table(table, inputs["snapshot"] / "events.parquet")
-    seen = set()
-    for seed in range(20):
-        negatives = {"per_request": 1, "by": "popularity", "popularity_power": 1}
-        out = inputs["out"] / str(seed)
-        out.mkdir()
-        build_examples(sampled(seed=seed, negatives=negatives), inputs, out)
-        rows = read(out)
-        negative = rows.take(rows.relevance == 0)
-        assert negative.request_id.tolist() == [0, 1]
-        seen |= set(zip(negative.item_index.tolist(), negative.weight.tolist(), strict=True))
-    # Item 1 has 2 touches, item 2 none: kept with 3 / 4 and 1 / 4.
-    assert seen == {(1, float(np.float32(4 / 3))), (2, 4.0)}
-
-
-def test_one_seed_gives_one_sample_whatever_the_row_groups(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = world(**larger())
-    found = {}
-    for name, seed, rows in (("small", 0, 1), ("large", 0, 1 << 20), ("other", 1, 1 << 20)):
-        monkeypatch.setattr(build_module, "_GROUP_ROWS", rows)
-        out = inputs["out"] / name
-        out.mkdir()
-        build_examples(sampled(seed=seed, negatives={"per_request": 6}), inputs, out)
-        found[name] = ExamplesFile(out)
-    assert (found["small"].n_groups, found["large"].n_groups) == (9, 1)
-    small, large, other = (file.read() for file in found.values())
-    for name, values in vars(small).items():
-        np.testing.assert_array_equal(values, getattr(large, name), name)
-    assert pairs(large) != pairs(other)
-    assert sha256_tree(inputs["out"] / "small" / "state") == sha256_tree(inputs["out"] / "other" / "state")
-
-
-def test_requests_are_chosen_by_their_number_in_all_and_of_a_user(world: World) -> None:
-    made = larger()
-    inputs = world(**made)
-    for name, section, wanted in (
-        ("in all", {"in_all": 7}, 7),
-        ("per user", {"per_user": 4}, 4 * USERS),
-        ("without", {"without_positive": True}, ASKED),
-    ):
-        out = inputs["out"] / name
-        out.mkdir()
-        metrics, _ = build_examples(sampled(requests=section, windows=2), inputs, out)
-        rows = read(out)
-        chosen = np.unique(rows.request_id)
-        assert len(chosen) == metrics["requests"] == wanted
-        windows = rows.window[np.unique(rows.request_id, return_index=True)[1]]
-        assert abs(np.diff(np.bincount(windows))[0]) <= 1
-        if name == "per user":
-            users = [made["requests"][request][0] for request in chosen.tolist()]
-            assert np.bincount(users).tolist() == [4] * USERS
-        if name != "without":
-            assert all(with_target(request) for request in chosen.tolist())
-
-
-def test_requests_of_the_popular_list_and_of_evaluation_are_left_out(world: World) -> None:
+def test_requests_of_the_popular_list_and_of_evaluation_are_left_out(make_inputs: MakeInputs) -> None:
     """Neither teaches a ranker; the state still ends at the log's end."""
     asked = [(0, T0 + 5), (2, T0 + 5), (2, T0 + 6), (1, T0 + 7)]
     targets = [(0, 4, 3), (1, 6, 1), (2, 6, 1), (3, 7, 1)]
     table = candidates([(0, 4), (0, 2), (1, 1), (1, 6), (2, 6), (3, 7), (3, 1)], popular=[1])
-    inputs = world(requests=asked, targets=targets, rows=table, evaluated=[3])
+    inputs = make_inputs(requests=asked, targets=targets, rows=table, evaluated=[3])
     metrics, _ = build_examples(sampled(**ALL), inputs, inputs["out"])
     assert pairs(read(inputs["out"])) == [(0, 4), (0, 2), (2, 6)]
     assert (metrics["requests"], metrics["popular_requests"], metrics["missed_positives"]) == (2, 1, 0)
@@ -402,11 +156,11 @@ def test_requests_without_candidates_are_left_out(inputs: dict[str, Path]) -> No
 @pytest.mark.parametrize("inject", [False, True])
 @pytest.mark.parametrize("blend", [False, True])
 def test_missed_targets_are_counted_and_added_only_where_the_recipe_says_so(
-    world: World, make_state: MakeState, inject: bool, blend: bool
+    make_inputs: MakeInputs, make_state: MakeState, inject: bool, blend: bool
 ) -> None:
     targets = [*TARGETS, (0, 7, 3), (0, 3, 1)]
     rows = [(0, 5), (0, 4), (0, 2), (1, 1), (1, 0)]
-    inputs = world(targets=sorted(targets), rows=rows)
+    inputs = make_inputs(targets=sorted(targets), rows=rows)
     config = sampled(inject_missed=inject, **ALL)
     if blend:
         config = config.model_copy(update={"sources": NAMES})
@@ -456,8 +210,8 @@ def test_without_a_request_to_learn_from_the_counts_say_why(
     assert list(inputs["out"].iterdir()) == []
 
 
-def test_only_requests_of_evaluation_are_nothing_to_learn_from(world: World) -> None:
-    inputs = world(evaluated=[0, 1])
+def test_only_requests_of_evaluation_are_nothing_to_learn_from(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(evaluated=[0, 1])
     with pytest.raises(EmptyDatasetError, match="none of 0 requests of the ranker period"):
         build_examples(CONFIG, inputs, inputs["out"])
 
@@ -481,8 +235,8 @@ def test_candidates_of_another_world_are_refused(
     assert list(inputs["out"].iterdir()) == [], "nothing half-written"
 
 
-def test_a_request_in_two_row_groups_is_refused(world: World) -> None:
-    inputs = world(row_groups=[1])
+def test_a_request_in_two_row_groups_is_refused(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(row_groups=[1])
     with pytest.raises(DataError, match="each request must lie in one row group"):
         build_examples(CONFIG, inputs, inputs["out"])
 

@@ -24,7 +24,8 @@ from stages.features.ranking import feature_schema
 from stages.features.reading import Wanted, read_blocks
 from stages.features.replay import replay
 from stages.features.state import FunnelState
-from tests.builders.snapshots import CLICK, catalogue, event_table, request_table, write_snapshot
+from tests.builders.snapshots import CLICK, event_table, request_table, write_snapshot
+from tests.features.worlds import written
 
 T0 = 10_000 * DAY_MS
 CONFIG = FeatureConfig(history_length=5, covisitation_window=2, covisitation_neighbours=5)
@@ -140,8 +141,6 @@ def copied(state: FunnelState) -> FunnelState:
 
 
 def write_inputs(world: World, directories: dict[str, Path]) -> None:
-    items = world.items
-    spans = zip(items.category_offsets[:-1], items.category_offsets[1:], strict=True)
     n_users = 1 + max(world.events.user_index.max(initial=0), world.requests.user_index.max(initial=0))
     end = int(max(world.events.event_time_ms.max(initial=T0), world.requests.request_time_ms.max(initial=T0)))
     write_snapshot(
@@ -151,12 +150,7 @@ def write_inputs(world: World, directories: dict[str, Path]) -> None:
         events=world.events,
         requests=world.requests,
         targets={"request_id": np.arange(len(world.requests)), "item_index": np.zeros(len(world.requests))},
-        items=catalogue(
-            len(items),
-            categories=[items.category_codes[start:stop].tolist() for start, stop in spans],
-            created_at_ms=items.created_at_ms,
-            duration_s=items.duration_s,
-        ),
+        items=written(world.items),
         users=[f"u{user}" for user in range(n_users)],
     )
     np.save(directories["candidate"] / "item_vectors.npy", world.vectors())

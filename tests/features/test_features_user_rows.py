@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from stages.contracts.errors import ReleaseError
 from stages.contracts.ragged import row_offsets
+from stages.features.state_arrays import LINEAR, USED
 from stages.features.state_files import USER_COLUMNS
-from stages.features.state_kernels import LINEAR, USED
 from stages.features.user_rows import UserRows
 
 Entry = tuple[int, int, int, float, int]
