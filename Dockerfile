@@ -1,5 +1,7 @@
 # Targets: `wheel` builds the wheel; `train` is Airflow with the training stack; `serve` is the HTTP
-# server alone, without torch and Airflow. Both install the same wheel.
+# server alone, without torch and Airflow. Both install the same wheel. Compiled code comes with the
+# image, below the Python prefix: its user reads it, and copies it to where it can write. On another
+# kind of processor than that of the build, what is used is compiled again, into that copy.
 #
 #   docker build --target serve -t sluice-serve .
 #   docker build --target train -t sluice-train .
@@ -49,7 +51,8 @@ RUN if [ "${REQUIREMENTS}" = train.txt ]; then \
     fi \
     && pip install --no-deps -r "/tmp/requirements/${REQUIREMENTS}"
 COPY --from=wheel /wheels /tmp/wheels
-RUN pip install --no-deps /tmp/wheels/*.whl
+RUN pip install --no-deps /tmp/wheels/*.whl \
+    && python -m stages.compile_ahead
 COPY configs configs
 COPY dags dags
 ENV AIRFLOW_HOME=/sluice/var/airflow \
@@ -69,7 +72,8 @@ FROM base AS serve
 COPY requirements/serve.txt /tmp/serve.txt
 RUN pip install --no-deps -r /tmp/serve.txt
 COPY --from=wheel /wheels /tmp/wheels
-RUN pip install --no-deps /tmp/wheels/*.whl
+RUN pip install --no-deps /tmp/wheels/*.whl \
+    && python -m stages.compile_ahead
 ENV SLUICE_HOST=0.0.0.0 \
     SLUICE_PORT=8080
 USER 10001

@@ -55,6 +55,8 @@ $(VENV)/.installed-cpu: requirements/cpu.txt pyproject.toml | $(BIN)/python
 	@$(PIP) install --no-deps -r requirements/cpu.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import torch, fbgemm_gpu'
+	@echo "compiling (once, about a minute)"
+	@$(BIN)/python -m stages.compile_ahead
 	@touch $@
 
 $(VENV)/.installed-cuda: requirements/cuda.txt pyproject.toml | $(BIN)/python
@@ -64,6 +66,8 @@ $(VENV)/.installed-cuda: requirements/cuda.txt pyproject.toml | $(BIN)/python
 	@$(PIP) install --no-deps -r requirements/cuda.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import torch, fbgemm_gpu'
+	@echo "compiling (once, about a minute)"
+	@$(BIN)/python -m stages.compile_ahead
 	@touch $@
 
 demo: $(STAMP) ## Run the whole platform once: make demo [DATA=path/to/ml-100k]

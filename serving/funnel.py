@@ -206,7 +206,7 @@ class Funnel:
         """Return whether the user has already touched the event's item."""
         with self._lock:
             user = self._user(event.user_id)
-            return user is not None and self.release.item_index[event.item_id] in self.release.state.touched(user)
+            return user is not None and self.release.state.has_touched(user, self.release.item_index[event.item_id])
 
     def known_users(self, limit: int) -> list[str]:
         """Return up to ``limit`` user ids with a history, spread over the id map."""

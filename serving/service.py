@@ -29,6 +29,7 @@ from stages.contracts.errors import ReleaseError, RequestError, SluiceError
 from stages.contracts.item_filter import ItemFilter
 from stages.contracts.manifest import VerifiedRelease
 from stages.contracts.redaction import redacted
+from stages.features.small_world import compile_served
 
 MAX_BACK_OFF = 5
 """The polling interval doubles with each failure in a row to load a release, but at most this many times."""
@@ -283,6 +284,7 @@ class Service:
 
     def _load(self, fetched: Path | VerifiedRelease) -> None:
         """Load a release completely, replay the log, try it on known users, then swap one reference."""
+        compile_served()
         release = load_release(fetched)
         as_of_ms = release.manifest.as_of_ms
         clock = choose_clock(self.config.clock, as_of_ms, self._log.newest_ms, self._clock)

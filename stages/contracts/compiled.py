@@ -1,14 +1,15 @@
 """Compiled functions: numba, with the same options everywhere.
 
-Their machine code is kept on the disk, and made again when a module that has compiled functions changes, or the version
-of numba. It is kept below ``NUMBA_CACHE_DIR`` where that is set, else below the user's cache directory; where neither
-can be written to, each process compiles for itself. Compiled functions do not check indices: callers check arrays.
+Their machine code is kept on the disk, see ``compiled_cache`` for where, and made again when a module that has compiled
+functions changes, or the version of numba, or the processor. Where nothing can be written to, each process compiles for
+itself. Compiled functions do not check indices: callers check arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,36 +17,35 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 
+from stages.contracts.compiled_cache import cache_directory, places
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def _cache_directory() -> str:
-    # numba looks at the module of a function only, not at those of the functions that it calls: so a version has its
-    # own directory.
+def code_version(package: Path = _PACKAGE) -> str:
+    """Return 16 hexadecimal digits that change with numba and with each module that has compiled functions.
+
+    numba looks at the module of a function only, not at those of the functions that it calls: so a version has its own
+    directory.
+
+    Args:
+        package: the directory of ``stages``.
+    """
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(_PACKAGE.rglob("*.py")):
+    for path in sorted(package.rglob("*.py")):
         source = path.read_bytes()
         if b"contracts.compiled import" in source:
-            digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + source)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    base = Path(os.environ.get("NUMBA_CACHE_DIR") or home) / "sluice-compiled"
-    return str(base / digest.hexdigest()[:16])
+            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + source)
+    return digest.hexdigest()[:16]
 
 
-def _can_be_written(directory: str) -> bool:
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(directory, os.W_OK)
-
-
-_CACHE = _cache_directory()
-_IS_KEPT = _can_be_written(_CACHE)
+CACHE = cache_directory(code_version(), places(os.environ, Path(sys.prefix)))
+"""Where this process keeps compiled code; None if nowhere."""
+_IS_KEPT = CACHE is not None
 if _IS_KEPT:
-    numba.config.CACHE_DIR = _CACHE
+    numba.config.CACHE_DIR = str(CACHE)
 # ``_nrt`` is no public option: it turns the counting of references off. It fits numba 0.68.
 _IN_PLACE: dict[str, Any] = {"cache": _IS_KEPT, "nogil": True, "error_model": "numpy", "_nrt": False}
 

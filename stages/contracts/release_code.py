@@ -11,7 +11,8 @@ from stages.contracts.summaries import SCHEMA_FILE, TOWER_JSON, SchemaSummary, T
 from stages.contracts.tower_code import tower_code
 
 SHARED = (
-    "stages.features",
+    "stages.features.build",
+    "stages.features.reading",
     "stages.candidate.scorer",
     "stages.candidate.refresh.vectors",
     "stages.candidate.refresh.generators",

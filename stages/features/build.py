@@ -17,7 +17,7 @@ from stages.contracts.disk import require_disk
 from stages.contracts.errors import DataError, EmptyDatasetError
 from stages.contracts.examples import ExampleRows, ExamplesFile, read_array
 from stages.contracts.progress import progress_of
-from stages.contracts.ragged import run_offsets
+from stages.contracts.ragged import places_in_rows, run_offsets
 from stages.contracts.ranking import SOURCE_POPULAR
 from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import Snapshot, Targets
@@ -167,7 +167,7 @@ def _chosen(config: SamplingConfig, counted: _Counted, requests: RequestTable) -
     Raises:
         EmptyDatasetError: if there are none, with the counts that explain it.
     """
-    if not counted.positive.any() and not config.inject_missed:
+    if not (len(counted.requests) if config.inject_missed else counted.positive.any()):
         raise EmptyDatasetError(
             f"rankers: none of {len(counted.requests) + counted.popular} requests of the ranker period has a target "
             f"among its candidates ({len(counted.requests)} of them come from the generators, the others from the "
@@ -245,12 +245,14 @@ class _Picking:
         of_block = np.flatnonzero(np.isin(self.targets.request_id, ids))
         keys = self.targets.request_id[of_block] * n_items + self.targets.item_index[of_block]
         missed = of_block[~np.isin(keys, rows.request_id * n_items + rows.item_index)]
-        place = last[np.searchsorted(ids, self.targets.request_id[missed])]
+        missing = self.targets.request_id[missed]
+        place = last[np.searchsorted(ids, missing)]
+        behind = 1 + places_in_rows(np.diff(run_offsets(missing)))
         added = CandidateTable(
-            request_id=self.targets.request_id[missed],
+            request_id=missing,
             item_index=self.targets.item_index[missed],
             score=rows.score[place],
-            rank=rows.rank[place] + 1,
+            rank=(rows.rank[place] + behind).astype(np.int32),
             source=np.zeros(len(missed), dtype=np.int8),
         )
         sources = None if block.sources is None else SourceScores.nothing(block.sources.names, len(missed))

@@ -294,6 +294,14 @@ def _chunk(rows: Rows, size: int) -> int:
 
 
 @in_place
+def _free_chunk(rows: Rows, start: int, size: int) -> None:
+    """Let a chunk be used for another row."""
+    head = FREE + _size_class(size)
+    rows.pool[TIMES][start] = rows.numbers[head]
+    rows.numbers[head] = start
+
+
+@in_place
 def _move_row(rows: Rows, row: int, size: int) -> bool:
     """Move a row to a chunk of ``size``; False where the stored row names an item twice, and nothing is changed."""
     old, count, capacity = rows.start[row], rows.sizes[row], rows.capacity[row]
@@ -309,10 +317,11 @@ def _move_row(rows: Rows, row: int, size: int) -> bool:
     rows.start[row], rows.capacity[row] = start, size
     if _has_no_repeat(rows, row):
         if capacity:
-            head = FREE + _size_class(capacity)
-            rows.pool[TIMES][old] = rows.numbers[head]
-            rows.numbers[head] = old
+            _free_chunk(rows, old, capacity)
         return True
+    _free_chunk(rows, start, size)
+    if rows.index_start[row] >= 0:
+        rows.numbers[INDEX_USED] = rows.index_start[row]
     rows.start[row], rows.capacity[row], rows.index_start[row] = old, capacity, -1
     return False
 

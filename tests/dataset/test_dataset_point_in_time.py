@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.contracts.files import write_json
+from stages.contracts.examples import ExamplesFile
 from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.tables import DAY_MS, CandidateTable
 from stages.dataset.build import build_snapshot
@@ -19,8 +19,9 @@ from stages.dataset.config import DatasetStepConfig
 from stages.features.build import ExamplesConfig, build_examples
 
 END = 30 * DAY_MS
-MOMENT = END - 3 * DAY_MS
+MOMENT = END - 6 * DAY_MS
 SIGNALS = ("click", "like", "impression")
+EVERYTHING = {"requests": {"without_positive": True}, "negatives": {"per_request": None}}
 ITEMS = [
     (f"i{number:02d}", f"t{number}", ("A|B", "C", "")[number % 3], 0, 10.0 * number or None) for number in range(15)
 ]
@@ -33,7 +34,7 @@ CONFIG = DatasetStepConfig.model_validate(
         ),
         "as_of_ms": END,
         "activity": {"min_events": 1},
-        "split": {"ranker_days": 8, "evaluation_days": 8},
+        "split": {"ranker_days": 12, "evaluation_days": 2},
         "requests": {"targets_per_request": 1, "max_requests_per_user": None},
         "warehouse_fingerprint": "w",
     }
@@ -41,7 +42,7 @@ CONFIG = DatasetStepConfig.model_validate(
 Row = tuple[str, str, str, float, int]
 
 
-def past() -> list[Row]:
+def log() -> list[Row]:
     rng = np.random.default_rng(0)
     return [
         (
@@ -49,14 +50,14 @@ def past() -> list[Row]:
             f"i{rng.integers(15):02d}",
             SIGNALS[rng.integers(3)],
             float(rng.random()),
-            int(rng.integers(DAY_MS, MOMENT)),
+            int(rng.integers(DAY_MS, END)),
         )
         for _ in range(350)
     ]
 
 
 def features(directory: Path, source: Any) -> dict[tuple[str, int, str], np.ndarray]:
-    """Return the features by (user, time, item) of every request with every item of the old catalogue."""
+    """Return the features by (user, time, item) of every ranker request with every item of the old catalogue."""
     snapshot_directory = directory / "snapshot"
     snapshot_directory.mkdir(parents=True)
     build_snapshot(CONFIG, source, snapshot_directory)
@@ -79,16 +80,16 @@ def features(directory: Path, source: Any) -> dict[tuple[str, int, str], np.ndar
     vectors = np.stack([np.random.default_rng(list(name.encode())).normal(size=4) for name in names])
     np.save(directory / "candidate" / "item_vectors.npy", vectors.astype(np.float32))
     inputs = {"snapshot": snapshot_directory, "retrieve": directory / "retrieve", "candidate": directory / "candidate"}
-    build_examples(ExamplesConfig(), inputs, directory / "out")
-    write_json(directory / "done.json", {})
-    users = snapshot.user_ids()[requests.user_index[candidates.request_id]]
+    config = ExamplesConfig.model_validate({"sampling": EVERYTHING})
+    build_examples(config, inputs, directory / "out")
+    rows = ExamplesFile(directory / "out").read()
     keys = zip(
-        users.tolist(),
-        requests.request_time_ms[candidates.request_id].tolist(),
-        [names[item] for item in candidates.item_index],
+        snapshot.user_ids()[rows.user_index].tolist(),
+        requests.request_time_ms[rows.request_id].tolist(),
+        [names[item] for item in rows.item_index],
         strict=True,
     )
-    return dict(zip(keys, np.load(directory / "out" / "features.npy"), strict=True))
+    return dict(zip(keys, rows.features, strict=True))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -109,9 +110,9 @@ def test_later_events_users_and_items_change_no_feature_of_an_earlier_request(
     list_source: Callable[..., Any], later: list[Row]
 ) -> None:
     with TemporaryDirectory() as place:
-        alone = features(Path(place) / "alone", list_source(past(), ITEMS, 100))
+        alone = features(Path(place) / "alone", list_source(log(), ITEMS, 100))
         more = [("0", "made later", "Z", MOMENT + 1, None), *ITEMS]
-        among = features(Path(place) / "among", list_source(past() + later, more, 100))
+        among = features(Path(place) / "among", list_source(log() + later, more, 100))
     compared = 0
     for key, values in alone.items():
         if key[1] <= MOMENT:

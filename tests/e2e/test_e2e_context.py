@@ -19,9 +19,8 @@ from serving.events import Event
 from serving.funnel import Funnel
 from serving.release import load_release
 from stages.candidate.onnx_towers import ranker_query
-from stages.contracts.examples import Examples
+from stages.contracts.examples import ExamplesFile
 from stages.contracts.snapshot import Snapshot
-from stages.contracts.tables import PART_EVALUATION
 from stages.features.history import Moment, tower_inputs
 from stages.features.ranking import ranking_features
 from stages.features.replay import replay
@@ -88,7 +87,8 @@ def test_the_moment_reaches_features_offline_and_online(here: None, run: Callabl
     assert done.exit_code == 0, done.output
     runs = Path(run.home) / "runs"  # type: ignore[attr-defined]
     snapshot = Snapshot(next(runs.rglob("events.parquet")).parent)
-    examples = Examples.read(next(runs.rglob("features.npy")).parent)
+    examples = ExamplesFile(next(runs.rglob("examples.parquet")).parent)
+    learned = examples.read()
     assert [(column.name, set(column.values)) for column in snapshot.meta.context] == [("device", {"phone", "tv"})]
     contexts, requests, events = snapshot.contexts(), snapshot.requests(), snapshot.events()
     assert not any("session_size" in name for name in examples.feature_names)
@@ -112,22 +112,22 @@ def test_the_moment_reaches_features_offline_and_online(here: None, run: Callabl
     by_context = set()
     compared = 0
     for request in replay(events, requests, state, contexts):
-        rows = np.flatnonzero(examples.rows.request_id == request)
+        rows = learned.take(learned.request_id == request)
         code = int(contexts[requests.context[request], 0])
-        if requests.part[request] != PART_EVALUATION or not len(rows) or request % 20:
+        if not len(rows) or request % 20:
             continue
         moment = {"device": names[code - 1]} if code else {}
         online = ranking_features(
             state,
             int(requests.user_index[request]),
             int(requests.request_time_ms[request]),
-            examples.rows.item_index[rows],
-            examples.rows.score[rows],
-            examples.rows.rank[rows],
+            rows.item_index,
+            rows.score,
+            rows.rank,
             release.candidate.item_vectors,
             state.context_codes(moment),
         )
-        np.testing.assert_array_equal(online, examples.features[rows])
+        np.testing.assert_array_equal(online, rows.features)
         user, at = int(requests.user_index[request]), int(requests.request_time_ms[request])
         inputs = [
             tower_inputs([state.history(user)], [Moment(at, user, codes)], release.config, len(release.items))

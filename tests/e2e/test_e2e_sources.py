@@ -11,7 +11,7 @@ import pytest
 from serving.funnel import Funnel
 from serving.release import load_release
 from stages import pipeline
-from stages.contracts.examples import Examples
+from stages.contracts.examples import ExamplesFile
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores, source_name
 from stages.contracts.tables import PART_EVALUATION, CandidateTable, RankedTable
@@ -64,7 +64,7 @@ def test_served_answers_and_their_sources_equal_the_offline_ones(blended: dict[s
     table = CandidateTable.read(retrieved / "candidates.parquet")
     source_scores = SourceScores.read(retrieved / SOURCE_SCORES_FILE, NAMES)
     ranked = RankedTable.read(blended["rank_held_out"].directory / "heavy.parquet")
-    examples = Examples.read(blended["build_examples"].directory)
+    examples = ExamplesFile(blended["build_examples"].directory)
     assert {f"source_{name}_score" for name in NAMES} <= set(examples.feature_names)
     state = FunnelState.empty(
         release.items, release.config, release.meta.signals, release.meta.tasks, trending=release.blend.trending

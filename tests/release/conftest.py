@@ -45,7 +45,7 @@ def write_inputs(root: Path, salt: str = "", as_of_ms: int = AS_OF_MS) -> dict[s
     (inputs["examples"] / "state").mkdir()
     write_json(inputs["examples"] / "state" / "state.json", {"n_items": N_ITEMS})
     np.save(inputs["examples"] / "state" / "counts.npy", np.zeros(N_ITEMS))
-    (inputs["examples"] / "rows.parquet").write_bytes(b"stays behind")
+    (inputs["examples"] / "examples.parquet").write_bytes(b"stays behind")
     (inputs["light"] / "light_ranker.txt").write_text(f"tree{salt}")
     write_json(inputs["light"] / "light_ranker.json", {"feature_schema_hash": "schema-1", "n_features": 1})
     (inputs["heavy"] / "heavy_ranker.onnx").write_bytes(b"cross")

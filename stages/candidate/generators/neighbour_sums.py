@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from stages.contracts.best_items import Pools
-from stages.contracts.compiled import compiled
+from stages.contracts.compiled import compiled, frozen
 from stages.contracts.ragged import row_offsets
 
 Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -28,7 +28,7 @@ def summed_neighbours(
     Returns:
         Offsets, items and float32 sums, in the order in which the neighbours are first met.
     """
-    offsets, items, weights = neighbours
+    offsets, items, weights = (frozen(column) for column in neighbours)
     read_B = np.minimum(lengths_B, len(weights_H))
     width = min(history_BL.shape[1], len(weights_H))
     held_BH = np.arange(width) < read_B[:, None]
