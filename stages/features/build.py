@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.contracts.candidate_blocks import CANDIDATES_FILE, CandidateBlock, candidate_blocks
+from stages.contracts.candidate_blocks import CANDIDATES_FILE, CandidateBlock, candidate_blocks, candidate_rows
 from stages.contracts.config import Config
 from stages.contracts.disk import require_disk
 from stages.contracts.errors import DataError, EmptyDatasetError
@@ -95,7 +95,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     _check_inputs(requests, vectors, len(items))
     schema = feature_schema(config.features, meta.tasks, meta.context, config.sources)
     targets, events = snapshot.targets(), snapshot.events()
-    counted = _count(config, inputs["retrieve"], requests, targets, len(items))
+    counted = _count(inputs["retrieve"] / CANDIDATES_FILE, requests, targets, len(items))
     chosen = _chosen(config.sampling, counted, requests)
     known = meta.touching[events.signal] & (events.part == PART_CANDIDATE)
     picking = _Picking(
@@ -135,19 +135,18 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     return metrics, {"feature_schema_hash": schema.hash, "features": len(schema.names)}
 
 
-def _count(config: ExamplesConfig, directory: Path, requests: RequestTable, targets: Targets, n_items: int) -> _Counted:
-    """Look through the candidates once, without their features.
+def _count(path: Path, requests: RequestTable, targets: Targets, n_items: int) -> _Counted:
+    """Look through the candidates once, without what the generators said of them.
 
     Raises:
         DataError: if a row names a request or an item that does not exist.
         EmptyDatasetError: if there are no candidates at all.
     """
-    path = directory / CANDIDATES_FILE
     ids, positive, found, popular, rows = [], [], 0, 0, 0
-    for block in candidate_blocks(directory, config.sources):
-        _check_rows(block.rows, path, requests, n_items)
-        rows += len(block.rows)
-        ranker = block.rows.take(requests.part[block.rows.request_id] == PART_RANKER)
+    for block in candidate_rows(path):
+        _check_rows(block, path, requests, n_items)
+        rows += len(block)
+        ranker = block.take(requests.part[block.request_id] == PART_RANKER)
         relevance, _ = join_labels(ranker, targets, n_items)
         found += int((relevance > 0).sum())
         offsets = run_offsets(ranker.request_id)[:-1]
