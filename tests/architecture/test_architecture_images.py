@@ -144,7 +144,7 @@ def test_the_serving_set_cannot_import_torch_or_airflow(image: ImageMaker) -> No
 @pytest.mark.parametrize("requirements", ["serve.txt", "train.txt"])
 def test_each_set_holds_what_compiling_ahead_needs(image: ImageMaker, tmp_path: Path, requirements: str) -> None:
     python = image(requirements) / "bin" / "python"
-    code = "import sys, stages.compile_ahead; print('torch' in sys.modules, stages.compile_ahead.CACHE)"
+    code = "import sys, stages.compile_ahead.__main__ as ahead; print('torch' in sys.modules, ahead.CACHE)"
     done = subprocess.run(
         [python, "-c", code], cwd=tmp_path, env=_clean_environment(), capture_output=True, text=True, check=False
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from serving.events import Event
 from serving.funnel import Funnel
 from serving.release import load_release
-from stages.features.small_world import compile_served
+from stages.compile_ahead.served import compile_served
 
 def compiled():
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("stages.")]
