@@ -24,12 +24,12 @@ from serving.funnel import Funnel
 from serving.metrics import Metrics
 from serving.release import load_release
 from serving.release_source import UNREACHABLE, ReleaseSource, fetch_or_last_known
+from stages.compile_ahead.served import compile_served
 from stages.contracts.deadline import start_daemon
 from stages.contracts.errors import ReleaseError, RequestError, SluiceError
 from stages.contracts.item_filter import ItemFilter
 from stages.contracts.manifest import VerifiedRelease
 from stages.contracts.redaction import redacted
-from stages.features.small_world import compile_served
 
 MAX_BACK_OFF = 5
 """The polling interval doubles with each failure in a row to load a release, but at most this many times."""

@@ -29,6 +29,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTED), os.enviro
 LONGEST = (
     "architecture/test_architecture_images.py",
     "e2e/test_e2e_demo.py",
+    "e2e/test_e2e_compile_ahead.py",
     "candidate/test_candidate_checkpoint.py",
     "dags/test_dags_alerts.py",
     "candidate/test_candidate_train.py",

@@ -58,6 +58,8 @@ def test_targets_install_the_same_wheel_and_run_unprivileged(targets: dict[str, 
         words = [f"{word} {rest}" for word, rest in targets[name].instructions]
         assert "COPY --from=wheel /wheels /tmp/wheels" in words
         assert any(line.startswith("HEALTHCHECK") for line in words)
+        (installed,) = [line for line in words if "/tmp/wheels/*.whl" in line]
+        assert installed.endswith("&& python -m stages.compile_ahead"), "compiled as root, before USER"
         assert targets[name].user == "10001"
     serve = " ".join(rest for _, rest in targets["serve"].instructions)
     assert "requirements/serve.txt" in serve
@@ -137,6 +139,20 @@ def test_the_serving_set_cannot_import_torch_or_airflow(image: ImageMaker) -> No
     code = "from importlib.util import find_spec as f; print([n for n in ('torch', 'torchrec', 'airflow') if f(n)])"
     done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("requirements", ["serve.txt", "train.txt"])
+def test_each_set_holds_what_compiling_ahead_needs(image: ImageMaker, tmp_path: Path, requirements: str) -> None:
+    python = image(requirements) / "bin" / "python"
+    code = "import sys, stages.compile_ahead.__main__ as ahead; print('torch' in sys.modules, ahead.CACHE)"
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=_clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    torch, kept = done.stdout.split()
+    assert torch == "False"
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        assert Path(kept).is_relative_to(image(requirements)), "the environment compiles for all its users"
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_PYTHON = '#!/bin/sh\nprintf "%s\\n" "$*" "$AIRFLOW__CORE__PARALLELISM" "$AIRFLOW__API__WORKERS"\n'
 FAKE_SLUICE = '#!/bin/sh\nprintf "%s\\n" "sluice $*" "$SLUICE_MLFLOW_URI"\n'
@@ -45,3 +47,13 @@ def test_mlflow_prints_the_page_of_runs_before_its_server_starts(tmp_path: Path)
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert server.startswith("mlflow server")
     assert f"--backend-store-uri {uri}" in server
+
+
+@pytest.mark.parametrize("target", ["install", "install-cuda"])
+def test_an_installation_ends_with_compiling(tmp_path: Path, target: str) -> None:
+    command = ["make", "--dry-run", "--always-make", target, f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    said, compiled, stamp = done.stdout.splitlines()[-3:]
+    assert said == 'echo "compiling (once, about a minute)"'
+    assert compiled == f"{tmp_path}/venv/bin/python -m stages.compile_ahead"
+    assert stamp.startswith("touch "), "an installation that could not compile is not finished"

@@ -1,15 +1,9 @@
-"""``python -m stages.compile_ahead``: compiles what a job and a server run compiled, into the cache, once.
+"""Compiles what a job runs compiled, and a server: for those who install the platform.
 
-It calls the product's own functions on a small made-up log, since a function is compiled for the types of its
-arguments. So whoever installs the platform waits for the compiler, and no job or request does. See
-``stages.contracts.compiled``; on another kind of processor the functions are compiled again when they are first used.
-
-Shapes: B requests, N items, E events.
+Shapes: B requests, N items.
 """
 
 from __future__ import annotations
-
-import sys
 
 import numpy as np
 from scipy import sparse
@@ -23,10 +17,9 @@ from stages.candidate.linear.config import ImplicitAlsSettings
 from stages.candidate.linear.models import ImplicitAls
 from stages.candidate.retrieval.retriever import Answers
 from stages.candidate.retrieval.step import Recalls
+from stages.compile_ahead.served import N_EVENTS, N_ITEMS, N_REQUESTS, N_USERS, SIGNALS, SmallWorld, compile_served
 from stages.contracts.best_items import allowed_entries, best_entries, best_scored
 from stages.contracts.candidate_blocks import CandidateBlock
-from stages.contracts.compiled import CACHE
-from stages.contracts.compiled_cache import share
 from stages.contracts.exclusions import Exclusions
 from stages.contracts.item_lists import ItemLists
 from stages.contracts.ragged import places_in_rows, row_offsets
@@ -35,7 +28,6 @@ from stages.contracts.tables import DAY_MS, PART_RANKER, CandidateTable
 from stages.evaluation.baselines import FirstTouches, popularity_rankings
 from stages.features.feature_blocks import feature_blocks
 from stages.features.reading import COVISITATION, CovisitationReading, Reading, Wanted, read_blocks
-from stages.features.small_world import N_EVENTS, N_ITEMS, N_REQUESTS, N_USERS, SIGNALS, SmallWorld, compile_served
 
 _K = 4
 """Items of a list."""
@@ -106,17 +98,3 @@ def _measure(world: SmallWorld) -> None:
     cells = np.ones(N_EVENTS), (world.events.user_index, world.events.item_index)
     matrix = sparse.csr_matrix(cells, shape=(N_USERS, N_ITEMS))
     ImplicitAls.fit(matrix, ImplicitAlsSettings(factors=2, iterations=1), 0)
-
-
-def main() -> int:
-    """Compile, and let all users of the environment read the result; return the exit code."""
-    if CACHE is None:
-        sys.stderr.write("nothing can be kept: set NUMBA_CACHE_DIR to a directory that only you can write to\n")
-        return 1
-    compile_all()
-    share(CACHE)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

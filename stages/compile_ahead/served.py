@@ -1,4 +1,4 @@
-"""A small made-up log, to call compiled functions with: they are compiled for the types of their arguments.
+"""A small made-up log, and all that a server calls.
 
 Shapes: N items, E events, Q requests.
 """
@@ -28,7 +28,7 @@ class SmallWorld:
     """A log of a few events, and requests that come after them.
 
     Attributes:
-        items, events, requests, contexts: as in a snapshot; each request has a candidate and a target.
+        items, events, requests, contexts: as in a snapshot; the last request's user has no history.
         available_ms: int64 ``[N]``.
         vectors: float32 ``[N, 4]``.
     """
@@ -57,7 +57,7 @@ class SmallWorld:
         )
         self.requests = RequestTable(
             request_id=np.arange(N_REQUESTS),
-            user_index=np.arange(N_REQUESTS),  # the last one has no history
+            user_index=np.arange(N_REQUESTS),
             request_time_ms=np.full(N_REQUESTS, N_EVENTS * 1000, dtype=np.int64),
             part=np.full(N_REQUESTS, PART_RANKER, dtype=np.int8),
             context=np.ones(N_REQUESTS, dtype=np.int32),
