@@ -9,8 +9,16 @@ import numpy as np
 
 from stages.contracts.compiled import compiled, in_place
 from stages.contracts.top_k_kernels import kth_smallest
-from stages.features.chunk_kernels import hashed, power_of_two, size_class
-from stages.features.state_arrays import LINKS_FREE, LINKS_KEPT, LINKS_LARGEST, LINKS_USED, Links
+from stages.features.state_arrays import (
+    LINKS_FREE,
+    LINKS_KEPT,
+    LINKS_LARGEST,
+    LINKS_USED,
+    Links,
+    hashed,
+    power_of_two,
+    size_class,
+)
 
 
 @in_place

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from stages.contracts.compiled import in_place
-from stages.features.chunk_kernels import hashed, power_of_two, size_class
 from stages.features.state_arrays import (
     FREE,
     INDEX_USED,
@@ -21,6 +20,9 @@ from stages.features.state_arrays import (
     USED,
     VALUES,
     Rows,
+    hashed,
+    power_of_two,
+    size_class,
 )
 
 

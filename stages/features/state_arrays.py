@@ -1,4 +1,4 @@
-"""The arrays of the serving state, in the form in which compiled functions take them.
+"""The arrays of the serving state, in the form in which compiled functions take them, and places in their pools.
 
 Shapes: N items, U users, C categories, T tasks, S signals, K half-lives, V context values, W windows, G segments that
 are read.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+
+from stages.contracts.compiled import in_place
 
 NEVER_MS = -(1 << 61)
 """``last_ms`` of a row without events; times of events are within ±2^61 ms, so no difference overflows."""
@@ -186,3 +188,28 @@ class EventColumns(NamedTuple):
 
 EVENT_TYPES = (np.int64, np.int64, np.int16, np.float32, np.int64, np.int32)
 """Types of the columns of ``EventColumns`` but the last."""
+
+
+@in_place
+def power_of_two(least: int) -> int:
+    """Return the smallest power of two that is ``least`` or more."""
+    found = 1
+    while found < least:
+        found *= 2
+    return found
+
+
+@in_place
+def size_class(size: int) -> int:
+    """Return the exponent of a power of two."""
+    found = 0
+    while size > 1:
+        size //= 2
+        found += 1
+    return found
+
+
+@in_place
+def hashed(key: int, mask: int) -> int:
+    """Return the place where the search for a key begins; mask is one less than the places, a power of two."""
+    return (key ^ (key >> 15)) * 40503 & mask

@@ -18,8 +18,8 @@ from tests.homes import copy_of
 ROOT = Path(__file__).resolve().parents[2]
 STARTED = ROOT / "tests" / "started"
 Changed = Callable[..., "subprocess.CompletedProcess[str]"]
-LINE = "def user_rate("
-"""Of ``stages/features/parts.py``; a line of its own is put before it."""
+LINE = "class FeatureMaker:"
+"""Of ``stages/features/ranking.py``; a line of its own is put before it."""
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,15 @@ def changed(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Changed:
     root = tmp_path_factory.mktemp("code")
     for name in ("stages", "serving", "cli"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    parts = root / "stages" / "features" / "parts.py"
-    text = parts.read_text(encoding="utf-8")
+    ranking = root / "stages" / "features" / "ranking.py"
+    text = ranking.read_text(encoding="utf-8")
     assert text.count(LINE) == 1
-    parts.write_text(text.replace(LINE, f"OTHER = 1\n\n\n{LINE}"), encoding="utf-8")
+    ranking.write_text(text.replace(LINE, f"OTHER = 1\n\n\n{LINE}"), encoding="utf-8")
     environ = {
         **job.environ,
         **copy_of(Path(job.settings.home), root / "home"),
         "PYTHONPATH": f"{STARTED}{os.pathsep}{root}",
+        "NUMBA_CACHE_DIR": str(root / "compiled"),
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(job.settings.recipe), encoding="utf-8")
     environ["SLUICE_CONFIG"] = str(root / "recipe.yaml")
