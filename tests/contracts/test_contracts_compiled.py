@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -278,3 +279,27 @@ def test_compiled_functions_use_no_constant_of_a_module_that_the_version_leaves_
 def _is_compiled(function: ast.FunctionDef) -> bool:
     names = ("compiled", "in_place", "in_place_part", "in_place_once", "in_place_sum")
     return any(isinstance(each, ast.Name) and each.id in names for each in function.decorator_list)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+def test_the_user_of_an_image_copies_what_root_has_compiled(world: Path) -> None:
+    """With real permissions: as in the images, root compiles and another user runs."""
+    store(kept(world))
+    share(in_prefix(world))
+    closed = [path for path in (world, *world.parents) if path != Path("/") and not path.stat().st_mode & stat.S_IXOTH]
+    for path in (world / "home", world / "tmp"):
+        os.chown(path, 10001, 10001)
+    for path in closed:
+        path.chmod(path.stat().st_mode | stat.S_IXOTH)
+    try:
+        child = os.fork()
+        if not child:
+            os.setgid(10001)
+            os.setuid(10001)
+            os._exit(0 if kept(world) == in_home(world) == kept(world) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        for path in closed:
+            path.chmod(path.stat().st_mode & ~stat.S_IXOTH)
+    file = in_home(world) / "features_1" / "apply.nbi"
+    assert (file.read_bytes(), file.stat().st_uid) == (b"code", 10001)
