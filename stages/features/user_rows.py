@@ -116,7 +116,8 @@ class UserRows:
 
     def save(self, directory: Path, n_rows: int) -> None:
         """Write rows 0 to ``n_rows`` as ``users_offsets.npy`` and ``users_<column>.npy``."""
-        self.make_room(n_rows, max(n_rows - 1, 0)) if n_rows else None
+        if n_rows:
+            self.make_room(n_rows, n_rows - 1)
         offsets = row_offsets(self.arrays.sizes[:n_rows])
         np.save(directory / "users_offsets.npy", offsets)
         columns = tuple(np.empty(offsets[-1], dtype=dtype) for dtype in USER_COLUMNS.values())
