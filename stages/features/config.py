@@ -94,8 +94,8 @@ class NegativesConfig(Config):
             of the retrieved list; within a band each is kept with the same probability. ``popularity``: with a
             probability proportional to (1 + touches of the item before the ranker period) ** ``popularity_power``.
         band_ends: for ``rank``: the rank at which each band but the last ends, counted from 0 and not included.
-        band_shares: for ``rank``: one more than ``band_ends``; their sum is 1. Places that a band cannot fill go to the
-            other bands.
+        band_shares: for ``rank``: one more than ``band_ends``; their sum is 1, and each band gets at least one place.
+            Places that a band cannot fill go to the other bands.
         popularity_power: for ``popularity``; 0 is uniform.
     """
 
@@ -113,7 +113,18 @@ class NegativesConfig(Config):
             raise ValueError(
                 f"band_shares = {list(self.band_shares)}: allowed are {len(self.band_ends) + 1} shares with the sum 1"
             )
+        if self.by == "rank" and self.per_request is not None and 0 in self.band_places(self.per_request):
+            places = self.band_places(self.per_request)
+            raise ValueError(
+                f"per_request = {self.per_request}: gives the bands {places} places, every band needs at least 1, since "
+                "no weight can stand for rows that are never kept"
+            )
         return self
+
+    def band_places(self, per_request: int) -> list[int]:
+        """Return how many of ``per_request`` places each band gets."""
+        ends = [round(sum(self.band_shares[:band]) * per_request) for band in range(len(self.band_shares) + 1)]
+        return [after - before for before, after in pairwise(ends)]
 
 
 class ExampleRequestsConfig(Config):

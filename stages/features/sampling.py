@@ -76,7 +76,7 @@ def keep_probabilities(
     request = np.repeat(np.arange(len(counts)), counts)
     if config.by == "rank":
         band = np.searchsorted(config.band_ends, rows.rank[chosen], side="right")
-        probability[chosen] = _band_probabilities(config.band_shares, config.per_request, request, band, counts)
+        probability[chosen] = _band_probabilities(config, config.per_request, request, band, counts)
         return probability
     weights = np.ones(len(chosen))
     if config.by == "popularity":
@@ -86,12 +86,12 @@ def keep_probabilities(
 
 
 def _band_probabilities(
-    shares: tuple[float, ...], per_request: int, request: np.ndarray, band: np.ndarray, counts: np.ndarray
+    config: NegativesConfig, per_request: int, request: np.ndarray, band: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
     """Return the share of each band's rows that is kept; whole numbers of rows of each request and band."""
-    n_bands, n = len(shares), len(counts)
+    n_bands, n = len(config.band_shares), len(counts)
     held = np.bincount(request * n_bands + band, minlength=n * n_bands).reshape(n, n_bands)
-    wanted = np.diff(np.round(np.cumsum((0.0, *shares)) * per_request)).astype(np.int64)
+    wanted = np.array(config.band_places(per_request), dtype=np.int64)
     kept = np.minimum(held, wanted)
     for place in range(n_bands):  # places that other bands could not fill
         missing = np.minimum(per_request, counts) - kept.sum(axis=1)

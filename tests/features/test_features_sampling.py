@@ -25,10 +25,10 @@ BY_POPULARITY = st.builds(
 )
 BY_RANK = st.builds(
     NegativesConfig,
-    per_request=st.integers(1, 50),
+    per_request=st.integers(6, 50),
     by=st.just("rank"),
     band_ends=st.sampled_from([(3, 10), (1, 2), (20, 100)]),
-    band_shares=st.sampled_from([(0.4, 0.4, 0.2), (0.0, 1.0, 0.0), (0.1, 0.2, 0.7), (1.0, 0.0, 0.0)]),
+    band_shares=st.sampled_from([(0.4, 0.4, 0.2), (0.25, 0.25, 0.5), (0.1, 0.2, 0.7), (0.6, 0.2, 0.2)]),
 )
 CONFIGS = UNIFORM | BY_POPULARITY | BY_RANK
 
@@ -245,6 +245,11 @@ def test_windows_have_as_many_requests_and_the_last_has_one(requests: int, windo
         ({"negatives": {"by": "hardness"}}, "by", "'uniform', 'rank' or 'popularity'"),
         ({"negatives": {"band_ends": [20, 20]}}, "band_ends", r"band_ends = \[20, 20\]: must be strictly ascending"),
         ({"negatives": {"band_ends": [0, 20]}}, "band_ends", "greater than or equal to 1"),
+        (
+            {"negatives": {"by": "rank", "per_request": 1}},
+            "per_request",
+            r"per_request = 1: gives the bands \[0, 1, 0\] places, every band needs at least 1",
+        ),
         (
             {"negatives": {"band_shares": [0.5, 0.5]}},
             "band_shares",
