@@ -32,6 +32,29 @@ def kth_smallest(values: np.ndarray, n: int, k: int) -> float:
 
 
 @in_place
+def kth_by_counts(values: np.ndarray, n: int, k: int) -> float:
+    """Return the number that would be ``values[k]`` if the first ``n`` were sorted, and leave their order.
+
+    Quicker than ``kth_smallest`` for some hundreds of numbers: it counts those below a number, many at a time.
+    """
+    low, high, pivot, place = -np.inf, np.inf, values[k], k
+    while True:
+        less, equal = 0, 0
+        for entry in range(n):
+            less += values[entry] < pivot
+            equal += values[entry] == pivot
+        if k < less:
+            high = pivot
+        elif k < less + equal:
+            return pivot
+        else:
+            low = pivot
+        while not low < values[place] < high:
+            place = place + 1 if place + 1 < n else 0
+        pivot = values[place]
+
+
+@in_place
 def _is_worse(ids: np.ndarray, scores: np.ndarray, one: int, other: int) -> bool:
     return scores[one] < scores[other] or (scores[one] == scores[other] and ids[one] > ids[other])
 
@@ -71,6 +94,8 @@ def keep_best(ids: np.ndarray, scores: np.ndarray, n: int, k: int, order: np.nda
         k: how many are wanted.
         order: float64, room for ``n`` numbers.
     """
+    if k <= 0:
+        return 0
     if n > k:
         for place in range(n):
             order[place] = scores[place]

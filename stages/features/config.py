@@ -116,8 +116,8 @@ class NegativesConfig(Config):
         if self.by == "rank" and self.per_request is not None and 0 in self.band_places(self.per_request):
             places = self.band_places(self.per_request)
             raise ValueError(
-                f"per_request = {self.per_request}: gives the bands {places} places, every band needs at least 1, since "
-                "no weight can stand for rows that are never kept"
+                f"per_request = {self.per_request}: gives the bands {places} places, every band needs at least 1, "
+                "since no weight can stand for rows that are never kept"
             )
         return self
 

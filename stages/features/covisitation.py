@@ -66,9 +66,9 @@ class Covisitation:
             table=np.zeros(0, dtype=LINK),
             # Position of each candidate of the current request, -1 for other items; allocated once.
             position=np.full(n_items, -1, dtype=np.int32),
-            scratch_items=np.zeros(most, dtype=np.int32),
-            scratch_weights=np.zeros(most),
-            scratch_order=np.zeros(most),
+            scratch_items=np.zeros(most + 1, dtype=np.int32),
+            scratch_weights=np.zeros(most + 1),
+            scratch_order=np.zeros(most + 1),
             numbers=numbers,
         )
 
@@ -88,9 +88,9 @@ class Covisitation:
         if len(self.arrays.scratch_items) < most:
             self.arrays.numbers[LINKS_LARGEST] = table_places(most + 1)
             self.arrays = self.arrays._replace(
-                scratch_items=np.zeros(most, dtype=np.int32),
-                scratch_weights=np.zeros(most),
-                scratch_order=np.zeros(most),
+                scratch_items=np.zeros(most + 1, dtype=np.int32),
+                scratch_weights=np.zeros(most + 1),
+                scratch_order=np.zeros(most + 1),
             )
         self.make_room(len(oldest_first) + 1)
         link_items(self.arrays, item, oldest_first, 0, len(oldest_first))

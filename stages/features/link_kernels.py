@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from stages.contracts.compiled import compiled, in_place
-from stages.contracts.top_k_kernels import kth_smallest
+from stages.contracts.top_k_kernels import kth_by_counts
 from stages.features.state_arrays import (
     LINKS_FREE,
     LINKS_KEPT,
@@ -85,21 +85,15 @@ def _cut(links: Links, row: int) -> None:
     """Keep the strongest links of a row, of equal ones those with the lower items."""
     kept, start, capacity, n = links.numbers[LINKS_KEPT], links.start[row], links.capacity[row], 0
     for place in range(start, start + capacity):
-        if links.table[place].item >= 0:
-            links.scratch_items[n], links.scratch_weights[n] = links.table[place].item, links.table[place].weight
-            n += 1
-    for entry in range(n):
-        links.scratch_order[entry] = links.scratch_weights[entry]
-    weakest, stronger, tied = kth_smallest(links.scratch_order, n, n - kept), 0, 0
-    for entry in range(n):
-        if links.scratch_weights[entry] > weakest:
-            stronger += 1
-        elif links.scratch_weights[entry] == weakest:
-            links.scratch_order[tied] = links.scratch_items[entry]
-            tied += 1
-    last_tied = kth_smallest(links.scratch_order, tied, kept - stronger - 1)
-    for place in range(start, start + capacity):
+        links.scratch_items[n], links.scratch_weights[n] = links.table[place].item, links.table[place].weight
+        n += links.table[place].item >= 0
         links.table[place].item = -1
+    weakest, stronger, tied = kth_by_counts(links.scratch_weights, n, n - kept), 0, 0
+    for entry in range(n):
+        links.scratch_order[tied] = links.scratch_items[entry]
+        stronger += links.scratch_weights[entry] > weakest
+        tied += links.scratch_weights[entry] == weakest
+    last_tied = kth_by_counts(links.scratch_order, tied, kept - stronger - 1)
     links.sizes[row] = kept
     for entry in range(n):
         item, weight = links.scratch_items[entry], links.scratch_weights[entry]
