@@ -51,7 +51,7 @@ def test_mlflow_prints_the_page_of_runs_before_its_server_starts(tmp_path: Path)
 
 @pytest.mark.parametrize("target", ["install", "install-cuda"])
 def test_an_installation_ends_with_compiling(tmp_path: Path, target: str) -> None:
-    command = ["make", "--dry-run", "--always-make", target, f"VENV={tmp_path / 'venv'}"]
+    command = ["make", "--no-print-directory", "--dry-run", "--always-make", target, f"VENV={tmp_path / 'venv'}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
     said, compiled, stamp = done.stdout.splitlines()[-3:]
     assert said == 'echo "compiling (once, about a minute)"'

@@ -158,7 +158,9 @@ def test_a_flipped_bit_is_never_silent_and_never_another_error(tmp_path: Path, d
     except DataError as error:
         assert "a.gz: named .gz, but it is not gzip" in str(error)
     else:
-        assert found[-1].fault in {"corrupt_gzip", "truncated_gzip"}
+        # The bits behind the end of the last compressed block say nothing about the content either.
+        harmless = found[-1].fault is None and b"".join(block.data for block in found) == whole
+        assert harmless or found[-1].fault in {"corrupt_gzip", "truncated_gzip"}
 
 
 @pytest.mark.parametrize("data", [b"user,item\n", b"\x1f", b"PK\x03\x04" + bytes(50), bytes(500)])
