@@ -62,12 +62,14 @@ class _Counted:
         positive: bool, parallel: whether one of them is a target.
         found: targets among the candidates.
         popular: requests that the popular list answered.
+        rows: candidates of the ranker period.
     """
 
     requests: np.ndarray
     positive: np.ndarray
     found: int
     popular: int
+    rows: int
 
 
 def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
@@ -101,8 +103,7 @@ def build_examples(config: ExamplesConfig, inputs: Mapping[str, Path], directory
     picking = _Picking(
         config.sampling, requests, targets, chosen, np.bincount(events.item_index[known], minlength=len(items))
     )
-    per_request = config.sampling.negatives.per_request
-    _require_space(config, directory, len(chosen), len(schema.names), per_request)
+    _require_space(config.sampling, directory, len(chosen), counted, len(schema.names))
 
     users = snapshot.n_users()
     state = FunnelState.empty(items, config.features, meta.signals, meta.tasks, users, meta.context, config.trending)
@@ -142,13 +143,14 @@ def _count(path: Path, requests: RequestTable, targets: Targets, n_items: int) -
         DataError: if a row names a request or an item that does not exist.
         EmptyDatasetError: if there are no candidates at all.
     """
-    ids, positive, found, popular, rows = [], [], 0, 0, 0
+    ids, positive, found, popular, rows, of_ranker = [], [], 0, 0, 0, 0
     for block in candidate_rows(path):
         _check_rows(block, path, requests, n_items)
         rows += len(block)
         ranker = block.take(requests.part[block.request_id] == PART_RANKER)
         relevance, _ = join_labels(ranker, targets, n_items)
         found += int((relevance > 0).sum())
+        of_ranker += len(ranker)
         offsets = run_offsets(ranker.request_id)[:-1]
         own = ranker.source[offsets] != SOURCE_POPULAR
         popular += int((~own).sum())
@@ -158,7 +160,8 @@ def _count(path: Path, requests: RequestTable, targets: Targets, n_items: int) -
     if not rows:
         raise EmptyDatasetError(f"{path} holds no candidates, at least one row is needed")
     none = np.zeros(0, dtype=np.int64)
-    return _Counted(np.concatenate([none, *ids]), np.concatenate([none.astype(bool), *positive]), found, popular)
+    is_positive = np.concatenate([none.astype(bool), *positive])
+    return _Counted(np.concatenate([none, *ids]), is_positive, found, popular, of_ranker)
 
 
 def _chosen(config: SamplingConfig, counted: _Counted, requests: RequestTable) -> np.ndarray:
@@ -179,11 +182,11 @@ def _chosen(config: SamplingConfig, counted: _Counted, requests: RequestTable) -
     return choose_requests(config.requests, config.seed, ids, requests.user_index[ids])
 
 
-def _require_space(
-    config: ExamplesConfig, directory: Path, requests: int, features: int, per_request: int | None
-) -> None:
+def _require_space(config: SamplingConfig, directory: Path, requests: int, counted: _Counted, features: int) -> None:
     """Refuse a sample that will not fit the disk; random features take their whole 4 bytes."""
-    rows = requests * ((per_request or 1000) + 2)
+    answered = max(len(counted.requests) + counted.popular, 1)
+    per_request, retrieved = config.negatives.per_request, counted.rows / answered
+    rows = round(requests * (retrieved if per_request is None else min(retrieved, per_request + 2)))
     require_disk("build_examples", directory, rows * (4 * (features + 2) + 40))
 
 

@@ -74,20 +74,12 @@ def _category(
 
 
 @in_place
-def _mean_of_all(items: Items, of_all: np.ndarray, place: int, item: int) -> float:
+def _mean(items: Items, of_category: np.ndarray, place: int, item: int) -> float:
+    """Return the mean of one row of numbers by category over the item's categories, 0 without any."""
     first, last = items.category_offsets[item], items.category_offsets[item + 1]
     total = 0.0
     for entry in range(first, last):
-        total += of_all[place, items.category_codes[entry]]
-    return total / max(last - first, 1)
-
-
-@in_place
-def _mean_of_user(items: Items, of_user: np.ndarray, place: int, item: int) -> float:
-    first, last = items.category_offsets[item], items.category_offsets[item + 1]
-    total = 0.0
-    for entry in range(first, last):
-        total += of_user[place, items.category_codes[entry]]
+        total += of_category[place, items.category_codes[entry]]
     return total / max(last - first, 1)
 
 
@@ -151,7 +143,7 @@ def _category_columns(
     for entry in range(first, last):
         latest_ms = max(latest_ms, scratch.latest_ms[state.items.category_codes[entry]])
     for k in range(k_half):
-        out[row, column + k] = math.log1p(_mean_of_user(state.items, scratch.of_user, WEIGHTS + k, item))
+        out[row, column + k] = math.log1p(_mean(state.items, scratch.of_user, WEIGHTS + k, item))
     column += k_half
     for task in range(n_tasks):
         rate, recent = 0.0, 0.0
@@ -164,11 +156,11 @@ def _category_columns(
         out[row, column + task], out[row, column + n_tasks + task] = rate / n, recent / n
     column += 2 * n_tasks
     out[row, column] = log_hours(time_ms, latest_ms)
-    out[row, column + 1] = math.log1p(_mean_of_all(state.items, scratch.of_all, POPULARITY, item))
-    out[row, column + 2] = _mean_of_all(state.items, scratch.of_all, TREND, item)
+    out[row, column + 1] = math.log1p(_mean(state.items, scratch.of_all, POPULARITY, item))
+    out[row, column + 2] = _mean(state.items, scratch.of_all, TREND, item)
     column += 3
     for rate in range(2 * n_tasks):
-        out[row, column + rate] = _mean_of_all(state.items, scratch.of_all, RATES + rate, item)
+        out[row, column + rate] = _mean(state.items, scratch.of_all, RATES + rate, item)
     return column + 2 * n_tasks
 
 
@@ -229,9 +221,7 @@ def _context_columns(
             lift = smooth(hits, trials, share, settings.smoothing) / share
         out[row, column + context] = share
         out[row, column + n + context] = math.log(lift)
-        out[row, column + 2 * n + context] = _mean_of_all(
-            state.items, scratch.of_all, RATES + 2 * n_tasks + context, item
-        )
+        out[row, column + 2 * n + context] = _mean(state.items, scratch.of_all, RATES + 2 * n_tasks + context, item)
     return column + 3 * n
 
 
@@ -259,9 +249,9 @@ def _affinity_columns(
 ) -> int:
     """Write shares of the user's items in the item's categories; return the next column."""
     touched = max(touched, 1.0)
-    out[row, column] = _mean_of_user(state.items, scratch.of_user, TOUCHES, item) / touched
+    out[row, column] = _mean(state.items, scratch.of_user, TOUCHES, item) / touched
     out[row, column + 1] = _max_of_user(state.items, scratch.of_user, TOUCHES, item) / touched
-    out[row, column + 2] = _mean_of_user(state.items, scratch.of_user, RECENT, item)
+    out[row, column + 2] = _mean(state.items, scratch.of_user, RECENT, item)
     out[row, column + 3] = _max_of_user(state.items, scratch.of_user, RECENT, item)
     return column + 4
 

@@ -39,6 +39,7 @@ from stages.features.state_files import (
     SUMMED,
     array_shapes,
     check_identity,
+    check_values,
     load_arrays,
     state_identity,
 )
@@ -386,4 +387,6 @@ class FunnelState:
         """
         check_identity(directory / STATE_FILE, state_identity(items, config, signals, tasks, context, trending))
         arrays = load_arrays(directory, array_shapes(items, config, tasks, context, trending))
+        lengths = [len(column.values) for column in context if trending and column.name == trending.segment]
+        check_values(directory, arrays, len(items), len(signals), 1 + sum(lengths))
         return cls(items, config, signals, tasks, context, arrays, trending)

@@ -171,6 +171,36 @@ def load_arrays(directory: Path, shapes: Shapes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def check_values(directory: Path, arrays: dict[str, np.ndarray], n_items: int, n_signals: int, n_segments: int) -> None:
+    """Refuse items, signals and segments that there are not: compiled functions do not check what they read.
+
+    Args:
+        directory: of the arrays, for the message.
+        arrays: of ``load_arrays``.
+        n_items: N.
+        n_signals: of the event kinds.
+        n_segments: codes of a touch's segment, 0 among them.
+
+    Raises:
+        ReleaseError: naming the file, the value and what is allowed.
+    """
+    limits = {
+        "users_items": n_items,
+        "users_signals": n_signals,
+        "neighbours_items": n_items,
+        "trending_items": n_items,
+        "trending_segments": n_segments,
+    }
+    for name, limit in limits.items():
+        values = arrays.get(name)
+        if values is None or not len(values):
+            continue
+        least, most = int(values.min()), int(values.max())
+        if least < 0 or most >= limit:
+            found = least if least < 0 else most
+            raise ReleaseError(f"{directory / name}.npy holds {found}, allowed are 0 to {limit - 1}")
+
+
 def observed_ranges(directory: Path, signals: Sequence[str], rules: Sequence[FittedValueRule]) -> dict[str, ValueRange]:
     """Return each signal's range of values from users' histories, for releases without stored value ranges.
 

@@ -298,3 +298,24 @@ def test_ranges_of_columns_of_different_lengths_are_refused(world: World) -> Non
     world.path("users_signals").unlink()
     with pytest.raises(ReleaseError, match=r"users_signals\.npy is not a readable array"):
         observed_ranges(world.directory, SIGNALS, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [
+        ("users_items", 8, 7),
+        ("users_items", -1, 7),
+        ("users_signals", 3, 2),
+        ("neighbours_items", 8, 7),
+        ("trending_items", -1, 7),
+        ("trending_segments", 1, 0),
+    ],
+)
+def test_what_there_is_not_is_refused_before_compiled_code_reads_it(
+    world: World, name: str, value: int, most: int
+) -> None:
+    values = world.array(name)
+    values[-1] = value
+    world.put(name, values)
+    with pytest.raises(ReleaseError, match=rf"{name}\.npy holds {value}, allowed are 0 to {most}"):
+        FunnelState.load(world.directory, world.items, world.config, SIGNALS, world.tasks, (DEVICE,), trending=TRENDING)
