@@ -17,6 +17,7 @@ import numpy as np
 from stages.candidate.data.words import hashed_words
 from stages.contracts.errors import ReleaseError
 from stages.contracts.onnx_session import open_onnx
+from stages.contracts.progress import progress_of
 from stages.contracts.snapshot import ItemTable
 from stages.features.history import TowerInputs, age_seconds
 
@@ -101,14 +102,16 @@ class PortableItemTower:
         ages_N = age_seconds(items.created_at_ms, at_ms)
         vectors, content = [], []
         widths_N = np.sum([np.diff(offsets) for offsets, _, _ in bags.values()], axis=0)
-        for rows in blocks(widths_N):
-            values = {name: padded_codes(*bag, rows) for name, bag in bags.items()}
-            values["item_rows"] = np.minimum(np.arange(rows.start, rows.stop), self.n_rows)
-            values["duration_s"] = items.duration_s[rows].astype(np.float32)
-            values["age_s"] = ages_N[rows]
-            vectors_BD, content_BK = self._session.run(list(OUTPUTS), {name: values[name] for name in self.inputs})
-            vectors.append(vectors_BD)
-            content.append(content_BK)
+        with progress_of("embed items", len(widths_N), "item") as advance:
+            for rows in blocks(widths_N):
+                values = {name: padded_codes(*bag, rows) for name, bag in bags.items()}
+                values["item_rows"] = np.minimum(np.arange(rows.start, rows.stop), self.n_rows)
+                values["duration_s"] = items.duration_s[rows].astype(np.float32)
+                values["age_s"] = ages_N[rows]
+                vectors_BD, content_BK = self._session.run(list(OUTPUTS), {name: values[name] for name in self.inputs})
+                vectors.append(vectors_BD)
+                content.append(content_BK)
+                advance(len(vectors_BD))
         return np.concatenate(vectors), np.concatenate(content)
 
 

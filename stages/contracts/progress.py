@@ -108,7 +108,9 @@ class _Lines:
 
 
 def _plural(unit: str) -> str:
-    return "bytes" if unit == "B" else f"{unit}s"
+    if unit == "B":
+        return "bytes"
+    return f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
 
 
 def _duration(seconds: float) -> str:

@@ -1,3 +1,5 @@
+import re
+
 import faiss
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from stages.candidate.index.search import ItemSearch
 from stages.candidate.index.step import build_index
 from stages.contracts.errors import ConfigError, DataError
 from stages.contracts.files import read_json, sha256_file
+from tests.late_clock import show_everything
 
 N, D, K = 3000, 16, 20
 KINDS = ["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "hnsw"]
@@ -99,6 +102,43 @@ def test_vectors_go_to_the_lists_that_faiss_itself_would_choose():
     again.add(VECTORS)
     sizes = [[ivf.invlists.list_size(number) for number in range(25)] for ivf in (index, again)]
     assert sizes[0] == sizes[1] and sum(sizes[0]) == N
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8", "ivf_pq"])
+def test_lists_and_codes_are_those_of_faiss_own_training(kind):
+    """Iterations of the k-means that are shown one by one lead where Faiss's call for all of them leads."""
+    config = IndexConfig(n_lists=25)
+    made = make_index(index_type(kind, N, D, config), VECTORS, np.arange(N), config, IndexDevice("cpu"))
+    wanted = faiss.index_factory(D, index_type(kind, N, D, config).factory, faiss.METRIC_INNER_PRODUCT)
+    ivf = faiss.downcast_index(faiss.extract_index_ivf(wanted))
+    ivf.cp.seed, ivf.cp.max_points_per_centroid = config.seed, config.points_a_list
+    comparing = faiss.IndexFlatIP(D)
+    ivf.clustering_index = comparing
+    if kind == "ivf_pq":
+        ivf.pq.cp.seed = config.seed
+        faiss.downcast_VectorTransform(wanted.chain.at(0)).niter = 10
+    wanted.train(VECTORS)
+    ivf.clustering_index = None
+    wanted.add(VECTORS)
+    np.testing.assert_array_equal(
+        faiss.extract_index_ivf(made).quantizer.reconstruct_n(0, 25), ivf.quantizer.reconstruct_n(0, 25)
+    )
+    np.testing.assert_array_equal(made.reconstruct_n(0, N), wanted.reconstruct_n(0, N))
+
+
+def test_training_filling_searching_and_timing_are_shown(monkeypatch, caplog):
+    show_everything(monkeypatch, caplog)
+    config = IndexConfig(kinds=("ivf_sq8", "hnsw"), recall_k=K, n_lists=25, n_timed=3)
+    tried = choose_index(VECTORS, np.arange(N), QUERIES, config).tried
+    lines = [line for line in caplog.messages if line.startswith("[sluice] build_index: ")]
+    for trial in tried:
+        name = trial.type
+        phases = [line.split(f" {name}: ")[0] for line in lines if f" {name}: " in line]
+        wanted = ["fill", "search", "time"] if name.startswith("HNSW") else ["train", "fill", "search", "time"]
+        assert list(dict.fromkeys(phases)) == [f"[sluice] build_index: {phase}" for phase in wanted]
+        assert any(f"fill {name}: 3,000 of 3,000 items, " in line for line in lines)
+        assert any(re.search(rf"search {name}: 50 of \d+ queries", line) for line in lines)
+    assert any("train IVF25,SQ8: 1 of 10 iterations, 0.017 a second, done in 9 min at " in line for line in lines)
 
 
 def names(kinds):

@@ -18,6 +18,7 @@ from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.snapshot import ItemTable, Snapshot
 from tests.candidate.grown import BUCKETS, LATER_MS, UNHEARD, N, grow, grown_catalogue, models
+from tests.late_clock import show_everything
 
 OPTIONS = [
     {},
@@ -206,3 +207,12 @@ def test_another_model_is_refused(trained, tmp_path):
     (tmp_path / "item_tower.onnx").write_bytes(b"no model")
     with pytest.raises(ReleaseError, match="is not a loadable ONNX model"):
         PortableItemTower(tmp_path / "item_tower.onnx")
+
+
+def test_embedding_shows_how_many_items_are_done(written, monkeypatch, caplog):
+    path, settings, items, catalogue, state = written()
+    show_everything(monkeypatch, caplog)
+    PortableItemTower(path).embed(items, 0)
+    item_vectors(state, item_content(state, catalogue, settings), catalogue, settings)
+    shown = [line for line in caplog.messages if line.startswith(f"[sluice] embed items: {N} of {N} items, ")]
+    assert len(shown) == 2

@@ -60,8 +60,11 @@ def test_bytes_and_work_of_unknown_length_have_lines_too(clock: _Clock, caplog: 
         advance(1_000_000)
     for _ in progress(iter(range(3)), "rows", unit="row"):
         clock.now += 31
+    for _ in progress(range(1), "search", unit="query"):
+        clock.now += 31
     assert caplog.messages[0].startswith("[sluice] events.csv: 1,000,000 of 4,000,000 bytes, 139 a second, done in 6 h")
     assert caplog.messages[2] == "[sluice] rows: 1 rows, 0.032 a second"
+    assert caplog.messages[-1] == "[sluice] search: 1 queries, 0.032 a second, took 31 s"
 
 
 def test_what_an_earlier_run_did_is_no_part_of_the_rate(clock: _Clock, caplog: pytest.LogCaptureFixture) -> None:

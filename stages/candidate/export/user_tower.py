@@ -25,6 +25,7 @@ from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
 from stages.contracts.errors import DataError
 from stages.contracts.files import read_json, sha256_file
+from stages.contracts.progress import progress_of
 from stages.contracts.ragged import row_offsets
 from stages.contracts.summaries import ITEM_TOWER_FILE, TOWER_FILE, TOWER_JSON, VECTORS_FILE, TowerConfig, TrainedTower
 from stages.contracts.tower_code import tower_code
@@ -32,6 +33,8 @@ from stages.features.history import TowerInputs
 
 PARITY = 1e-4
 """Largest difference between an exported vector and the sharded model's; vectors have unit length."""
+_BLOCK = 1 << 16
+"""Items that are embedded at a time."""
 
 
 class PortableUserTower(nn.Module):  # type: ignore[misc]
@@ -239,10 +242,11 @@ def item_vectors(
     columns = [torch.from_numpy(each) for each in (ids_ND, content_NK, catalogue.log_duration, ages_N)]
     tower = loaded(ItemTower(config.candidate.model), state, "item_tower")
     vectors_ND = np.empty((len(catalogue), config.candidate.model.dimension), dtype=np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(catalogue), 1 << 16):
-            rows = slice(start, start + (1 << 16))
+    with torch.inference_mode(), progress_of("embed items", len(catalogue), "item") as advance:
+        for start in range(0, len(catalogue), _BLOCK):
+            rows = slice(start, start + _BLOCK)
             vectors_ND[rows] = tower(*(column[rows] for column in columns)).numpy()
+            advance(len(vectors_ND[rows]))
     return vectors_ND
 
 

@@ -10,6 +10,7 @@ Shapes: B queries, D dimensions, K neighbours, N indexed items, M rows of all it
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from stages.candidate.index.device import IndexDevice
 from stages.candidate.index.kinds import IndexType, kinds_to_try, make_index
 from stages.candidate.index.search import ItemSearch
 from stages.contracts.errors import DataError
+from stages.contracts.progress import Advance, progress, progress_of
 
 log = logging.getLogger("sluice")
 
@@ -29,6 +31,10 @@ _ONE_SIDED = 1.645
 """How many standard errors the one-sided 95% bound lies below the mean."""
 _NEARLY = 1.1
 """A smaller index is preferred if it is less than a tenth slower: such differences are noise of the clock."""
+_BLOCK = 64
+"""Queries that are searched before progress is shown."""
+_HALVINGS = 3
+"""An effort is halved towards one that is too small until an eighth of that one lies between them."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +163,8 @@ class _Bench:
         seconds = time.perf_counter() - started
         trials = []
         for refine in chosen.refine:
-            parameters, recall, lower = self._tune(index, refine)
-            costs = self._latency_ms(index, refine), index_bytes(index), round(seconds, 3)
+            parameters, recall, lower = self._tune(index, refine, chosen.factory)
+            costs = self._latency_ms(index, refine, chosen.factory), index_bytes(index), round(seconds, 3)
             trials.append(Trial(chosen.factory, parameters, refine, recall, lower, *costs))
         good = [trial for trial in trials if (trial.recall_lower or 0.0) >= self._config.wanted_recall]
         best = min(good, key=lambda trial: trial.latency_ms or 0.0) if good else trials[-1]
@@ -166,38 +172,43 @@ class _Bench:
             set_effort(index, value)
         return index, best
 
-    def _tune(self, index: Any, refine: int) -> tuple[dict[str, int], float, float]:
+    def _tune(self, index: Any, refine: int, factory: str) -> tuple[dict[str, int], float, float]:
         """Set the smallest effort that reaches the recall, or the largest; return it, the recall and its bound."""
         name, low, high = effort(index, self._k * refine)
         if not name:
             return {}, 1.0, 1.0
         wanted, value, below = self._config.wanted_recall, low, low - 1
-        while (measured := self._recall(index, refine, value))[1] < wanted and value < high:
-            below, value = value, min(2 * value, high)
-        while measured[1] >= wanted and value - below > max(1, below // 8):
-            middle = (below + value) // 2
-            if (closer := self._recall(index, refine, middle))[1] >= wanted:
-                value, measured = middle, closer
-            else:
-                below = middle
+        most = _most_trials(low, high) * len(self._queries_BD)
+        with progress_of(f"build_index: search {factory}", most, "query") as advance:
+            while (measured := self._recall(index, refine, value, advance))[1] < wanted and value < high:
+                below, value = value, min(2 * value, high)
+            while measured[1] >= wanted and value - below > max(1, below // 8):
+                middle = (below + value) // 2
+                if (closer := self._recall(index, refine, middle, advance))[1] >= wanted:
+                    value, measured = middle, closer
+                else:
+                    below = middle
         set_effort(index, value)
         return {name: value}, *measured
 
-    def _recall(self, index: Any, refine: int, value: int) -> tuple[float, float]:
+    def _recall(self, index: Any, refine: int, value: int, advance: Advance) -> tuple[float, float]:
         if self._exact_BK is None:
             faiss.omp_set_num_threads(self._threads)
             self._exact_BK = self._ids_N[self._device.nearest(self._queries_BD, self._vectors_ND, self._k)]
         set_effort(index, value)
-        nothing = [np.empty(0, dtype=np.int64)] * len(self._queries_BD)
-        found = ItemSearch(index, self._item_vectors_MD, refine).search(self._queries_BD, self._k, nothing)
+        search, found = ItemSearch(index, self._item_vectors_MD, refine), []
+        for start in range(0, len(self._queries_BD), _BLOCK):
+            block_BD = self._queries_BD[start : start + _BLOCK]
+            found += search.search(block_BD, self._k, [np.empty(0, dtype=np.int64)] * len(block_BD))
+            advance(len(block_BD))
         shares_B = recalls([items.ids for items in found], self._exact_BK)
         error = shares_B.std(ddof=1) / len(shares_B) ** 0.5 if len(shares_B) > 1 else 0.0
         return float(shares_B.mean()), float(shares_B.mean() - _ONE_SIDED * error)
 
-    def _latency_ms(self, index: Any, refine: int) -> float:
+    def _latency_ms(self, index: Any, refine: int, factory: str) -> float:
         search, nothing = ItemSearch(index, self._item_vectors_MD, refine), [np.empty(0, dtype=np.int64)]
         taken = []
-        for query_D in self._queries_BD[: self._config.n_timed]:
+        for query_D in progress(self._queries_BD[: self._config.n_timed], f"build_index: time {factory}", unit="query"):
             started = time.perf_counter()
             search.search(query_D[None], self._k, nothing)
             taken.append(time.perf_counter() - started)
@@ -211,6 +222,11 @@ def effort(index: Any, k: int) -> tuple[str, int, int]:
         return "nprobe", 1, int(ivf.nlist)
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
     return ("efSearch", k, max(64 * k, 4096)) if isinstance(inner, faiss.IndexHNSW) else ("", 0, 0)
+
+
+def _most_trials(low: int, high: int) -> int:
+    """Return how many efforts are tried at most: doubled from the smallest to the largest, then halved."""
+    return 1 + math.ceil(math.log2(high / low)) + _HALVINGS
 
 
 def set_effort(index: Any, value: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from stages.candidate.config import IndexConfig, IndexKind
 from stages.candidate.index.device import IndexDevice
+from stages.contracts.progress import progress, progress_of
 
 _POINTS_A_LIST = 39
 """With fewer training points a list, Faiss's clusters are poor (its own threshold)."""
@@ -23,6 +24,8 @@ _LINKS, _BUILD_EFFORT = 32, 80
 _ROTATIONS = 10
 """Iterations that fit the rotation before product codes; Faiss's 50 take minutes."""
 _BLOCK = 1 << 17
+_GRAPH_BLOCK = 1 << 13
+"""Vectors that are added at a time, and shown: a graph takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def make_index(
     dim = vectors_ND.shape[1]
     index: Any = faiss.index_factory(dim, chosen.factory, faiss.METRIC_INNER_PRODUCT)
     if not chosen.n_lists:
-        return _filled(index, vectors_ND, ids_N)
+        return _filled(index, vectors_ND, ids_N, chosen.factory)
     ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     ivf.cp.seed = config.seed
     ivf.cp.max_points_per_centroid = config.points_a_list
@@ -104,34 +107,64 @@ def make_index(
         ivf.pq.cp.seed = config.seed
         rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.niter = _ROTATIONS
-    comparing = device.flat(dim)
-    ivf.clustering_index = comparing
-    index.train(_training_sample(vectors_ND, chosen.n_lists, config))
-    ivf.clustering_index = None
+    sample_SD = _training_sample(vectors_ND, chosen.n_lists, config)
+    _find_lists(index, ivf, sample_SD, device.flat(dim), chosen.factory)
     centres = device.flat(dim)
     centres.add(ivf.quantizer.reconstruct_n(0, ivf.nlist))
-    for start in range(0, len(vectors_ND), _BLOCK):
-        block = np.ascontiguousarray(vectors_ND[start : start + _BLOCK], dtype=np.float32)
-        block = index.chain.at(0).apply(block) if chosen.kind == "ivf_pq" else block
-        nearest = np.ascontiguousarray(centres.search(block, 1)[1][:, 0])
-        ids = np.ascontiguousarray(ids_N[start : start + _BLOCK], dtype=np.int64)
-        pointers = faiss.swig_ptr(block), faiss.swig_ptr(ids), faiss.swig_ptr(nearest)
-        ivf.add_core(len(block), *pointers)
+    with progress_of(f"build_index: fill {chosen.factory}", len(vectors_ND), "item") as advance:
+        for start in range(0, len(vectors_ND), _BLOCK):
+            block = np.ascontiguousarray(vectors_ND[start : start + _BLOCK], dtype=np.float32)
+            block = index.chain.at(0).apply(block) if chosen.kind == "ivf_pq" else block
+            nearest = np.ascontiguousarray(centres.search(block, 1)[1][:, 0])
+            ids = np.ascontiguousarray(ids_N[start : start + _BLOCK], dtype=np.int64)
+            pointers = faiss.swig_ptr(block), faiss.swig_ptr(ids), faiss.swig_ptr(nearest)
+            ivf.add_core(len(block), *pointers)
+            advance(len(block))
     index.ntotal = ivf.ntotal
     return index
 
 
-def _filled(index: Any, vectors_ND: np.ndarray, ids_N: np.ndarray) -> Any:
+def _find_lists(index: Any, ivf: Any, sample_SD: np.ndarray, comparing: Any, factory: str) -> None:
+    """Train an index as ``index.train(sample_SD)`` does, with an iteration of the k-means at a time.
+
+    Faiss says nothing while it trains. Each of these iterations begins with the centres of the one before, and Faiss
+    clusters no more once the lists have their centres.
+
+    Args:
+        index: the whole of it.
+        ivf: its inverted lists.
+        sample_SD: float32.
+        comparing: an empty index for inner products, see ``IndexDevice.flat``.
+        factory: Faiss's name of the index.
+    """
+    points_SD = sample_SD
+    if hasattr(index, "chain"):
+        rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+        rotation.train(sample_SD)
+        points_SD = rotation.apply(sample_SD)
+    clustering = faiss.Clustering(points_SD.shape[1], ivf.nlist, ivf.cp)
+    n_iterations, clustering.niter = clustering.niter, 1
+    for _ in progress(range(n_iterations), f"build_index: train {factory}", unit="iteration"):
+        clustering.train(points_SD, comparing)
+    ivf.quantizer.add(faiss.vector_to_array(clustering.centroids).reshape(ivf.nlist, -1))
+    index.train(sample_SD)
+
+
+def _filled(index: Any, vectors_ND: np.ndarray, ids_N: np.ndarray, factory: str) -> Any:
     """Fill a flat index or a graph; both number their vectors from 0."""
     if isinstance(index, faiss.IndexHNSWFlat):
         index.hnsw.efConstruction = _BUILD_EFFORT
-    vectors_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
-    if np.array_equal(ids_N, np.arange(len(ids_N))):
-        index.add(vectors_ND)
-        return index
-    named = faiss.IndexIDMap2(index)
-    named.add_with_ids(vectors_ND, np.ascontiguousarray(ids_N, dtype=np.int64))
-    return named
+    is_named = not np.array_equal(ids_N, np.arange(len(ids_N)))
+    filled = faiss.IndexIDMap2(index) if is_named else index
+    with progress_of(f"build_index: fill {factory}", len(vectors_ND), "item") as advance:
+        for start in range(0, len(vectors_ND), _GRAPH_BLOCK):
+            block_BD = np.ascontiguousarray(vectors_ND[start : start + _GRAPH_BLOCK], dtype=np.float32)
+            if is_named:
+                filled.add_with_ids(block_BD, np.ascontiguousarray(ids_N[start : start + _GRAPH_BLOCK], dtype=np.int64))
+            else:
+                filled.add(block_BD)
+            advance(len(block_BD))
+    return filled
 
 
 def _training_sample(vectors_ND: np.ndarray, n_lists: int, config: IndexConfig) -> np.ndarray:

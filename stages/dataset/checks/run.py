@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stages.contracts.errors import ContractError, EmptyDatasetError
 from stages.contracts.files import write_json
+from stages.contracts.progress import progress
 from stages.contracts.steps import Body, Outcome
 from stages.dataset.checks import rows, trends
 from stages.dataset.checks.config import CheckStepConfig, ContractName, ContractsConfig
@@ -64,7 +65,8 @@ def check_warehouse(config: CheckStepConfig, warehouse: Warehouse) -> ContractRe
         warehouse: open; it is only read. Tables are not created, and views are allowed.
     """
     scene = Scene(config, warehouse)
-    results = [result for contract in CONTRACTS for result in _evaluate(contract, scene)]
+    contracts = progress(CONTRACTS, "check_data", unit="contract")
+    results = [result for contract in contracts for result in _evaluate(contract, scene)]
     return ContractReport(as_of_ms=config.as_of_ms, results=tuple(results))
 
 

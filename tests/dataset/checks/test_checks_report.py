@@ -18,6 +18,7 @@ from stages.contracts.tables import DAY_MS
 from stages.dataset.checks.config import ContractsConfig, Limits
 from stages.dataset.checks.results import ContractReport, level_of, table_text
 from stages.dataset.checks.run import CONTRACTS, check_body, check_standing, step_config
+from tests.late_clock import show_everything
 
 if TYPE_CHECKING:
     from conftest import World
@@ -179,3 +180,15 @@ def test_a_standing_warehouse_is_shown_and_then_refused(world: World, duck: Ware
         connection.execute(sa.text("DELETE FROM interactions"))
     with pytest.raises(DataError, match="holds no event"):
         check_standing(*arguments, None, 100 * DAY_MS, shown.append)
+
+
+def test_each_contract_moves_the_progress(
+    world: World, duck: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.load(duck)
+    show_everything(monkeypatch, caplog)
+    run(world, duck, tmp_path)
+    lines = [line for line in caplog.messages if line.startswith("[sluice] check_data: ")]
+    moved = [line for line in lines if " of 13 contracts, 0.017 a second, done in " in line]
+    assert [int(line.split()[2]) for line in moved] == list(range(1, len(CONTRACTS) + 1))
+    assert lines[-1].startswith("[sluice] check_data: 13 contracts, ")
