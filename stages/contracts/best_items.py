@@ -17,6 +17,7 @@ from stages.contracts.compiled import compiled
 from stages.contracts.errors import DataError
 from stages.contracts.exclusions import Exclusions
 from stages.contracts.item_lists import ItemLists
+from stages.contracts.top_k_kernels import kth_smallest
 
 Pools = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Offsets int64 ``[B + 1]``, items int64 ``[m]`` and scores float32 ``[m]`` of B requests, in any order."""
@@ -127,36 +128,11 @@ def _bits_of(key: int) -> int:
 
 
 @compiled
-def _select(keys: np.ndarray, size: int, k: int) -> None:
-    """Move the lowest ``k`` of the first ``size`` keys, which are distinct, to the front (Hoare's quickselect)."""
-    low, high = 0, size - 1
-    while low < high:
-        middle = (low + high) // 2
-        first, second, third = keys[low], keys[middle], keys[high]
-        pivot = max(min(first, second), min(max(first, second), third))
-        left, right = low, high
-        while left <= right:
-            while keys[left] < pivot:
-                left += 1
-            while keys[right] > pivot:
-                right -= 1
-            if left <= right:
-                keys[left], keys[right] = keys[right], keys[left]
-                left += 1
-                right -= 1
-        if k - 1 <= right:
-            high = right
-        elif k - 1 >= left:
-            low = left
-        else:
-            break
-
-
-@compiled
 def _write(keys: np.ndarray, size: int, k: int, ids: np.ndarray, bits: np.ndarray, start: int) -> int:
     """Write the best ``k`` of the first ``size`` keys in their order; return where they end."""
     if size > k:
-        _select(keys, size, k)
+        if k > 0:
+            kth_smallest(keys, size, k - 1)
         size = k
     keys[:size].sort()
     for place in range(size):
@@ -249,7 +225,6 @@ def _best_scored(
             keys[size] = _key(bits_BM[row, column], item)
             size += 1
             if size == len(keys):
-                _select(keys, size, kept)
+                lowest = ~(kth_smallest(keys, size, kept - 1) >> 32)
                 size = kept
-                lowest = ~(keys[:size].max() >> 32)
         best_offsets[row + 1] = _write(keys, size, kept, best_ids, best_bits, best_offsets[row])

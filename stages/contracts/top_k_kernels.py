@@ -9,23 +9,33 @@ from stages.contracts.compiled import in_place
 
 @in_place
 def kth_smallest(values: np.ndarray, n: int, k: int) -> float:
-    """Return the number that would be ``values[k]`` if the first ``n`` were sorted; reorders them (Hoare's select)."""
+    """Return the number that would be ``values[k]`` if the first ``n`` were sorted (Hoare's quickselect).
+
+    It reorders the first ``n``, so that none before place k is larger and none behind it is smaller.
+
+    Args:
+        values: integers or floats, no NaN.
+        n: how many there are, at least 1.
+        k: from 0 to n - 1.
+    """
     low, high = 0, n - 1
     while low < high:
-        pivot, i, j = values[(low + high) // 2], low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
+        first, second, third = values[low], values[(low + high) // 2], values[high]
+        pivot = max(min(first, second), min(max(first, second), third))
+        left, right = low, high
+        while left <= right:
+            while values[left] < pivot:
+                left += 1
+            while values[right] > pivot:
+                right -= 1
+            if left <= right:
+                values[left], values[right] = values[right], values[left]
+                left += 1
+                right -= 1
+        if k <= right:
+            high = right
+        elif k >= left:
+            low = left
         else:
             break
     return values[k]

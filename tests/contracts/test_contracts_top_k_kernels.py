@@ -25,6 +25,14 @@ def test_the_kth_number_is_that_of_a_sort_whatever_comes_after(numbers: list[flo
     assert values[n:].tolist() == [float(number) for number in numbers[n:]]
 
 
+@given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=60), st.data())
+def test_large_integers_are_selected_exactly_and_the_lower_ones_come_first(keys: list[int], data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, len(keys) - 1))
+    values = np.array(keys, dtype=np.int64)
+    assert kth_smallest(values, len(keys), k) == sorted(keys)[k]
+    assert sorted(values[: k + 1].tolist()) == sorted(keys)[: k + 1]
+
+
 @given(st.lists(st.integers(0, 4), max_size=40), st.integers(0, 45), st.randoms())
 def test_the_best_are_those_of_top_k(scores: list[int], k: int, random) -> None:
     ids = list(range(0, 3 * len(scores), 3))
