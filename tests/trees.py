@@ -1,9 +1,11 @@
-"""Copies of the source tree that tests may change."""
+"""Copies of the source tree that tests may change, and the content of a directory."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+
+from stages.contracts.files import sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,3 +45,9 @@ def changed_files(tree: Path, *names: str) -> set[str]:
             if not (mine.is_file() and copied.is_file() and mine.read_bytes() == copied.read_bytes()):
                 found.add(file.as_posix())
     return found
+
+
+def sha256_tree(directory: Path) -> dict[str, str]:
+    """Return ``{relative posix path: sha256}`` of every file below ``directory``, sorted by path."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}

@@ -11,7 +11,6 @@ from benchmarks.scale.made import CONTEXTS, MadeLog, made_log
 from benchmarks.scale.turns import Cost, cost_of, markdown, medians, middle
 from stages.features.feature_blocks import feature_blocks
 from stages.features.ranking import ranking_features
-from stages.features.replay import replay
 from stages.features.state import FunnelState
 
 REQUESTS_A_BLOCK = 32
@@ -36,8 +35,7 @@ def measure_features(n_events: int, n_requests: int, candidates: int, turns: int
         raise ValueError(f"requests = {n_requests}: allowed is {2 * REQUESTS_A_BLOCK} or more")
     log = made_log(n_events, exposures=True)
     vectors, state = log.vectors(), log.state()
-    for _ in replay(log.events, log.requests(0, 0), state, CONTEXTS):
-        pass
+    state.apply_all(state.columns(log.events, CONTEXTS), 0, len(log.events))
     arguments = (log, vectors, n_requests, candidates)
     works = {"served": partial(_served, state, *arguments), "built": partial(_built, *arguments)}
     for work in works.values():

@@ -43,12 +43,6 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_tree(directory: Path) -> dict[str, str]:
-    """Return ``{relative posix path: sha256}`` of every file below ``directory``, sorted by path."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
-
-
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
     """Yield a name beside ``final`` to write a file under, and rename it to ``final`` on success.

@@ -96,7 +96,3 @@ class IdMap:
             data = name.encode()
             digest.update(len(data).to_bytes(8, "little") + data)
         return IdMap(self.kind, whole, (*self.versions, IdMapVersion(size=len(whole), hash=digest.hexdigest())))
-
-    def is_extension_of(self, older: IdMap) -> bool:
-        """Return whether every row of ``older`` is the same row here."""
-        return self.versions[: len(older.versions)] == older.versions

@@ -11,7 +11,6 @@ covisitation.py      item-to-item links of neighbouring touches (link_kernels.py
 trending.py          touches within short windows, by segment (trending_kernels.py: in compiled code)
 state_files.py       the files of a state
 history.py           inputs of the user tower
-replay.py            one request after the other, each with the state before it
 reading.py           what the state says of many requests (reading_kernels.py: in compiled code)
 ranking.py           the ranking features of one request (feature_*.py: in compiled code)
 feature_blocks.py    the ranking features of many requests

@@ -24,9 +24,9 @@ from stages.contracts.snapshot import ItemTable, Snapshot
 from stages.contracts.tables import DAY_MS, EventTable, RankedTable
 from stages.contracts.touches import first_touches, touching
 from stages.features.config import FeatureConfig
-from stages.features.replay import replay
 from stages.features.state import FunnelState
 from tests.builders import snapshots
+from tests.features.plain.replay import replay
 
 N_USERS, N_ITEMS, K, HALF_LIFE_MS = 30, 14, 6, 30 * DAY_MS
 TO_COME, WITHHELD = 12, 13  # an item born at 11,600, and one that is withheld from the evaluation

@@ -33,7 +33,7 @@ from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.contracts.tables import CandidateTable, ScoredItems
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.history import Moment, tower_inputs
-from stages.features.replay import replay
+from tests.features.plain.replay import replay
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 N_ITEMS, BLOCK, K = 60, 15, 8

@@ -14,8 +14,9 @@ from pydantic import Field
 
 from stages.contracts.config import Config, merged, parse_config, read_yaml
 from stages.contracts.errors import ConfigError, ReleaseError
-from stages.contracts.files import sha256_tree, write_json
+from stages.contracts.files import write_json
 from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, read_manifest, verify_release
+from tests.trees import sha256_tree
 
 
 class _Inner(Config):

@@ -10,9 +10,10 @@ import pytest
 
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
-from stages.contracts.files import atomic_directory, sha256_tree, write_json
+from stages.contracts.files import atomic_directory, write_json
 from stages.contracts.results import StageResult
 from stages.contracts.steps import RESULT_FILE, Outcome, run_step, step_fingerprint
+from tests.trees import sha256_tree
 
 
 class _Config(Config):

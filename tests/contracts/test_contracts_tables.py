@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contracts.errors import DataError
-from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER, rank_rows
+from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER
 from stages.contracts.tables import CandidateTable, RequestTable, ScoredItems, row_groups
+from tests.plain_ranking import rank_rows
 
 
 def _candidates(request: list[int], item: list[int], score: list[float], source: int = SOURCE_TOWER) -> CandidateTable:

@@ -26,7 +26,7 @@ def test_the_kth_number_is_that_of_a_sort_whatever_comes_after(numbers: list[flo
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=60), st.data())
-def test_large_integers_are_selected_exactly_and_the_lower_ones_come_first(keys: list[int], data: st.DataObject) -> None:
+def test_large_integers_are_selected_exactly_with_the_lower_ones_before(keys: list[int], data: st.DataObject) -> None:
     k = data.draw(st.integers(0, len(keys) - 1))
     values = np.array(keys, dtype=np.int64)
     assert kth_smallest(values, len(keys), k) == sorted(keys)[k]

@@ -14,8 +14,8 @@ from stages.contracts.tables import DAY_MS, PART_CANDIDATE
 from stages.dataset.build import build_snapshot
 from stages.dataset.config import DatasetStepConfig
 from stages.features.config import FeatureConfig
-from stages.features.replay import replay
 from stages.features.state import FunnelState
+from tests.features.plain.replay import replay
 
 N_USERS, N_ITEMS, DAYS = 120, 240, 20
 TASKS = (

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from stages.contracts.errors import DataError, EmptyDatasetError
-from stages.contracts.files import sha256_tree
 from stages.contracts.snapshot import Snapshot, Task
 from stages.contracts.steps import run_step
 from stages.contracts.tables import DAY_MS
@@ -19,6 +18,7 @@ from stages.simulator import World, WorldConfig
 from stages.simulator.sessions import event_batches
 from stages.warehouse.database.engine import Warehouse
 from stages.warehouse.ingest.ingest import ingest_tables
+from tests.trees import sha256_tree
 
 WORLD = World(WorldConfig(n_users=60, n_items=120, n_events=6_000, days=20, duplicate_share=0.1))
 

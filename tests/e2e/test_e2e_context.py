@@ -23,8 +23,8 @@ from stages.contracts.examples import ExamplesFile
 from stages.contracts.snapshot import Snapshot
 from stages.features.history import Moment, tower_inputs
 from stages.features.ranking import ranking_features
-from stages.features.replay import replay
 from stages.features.state import FunnelState
+from tests.features.plain.replay import replay
 
 RECIPE = """
 dataset:

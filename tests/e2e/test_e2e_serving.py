@@ -37,8 +37,8 @@ def _answer(base: str, user_id: str, k: int = 10) -> dict[str, Any]:
 def test_online_answers_equal_offline_rankings(job) -> None:
     """The release's state is at its end; a fresh one, replayed, stands where it stood at each request."""
     from stages.features.config import FeatureConfig
-    from stages.features.replay import replay
     from stages.features.state import FunnelState
+    from tests.features.plain.replay import replay
 
     release = load_release(job.release)
     snapshot = Snapshot(job.results["dataset"].directory)

@@ -15,9 +15,9 @@ from stages.contracts.examples import ExamplesFile
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores, source_name
 from stages.contracts.tables import PART_EVALUATION, CandidateTable, RankedTable
-from stages.features.replay import replay
 from stages.features.state import FunnelState
 from stages.settings import load_settings
+from tests.features.plain.replay import replay
 
 NAMES = ("tower", "covisitation", "trending", "ease", "content")
 SOURCES = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stages.contracts import disk as disk_module
 from stages.contracts.errors import DataError, EmptyDatasetError, OutOfSpaceError
 from stages.contracts.examples import ExamplesFile
-from stages.contracts.files import sha256_tree, write_json
+from stages.contracts.files import write_json
 from stages.contracts.snapshot import ItemTable, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.features.build import build_examples, build_state, join_labels
@@ -41,6 +41,7 @@ from tests.features.worlds import (
     read,
     sampled,
 )
+from tests.trees import sha256_tree
 
 MakeState = Callable[..., FunnelState]
 MakeInputs = Callable[..., dict[str, Path]]

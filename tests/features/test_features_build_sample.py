@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.contracts.examples import ExamplesFile
-from stages.contracts.files import sha256_tree
 from stages.features import build as build_module
 from stages.features.build import build_examples
 from stages.features.ranking import ranking_features
 from stages.features.state import FunnelState
 from tests.features.worlds import T0, USERS, candidates, pairs, read, sampled
+from tests.trees import sha256_tree
 
 MakeState = Callable[..., FunnelState]
 MakeInputs = Callable[..., dict[str, Path]]

@@ -22,9 +22,9 @@ from stages.features.config import FeatureConfig
 from stages.features.feature_blocks import feature_blocks
 from stages.features.ranking import feature_schema
 from stages.features.reading import Wanted, read_blocks
-from stages.features.replay import replay
 from stages.features.state import FunnelState
 from tests.builders.snapshots import CLICK, event_table, request_table, write_snapshot
+from tests.features.plain.replay import replay
 from tests.features.worlds import written
 
 T0 = 10_000 * DAY_MS

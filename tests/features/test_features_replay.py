@@ -17,8 +17,8 @@ from stages.contracts.tables import DAY_MS, EventTable, RequestTable
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER, Moment, tower_inputs
 from stages.features.ranking import ranking_features
-from stages.features.replay import replay
 from stages.features.state import FunnelState, History
+from tests.features.plain.replay import replay
 
 T0 = 10_000 * DAY_MS
 HOUR = 3_600_000

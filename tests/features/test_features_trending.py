@@ -17,9 +17,9 @@ from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import DAY_MS, EventTable, RequestTable
 from stages.features.config import FeatureConfig, TrendingConfig
-from stages.features.replay import replay
 from stages.features.state import FunnelState
 from stages.features.trending import COLUMNS, Trending
+from tests.features.plain.replay import replay
 
 T0 = 10_000 * DAY_MS
 MINUTE = 60_000

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from stages.contracts import disk
 from stages.contracts.errors import DataError, EmptyDatasetError, OutOfSpaceError, ReleaseError
-from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER, RankingInputs, rank_rows
+from stages.contracts.ranking import SOURCE_POPULAR, SOURCE_TOWER, RankingInputs
 from stages.contracts.ranking_stages import RANKING_STAGES
 from stages.contracts.results import StageResult
 from stages.contracts.snapshot import Snapshot
@@ -26,12 +26,13 @@ from stages.contracts.steps import run_step
 from stages.contracts.tables import DAY_MS, PART_EVALUATION, PART_RANKER, CandidateTable, RankedTable
 from stages.features.config import FeatureConfig
 from stages.features.ranking import ranking_features
-from stages.features.replay import replay
 from stages.features.state import FunnelState
 from stages.held_out import step as step_module
 from stages.held_out.config import RankHeldOutConfig
 from stages.held_out.step import needed_bytes, rank_held_out
 from tests.builders.snapshots import catalogue, event_table, request_table, write_snapshot
+from tests.features.plain.replay import replay
+from tests.plain_ranking import rank_rows
 
 T0 = 10_000 * DAY_MS
 N_ITEMS, N_USERS, DIM, LIGHT_K = 12, 4, 3, 3

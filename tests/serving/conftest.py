@@ -27,7 +27,7 @@ from serving.service import Service
 from stages.candidate.generators.config import SourcesConfig
 from stages.candidate.generators.files import SourcesSummary, write_arrays, write_summary
 from stages.candidate.generators.table import generator_class
-from stages.contracts.files import read_json, sha256_file, sha256_tree, write_json
+from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.manifest import FunnelSpec, ReleaseManifest
 from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders, read_items
@@ -36,6 +36,7 @@ from stages.contracts.tower_code import tower_code
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import feature_schema
 from stages.features.state import FunnelState
+from tests.trees import sha256_tree
 
 N_ITEMS, N_USERS, DIM, N_CATEGORIES = 300, 40, 8, 5
 AS_OF_MS = 1_700_000_000_000

@@ -12,10 +12,10 @@ from serving.events import Event
 from serving.funnel import Funnel
 from serving.release import load_release
 from stages.contracts.manifest import FunnelSpec
-from stages.contracts.ranking import rank_rows
 from stages.contracts.tables import DAY_MS, CandidateTable
 from stages.features.history import Moment, tower_inputs
 from stages.features.ranking import heavy_features, ranking_features
+from tests.plain_ranking import rank_rows
 
 AS_OF_MS = 1_700_000_000_000
 NOW_MS = AS_OF_MS + 3_600_000

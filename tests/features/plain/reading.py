@@ -16,8 +16,8 @@ from stages.contracts.tables import EventTable, RequestTable, ScoredItems
 from stages.contracts.top_k import top_k
 from stages.features.history import Moment, tower_inputs
 from stages.features.reading import CovisitationReading, Reading, Wanted
-from stages.features.replay import replay
 from stages.features.state import FunnelState
+from tests.features.plain.replay import replay
 
 COVISITATION, TRENDING = "covisitation", "trending"
 
