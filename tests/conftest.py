@@ -17,6 +17,7 @@ import pytest
 from stages import pipeline
 from stages.contracts.results import StageResult
 from stages.settings import Settings, load_settings
+from tests import time_limits
 from tests.homes import copy_of
 from tests.shared import Shared
 
@@ -60,6 +61,10 @@ LONGEST = (
     "serving/test_serving_process.py",
 )
 """Files that take the longest, in this order: they begin first, so that the processes end together."""
+STARTING = tuple(ROOT / "tests" / name for name in ("architecture", "candidate", "dags", "e2e"))
+"""Directories whose tests start trainings, jobs, Airflow or environments of images."""
+STARTED_BY = frozenset({"job", "trained", "migrated", "wheel"})
+"""Fixtures that start the same: the first test that asks for one of them waits for it."""
 TINY: dict[str, Any] = {
     "world": {"n_users": 300, "n_items": 400, "n_events": 40_000, "days": 20, "n_topics": 8, "n_categories": 4},
     "funnel": {"candidate_k": 100, "light_k": 40, "max_k": 20, "objective": {"click": 1.0, "like": 0.1}},
@@ -95,9 +100,20 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; `make test` keeps this order (--no-loadscope-reorder)."""
+    """Put the longest files first (`make test` keeps this order, --no-loadscope-reorder), and set limits of time."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    for item in items:
+        starts = any(item.path.is_relative_to(folder) for folder in STARTING)
+        if starts or STARTED_BY & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(time_limits.STARTED_SECONDS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let what a test waits for end before pytest ends the test."""
+    marker = item.get_closest_marker("timeout")
+    time_limits.begin(float(marker.args[0] if marker else item.config.getini("timeout") or 0))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.time_limits import finished
+
 ROOT = Path(__file__).resolve().parents[1]
 _MOUNTED = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
 
@@ -31,12 +33,8 @@ def on_small_disk(
         pytest.skip(f"no small file system can be mounted here: {allowed.stderr.strip()}")
     program = place.with_name(f"{place.name}-program.py")
     program.write_text(code, encoding="utf-8")
-    return subprocess.run(
+    return finished(
         [*inside, size, str(place), sys.executable, str(program), str(place), *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environ},
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
     )

@@ -14,7 +14,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.compiled_code import hand_on
 from tests.shared import Shared
+from tests.time_limits import finished
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -66,8 +68,14 @@ def build_wheel(directory: Path) -> None:
         for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
             shutil.copy(REPOSITORY / name, Path(source, name))
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), source]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        done = finished(command)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def site_of(venv: Path) -> Path:
+    """Return the directory of an environment's packages."""
+    (site,) = (venv / "lib").glob("python3*/site-packages")
+    return site
 
 
 @dataclass
@@ -75,7 +83,8 @@ class ImageMaker:
     """Makes virtual environments that hold what a target installs: a locked set and the wheel.
 
     The packages are linked file by file from the environment that runs the tests, so that this
-    takes seconds, and what the set leaves out cannot be imported.
+    takes seconds, and what the set leaves out cannot be imported. They begin with the code that the
+    environment of the tests has compiled, except for those of ``compiles``.
     """
 
     folder: Path
@@ -84,14 +93,25 @@ class ImageMaker:
     def __call__(self, requirements: str) -> Path:
         venv = self.folder / requirements.removesuffix(".txt")
         if not venv.exists():
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-            (site,) = (venv / "lib").glob("python3*/site-packages")
-            for line in (REPOSITORY / "requirements" / requirements).read_text(encoding="utf-8").split():
-                self._link(line, site)
-            command = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install", "--no-deps"]
-            done = subprocess.run([*command, str(self.wheel)], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+            self.make(venv, requirements)
+            hand_on(site_of(venv), venv / "var" / "cache")
         return venv
+
+    def compiles(self, requirements: str) -> Path:
+        """Return an environment of its own without compiled code."""
+        venv = self.folder / f"{requirements.removesuffix('.txt')}-compiles"
+        self.make(venv, requirements)
+        return venv
+
+    def make(self, venv: Path, requirements: str) -> None:
+        """Make the environment."""
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+        site = site_of(venv)
+        for line in (REPOSITORY / "requirements" / requirements).read_text(encoding="utf-8").split():
+            self._link(line, site)
+        command = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install", "--no-deps"]
+        done = subprocess.run([*command, str(self.wheel)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     def _link(self, pin: str, site: Path) -> None:
         name, _, version = pin.partition("==")

@@ -9,7 +9,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -21,12 +20,12 @@ import yaml
 
 from cli.run import parse_overrides
 from stages.pipeline import STEPS
+from tests.time_limits import finished, wait_for
 
 if TYPE_CHECKING:
     from conftest import ImageMaker, Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 150
 
 # Small enough to train in seconds; what it recommends does not matter here.
 TINY = (
@@ -128,7 +127,7 @@ serve(Service(None, None), "127.0.0.1", 0, lambda url: threading.Thread(target=p
 def test_the_serving_set_answers_at_once(image: ImageMaker) -> None:
     """A real server in the image's own set: uvloop, httptools, and TCP_NODELAY on what it accepts."""
     python = image("serve.txt") / "bin" / "python"
-    done = subprocess.run([python, "-I", "-c", ACCEPTED], capture_output=True, text=True, timeout=120, check=False)
+    done = finished([python, "-I", "-c", ACCEPTED])
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told == {"alive": '{"alive":true}', "nodelay": [1], "loops": ["uvloop", "httptools"]}
@@ -156,6 +155,23 @@ def test_each_set_holds_what_compiling_ahead_needs(image: ImageMaker, tmp_path: 
 
 
 @pytest.mark.slow
+def test_an_environment_compiles_once_for_all_its_users(image: ImageMaker, tmp_path: Path) -> None:
+    """The Dockerfile's last command as root; other users may then read all of it, change none, and compile nothing."""
+    venv = image.compiles("serve.txt")
+    environment = {name: value for name, value in _clean_environment().items() if name != "NUMBA_CACHE_DIR"}
+    command = [venv / "bin" / "python", "-m", "stages.compile_ahead"]
+    done = finished(command, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    kept = compiled_files(venv)
+    assert {path.suffix for path in kept} == {".nbc", ".nbi"}
+    for path in (venv / "var", *(venv / "var").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    again = finished(command, cwd=tmp_path, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert compiled_files(venv) == kept
+
+
+@pytest.mark.slow
 def test_the_training_command_starts_airflow_and_runs_the_job(
     targets: dict[str, Target], image: ImageMaker, tmp_path: Path
 ) -> None:
@@ -180,6 +196,7 @@ def test_the_training_command_starts_airflow_and_runs_the_job(
             venv,
             targets["train"].environment | changes,
             {"data": "synthetic", "overrides": parse_overrides(tuple(TINY))},
+            log,
         )
         states = _finished_run(tmp_path / "airflow" / "airflow.db", log)
     assert states == dict.fromkeys(STEPS, "success")
@@ -198,17 +215,20 @@ def test_the_serving_command_answers(targets: dict[str, Target], image: ImageMak
     assert len(answer["items"]) == 3
 
 
-def _trigger(venv: Path, changes: dict[str, str], params: dict[str, Any]) -> None:
+def compiled_files(venv: Path) -> dict[Path, int]:
+    """Return every file of compiled code of an environment, with the time of its last change in ns."""
+    files = (path for path in (venv / "var" / "cache").rglob("*") if path.is_file())
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def _trigger(venv: Path, changes: dict[str, str], params: dict[str, Any], log: Path) -> None:
     """Trigger the DAG from the command line, once the DAG processor has parsed it."""
     database = Path(changes["AIRFLOW_HOME"]) / "airflow.db"
     environment = _clean_environment() | changes
     environment["PATH"] = os.pathsep.join([str(venv / "bin"), os.defpath])
     command = [str(venv / "bin" / "airflow"), "dags", "trigger", "train_funnel", "-c", json.dumps(params)]
-    deadline = time.monotonic() + START_SECONDS
-    while not _knows(database, "train_funnel"):
-        assert time.monotonic() < deadline, "the DAG processor has not written the DAG"
-        time.sleep(0.5)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    wait_for("the DAG processor to write the DAG", lambda: _knows(database, "train_funnel"), log.read_text)
+    done = finished(command, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -220,14 +240,14 @@ def _knows(database: Path, dag_id: str) -> bool:
 
 def _finished_run(database: Path, log: Path) -> dict[str, str]:
     """Wait for the only DAG run to end and return its tasks' states."""
-    deadline = time.monotonic() + 2 * START_SECONDS
-    while time.monotonic() < deadline:
+
+    def states() -> dict[str, str]:
         with closing(sqlite3.connect(database)) as connection:
             ((state,),) = connection.execute("SELECT state FROM dag_run").fetchall()
-            if state in ("success", "failed"):
-                return dict(connection.execute("SELECT task_id, state FROM task_instance").fetchall())
-        time.sleep(1)
-    raise AssertionError(log.read_text(encoding="utf-8", errors="replace")[-4000:])
+            tasks = dict(connection.execute("SELECT task_id, state FROM task_instance").fetchall())
+        return tasks if state in ("success", "failed") else {}
+
+    return dict(wait_for("the run to end", states, log.read_text, every=1.0))
 
 
 def _clean_environment() -> dict[str, str]:
@@ -263,19 +283,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=20)
 
 
-def _wait(url: str, log: Path, accept: Any) -> Any:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+def _wait(url: str, log: Path, accept: Any) -> None:
+    def accepted() -> bool:
         try:
-            answer = _get(url)
+            return bool(accept(_get(url)))
         except OSError:
-            answer = None
-        if accept(answer):
-            return answer
-        time.sleep(0.5)
-    raise AssertionError(
-        f"{url} after {START_SECONDS} s: {answer}\n" + log.read_text(encoding="utf-8", errors="replace")
-    )
+            return False
+
+    wait_for(f"{url} to answer", accepted, log.read_text, every=0.5)
 
 
 def _airflow_is_healthy(answer: Any) -> bool:

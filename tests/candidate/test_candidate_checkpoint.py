@@ -21,6 +21,7 @@ from stages.contracts.config import merged
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.features.config import FeatureConfig
 from tests.candidate.one_rank import in_this_process
+from tests.time_limits import wait_for
 
 RANKS = (str(Path(__file__).with_name("ranks.py")),)
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
@@ -225,20 +226,11 @@ def test_ranks_do_not_outlive_the_process_that_launched_them(planted, tmp_path, 
     )
     command = [sys.executable, "-c", code, json.dumps(config.model_dump(mode="json")), planted, tmp_path / "out"]
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as step:
-        _wait_for(lambda: next(iter(tmp_path.glob(".*.checkpoints/step-*")), None))
+        wait_for("a checkpoint", lambda: list(tmp_path.glob(".*.checkpoints/step-*")))
         started = _descendants(step.pid)
         assert len(started) == (1 if ranks == 1 else 3)  # several have a launcher
         step.send_signal(signal.SIGKILL)
-    _wait_for(lambda: all(_parent(pid) is None for pid in started) or None)
-
-
-def _wait_for(found, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if (value := found()) is not None:
-            return value
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
+    wait_for("the end of all that it started", lambda: all(_parent(pid) is None for pid in started))
 
 
 def _parent(pid):

@@ -32,6 +32,7 @@ from stages.contracts.config import merged
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
 from stages.features.config import FeatureConfig
+from tests.time_limits import finished
 
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 LOSS_TOLERANCE, VECTOR_TOLERANCE = 1e-4, 2e-3
@@ -96,7 +97,7 @@ def run_ranks(n: int, *directories: Path, **environment: str) -> subprocess.Comp
     command += ["--nproc-per-node", str(n), str(Path(__file__).with_name("ranks.py")), *map(str, directories)]
     interface = "lo" if sys.platform == "linux" else "lo0"
     inherited = {**os.environ, "GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=inherited, capture_output=True, text=True, check=False, timeout=240)
+    return finished(command, env=inherited)
 
 
 @pytest.fixture(scope="module")

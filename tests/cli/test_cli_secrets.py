@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.time_limits import finished
+
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter22"
 
 
 def _run(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return finished(
         [sys.executable, "-m", "cli", "--verbose", *arguments],
         env={
             **os.environ,
@@ -26,11 +28,7 @@ def _run(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complete
             **environ,
         },
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-        check=False,
     )
 
 

@@ -13,11 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stages.contracts import compiled_cache
+from stages.contracts.best_items import best_entries
 from stages.contracts.compiled import code_version
 from stages.contracts.compiled_cache import NAME, OLD_DAYS, Place, cache_directory, is_safe, places, share
+from tests.compiled_code import hand_on
+from tests.time_limits import finished
+from tests.trees import copy_of_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERSION, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -303,3 +308,24 @@ def test_the_user_of_an_image_copies_what_root_has_compiled(world: Path) -> None
             path.chmod(path.stat().st_mode & ~stat.S_IXOTH)
     file = in_home(world) / "features_1" / "apply.nbi"
     assert (file.read_bytes(), file.stat().st_uid) == (b"code", 10001)
+
+
+def test_code_that_is_handed_on_to_a_copy_is_not_compiled_again(tmp_path: Path) -> None:
+    """What ``tests.compiled_code`` gives to the environments and copies that other tests make."""
+    best_entries((np.array([0, 2]), np.array([3, 4]), np.ones(2, np.float32)), 1)  # compiled, and kept
+    handed_on = hand_on(copy_of_tree(tmp_path, "stages"), tmp_path / "compiled")
+    assert handed_on is not None
+    before = {path: path.stat().st_mtime_ns for path in handed_on.rglob("*") if path.is_file()}
+    assert any(path.name.startswith("best_items._best_entries") for path in before)
+    code = """
+import numpy as np
+from stages.contracts import best_items, compiled
+
+assert best_items.best_entries((np.array([0, 2]), np.array([3, 4]), np.ones(2, np.float32)), 1).ids.tolist() == [3]
+print(best_items.__file__, compiled.CACHE)
+"""
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
+    done = finished([sys.executable, "-c", code], cwd=tmp_path, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "stages" / "contracts" / "best_items.py"), str(handed_on)]
+    assert {path: path.stat().st_mtime_ns for path in handed_on.rglob("*") if path.is_file()} == before

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.shared import Shared
+from tests.time_limits import finished
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
@@ -88,16 +89,7 @@ class Run:
 
 def _python(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the repository; its errors are among what it prints."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environ,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return finished([sys.executable, *arguments], env=environ, cwd=REPOSITORY, stderr=subprocess.STDOUT)
 
 
 @dataclass
@@ -137,13 +129,9 @@ def migrated(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Airflo
 
 def migrate(home: Path) -> None:
     """Make the metadata database; runs that fail from then on are watched."""
-    subprocess.run(
-        [sys.executable, "-m", "airflow", "db", "migrate"],
-        env=airflow_environment(home, home / "no-dags"),
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
+    command = [sys.executable, "-m", "airflow", "db", "migrate"]
+    done = finished(command, env=airflow_environment(home, home / "no-dags"))
+    assert done.returncode == 0, done.stderr
     Airflow(home).monitor()
 
 

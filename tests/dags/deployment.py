@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.time_limits import wait_for
 
 COMPONENTS = {
     "api-server": ["api-server", "--workers", "1"],
@@ -29,16 +29,6 @@ def free_port() -> int:
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         return int(place.getsockname()[1])
-
-
-def wait_for(what: str, ready: Callable[[], Any], seconds: float = 120) -> Any:
-    """Return the first value that is true; a time-out names what was waited for."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := ready():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"waited {seconds} s for {what}")
 
 
 @dataclass
@@ -102,6 +92,10 @@ class Deployment:
     def log(self, name: str) -> str:
         return (self.home / f"{name}.log").read_text(encoding="utf-8")
 
+    def logs(self) -> str:
+        """Return the ends of all logs."""
+        return "".join(f"{name}:\n{self.log(name)[-1500:]}\n" for name in self.processes)
+
     def call(self, path: str, body: object = None) -> Any:
         """Call Airflow's REST API: GET, or POST with a body."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
@@ -135,6 +129,8 @@ class Deployment:
     def wait_for_state(self, dag_id: str, run_id: str, *states: str) -> str:
         return str(
             wait_for(
-                f"{run_id} to be {states}", lambda: next((s for s in states if s == self.state(dag_id, run_id)), "")
+                f"{run_id} to be {states}",
+                lambda: next((s for s in states if s == self.state(dag_id, run_id)), ""),
+                self.logs,
             )
         )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cli.run import parse_overrides
 from tests.homes import copy_of
+from tests.time_limits import finished
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "dags"))
 
@@ -104,7 +105,6 @@ def test_any_overrides_come_back_as_they_were(overrides: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_printed_command_resumes_from_another_folder(job: Any, tmp_path: Path) -> None:
     """In a bare environment it finds the recipe, the home and every finished step."""
     home = tmp_path / "home"
@@ -128,4 +128,4 @@ def _steps(home: Path) -> set[Path]:
 
 def _in_shell(command: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": "/usr/bin:/bin", **environ}
-    return subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+    return finished(command, shell=True, cwd=folder, env=environ)

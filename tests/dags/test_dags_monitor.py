@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from tests.dags.deployment import wait_for
+from tests.time_limits import finished, wait_for
 
 if TYPE_CHECKING:
     from conftest import Airflow, Slack
@@ -48,7 +48,8 @@ def test_two_monitors_tell_of_each_failed_run_once(airflow: Airflow, slack: Slac
         "SLUICE_ALERT_POLL_SECONDS": "1",
         "SLUICE_ALERT_RETRY_SECONDS": "0.2",
     }
-    subprocess.run([sys.executable, "-c", PLANT], env=environ, check=True, capture_output=True, timeout=240)
+    planted = finished([sys.executable, "-c", PLANT], env=environ)
+    assert planted.returncode == 0, planted.stderr
     command = [sys.executable, "-m", "sluice_airflow.monitor"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     both = [subprocess.Popen(command, env=environ, cwd=airflow.home, **pipes) for _ in range(2)]

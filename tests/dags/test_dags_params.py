@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from stages.pipeline import load_recipe
 from stages.settings import load_settings
+from tests.time_limits import finished
 
 if TYPE_CHECKING:
     from conftest import Airflow, Run
@@ -49,14 +49,10 @@ for params in checks:
 
 def _form(airflow: Airflow, *params: dict[str, object]) -> tuple[str, list[object]]:
     """Return the overrides' description, and what the check of the refresh's form says of each set of parameters."""
-    done = subprocess.run(
+    done = finished(
         [sys.executable, "-c", READ_FORM, str(ROOT / "dags" / "sluice_airflow" / "params.py"), json.dumps(params)],
         env=airflow.environment() | {"PYTHONPATH": str(ROOT)},
         cwd=airflow.home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     text, *answers = map(json.loads, done.stdout.splitlines())
@@ -124,14 +120,8 @@ def test_the_printed_trigger_commands_start_runs_of_dags_that_are_not_paused(air
     printed = re.search(r"airflow (dags trigger train_funnel.*)", (ROOT / "compose.yaml").read_text(encoding="utf-8"))
     assert printed is not None
     commands = ("dags reserialize", printed[1], "dags trigger refresh_index")
-    subprocess.run(
-        [sys.executable, "-c", COMMANDS, *commands],
-        env=airflow.environment(),
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
+    done = finished([sys.executable, "-c", COMMANDS, *commands], env=airflow.environment(), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     with sqlite3.connect(airflow.home / "airflow.db") as books:
         paused = dict(books.execute("select dag_id, is_paused from dag"))
         runs = sorted(books.execute("select dag_id, state from dag_run"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pytest
 
 from stages import refresh
 from stages.pipeline import STEPS, UPSTREAM
+from tests.time_limits import finished
 from tests.trees import add_step, changed_files, copy_of_tree
 
 if TYPE_CHECKING:
@@ -63,15 +63,7 @@ print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors}))
 
 
 def _run(code: str, airflow: Airflow, *arguments: str, **more: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=airflow.environment() | more,
-        cwd=airflow.home,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = finished([sys.executable, "-c", code, *arguments], env=airflow.environment() | more, cwd=airflow.home)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

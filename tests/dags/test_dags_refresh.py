@@ -24,9 +24,6 @@ from tests.homes import BORN, add_items, copy_of
 if TYPE_CHECKING:
     from conftest import Airflow, Run
 
-pytestmark = pytest.mark.timeout(900)
-"""The shared run of the whole job comes first."""
-
 KEPT = ("light_ranker.txt", "heavy_ranker.onnx", "item_tower.onnx", "ledger.json", "feature_schema.json")
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.dags.deployment import Deployment, wait_for
+from tests.dags.deployment import Deployment
+from tests.time_limits import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 TRIALS = '''
 """DAGs whose only step does what its run asks for."""
@@ -71,7 +72,7 @@ def deployment(migrated: Any, slack_of_module: Any, tmp_path_factory: pytest.Tem
     for name in ("api-server", "scheduler", "dag-processor"):
         made.start(name)
     try:
-        wait_for("the DAGs", lambda: made.is_ready("single", "double"))
+        wait_for("the DAGs", lambda: made.is_ready("single", "double"), made.logs)
         yield made
     finally:
         made.stop()
@@ -131,7 +132,7 @@ def test_a_message_that_slack_did_not_take_is_sent_later(told: Any) -> None:
 
 def test_a_run_that_is_cleared_and_fails_again_is_reported_again(told: Any, deployment: Deployment) -> None:
     deployment.clear_failed("single", "contract")
-    wait_for("the second message", lambda: len(told.of("contract")) == 2)
+    wait_for("the second message", lambda: len(told.of("contract")) == 2, deployment.logs)
     assert deployment.state("single", "contract") == "failed"
 
 
@@ -143,7 +144,7 @@ def test_what_happens_while_the_scheduler_is_dead_is_reported_by_the_next_one(
     deployment.trigger("single", "unsent", fault="error", place="")
     deployment.trigger("single", "slow", fault="slow", place=str(slow))
     deployment.wait_for_state("single", "unsent", "failed")
-    wait_for("the slow step", slow.exists)
+    wait_for("the slow step", slow.exists, deployment.logs)
     wait_for("a refused message", lambda: any("`unsent`" in str(body["text"]) for _, body, _ in told.received))
     monitors = _monitors(deployment)
     deployment.kill("scheduler")
@@ -153,7 +154,7 @@ def test_what_happens_while_the_scheduler_is_dead_is_reported_by_the_next_one(
     deployment.start("scheduler")
     deployment.wait_for_state("single", "slow", "failed")
     for run_id in ("unsent", "slow"):
-        wait_for(f"the message of {run_id}", lambda run_id=run_id: told.of(run_id))
+        wait_for(f"the message of {run_id}", lambda run_id=run_id: told.of(run_id), deployment.logs)
     assert {run_id: len(told.of(run_id)) for run_id in ("killed", "killed-once", "two", "away", "unsent", "slow")} == {
         "killed": 1,
         "killed-once": 0,
@@ -169,7 +170,7 @@ def test_a_monitor_that_dies_is_started_again(told: Any, deployment: Deployment)
     monitor.kill()
     deployment.trigger("double", "after", fault="error", place="")
     deployment.wait_for_state("double", "after", "failed")
-    wait_for("the message", lambda: told.of("after"))
+    wait_for("the message", lambda: told.of("after"), deployment.logs)
     assert len(told.of("after")) == 1
     assert guard.is_running() and monitor not in guard.children()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.dags.deployment import wait_for
+from tests.time_limits import wait_for
 
 # Stands for Airflow: it tells its part to end when it is interrupted, and waits for it. The part leads a session of
 # its own, as a running task does, and does not end.

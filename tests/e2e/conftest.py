@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from stages import pipeline
 from stages.settings import load_settings
+from tests.time_limits import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,19 +32,11 @@ def running_server(environ: dict[str, str], *arguments: str) -> Iterator[tuple[s
     )
     base = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: _ready(base, process))
+        wait_for("the server to be ready", lambda: _ready(base, process))
         yield base, process
     finally:
         process.terminate()
         process.communicate(timeout=30)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Wait until a condition holds; fail if it never does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"nothing happened within {seconds} s"
-        time.sleep(0.1)
 
 
 def _ready(base: str, process: subprocess.Popen[str]) -> bool:

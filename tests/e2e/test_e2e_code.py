@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.homes import copy_of
+from tests.time_limits import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED = ROOT / "tests" / "started"
@@ -43,7 +44,7 @@ def changed(job: Any, tmp_path_factory: pytest.TempPathFactory) -> Changed:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cli", *arguments]
-        return subprocess.run(command, env=environ, cwd=root, capture_output=True, text=True, timeout=240, check=False)
+        return finished(command, env=environ, cwd=root)
 
     return run
 
@@ -71,5 +72,5 @@ def test_the_old_release_is_refused(changed: Changed, arguments: tuple[str, ...]
 
 def test_it_is_used_with_the_code_that_made_it(job: Any) -> None:
     command = [sys.executable, "-m", "cli", "recommend", "somebody", "-k", "3"]
-    done = subprocess.run(command, env=job.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = finished(command, env=job.environ, cwd=ROOT)
     assert done.returncode == 0, done.stderr

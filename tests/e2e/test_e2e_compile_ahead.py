@@ -41,7 +41,6 @@ assert known
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_nothing_is_compiled_after_what_was_compiled_ahead(tmp_path: Path) -> None:
     environ = environment(tmp_path / "home", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     _run([sys.executable, "-m", "stages.compile_ahead"], environ)

@@ -7,10 +7,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.time_limits import finished, left
 
 ROOT = Path(__file__).resolve().parents[2]
 AUDIT = """
@@ -75,14 +79,21 @@ def _interrupt_at(marker: str, command: list[str], environ: dict[str, str]) -> N
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
+        late = threading.Timer(left(), os.killpg, (process.pid, signal.SIGKILL))
+        late.start()
+        lines = []
         for line in process.stdout:
+            lines.append(line)
             if marker in line:
                 break
-        os.killpg(process.pid, signal.SIGKILL)
+        late.cancel()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert lines and marker in lines[-1], "".join(lines[-50:])
 
 
 def _finish(command: list[str], environ: dict[str, str]) -> str:
-    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = finished(command, env=environ, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from stages.contracts.snapshot import Snapshot
 from stages.release.registry import ReleaseRegistry
 from stages.settings import registry_settings
 from tests.homes import BORN, add_items, copy_of
+from tests.time_limits import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 Sluice = Callable[..., str]
@@ -38,7 +38,7 @@ def sluice(home: dict[str, str]) -> Sluice:
 
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "cli", *arguments]
-        done = subprocess.run(command, env=home, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+        done = finished(command, env=home, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import PART_EVALUATION, RankedTable
 from stages.release.registry import ReleaseRegistry
 from stages.settings import release_cache
+from tests.time_limits import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,7 +133,7 @@ def test_a_damaged_part_stops_the_server_with_one_line(job, tmp_path, part: str)
     content[len(content) // 2] ^= 1
     damaged.write_bytes(bytes(content))
     command = [sys.executable, "-m", "cli", "serve", "--port", "0", "--release", str(release)]
-    ended = subprocess.run(command, env=job.environ, capture_output=True, text=True, timeout=120, check=False)
+    ended = finished(command, env=job.environ)
     assert ended.returncode == 4
     assert f"{part}: sha256" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -141,7 +141,7 @@ def test_a_damaged_part_stops_the_server_with_one_line(job, tmp_path, part: str)
 
 def test_the_serving_benchmark_ends_with_one_json_object(job) -> None:
     command = [sys.executable, "-m", "benchmarks.serving", "--release", str(job.release), "--requests", "20"]
-    done = subprocess.run(command, env=job.environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = finished(command, env=job.environ, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["release"] == read_manifest(job.release).release_id

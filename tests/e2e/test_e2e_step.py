@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,10 @@ from stages import pipeline
 from stages.contracts.files import read_json
 from stages.contracts.snapshot import Snapshot
 from stages.job import Job, Step
+from tests.compiled_code import hand_on
 from tests.homes import copy_of
 from tests.own_step import COUNTS_FILE, CountConfig
+from tests.time_limits import finished
 from tests.trees import add_step, changed_files, copy_of_tree
 
 PACKAGES = ("stages", "serving", "cli")
@@ -73,11 +74,13 @@ def sluice(job: Any, tree: Path) -> Sluice:
         "SLUICE_CONFIG": str(tree / "recipe.yaml"),
         "PYTHONPATH": str(tree),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "NUMBA_CACHE_DIR": str(tree / "compiled"),
     }
+    hand_on(tree, tree / "compiled")
 
     def run(until: str) -> dict[str, str]:
         command = [sys.executable, "-m", "cli", "run", "--data", "synthetic", "--until", until]
-        done = subprocess.run(command, env=environ, cwd=tree, capture_output=True, text=True, timeout=240, check=False)
+        done = finished(command, env=environ, cwd=tree)
         assert done.returncode == 0, done.stderr
         lines = [line.split(": ", 1) for line in done.stderr.replace("[sluice] ", "").splitlines() if ": " in line]
         return {step: how.split(" ", 1)[0].rstrip(",") for step, how in lines if how.startswith(("re-used", "done"))}
