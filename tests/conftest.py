@@ -61,7 +61,7 @@ LONGEST = (
     "serving/test_serving_process.py",
 )
 """Files that take the longest, in this order: they begin first, so that the processes end together."""
-STARTING = tuple(ROOT / "tests" / name for name in ("architecture", "candidate", "dags", "e2e"))
+STARTING = tuple(ROOT / "tests" / name for name in ("architecture", "benchmarks", "candidate", "dags", "e2e", "sluice"))
 """Directories whose tests start trainings, jobs, Airflow or environments of images."""
 STARTED_BY = frozenset({"job", "trained", "migrated", "wheel"})
 """Fixtures that start the same: the first test that asks for one of them waits for it."""

@@ -225,6 +225,6 @@ def _best_scored(
             keys[size] = _key(bits_BM[row, column], item)
             size += 1
             if size == len(keys):
-                lowest = ~(kth_smallest(keys, size, kept - 1) >> 32)
-                size = kept
+                kth_smallest(keys, size, kept - 1)
+                size, lowest = kept, ~(keys[kept - 1] >> 32)
         best_offsets[row + 1] = _write(keys, size, kept, best_ids, best_bits, best_offsets[row])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY, environment
+from tests.time_limits import finished
 
 SOURCES = {"names": ["tower", "covisitation", "trending", "ease", "ials", "content"], "quotas": "learned"}
 SMALL = {
@@ -52,7 +52,7 @@ def test_nothing_is_compiled_after_what_was_compiled_ahead(tmp_path: Path) -> No
 
 
 def _run(command: list[str], environ: dict[str, str]) -> None:
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    done = finished(command, env=environ)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
