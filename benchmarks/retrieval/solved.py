@@ -108,9 +108,9 @@ def solve_ridge(
 def weight_bytes(model: Ease | DirectedRidge) -> int:
     """Return the bytes of a model's weights."""
     weights = model.weights
-    if sparse.issparse(weights):
-        return int(weights.data.nbytes + weights.indices.nbytes + weights.indptr.nbytes)
-    return int(weights.nbytes)
+    if isinstance(weights, np.ndarray):
+        return int(weights.nbytes)
+    return int(weights.data.nbytes + weights.indices.nbytes + weights.indptr.nbytes)
 
 
 def _get(key: Hashable, solve: Callable[[], Solved]) -> Solved:

@@ -106,8 +106,9 @@ class Ease:
             DataError: if the matrix is empty or not finite.
         """
         history_UN = _checked(history_UN)
-        method = ease_method(settings, *history_UN.shape, history_UN.nnz, memory_gb)
-        require("EASE", history_UN.shape[1], method, memory_gb)
+        users, items = history_UN.shape
+        method = ease_method(settings, users, items, history_UN.nnz, memory_gb)
+        require("EASE", items, method, memory_gb)
         if method.name == "sparse":
             moments = weighted_moments(history_UN)
             return cls(nearest_regression(moments, settings.regularisation, settings.neighbours, "EASE"), "sparse")
