@@ -57,8 +57,8 @@ print((memory("VmHWM") - before) / 1e9, said)
         ("ease-dense", 500, 3000, 10, 1.5),
         ("ridge-dense", 500, 3000, 10, 1.7),
         ("ridge-dense", 60, 500, 200, None),  # histories that are dense: two arrays of a chunk's size on top
-        ("ease-sparse", 6000, 20_000, 20, 2.5),
-        ("ridge-sparse", 6000, 20_000, 20, 2.5),
+        ("ease-sparse", 6000, 20_000, 20, 3.0),
+        ("ridge-sparse", 6000, 20_000, 20, 3.0),
         ("ials", 3000, 6000, 20, None),
     ],
 )
