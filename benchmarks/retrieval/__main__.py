@@ -24,6 +24,7 @@ from benchmarks.retrieval.product_towers import workplace
 from benchmarks.retrieval.registry import REPLAYED, STATIC, ModelT, allowing, configure, read_recipe, recipe_path
 from benchmarks.retrieval.replay import protocols as replay_protocols
 from benchmarks.retrieval.replay.protocols import REPLAYS, ReplayProtocol
+from benchmarks.retrieval.solved import solved_once
 from benchmarks.retrieval.static import run as static
 from benchmarks.retrieval.static.protocols import PROTOCOLS, Protocol
 from cli.main import EXIT_CODES
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; an error is one line on stderr and an exit code, as of the command ``sluice``."""
     options = parser().parse_args(arguments)
     try:
-        with workplace(options.work):
+        with workplace(options.work), solved_once():
             result, text = measure(options)
     except (SluiceError, MemoryError) as error:
         why = f"out of memory: {error}" if isinstance(error, MemoryError) else str(error)

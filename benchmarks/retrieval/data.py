@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
-from stages.candidate.linear.directed_ridge import power_weights
+from stages.candidate.linear.history_weights import power_weights
 from stages.candidate.linear.models import recency_weights
 from stages.contracts.errors import DataError
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale replay [--events 20000] [--times 1 10 100] [--turns 3] [--paths replay read_blocks apply]
     python -m benchmarks.scale features [--events 200000] [--requests 256] [--candidates 300] [--turns 5]
+    python -m benchmarks.scale closed_form [--items 200000] [--users 200000] [--length 100] [--neighbours 100]
     python -m benchmarks.scale job [--impressions 100000] [--times 1 10] [--recipe FILE] [--until STEP] [--home DIR]
     python -m benchmarks.scale run --data PATH [--recipe FILE] [--until STEP] [--home DIR]
 
@@ -10,6 +11,9 @@ without: through ``replay``, through ``read_blocks`` with a request every hundre
 ``FunnelState.apply``. ``features`` computes the features of a request's candidates in the server's call (``served``)
 and in ``feature_blocks`` (``built``). Both print medians of turns that alternate between what is compared, by the clock
 and of the processor's time, which says more where other work runs beside; ``growth`` is that of the latter.
+
+``closed_form`` fits EASE or the directed ridge on the nearest items of each item, on made histories with clusters and
+skewed popularity. Set ``OMP_NUM_THREADS=1`` to measure one thread.
 
 ``job`` runs the whole job on synthetic worlds of growing size, ``run`` on given data (``synthetic`` is the recipe's
 world), in a new home below ``--home`` and in a process of its own. Nothing is promoted. Every ``--every`` seconds the
@@ -33,6 +37,7 @@ from typing import Any
 import yaml
 
 from benchmarks.environment import describe
+from benchmarks.scale.closed_form import MODELS, measure_closed_form, render_closed_form
 from benchmarks.scale.features import measure_features, render_features
 from benchmarks.scale.jobs import measure_growth, render_growth, render_run, run_watched
 from benchmarks.scale.replay import PATHS, measure_replay, render_replay
@@ -93,13 +98,20 @@ def arguments() -> argparse.ArgumentParser:
     features.add_argument("--requests", type=whole, default=256)
     features.add_argument("--candidates", type=whole, default=300)
     features.add_argument("--turns", type=whole, default=5)
+    closed = verbs.add_parser("closed_form", help="seconds and memory of a sparse closed form")
+    closed.add_argument("--model", choices=MODELS, default=MODELS[0])
+    closed.add_argument("--items", type=whole, default=200_000)
+    closed.add_argument("--users", type=whole, default=200_000)
+    closed.add_argument("--length", type=whole, default=100, help="items that a user chooses")
+    closed.add_argument("--neighbours", type=whole, default=100, help="nearest items of an item")
+    closed.add_argument("--memory-gb", type=positive, default=8.0, help="what the fit may take")
     job = verbs.add_parser("job", help="growth of every step")
     job.add_argument("--impressions", type=whole, default=100_000, help="of the smallest world")
     job.add_argument("--times", type=whole, nargs="+", default=[1, 10])
     run = verbs.add_parser("run", help="one job to its end")
     run.add_argument("--data", required=True, help="a path, or synthetic")
     run.add_argument("--set", type=override, action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
-    for verb in (replay, features, job, run):
+    for verb in (replay, features, closed, job, run):
         verb.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     for verb in (job, run):
         verb.add_argument("--recipe", default=None, help="a YAML file; by default the one that suits the data")
@@ -120,6 +132,12 @@ def _features(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return render_features(found), found
 
 
+def _closed_form(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    sizes = options.users, options.items, options.length, options.neighbours
+    found = measure_closed_form(options.model, *sizes, options.memory_gb)
+    return render_closed_form(found), found
+
+
 def _job(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     times = sorted(set(options.times))
     found = measure_growth(options.impressions, times, options.recipe, options.until, options.home, options.every)
@@ -136,6 +154,7 @@ def _run(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 VERBS: dict[str, Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]] = {
     "replay": _replay,
     "features": _features,
+    "closed_form": _closed_form,
     "job": _job,
     "run": _run,
 }
@@ -147,7 +166,8 @@ def main() -> None:
     table, found = VERBS[options.verb](options)
     print(table)
     if options.json:
-        packages = ("numpy", "numba") if options.verb in ("replay", "features") else ("numpy", "pyarrow", "lightgbm")
+        compiled = options.verb in ("replay", "features", "closed_form")
+        packages = ("numpy", "numba", "scipy") if compiled else ("numpy", "pyarrow", "lightgbm")
         print(json.dumps({"benchmark": f"scale {options.verb}", **describe(*packages), **found}))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.scale import __main__ as scale
 from benchmarks.scale.__main__ import joined, override
+from benchmarks.scale.closed_form import MODELS, made_histories, measure_closed_form, render_closed_form
 from benchmarks.scale.features import REQUESTS_A_BLOCK, measure_features, render_features
 from benchmarks.scale.jobs import measure_growth, render_growth, render_run, run_watched
 from benchmarks.scale.made import made_log
@@ -43,6 +44,22 @@ def test_the_made_log_is_in_time_order_skewed_and_has_exposures_where_asked(expo
         assert counts[-size // 10 :].sum() > 0.3 * len(events) and np.count_nonzero(counts) > 0.9 * size
     again = made_log(20_000, exposures).events
     assert all(np.array_equal(getattr(events, name), getattr(again, name)) for name in events.TYPES)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_closed_form_is_measured_on_skewed_histories(model: str) -> None:
+    history = made_histories(300, 2000, 30)
+    assert np.diff(history.indptr).max() <= 30 and 20 < history.nnz / 300 <= 30
+    counts = np.sort(np.bincount(history.indices, minlength=2000))
+    assert counts[-200:].sum() > 0.25 * history.nnz
+    together = (history.T @ history).toarray() > 0
+    clusters = np.arange(2000) % 5
+    assert together[clusters[:, None] == clusters].mean() > 1.5 * together[clusters[:, None] != clusters].mean()
+    found = measure_closed_form(model, 300, 2000, 30, neighbours=7, memory_gb=1.0)
+    assert found["model"] == model and found["cells"] == history.nnz and 0 < found["weights"] <= 7 * 2000
+    assert 0 < found["before_gb"] <= found["peak_gb"] <= found["before_gb"] + found["said_gb"]
+    names, _, row = cells(render_closed_form(found))
+    assert dict(zip(names, row, strict=True))["items"] == "2,000"
 
 
 def test_categories_of_made_items_are_lists_without_repeats() -> None:

@@ -198,7 +198,7 @@ def test_a_history_may_forget(world, tmp_path):
     baselines = BaselinesConfig(rows=("ease",), ease=BaselineEase(regularisation=7, decay=2))
     _, info = rank_baselines(CONFIG.model_copy(update={"baselines": baselines}), {"snapshot": world}, tmp_path)
     check_answers(world, RankedTable.read(tmp_path / "ease.parquet"), ease_by_hand, decay=2.0)
-    assert info["left_out"] == {"ials": "baselines.rows = ['ease']"}
+    assert info == {"left_out": {"ials": "baselines.rows = ['ease']"}, "methods": {"ease": "dense"}}
     assert not (tmp_path / "ials.parquet").exists()
 
 
@@ -230,13 +230,25 @@ def test_the_block_size_changes_nothing(world, answered, tmp_path, monkeypatch):
 
 def test_what_needs_too_much_memory_is_left_out_with_a_reason():
     wide = sparse.csr_matrix((np.ones(2), ([0, 0], [1, 99_999])), shape=(1, 100_000))
-    config = BaselinesConfig(ials=BaselineAls(factors=2, iterations=1))
+    config = BaselinesConfig(ease=BaselineEase(method="dense"), ials=BaselineAls(factors=2, iterations=1))
     fitted, left_out = fit_baselines(config, wide)
     assert list(fitted) == ["ials"]
-    assert left_out == {"ease": "100,000 items need 120 GB, baselines.memory_gb = 4"}
-    fitted, left_out = fit_baselines(config.model_copy(update={"memory_gb": 1e-3}), wide)
+    assert left_out == {"ease": "100,000 items need 120 GB with dense item-item matrices, baselines.memory_gb = 4"}
+    fitted, left_out = fit_baselines(config.changed(ease={"method": "auto"}, memory_gb=1e-3), wide)
     assert fitted == {}
+    assert re.fullmatch(
+        r"100,000 items need 1\.\d+ GB on the 200 nearest items of each, baselines.memory_gb = 0.001", left_out["ease"]
+    )
     assert left_out["ials"] == "100,000 items need 0.0352 GB, baselines.memory_gb = 0.001"
+
+
+def test_a_large_catalogue_has_the_sparse_ease():
+    wide = sparse.csr_matrix((np.ones(3), ([0, 0, 1], [1, 99_999, 1])), shape=(2, 100_000))
+    fitted, left_out = fit_baselines(BaselinesConfig(rows=("ease",)), wide)
+    assert list(left_out) == ["ials"]
+    scores = fitted["ease"].model.score(wide)
+    assert fitted["ease"].model.method == "sparse" and scores.shape == (2, 100_000)
+    assert np.flatnonzero(scores[1]).tolist() == [99_999]
 
 
 def test_a_run_without_any_row_still_says_why(world, tmp_path):

@@ -10,18 +10,31 @@ import pytest
 MEASURE = """
 import sys
 import numpy as np
-from scipy import linalg, sparse
-from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_gigabytes
-from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings
-from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
+from scipy import sparse
+from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_method
+from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, RidgeSettings
+from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_method
 
-kind, users, items, length = sys.argv[1], *map(int, sys.argv[2:])
+kind, method = (sys.argv[1].split("-") + [""])[:2]
+users, items, length = map(int, sys.argv[2:])
 rng = np.random.default_rng(0)
 item = np.concatenate([rng.choice(items, length, replace=False) for _ in range(users)])
 user = np.repeat(np.arange(users), length)
 history = sparse.csr_matrix((np.ones(len(user), dtype=np.float32), (user, item)), shape=(users, items))
-linalg.cho_solve(linalg.cho_factor(np.eye(300) + 1), np.eye(300))  # what the libraries take once
-ImplicitAls.fit(history[:2], ImplicitAlsSettings(factors=2, confidence=5, regularisation=10, iterations=1), 0)
+
+
+def fit(user, item, history, neighbours):
+    users, items = history.shape
+    if kind == "ease":
+        settings = EaseSettings(regularisation=500, method=method, neighbours=neighbours)
+        Ease.fit(history, settings)
+        return ease_method(settings, users, items, history.nnz, 4.0).gigabytes
+    if kind == "ridge":
+        settings = RidgeSettings(method=method, neighbours=neighbours)
+        DirectedRidge.fit(user, item, items, settings)
+        return ridge_method(settings, users, items, len(user), length, 4.0).gigabytes
+    ImplicitAls.fit(history, ImplicitAlsSettings(factors=32, confidence=5, regularisation=10, iterations=1), 0)
+    return als_gigabytes(users, items, history.nnz, 32)
 
 
 def memory(field):
@@ -29,16 +42,10 @@ def memory(field):
         return next(int(line.split()[1]) for line in status if line.startswith(field + ":")) * 1024
 
 
+few = np.arange(20) % 10
+fit(np.sort(few), few, sparse.csr_matrix(np.eye(10)), 3)  # what the libraries take once
 before = memory("VmRSS")
-if kind == "ease":
-    Ease.fit(history, EaseSettings(regularisation=500))
-    said = ease_gigabytes(items, history.nnz)
-elif kind == "ridge":
-    DirectedRidge.fit(user, item, items, 300.0, 0.7, 200)
-    said = ridge_gigabytes(items, min(200, length - 1), len(user))
-else:
-    ImplicitAls.fit(history, ImplicitAlsSettings(factors=32, confidence=5, regularisation=10, iterations=1), 0)
-    said = als_gigabytes(users, items, history.nnz, 32)
+said = fit(user, item, history, 100)
 print((memory("VmHWM") - before) / 1e9, said)
 """
 
@@ -47,9 +54,11 @@ print((memory("VmHWM") - before) / 1e9, said)
 @pytest.mark.parametrize(
     ("kind", "users", "items", "length", "most"),
     [
-        ("ease", 500, 3000, 10, 1.5),
-        ("ridge", 500, 3000, 10, 1.7),
-        ("ridge", 60, 500, 200, None),  # histories that are dense: two arrays of a chunk's size on top
+        ("ease-dense", 500, 3000, 10, 1.5),
+        ("ridge-dense", 500, 3000, 10, 1.7),
+        ("ridge-dense", 60, 500, 200, None),  # histories that are dense: two arrays of a chunk's size on top
+        ("ease-sparse", 6000, 20_000, 20, 3.0),
+        ("ridge-sparse", 6000, 20_000, 20, 3.0),
         ("ials", 3000, 6000, 20, None),
     ],
 )

@@ -18,7 +18,7 @@ from stages.contracts.sources import GENERATORS, GeneratorRow
 from stages.features.config import TrendingConfig
 from stages.recipe import Recipe
 
-ALL = ("tower", "covisitation", "trending", "ease", "ials", "content")
+ALL = ("tower", "covisitation", "trending", "ease", "ials", "content", "directed_ridge")
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -35,11 +35,11 @@ def test_by_default_there_is_the_tower_alone():
 @pytest.mark.parametrize(
     ("quotas", "counts"),
     [
-        ({}, [50, 50, 50, 50, 50, 50]),
-        ({"tower": 0.5}, [150, 30, 30, 30, 30, 30]),
-        ({"tower": 200, "trending": 0.1, "content": 0}, [200, 23, 30, 23, 23, 0]),
-        ({name: 50 for name in ALL}, [50] * 6),
-        ({"ease": 1}, [59, 59, 59, 1, 59, 59]),
+        ({}, [42] * 7),
+        ({"tower": 0.5}, [150, 25, 25, 25, 25, 25, 25]),
+        ({"tower": 200, "trending": 0.1, "content": 0}, [200, 17, 30, 17, 17, 0, 17]),
+        ({name: 40 for name in ALL}, [40] * 7),
+        ({"ease": 1}, [49, 49, 49, 1, 49, 49, 49]),
     ],
 )
 def test_quotas_are_shares_or_counts_and_the_others_share_the_rest(quotas, counts):
@@ -54,7 +54,7 @@ def test_quotas_are_shares_or_counts_and_the_others_share_the_rest(quotas, count
         ({"names": ["tower", "tower"]}, "allowed are different generators"),
         (
             {"names": ["tower", "magic"]},
-            "unknown candidate generator, allowed are tower, covisitation, trending, ease, ials, content",
+            "unknown candidate generator, allowed are tower, covisitation, trending, ease, ials, content, directed",
         ),
         ({"names": ["tower", "ease"], "quotas": {"ials": 5}}, r"quotas names \['ials'\], the generators in use are"),
         ({"names": ["tower", "ease"], "quotas": {"ease": 5.5}}, "allowed are shares below 1 and whole numbers from 1"),
@@ -88,19 +88,19 @@ def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
         parse_config(SourcesConfig, values, "f.yaml")
     faults = str(caught.value).removeprefix("f.yaml: ").split("; ")
     assert sorted(faults) == [
-        "ease.lambda: unknown key, allowed are memory_gb, regularisation",
+        "ease.lambda: unknown key, allowed are memory_gb, method, neighbours, regularisation",
         "ease.regularisation = 0: Input should be greater than 0",
         "history_length = 0: Input should be greater than or equal to 1",
         "ials = 5: Input should be a valid dictionary or instance of SeededAls",
-        "magic: unknown key, allowed are covisitation_smoothing, ease, history_decay, history_length, ials, learning, "
-        "names, neighbours, quotas, trending",
+        "magic: unknown key, allowed are covisitation_smoothing, directed_ridge, ease, history_decay, history_length, "
+        "ials, learning, names, neighbours, quotas, trending",
     ]
 
 
 def test_sections_go_to_json_and_back():
     config = SourcesConfig(names=ALL, ease={"regularisation": 7}, trending=TrendingConfig(segment="device"))
     values = config.model_dump(mode="json")
-    assert values["ease"] == {"regularisation": 7.0, "memory_gb": 4.0}
+    assert values["ease"] == {"regularisation": 7.0, "memory_gb": 4.0, "method": "auto", "neighbours": 200}
     assert (values["trending"]["segment"], values["ials"]["factors"]) == ("device", 64)
     assert SourcesConfig.model_validate(values) == config != SourcesConfig(names=ALL)
     assert config.section("ease", LimitedEase).regularisation == 7
@@ -112,12 +112,12 @@ def test_sections_go_to_json_and_back():
     ("row", "message"),
     [
         (
-            GeneratorRow(7, "nowhere.at.all:Magic"),
+            GeneratorRow(9, "nowhere.at.all:Magic"),
             "candidate generator 'magic': nowhere.at.all:Magic cannot be imported",
         ),
-        (GeneratorRow(7, "stages.candidate.generators.ease:Magic"), "cannot be imported: .* has no attribute 'Magic'"),
-        (GeneratorRow(7, "stages.candidate.generators.ease:EaseNeighbours"), "is no CandidateGenerator of that name"),
-        (GeneratorRow(7, "stages.candidate.generators.config:SourcesConfig"), "is no CandidateGenerator of that name"),
+        (GeneratorRow(9, "stages.candidate.generators.ease:Magic"), "cannot be imported: .* has no attribute 'Magic'"),
+        (GeneratorRow(9, "stages.candidate.generators.ease:EaseNeighbours"), "is no CandidateGenerator of that name"),
+        (GeneratorRow(9, "stages.candidate.generators.config:SourcesConfig"), "is no CandidateGenerator of that name"),
         (
             GeneratorRow(6, "nowhere:Magic"),
             "'content': code = 6: allowed are codes from 0 to 30 that no other generator has; 'magic' has it",
@@ -136,14 +136,14 @@ def test_a_section_is_not_named_like_another_key(monkeypatch):
         name = "learning"
 
     monkeypatch.setattr(trending, "Learning", Learning, raising=False)
-    monkeypatch.setitem(GENERATORS, "learning", GeneratorRow(7, f"{trending.__name__}:Learning"))
+    monkeypatch.setitem(GENERATORS, "learning", GeneratorRow(9, f"{trending.__name__}:Learning"))
     with pytest.raises(ConfigError, match=r"generators \['learning'\] are named like other keys"):
         SourcesConfig()
 
 
 @pytest.mark.parametrize("name", ["tower", "popular", "magic"])
 def test_what_has_no_class_is_refused_with_the_names_that_have(name):
-    with pytest.raises(ConfigError, match="unknown, allowed are covisitation, trending, ease, ials, content"):
+    with pytest.raises(ConfigError, match="unknown, allowed are covisitation, trending, ease, ials, content, directed"):
         generator_class(name)
 
 

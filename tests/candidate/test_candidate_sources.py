@@ -14,13 +14,15 @@ from scipy import sparse
 from stages.candidate.generators.blend import RRF_K, Blend, Blended
 from stages.candidate.generators.config import SourcesConfig
 from stages.candidate.generators.covisitation import Covisitation
+from stages.candidate.generators.directed_ridge import RidgeNeighbours
 from stages.candidate.generators.ease import EaseNeighbours
 from stages.candidate.generators.files import SourcesSummary
 from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest, FitData, best_of
 from stages.candidate.generators.ials import IalsNeighbours
-from stages.candidate.generators.neighbour_lists import content_neighbours
+from stages.candidate.generators.neighbour_lists import content_neighbours, fitted_neighbours, sparse_neighbours
 from stages.candidate.generators.trending import Trending
-from stages.candidate.linear.config import LimitedEase, SeededAls
+from stages.candidate.linear.config import EaseSettings, LimitedEase, LimitedRidge, SeededAls
+from stages.candidate.linear.directed_ridge import DirectedRidge
 from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS, ItemTable, Task
@@ -146,7 +148,11 @@ def fit_data(allowed: range) -> FitData:
     def touches() -> sparse.csr_matrix:
         return sparse.csr_matrix(HISTORIES)
 
-    return FitData(None, FeatureConfig(), None, np.arange(allowed.stop), touches)
+    def sequences() -> tuple[np.ndarray, np.ndarray]:
+        user, item = np.nonzero(HISTORIES)
+        return user, item
+
+    return FitData(None, FeatureConfig(), items_of([[]] * 5), np.arange(allowed.stop), touches, sequences)
 
 
 def rows_of(arrays) -> list[dict[int, float]]:
@@ -168,6 +174,43 @@ def test_ease_neighbours_are_the_best_positive_weights_of_the_closed_form() -> N
     assert sum(map(len, found)) > 4
 
 
+def test_neighbours_of_sparse_weights_are_those_of_dense_ones() -> None:
+    """With as many equal weights as there are twins, and items that may not be named."""
+    rng = np.random.default_rng(3)
+    history = sparse.csr_matrix((rng.random((40, 12)) < 0.3).astype(float))
+    for neighbours, allowed in ((3, 12), (20, 9)):
+        lists = []
+        for method in ("dense", "sparse"):
+            settings = EaseSettings(regularisation=2.0, method=method, neighbours=11)
+            config = SourcesConfig(ease=LimitedEase(**settings.model_dump()), neighbours=neighbours)
+            data = FitData(None, FeatureConfig(), None, np.arange(allowed), lambda: history, lambda: None)
+            lists.append(rows_of(EaseNeighbours.fit(config, data)))
+        assert [list(row) for row in lists[0]] == [list(row) for row in lists[1]]
+        assert max(map(len, lists[0])) > 2
+    twins = sparse.csr_matrix(np.array([[9, 2, 1, 2.0], [0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, 5]]))
+    assert rows_of(sparse_neighbours(twins, 2, np.arange(4))) == [{1: 2.0, 3: 2.0}, {}, {}, {}]
+    assert rows_of(sparse_neighbours(twins, 2, np.arange(3))) == [{1: 2.0, 2: 1.0}, {}, {}, {}]
+
+
+def test_the_directed_ridge_gives_what_comes_next() -> None:
+    """Its own weights by place, and the weights that lead away from an item."""
+    own = LimitedRidge(regularisation=2.0, power=0.5, latest=3)
+    config = SourcesConfig(directed_ridge=own, neighbours=4, history_length=1)
+    data = fit_data(range(5))
+    model = DirectedRidge.fit(*data.sequences(), 5, own)
+    arrays = RidgeNeighbours.fit(config, data)
+    wanted = fitted_neighbours("directed_ridge", model, data.touches(), 4, np.arange(5))
+    assert rows_of(arrays) == rows_of(wanted) and len(arrays["items"])
+    assert model.weights[0, 1] > 0 > model.weights[1, 0] - 1e-6, "of users with both, 0 comes before 1"
+    source = RidgeNeighbours.load(config, arrays, 5)
+    history = [0, 1, 3, 2]
+    ids, scores = source.candidates(request_for(history), state_of([]))
+    positive = np.maximum(model.weights - np.diag(np.diag(model.weights)), 0)
+    summed = np.array([1.0, 2**-0.5, 3**-0.5]) @ positive[history[:3]]
+    np.testing.assert_allclose(scores, summed[ids], rtol=1e-6)
+    assert set(ids.tolist()) == set(np.flatnonzero(summed).tolist()), "the fourth newest item is not read"
+
+
 def test_ials_neighbours_are_the_answers_to_histories_of_one_item() -> None:
     ials = SeededAls(factors=2, seed=5)
     config = SourcesConfig(neighbours=3, ials=ials)
@@ -180,10 +223,11 @@ def test_ials_neighbours_are_the_answers_to_histories_of_one_item() -> None:
         assert list(row) == best
 
 
-def test_ease_of_a_large_catalogue_says_what_to_do() -> None:
-    config = SourcesConfig(ease=LimitedEase(memory_gb=1e-7))
-    with pytest.raises(ConfigError, match=r"5 items need .* memory_gb = 1e-07: .* or use implicit ALS"):
-        EaseNeighbours.fit(config, fit_data(range(5)))
+def test_a_closed_form_of_a_large_catalogue_says_what_to_do() -> None:
+    config = SourcesConfig(ease=LimitedEase(memory_gb=1e-7), directed_ridge=LimitedRidge(memory_gb=1e-7))
+    for generator, what in ((EaseNeighbours, "EASE"), (RidgeNeighbours, "directed ridge")):
+        with pytest.raises(ConfigError, match=rf"{what}: 5 items need .* memory_gb = 1e-07: .* or use implicit ALS"):
+            generator.fit(config, fit_data(range(5)))
 
 
 def test_content_neighbours_equal_dense_tf_idf_cosines() -> None:

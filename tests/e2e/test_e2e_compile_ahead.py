@@ -11,7 +11,12 @@ import pytest
 from tests.conftest import TINY, environment
 from tests.time_limits import finished
 
-SOURCES = {"names": ["tower", "covisitation", "trending", "ease", "ials", "content"], "quotas": "learned"}
+SOURCES = {
+    "names": ["tower", "covisitation", "trending", "ease", "ials", "content", "directed_ridge"],
+    "quotas": "learned",
+    "ease": {"method": "sparse"},
+    "directed_ridge": {"method": "sparse"},
+}
 SMALL = {
     **TINY,
     "world": {**TINY["world"], "n_users": 200, "n_items": 200, "n_events": 20_000},

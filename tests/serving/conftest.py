@@ -183,7 +183,7 @@ def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:
     target = directory / "sources"
     target.mkdir()
     files = {}
-    for name in set(config.names) & {"ease", "ials", "content"}:
+    for name in set(config.names) & {"ease", "ials", "content", "directed_ridge"}:
         lists = [rng.choice(N_ITEMS, 30, replace=False) for _ in range(N_ITEMS)]
         arrays = {"offsets": np.arange(0, 30 * N_ITEMS + 1, 30), "items": np.concatenate(lists)}
         arrays["weights"] = rng.random(30 * N_ITEMS)

@@ -26,8 +26,9 @@ from benchmarks.retrieval.replay.shares import (
     segment_shares,
     spread,
 )
+from benchmarks.retrieval.solved import solve_ease
 from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase
-from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
+from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_method, recency_weights
 from stages.contracts.config import Config
 from stages.contracts.ragged import ranges
 
@@ -224,12 +225,12 @@ class ReplayEase(ReplayModel, LimitedEase):
 
     def prepare(self, log: Log, train: int) -> Walker:
         """Solve in closed form."""
-        ease = Ease.fit(training_matrix(log, train), self, self.memory_gb)
+        ease = solve_ease(training_matrix(log, train), self, self.memory_gb)
         return _personal(log, ease, self.decay)
 
     def gigabytes(self, log: Log, train: int) -> float:
-        """Two item-item matrices, and the histories."""
-        return ease_gigabytes(log.items, train)
+        """What the method takes: two item-item matrices, or the nearest items of each; and the histories."""
+        return ease_method(self, log.users, log.items, train, self.memory_gb).gigabytes
 
 
 class RecencyReplayEase(ReplayEase):

@@ -25,6 +25,7 @@ from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.models import ReplayModel
 from benchmarks.retrieval.replay.run import METRICS, Replay, report, walk
 from benchmarks.retrieval.rows import Rows
+from benchmarks.retrieval.solved import make_room
 from stages.contracts.errors import DataError, SluiceError
 
 GLOBO_BLOCK = 500
@@ -142,6 +143,7 @@ def run(
         if name in done.left_out:
             continue
         with done.running(name):
+            make_room(model.gigabytes(log, replay.train) + judging_gigabytes(replay), free_gb)
             rank = walk(replay, model.prepare(log, replay.train))
             found[name] = {"settings": model.model_dump()}
         if name in found:
@@ -165,8 +167,12 @@ def why_not(model: ReplayModel, replay: Replay, free_gb: float | None) -> str | 
     except SluiceError as error:
         return f"cannot read these data: {error}"
     allowed_gb: float | None = getattr(model, "memory_gb", None)
-    judging = _CELL_BYTES * replay.block * replay.log.items / 1e9
-    return too_large(model.gigabytes(replay.log, replay.train), allowed_gb, judging, free_gb)
+    return too_large(model.gigabytes(replay.log, replay.train), allowed_gb, judging_gigabytes(replay), free_gb)
+
+
+def judging_gigabytes(replay: Replay) -> float:
+    """Return the 10^9 bytes that ranking a block takes beside the model."""
+    return _CELL_BYTES * replay.block * replay.log.items / 1e9
 
 
 def table(result: dict[str, Any]) -> str:

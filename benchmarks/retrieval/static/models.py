@@ -16,9 +16,10 @@ from pydantic import Field
 from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
+from benchmarks.retrieval.solved import solve_ease
 from benchmarks.retrieval.static.judge import Scorer, top_k_of_rows
 from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase
-from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes
+from stages.candidate.linear.models import ImplicitAls, als_gigabytes, ease_method
 from stages.contracts.config import Config
 
 _COLUMNS = 1024
@@ -94,12 +95,12 @@ class EaseModel(Model, LimitedEase):
     regularisation: Positive = 500.0
 
     def gigabytes(self, train: Interactions) -> float:
-        """Two item-item matrices, and the histories."""
-        return ease_gigabytes(train.items, len(train))
+        """What the method takes: two item-item matrices, or the nearest items of each; and the histories."""
+        return ease_method(self, train.users, train.items, len(train), self.memory_gb).gigabytes
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
-        ease = Ease.fit(train.matrix, self, self.memory_gb)
+        ease = solve_ease(train.matrix, self, self.memory_gb)
         return lambda users: ease.score(train.matrix[users])
 
 
@@ -119,7 +120,7 @@ class RecencyEase(EaseModel):
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form from unweighted histories; histories are weighted for scoring only."""
         history = train.recency_matrix(self.decay)
-        ease = Ease.fit(train.matrix, self, self.memory_gb)
+        ease = solve_ease(train.matrix, self, self.memory_gb)
         return lambda users: ease.score(history[users])
 
 

@@ -16,13 +16,14 @@ from pydantic import Field, model_validator
 
 from benchmarks.retrieval.data import Interactions, Split
 from benchmarks.retrieval.product_towers import latest_queries, shuffled, towers_gigabytes, train_towers
+from benchmarks.retrieval.solved import solve_ease, solve_ridge
 from benchmarks.retrieval.static.judge import CELLS, METRICS, Scorer, judge
 from benchmarks.retrieval.static.models import Count, Model, Positive
 from benchmarks.retrieval.static.protocols import deal_by_user, leave_last_out
 from stages.candidate.config import CandidateConfig
-from stages.candidate.linear.config import LimitedEase
-from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_gigabytes
-from stages.candidate.linear.models import Ease, ease_gigabytes
+from stages.candidate.linear.config import LimitedEase, LimitedRidge
+from stages.candidate.linear.directed_ridge import ridge_method
+from stages.candidate.linear.models import ease_method
 from stages.contracts.errors import DataError
 from stages.features.config import FeatureConfig
 
@@ -76,27 +77,13 @@ class TwoTower(Model):
         return (_KEPT_BYTES + 200 * len(train) + queries) / 1e9
 
 
-class DirectedRidgeModel(Model):
-    """Predicts the next item from a history by ridge regression.
-
-    Attributes:
-        regularisation: lambda.
-        power: the item k places back weighs k ** -power.
-        latest: how many of the newest items of a history count.
-        memory_gb: what fitting may take, see ``ridge_gigabytes``.
-    """
-
-    regularisation: Positive = 300.0
-    power: NotNegative = 0.7
-    latest: Count = 200
-    memory_gb: Positive = 4.0
+class DirectedRidgeModel(Model, LimitedRidge):
+    """Predicts the next item from a history by ridge regression."""
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
         order = np.lexsort((-train.rank_from_latest, train.user))
-        user, item = train.user[order], train.item[order]
-        settings = (self.regularisation, self.power, self.latest, self.memory_gb)
-        ridge = DirectedRidge.fit(user, item, train.items, *settings)
+        ridge = solve_ridge(train.user[order], train.item[order], train.items, self, self.memory_gb)
         history = train.power_matrix(self.power, self.latest)
         return lambda users: ridge.score(history[users])
 
@@ -106,9 +93,9 @@ class DirectedRidgeModel(Model):
             raise DataError("directed ridge: no user has two events; allowed are histories and what followed them")
 
     def gigabytes(self, train: Interactions) -> float:
-        """Two item-item matrices, and a chunk of histories."""
-        longest = min(self.latest, int(np.bincount(train.user).max(initial=0)))
-        return ridge_gigabytes(train.items, longest, len(train))
+        """What the method takes: two item-item matrices, or the nearest items of each; and the histories."""
+        longest = int(np.bincount(train.user).max(initial=0))
+        return ridge_method(self, train.users, train.items, len(train), longest, self.memory_gb).gigabytes
 
 
 class BlendEase(Model, LimitedEase):
@@ -127,13 +114,13 @@ class BlendEase(Model, LimitedEase):
             _ = train.rank_from_latest
 
     def gigabytes(self, train: Interactions) -> float:
-        """Two item-item matrices, and the histories."""
-        return ease_gigabytes(train.items, len(train))
+        """What the method takes: two item-item matrices, or the nearest items of each; and the histories."""
+        return ease_method(self, train.users, train.items, len(train), self.memory_gb).gigabytes
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Solve in closed form."""
         history = train.matrix if self.decay is None else train.recency_matrix(self.decay)
-        ease = Ease.fit(train.matrix, self, self.memory_gb)
+        ease = solve_ease(train.matrix, self, self.memory_gb)
         return lambda users: ease.score(history[users])
 
 

@@ -22,12 +22,12 @@ class EaseNeighbours(NeighbourGenerator):
         """Fit EASE and keep each item's best neighbours.
 
         Raises:
-            ConfigError: if the catalogue is too large for EASE; the message says what to do.
+            ConfigError: if the catalogue is too large for ``memory_gb``; the message says what to do.
             DataError: if there are no touches.
         """
-        from stages.candidate.generators.neighbour_lists import fitted_neighbours
+        from stages.candidate.generators.neighbour_lists import weighed_neighbours
         from stages.candidate.linear.models import Ease
 
         own = settings.section(cls.name, LimitedEase)
         model = Ease.fit(data.touches(), own, own.memory_gb)
-        return fitted_neighbours(cls.name, model, data.touches(), settings.neighbours, data.allowed)
+        return weighed_neighbours(cls.name, model, data.touches(), settings.neighbours, data.allowed)

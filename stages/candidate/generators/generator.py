@@ -99,6 +99,8 @@ class FitData:
         allowed: int64 items that may be recommended.
         touches: returns the users' touches of the candidate period, a scipy CSR matrix ``[U, N]`` of ones. The towers
             train on the same touches. The matrix is made at the first call.
+        sequences: returns the same touches in their order, as int64 users and items ``[R]``: users one after the other,
+            each user's oldest touch first.
     """
 
     snapshot: Snapshot
@@ -106,6 +108,7 @@ class FitData:
     items: ItemTable
     allowed: np.ndarray
     touches: Callable[[], Any]
+    sequences: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 class CandidateGenerator(ABC):

@@ -12,9 +12,10 @@ import numpy as np
 from scipy import sparse
 
 from stages.candidate.generators.generator import Arrays
+from stages.candidate.linear.directed_ridge import DirectedRidge
 from stages.candidate.linear.models import Ease, ImplicitAls
 from stages.contracts.progress import progress
-from stages.contracts.ragged import row_offsets
+from stages.contracts.ragged import places_in_rows, row_offsets
 from stages.contracts.snapshot import ItemTable
 from stages.contracts.top_k import top_k
 
@@ -25,7 +26,11 @@ Row = tuple[np.ndarray, np.ndarray]
 
 
 def fitted_neighbours(
-    name: str, model: Ease | ImplicitAls, history_UN: sparse.csr_matrix, neighbours: int, allowed: np.ndarray
+    name: str,
+    model: Ease | DirectedRidge | ImplicitAls,
+    history_UN: sparse.csr_matrix,
+    neighbours: int,
+    allowed: np.ndarray,
 ) -> Arrays:
     """Keep each item's best neighbours by a fitted model.
 
@@ -54,6 +59,39 @@ def fitted_neighbours(
                 yield _cut(found, scores[found], found, neighbours)
 
     return _as_arrays(rows())
+
+
+def weighed_neighbours(
+    name: str, model: Ease | DirectedRidge, history_UN: sparse.csr_matrix, neighbours: int, allowed: np.ndarray
+) -> Arrays:
+    """Keep each item's best neighbours by weights from items to items, see ``fitted_neighbours``."""
+    if sparse.issparse(model.weights):
+        return sparse_neighbours(model.weights, neighbours, allowed)
+    return fitted_neighbours(name, model, history_UN, neighbours, allowed)
+
+
+def sparse_neighbours(weights_NN: sparse.csr_matrix, neighbours: int, allowed: np.ndarray) -> Arrays:
+    """Keep the best weights above 0 of each row, best first, equal ones by item index.
+
+    Args:
+        weights_NN: from each item to its neighbours.
+        neighbours: kept for each item.
+        allowed: int64 items that may be candidates.
+    """
+    items = weights_NN.shape[0]
+    is_allowed = np.zeros(items, dtype=bool)
+    is_allowed[allowed] = True
+    row = np.repeat(np.arange(items, dtype=np.int32), np.diff(weights_NN.indptr))
+    kept = (weights_NN.data > 0) & is_allowed[weights_NN.indices] & (weights_NN.indices != row)
+    row, found, weights = row[kept], weights_NN.indices[kept], weights_NN.data[kept]
+    order = np.lexsort((found, -np.round(weights, 6), row))
+    order = order[places_in_rows(np.bincount(row, minlength=items)) < neighbours]
+    lengths = np.bincount(row[order], minlength=items)
+    return {
+        "offsets": row_offsets(lengths),
+        "items": found[order].astype(np.int32),
+        "weights": weights[order].astype(np.float32),
+    }
 
 
 def content_neighbours(items: ItemTable, neighbours: int, allowed: np.ndarray) -> Arrays:

@@ -16,7 +16,6 @@ from stages.candidate.generators.generator import (
     CandidateRequest,
     Pool,
     RequestBlock,
-    newest_items,
     place_weights,
     summed_links,
 )
@@ -30,8 +29,9 @@ from stages.features.state import FunnelState
 class NeighbourGenerator(CandidateGenerator, ABC):
     """The neighbours of the user's newest items, their weights summed.
 
-    The arrays are ``offsets`` ``[N + 1]``, and ``items`` and ``weights`` ``[E]``: the neighbours of item i are at
-    ``offsets[i]:offsets[i + 1]``, best first, with weights above 0.
+    Items weigh by their place in the history, see ``history_weights``. The arrays are ``offsets`` ``[N + 1]``, and
+    ``items`` and ``weights`` ``[E]``: the neighbours of item i are at ``offsets[i]:offsets[i + 1]``, best first, with
+    weights above 0.
     """
 
     arrays: ClassVar = {
@@ -41,8 +41,13 @@ class NeighbourGenerator(CandidateGenerator, ABC):
     }
 
     def __init__(self, settings: GeneratorSettings, arrays: Arrays) -> None:
-        self._settings = settings
+        self._weights_H = self.history_weights(settings)
         self._offsets, self._items, self._weights = (arrays[name] for name in self.arrays)
+
+    @classmethod
+    def history_weights(cls, settings: GeneratorSettings) -> np.ndarray:
+        """Return the weight of each of a history's newest items that are read, float64 ``[H]``, newest first."""
+        return place_weights(settings)
 
     @classmethod
     def load(cls, settings: GeneratorSettings, arrays: Arrays, n_items: int) -> NeighbourGenerator:
@@ -74,7 +79,8 @@ class NeighbourGenerator(CandidateGenerator, ABC):
 
     def candidates(self, request: CandidateRequest, state: FunnelState) -> Pool:
         """Return every neighbour of the newest items."""
-        history, weights = newest_items(request.history, self._settings)
+        history = request.history[: len(self._weights_H)]
+        weights = self._weights_H[: len(history)]
         rows = [slice(self._offsets[item], self._offsets[item + 1]) for item in history.tolist()]
         return summed_links([self._items[row] for row in rows], [self._weights[row] for row in rows], weights)
 
@@ -84,5 +90,5 @@ class NeighbourGenerator(CandidateGenerator, ABC):
         from stages.contracts.best_items import allowed_entries, best_entries
 
         arrays = self._offsets, self._items, self._weights
-        pools = summed_neighbours(arrays, block.history, block.lengths, place_weights(self._settings))
+        pools = summed_neighbours(arrays, block.history, block.lengths, self._weights_H)
         return best_entries(allowed_entries(pools, block.exclusions, positive=True), k)

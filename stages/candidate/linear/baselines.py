@@ -21,7 +21,7 @@ from scipy import sparse
 from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.data.validation import checked_tables
 from stages.candidate.linear.config import BaselinesConfig, RankBaselinesConfig
-from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
+from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_method, recency_weights
 from stages.contracts.best_items import best_scored
 from stages.contracts.compiled import compiled
 from stages.contracts.exclusions import Exclusions
@@ -77,7 +77,8 @@ def rank_baselines(config: RankBaselinesConfig, inputs: Mapping[str, Path], dire
         answer_all(fitted, answering, requests, directory)
         metrics |= {"requests": float(len(requests)), "popular_share": answering.n_popular / max(1, len(requests))}
     write_json(directory / BASELINES_FILE, {"rows": list(fitted), "left_out": left_out})
-    return metrics, {"left_out": left_out}
+    methods = {name: each.model.method for name, each in fitted.items() if isinstance(each.model, Ease)}
+    return metrics, {"left_out": left_out, "methods": methods}
 
 
 def answer_all(fitted: Mapping[str, Baseline], answering: Answering, requests: RequestTable, directory: Path) -> None:
@@ -101,16 +102,17 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
         Models by the name of their row, and for every other row why there is none.
     """
     users, items = touched_UN.shape
+    method = ease_method(config.ease, users, items, touched_UN.nnz, config.memory_gb)
     needed = {
-        "ease": ease_gigabytes(items, touched_UN.nnz),
-        "ials": als_gigabytes(users, items, touched_UN.nnz, config.ials.factors),
+        "ease": (method.gigabytes, f" {method.how}"),
+        "ials": (als_gigabytes(users, items, touched_UN.nnz, config.ials.factors), ""),
     }
     left_out = {}
-    for name, gigabytes in needed.items():
+    for name, (gigabytes, how) in needed.items():
         if name not in config.rows:
             left_out[name] = f"baselines.rows = {list(config.rows)}"
         elif gigabytes > config.memory_gb:
-            left_out[name] = f"{items:,} items need {gigabytes:.3g} GB, baselines.memory_gb = {config.memory_gb:g}"
+            left_out[name] = f"{items:,} items need {gigabytes:.3g} GB{how}, baselines.memory_gb = {config.memory_gb:g}"
     fitted = {}
     if "ease" not in left_out:
         ease = Ease.fit(touched_UN, config.ease, config.memory_gb)

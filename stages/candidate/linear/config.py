@@ -13,7 +13,21 @@ from stages.features.config import FeatureConfig
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class EaseSettings(Config):
+class ClosedForm(Config):
+    """How a closed form over items is solved.
+
+    Attributes:
+        method: ``dense`` solves for all items together, with matrices of items by items; ``sparse`` solves for each
+            item on its nearest ones alone, see ``nearest_regression``; ``auto`` takes the dense one where it fits
+            ``memory_gb``.
+        neighbours: nearest items of an item that the sparse one is solved on.
+    """
+
+    method: Literal["auto", "dense", "sparse"] = "auto"
+    neighbours: int = Field(default=200, ge=1)
+
+
+class EaseSettings(ClosedForm):
     """What ``Ease.fit`` minimises.
 
     Attributes:
@@ -21,6 +35,20 @@ class EaseSettings(Config):
     """
 
     regularisation: Positive = 200.0
+
+
+class RidgeSettings(ClosedForm):
+    """What ``DirectedRidge.fit`` minimises.
+
+    Attributes:
+        regularisation: lambda.
+        power: the item k places back weighs k ** -power.
+        latest: how many of the newest items of a history count.
+    """
+
+    regularisation: Positive = 300.0
+    power: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.7
+    latest: int = Field(default=200, ge=1)
 
 
 class MemoryLimit(Config):
@@ -34,7 +62,11 @@ class MemoryLimit(Config):
 
 
 class LimitedEase(EaseSettings, MemoryLimit):
-    """EASE within a limit of its own: its item-item matrix grows with the square of the catalogue."""
+    """EASE within a limit of its own."""
+
+
+class LimitedRidge(RidgeSettings, MemoryLimit):
+    """The directed ridge within a limit of its own."""
 
 
 class ImplicitAlsSettings(Config):

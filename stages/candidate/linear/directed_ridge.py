@@ -5,7 +5,7 @@ item i to item j differs from the weight from j to i. Choi et al., "Session-awar
 Session-based Recommendation", WWW 2021, regress the rest of a session on its beginning in the same way. numpy and scipy
 only.
 
-Legend: N items, R events, B histories of a block, b events of a chunk, K places back.
+Legend: U users, N items, R events, B histories of a block, b events of a chunk, K places back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, sparse
 
-from stages.contracts.errors import ConfigError, DataError
+from stages.candidate.linear.config import MemoryLimit, RidgeSettings
+from stages.candidate.linear.history_weights import power_weights
+from stages.candidate.linear.method import Method, method_of, require, scores_of
+from stages.candidate.linear.moments import directed_moments
+from stages.candidate.linear.nearest_regression import nearest_gigabytes, nearest_regression
+from stages.contracts.errors import DataError
 from stages.contracts.ragged import places_in_rows, run_offsets
 
+_MEMORY_GB = MemoryLimit().memory_gb
 _BYTES = 20
 """Bytes of an item-item cell: the Gram matrix and the right side in float64, and the weights that stay in float32."""
 _CHUNK = 1 << 13
@@ -31,19 +37,6 @@ _WORKSPACE_BYTES = 32_000_000
 """What the linear algebra takes for itself."""
 _SPARSE_COST = 10
 """Cost of a product of two non-zeros of sparse matrices, relative to one of dense matrices."""
-
-
-def power_weights(back: np.ndarray, power: float, latest: int) -> np.ndarray:
-    """Return back ** -power, float64: the weight of an item ``back`` places back, from 1; 0 beyond ``latest``.
-
-    Raises:
-        ConfigError: if a number is out of range.
-    """
-    if not power >= 0 or latest < 1:
-        raise ConfigError(f"power = {power}, latest = {latest}: allowed are a number from 0 and a whole number from 1")
-    back = np.asarray(back, dtype=np.float64)
-    weights: np.ndarray = np.where(back <= latest, np.maximum(back, 1) ** -power, 0.0)
-    return weights
 
 
 def ridge_gigabytes(items: int, longest: int, events: int = 0) -> float:
@@ -62,60 +55,69 @@ def ridge_gigabytes(items: int, longest: int, events: int = 0) -> float:
     return (max(16 * items**2 + chunk, _BYTES * items**2) + fixed) / 1e9
 
 
+def ridge_method(
+    settings: RidgeSettings, users: int, items: int, events: int, longest: int, memory_gb: float
+) -> Method:
+    """Return how the directed ridge is solved within ``memory_gb``, and what this takes, which may be more.
+
+    Args:
+        settings: the method, and how many neighbours a sparse one has.
+        users: U.
+        items: N.
+        events: R.
+        longest: events of a user, at most.
+        memory_gb: in 10^9 bytes.
+    """
+    latest = max(1, min(settings.latest, longest - 1))
+    found = nearest_gigabytes(users, items, events, settings.neighbours, latest) + _EVENT_BYTES * events / 1e9
+    return method_of(settings, ridge_gigabytes(items, latest, events), found, memory_gb)
+
+
 @dataclass(frozen=True)
 class DirectedRidge:
-    """``weights`` is float32 ``[N, N]``, from an item of a history to the next item."""
+    """Predicts the next item.
 
-    weights: np.ndarray
+    Attributes:
+        weights: float32 ``[N, N]``, from an item of a history to the next item, a scipy CSR matrix where ``method`` is
+            ``sparse``.
+        method: ``dense`` or ``sparse``, see ``RidgeSettings``.
+    """
+
+    weights: np.ndarray | sparse.csr_matrix
+    method: str = "dense"
 
     @classmethod
     def fit(
-        cls,
-        user_R: np.ndarray,
-        item_R: np.ndarray,
-        items: int,
-        regularisation: float,
-        power: float,
-        latest: int,
-        memory_gb: float = 4.0,
+        cls, user_R: np.ndarray, item_R: np.ndarray, items: int, settings: RidgeSettings, memory_gb: float = _MEMORY_GB
     ) -> DirectedRidge:
         """Minimise |X W - Y|^2 + regularisation |W|^2; rows of X are histories, rows of Y the items that followed.
+
+        The sparse method regresses each item on its nearest ones, see ``nearest_regression``.
 
         Args:
             user_R: int64, users one after the other.
             item_R: int64, each user's items, oldest first.
             items: N.
-            regularisation: above 0.
-            power: the item k places back weighs k ** -power.
-            latest: items of a history that count, the newest ones.
-            memory_gb: what fitting may take, see ``ridge_gigabytes``; 20 N^2 bytes are needed for a large catalogue.
+            settings: how histories weigh, the regularisation, and the method.
+            memory_gb: what fitting may take, see ``ridge_method``; 20 N^2 bytes are needed for a dense one of a large
+                catalogue.
 
         Raises:
-            ConfigError: if a number is out of range, or the catalogue is too large for ``memory_gb``.
+            ConfigError: if the catalogue is too large for ``memory_gb``.
             DataError: if no user has two events, or users are mixed.
         """
-        if not regularisation > 0:
-            raise ConfigError(f"regularisation = {regularisation}: allowed is a number above 0")
         place_R = _places(user_R)
-        longest = min(latest, int(place_R.max(initial=0)))
-        if (needed := ridge_gigabytes(items, longest, len(item_R))) > memory_gb:
-            raise ConfigError(
-                f"directed ridge: {items:,} items need {needed:.1f} GB for dense item-item matrices, memory_gb = "
-                f"{memory_gb:g}: allow more, or select fewer items"
-            )
-        # In Fortran order LAPACK solves in the memory of the two matrices; otherwise it would copy both.
-        gram_NN, right_NN = (np.zeros((items, items), order="F") for _ in range(2))
-        targets = np.flatnonzero(place_R > 0)
-        if not len(targets):
+        longest = 1 + int(place_R.max(initial=0))
+        if longest < 2:
             raise DataError("directed ridge: no user has two events; allowed are histories and what followed them")
-        for start in range(0, len(targets), _CHUNK):
-            rows_b = targets[start : start + _CHUNK]
-            history_bN = _histories(rows_b, place_R, item_R, items, power, latest)
-            _add_gram(gram_NN, history_bN)
-            _add_right(right_NN, history_bN, item_R[rows_b])
-        gram_NN[np.diag_indices(items)] += regularisation
-        factor = linalg.cho_factor(gram_NN, lower=True, overwrite_a=True, check_finite=False)
-        return cls(linalg.cho_solve(factor, right_NN, overwrite_b=True, check_finite=False).astype(np.float32))
+        users = int((place_R == 0).sum())
+        method = ridge_method(settings, users, items, len(item_R), longest, memory_gb)
+        require("directed ridge", items, method, memory_gb)
+        if method.name == "sparse":
+            moments = directed_moments(user_R, item_R, items, settings.power, settings.latest)
+            found = nearest_regression(moments, settings.regularisation, settings.neighbours, "directed ridge")
+            return cls(found, "sparse")
+        return cls(_dense_weights(place_R, item_R, items, settings))
 
     def score(self, history_BN: sparse.csr_matrix) -> np.ndarray:
         """Return float32 scores ``[B, N]`` of the catalogue for histories weighted by ``power_weights``.
@@ -123,10 +125,22 @@ class DirectedRidge:
         Raises:
             DataError: if the histories are over another number of items.
         """
-        if history_BN.shape[1] != len(self.weights):
-            raise DataError(f"histories are over {history_BN.shape[1]} items, the model has {len(self.weights)}")
-        scores_BN: np.ndarray = history_BN.astype(np.float32) @ self.weights
-        return scores_BN
+        return scores_of(history_BN, self.weights)
+
+
+def _dense_weights(place_R: np.ndarray, item_R: np.ndarray, items: int, settings: RidgeSettings) -> np.ndarray:
+    # In Fortran order LAPACK solves in the memory of the two matrices; otherwise it would copy both.
+    gram_NN, right_NN = (np.zeros((items, items), order="F") for _ in range(2))
+    targets = np.flatnonzero(place_R > 0)
+    for start in range(0, len(targets), _CHUNK):
+        rows_b = targets[start : start + _CHUNK]
+        history_bN = _histories(rows_b, place_R, item_R, items, settings.power, settings.latest)
+        _add_gram(gram_NN, history_bN)
+        _add_right(right_NN, history_bN, item_R[rows_b])
+    gram_NN[np.diag_indices(items)] += settings.regularisation
+    factor = linalg.cho_factor(gram_NN, lower=True, overwrite_a=True, check_finite=False)
+    solved: np.ndarray = linalg.cho_solve(factor, right_NN, overwrite_b=True, check_finite=False)
+    return solved.astype(np.float32)
 
 
 def _places(user_R: np.ndarray) -> np.ndarray:

@@ -14,6 +14,9 @@ from scipy import sparse
 from scipy.linalg import lapack
 
 from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, MemoryLimit
+from stages.candidate.linear.method import Method, method_of, require, scores_of
+from stages.candidate.linear.moments import weighted_moments
+from stages.candidate.linear.nearest_regression import nearest_gigabytes, nearest_regression
 from stages.contracts.compiled import compiled
 from stages.contracts.errors import ConfigError, DataError
 
@@ -49,6 +52,20 @@ def ease_gigabytes(items: int, cells: int = 0) -> float:
     return (max(filling, _EASE_BYTES * items**2 + _CELL_BYTES * cells) + _WORKSPACE_BYTES) / 1e9
 
 
+def ease_method(settings: EaseSettings, users: int, items: int, cells: int, memory_gb: float) -> Method:
+    """Return how EASE is solved within ``memory_gb``, and what this takes, which may be more.
+
+    Args:
+        settings: the method, and how many neighbours a sparse one has.
+        users: U.
+        items: N.
+        cells: of the histories.
+        memory_gb: in 10^9 bytes.
+    """
+    found = nearest_gigabytes(users, items, cells, settings.neighbours) + 2 * _CELL_BYTES * cells / 1e9
+    return method_of(settings, ease_gigabytes(items, cells), found, memory_gb)
+
+
 def als_gigabytes(users: int, items: int, cells: int, factors: int) -> float:
     """Return the 10^9 bytes that fitting implicit ALS takes: factors, the matrix by users and by items, and systems.
 
@@ -61,34 +78,40 @@ def als_gigabytes(users: int, items: int, cells: int, factors: int) -> float:
 
 @dataclass(frozen=True)
 class Ease:
-    """A linear item-item autoencoder; ``weights`` is float32 ``[N, N]`` with a diagonal of zeros."""
+    """A linear item-item autoencoder.
 
-    weights: np.ndarray
+    Attributes:
+        weights: float32 ``[N, N]`` with a diagonal of zeros, a scipy CSR matrix where ``method`` is ``sparse``.
+        method: ``dense`` or ``sparse``, see ``EaseSettings``.
+    """
+
+    weights: np.ndarray | sparse.csr_matrix
+    method: str = "dense"
 
     @classmethod
     def fit(cls, history_UN: sparse.csr_matrix, settings: EaseSettings, memory_gb: float = _MEMORY_GB) -> Ease:
         """Minimise |X - X W|^2 + regularisation |W|^2 over W with a diagonal of zeros.
 
         Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", 2019, equation 8: with P the inverse of
-        X'X + regularisation I, W[i, j] = -P[i, j] / P[j, j].
+        X'X + regularisation I, W[i, j] = -P[i, j] / P[j, j]. That is the ridge regression of each item on all others;
+        the sparse method regresses it on its nearest ones, see ``nearest_regression``.
 
         Args:
             history_UN: what users did, weights of any sign; 1 in the paper.
-            settings: the regularisation.
-            memory_gb: in 10^9 bytes, see ``ease_gigabytes``; 12 N^2 bytes are needed for a large catalogue.
+            settings: the regularisation, and the method.
+            memory_gb: in 10^9 bytes, see ``ease_method``.
 
         Raises:
             ConfigError: if the catalogue is too large for ``memory_gb``.
             DataError: if the matrix is empty or not finite.
         """
         history_UN = _checked(history_UN)
-        items = history_UN.shape[1]
-        needed = ease_gigabytes(items, history_UN.nnz)
-        if needed > memory_gb:
-            raise ConfigError(
-                f"EASE: {items:,} items need {needed:.1f} GB for a dense item-item matrix, memory_gb = {memory_gb:g}: "
-                "allow more, select fewer items, or use implicit ALS"
-            )
+        users, items = history_UN.shape
+        method = ease_method(settings, users, items, history_UN.nnz, memory_gb)
+        require("EASE", items, method, memory_gb)
+        if method.name == "sparse":
+            moments = weighted_moments(history_UN)
+            return cls(nearest_regression(moments, settings.regularisation, settings.neighbours, "EASE"), "sparse")
         return cls(_zero_diagonal_weights(_inverse(_gram(history_UN, settings.regularisation))))
 
     def score(self, history_BN: sparse.csr_matrix) -> np.ndarray:
@@ -97,9 +120,7 @@ class Ease:
         Raises:
             DataError: if the histories are over another number of items.
         """
-        _check_items(history_BN, len(self.weights))
-        scores_BN: np.ndarray = history_BN.astype(np.float32) @ self.weights
-        return scores_BN
+        return scores_of(history_BN, self.weights)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from stages.candidate.data.examples import touch_matrix, training_examples
+from stages.candidate.data.examples import Examples, touch_matrix, training_examples
 from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.config import TrainSourcesConfig
 from stages.candidate.generators.files import SOURCES_DIRECTORY, SourcesSummary, write_arrays, write_summary
@@ -94,10 +94,17 @@ def _write_files(config: TrainSourcesConfig, snapshot: Snapshot, target: Path) -
     items = snapshot.items()
 
     @cache
-    def touches() -> sparse.csr_matrix:
-        return touch_matrix(training_examples(snapshot.events(), snapshot.meta, config.features), len(items))
+    def examples() -> Examples:
+        return training_examples(snapshot.events(), snapshot.meta, config.features)
 
-    data = FitData(snapshot, config.features, items, items.recommendable(), touches)
+    @cache
+    def touches() -> sparse.csr_matrix:
+        return touch_matrix(examples(), len(items))
+
+    def sequences() -> tuple[np.ndarray, np.ndarray]:
+        return examples().users.astype(np.int64), examples().items.astype(np.int64)
+
+    data = FitData(snapshot, config.features, items, items.recommendable(), touches, sequences)
     hashes: dict[str, str] = {}
     for name in config.sources.names:
         if name != TOWER:
