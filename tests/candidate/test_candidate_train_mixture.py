@@ -115,10 +115,8 @@ def test_a_mixture_that_gains_nothing_is_not_used(tmp_path: Path) -> None:
 def test_a_request_or_two_teach_no_mixture(tmp_path: Path, n: int) -> None:
     """Of one request none is earlier; of two the later one is the only one that decides, and both lists miss it."""
     requests = planted(n)
-    requests.listed.targets[:] = N_ITEMS - 1
-    lists = requests.listed.lists
-    for each in lists.values():
-        each.ids[each.ids == N_ITEMS - 1] = N_ITEMS - 2  # twice in a pool, if at all
+    listed = np.concatenate([each.ids for each in requests.listed.lists.values()])
+    requests.listed.targets[:] = np.setdiff1d(np.arange(N_ITEMS), listed)[0]
     changes, metrics, info = fitted(requests, tmp_path)
     assert changes == {} and metrics["mixture_used"] == 0 and metrics["mixture_validation_requests"] == 1
     assert info["reason"] == f"{n - 1} earlier and 1 later requests have no target in a list"

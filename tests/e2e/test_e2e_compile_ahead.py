@@ -11,7 +11,11 @@ import pytest
 
 from tests.conftest import TINY, environment
 
-SOURCES = {"names": ["tower", "covisitation", "trending", "ease", "ials", "content"], "quotas": "learned"}
+SOURCES = {
+    "names": ["tower", "covisitation", "trending", "ease", "ials", "content"],
+    "quotas": "learned",
+    "mixture": {"kind": "learned", "epochs": 2},
+}
 SMALL = {
     **TINY,
     "world": {**TINY["world"], "n_users": 200, "n_items": 200, "n_events": 20_000},

@@ -27,7 +27,7 @@ from stages.contracts.tables import PART_RANKER, RequestTable
 
 _BLOCK = 512
 _PAIR_BYTES = 64
-"""Memory of an item of a list: id and score, up to four times while blocks are joined and split, and a quota's ranks."""
+"""Memory of an item of a list: id and score, up to four times while blocks are joined and split, and ranks."""
 
 
 @dataclass(frozen=True)
