@@ -15,6 +15,8 @@ from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
 
 AnswerPath = Literal["funnel", "popular"]
+CandidateMixture = Literal["index", "quotas", "learned"]
+"""What the score of a candidate is: the index's own, the fused rank of several lists, or a learned mixture's."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Answer:
             each. A stage that did not run has no count.
         timings_ms: wall-clock milliseconds by stage, and ``total``.
         explain: whether the request asked for an explanation.
+        mixture: what the scores of the stage ``candidate`` are.
         bypassed: why each ranking stage that the release does not use is bypassed, by name.
     """
 
@@ -79,6 +82,7 @@ class Answer:
     counts: dict[str, int]
     timings_ms: dict[str, float]
     explain: bool = False
+    mixture: CandidateMixture = "index"
     bypassed: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,7 +97,12 @@ class Answer:
         }
         if self.explain:
             timings = {stage: round(value, 4) for stage, value in self.timings_ms.items()}
-            body["explain"] = {"counts": self.counts, "timings_ms": timings, "bypassed": dict(self.bypassed)}
+            body["explain"] = {
+                "counts": self.counts,
+                "timings_ms": timings,
+                "mixture": self.mixture,
+                "bypassed": dict(self.bypassed),
+            }
         return body
 
     def _item(self, item: AnsweredItem) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from serving.answer import Answer, AnsweredItem, AnswerPath, Place, Trace
+from serving.answer import Answer, AnsweredItem, AnswerPath, CandidateMixture, Place, Trace
 from serving.clock import choose_clock, wall_clock_ms
 from serving.errors import Fault, FieldError
 from serving.events import Event
@@ -80,6 +80,13 @@ class Funnel:
         """The largest ``k`` that a request may have."""
         return self.release.manifest.funnel.max_k
 
+    @property
+    def _mixture(self) -> CandidateMixture:
+        """What the scores of the stage ``candidate`` are."""
+        if self.release.blend is None:
+            return "index"
+        return "quotas" if self.release.blend.mixture is None else "learned"
+
     def recommend(
         self,
         user_id: str,
@@ -131,6 +138,7 @@ class Funnel:
             counts=trace.counts,
             timings_ms=trace.timings_ms,
             explain=explain,
+            mixture=self._mixture,
             bypassed=self.release.manifest.bypassed,
         )
 
@@ -265,7 +273,8 @@ class Funnel:
         release = self.release
         if release.blend is not None:
             trace.request = CandidateRequest(history, trace.time_ms, trace.context, trace.seen, trace.available_ms)
-            trace.state_lists = release.blend.read(trace.request, release.state, release.manifest.funnel.candidate_k)
+            length = release.blend.list_length(release.manifest.funnel.candidate_k)
+            trace.state_lists = release.blend.read(trace.request, release.state, length)
 
     def _retrieve(self, trace: Trace, query_BD: np.ndarray) -> Blended:
         """Search the index, and mix in the lists of the other generators."""
@@ -273,13 +282,14 @@ class Funnel:
         first = int(np.searchsorted(self._births, trace.time_ms, side="right"))
         to_come, to_come_ms = self._by_birth[first:], self._births[first:]
         excluded = np.union1d(trace.seen, to_come) if len(to_come) else trace.seen
-        tower = release.candidate.search(query_BD, k, [excluded], [trace.mask])[0]
+        length = k if release.blend is None else release.blend.list_length(k)
+        tower = release.candidate.search(query_BD, length, [excluded], [trace.mask])[0]
         trace.counts["not_yet_available"] = int((to_come_ms < NEVER_AVAILABLE_MS).sum())
         blended = Blended.of_one(tower, "tower")
         if release.blend is not None and trace.request is not None:
             trace.lap("index")
-            lists = release.blend.complete(trace.state_lists, trace.request, release.state, tower, k)
-            blended = release.blend.mix(lists, k)
+            lists = release.blend.complete(trace.state_lists, trace.request, release.state, tower, length)
+            blended = release.blend.mix(lists, k, len(trace.request.history))
             for name in release.blend.names:
                 named = blended.source == source_code(name)
                 trace.counts[f"retrieved_{name}"] = int(np.count_nonzero(named))

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from serving.answer import AnswerPath
+from serving.answer import AnswerPath, CandidateMixture
 from serving.errors import MAX_NAMED
 from serving.schema import MAX_BODY_BYTES, MAX_EVENTS, EventBody
 
@@ -48,6 +48,10 @@ class ExplanationBody(BaseModel):
 
     counts: dict[str, int] = Field(description="how many items were cut where")
     timings_ms: dict[str, float] = Field(description="wall-clock milliseconds by stage, and total")
+    mixture: CandidateMixture = Field(
+        description="what the scores of the stage candidate are: similarity in the index, fused ranks of several lists "
+        "by quotas, or the log-probability of a learned mixture"
+    )
     bypassed: dict[str, str] = Field(description="why each ranking stage that the release does not use is bypassed")
 
 

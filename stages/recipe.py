@@ -86,9 +86,10 @@ class Recipe(Config):
             raise ValueError(
                 f"sources.trending.segment = {counted.segment!r} must be one of dataset.context.columns = {columns}"
             )
-        if self.sources.blends and self.sources.quotas != "learned":
-            try:
+        try:
+            self.sources.mixture.length(self.funnel.candidate_k)
+            if self.sources.blends and self.sources.quotas != "learned":
                 self.sources.counts(self.funnel.candidate_k)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self

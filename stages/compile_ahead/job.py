@@ -68,9 +68,9 @@ def _retrieve(reading: Reading, available_ms: np.ndarray) -> None:
     targets = np.zeros(n, dtype=np.int64)
     ListedItems.of_blocks(tuple(lists), N_ITEMS, [ListedBlock(lists, np.arange(n + 1), targets)])
     ones = np.ones(n, dtype=np.float32)
-    recalls = Recalls(Targets(np.arange(n), targets, ones, ones[:, None]), n, N_ITEMS, ())
+    recalls = Recalls(Targets(np.arange(n), targets, ones, ones[:, None]), n, N_ITEMS, (), _K)
     queries, known = np.zeros((n, 1), dtype=np.float32), np.zeros(n, dtype=bool)
-    recalls.add(Answers(reading.rows, queries, mixed.items, mixed.source, mixed.sources, known, lists={}))
+    recalls.add(Answers(reading.rows, queries, mixed.items, mixed.source, mixed.sources, known, targets, lists={}))
 
 
 def _compute_features(world: SmallWorld) -> None:

@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from stages.candidate.generators.pools import Pools
+from stages.contracts.item_lists import ItemLists
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import DAY_MS, PART_RANKER, EventTable, RequestTable
 from stages.features.config import FeatureConfig, TrendingConfig
@@ -89,4 +91,5 @@ def compile_served() -> None:
     if state.trending is not None:
         state.trending.scores(DAY_MS, 1)
     item = np.zeros(1, dtype=np.int64)
+    Pools.of([ItemLists(np.arange(2), item, np.ones(1, np.float32))], item)
     ranking_features(state, 0, DAY_MS, item, np.ones(1, np.float32), np.zeros(1, np.int32), world.vectors, (1,))

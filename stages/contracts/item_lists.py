@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.contracts.errors import DataError
-from stages.contracts.ragged import row_offsets
+from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.tables import ScoredItems
 
 
@@ -49,6 +49,18 @@ class ItemLists:
         """Return the list of one request."""
         of_row = slice(self.offsets[number], self.offsets[number + 1])
         return ScoredItems(self.ids[of_row], self.scores[of_row])
+
+    def take(self, rows: np.ndarray) -> ItemLists:
+        """Return the lists of some requests, int ``[n]``, in that order."""
+        lengths = self.lengths[rows]
+        entries = ranges(self.offsets[rows], lengths)
+        return ItemLists(row_offsets(lengths), self.ids[entries], self.scores[entries])
+
+    def first(self, k: int) -> ItemLists:
+        """Return the first ``k`` items of each list."""
+        lengths = np.minimum(self.lengths, k)
+        entries = ranges(self.offsets[:-1], lengths)
+        return ItemLists(row_offsets(lengths), self.ids[entries], self.scores[entries])
 
     @classmethod
     def join(cls, lists: Sequence[ScoredItems]) -> ItemLists:

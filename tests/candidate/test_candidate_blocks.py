@@ -251,9 +251,9 @@ def test_recalls_of_a_block_are_those_of_each_request(seed):
     request_id = np.repeat(np.arange(9), sizes)
     targets = Targets(request_id, np.concatenate(wanted), np.ones(len(request_id), np.float32), None)
     lists, popular = {name: some_lists(rng, 5) for name in ("", "tower")}, rng.random(5) < 0.3
-    measured = Recalls(targets, 9, N, ("tower",))
+    measured = Recalls(targets, 9, N, ("tower",), N)
     empty = np.zeros((5, 1), np.float32)
-    measured.add(Answers(rows, empty, lists[""], np.zeros(0, np.int8), None, popular, {"tower": lists["tower"]}))
+    measured.add(Answers(rows, empty, lists[""], np.zeros(0, np.int8), None, popular, rows, {"tower": lists["tower"]}))
     for name in ("", "tower"):
         for place, row in enumerate(rows):
             answer = lists["" if popular[place] else name].row(place).ids

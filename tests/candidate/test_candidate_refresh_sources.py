@@ -5,13 +5,23 @@ import pytest
 
 from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.config import SourcesConfig
-from stages.candidate.generators.files import SourcesSummary, load_arrays, read_summary, write_arrays, write_summary
+from stages.candidate.generators.files import (
+    MIXTURE_FILE,
+    MixtureSummary,
+    SourcesSummary,
+    load_arrays,
+    read_summary,
+    write_arrays,
+    write_summary,
+)
 from stages.candidate.generators.neighbour_lists import content_neighbours
+from stages.candidate.generators.pools import mixture_features
 from stages.candidate.generators.table import generator_class
 from stages.candidate.refresh.generators import RefreshSourcesConfig, refresh_sources
 from stages.contracts.errors import ReleaseError
-from stages.contracts.files import write_json
+from stages.contracts.files import sha256_file, write_json
 from stages.contracts.snapshot import Snapshot
+from tests.builders.mixtures import write_linear_mixture
 from tests.candidate.test_candidate_refresh import grow
 
 RELEASED, NEW = 60, 4
@@ -81,6 +91,18 @@ def test_what_was_fitted_stays_and_content_is_found_anew(inputs, tmp_path):
     assert RELEASED in items[offsets[0] : offsets[1]]
     assert all(offsets[RELEASED + new + 1] > offsets[RELEASED + new] for new in range(NEW))
     assert Blend.load(target, RELEASED + NEW).names == ("tower", "ease", "content")
+
+
+def test_a_learned_mixture_stays(inputs, tmp_path):
+    before, directory = release_sources(inputs["champion"], "tower", "ease"), inputs["champion"] / "sources"
+    write_linear_mixture(directory / MIXTURE_FILE, before.names, {"ease_share": 1.0})
+    described = MixtureSummary(features=mixture_features(before.names), pool=25, deviation=0.0)
+    files = {**before.files, MIXTURE_FILE: sha256_file(directory / MIXTURE_FILE)}
+    write_summary(directory, before.model_copy(update={"mixture": described, "files": files}))
+    _, _, target = run(inputs, tmp_path / "out")
+    assert read_summary(target, RELEASED + NEW).mixture == described
+    assert (target / MIXTURE_FILE).read_bytes() == (directory / MIXTURE_FILE).read_bytes()
+    assert Blend.load(target, RELEASED + NEW).list_length(20) == 25
 
 
 def test_the_tower_alone_stays_the_only_source(inputs, tmp_path):

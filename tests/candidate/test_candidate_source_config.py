@@ -64,6 +64,17 @@ def test_quotas_are_shares_or_counts_and_the_others_share_the_rest(quotas, count
         ({"names": ["tower", "ease"], "quotas": {"tower": 0.8, "ease": 90}}, "are 330 items, allowed are"),
         ({"quotas": {"magic": 5}}, r"quotas names \['magic'\], the generators in use are \['tower'\]"),
         ({"quota": {}}, "Extra inputs are not permitted"),
+        (
+            {"mixture": {"kind": "learned"}},
+            r"mixes the lists of several generators, names = \['tower'\]: allowed are two",
+        ),
+        ({"names": ["tower", "ease"], "mixture": {"kind": "guessed"}}, "Input should be 'quotas' or 'learned'"),
+        (
+            {"names": ["tower", "ease"], "mixture": {"kind": "learned", "pool": 299}},
+            "sources.mixture.pool = 299: allowed are candidate_k = 300 or more",
+        ),
+        ({"names": ["tower", "ease"], "mixture": {"validation_share": 1}}, "less than 1"),
+        ({"names": ["tower", "ease"], "mixture": {"learning_rate": 0}}, "greater than 0"),
         ({"covisitation": {}}, "Extra inputs are not permitted"),  # a generator without settings has no section
         (
             {"names": ["tower", "trending"], "trending": {"segment": "region"}},
@@ -93,7 +104,7 @@ def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
         "history_length = 0: Input should be greater than or equal to 1",
         "ials = 5: Input should be a valid dictionary or instance of SeededAls",
         "magic: unknown key, allowed are covisitation_smoothing, directed_ridge, ease, history_decay, history_length, "
-        "ials, learning, names, neighbours, quotas, trending",
+        "ials, learning, mixture, names, neighbours, quotas, trending",
     ]
 
 

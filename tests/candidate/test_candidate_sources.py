@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -247,6 +250,22 @@ def test_content_neighbours_equal_dense_tf_idf_cosines() -> None:
         assert list(row) == best
         assert list(row.values()) == pytest.approx(cosine[item, best].tolist(), rel=1e-5)
     assert found[3] == {}
+
+
+def test_content_neighbours_are_the_same_in_every_process() -> None:
+    """Also where strings hash otherwise: sums of weights depend on their order in the last bit."""
+    program = (
+        "import numpy as np; from stages.candidate.generators.neighbour_lists import content_neighbours; "
+        "from tests.candidate.test_candidate_sources import items_of; rng = np.random.default_rng(0); "
+        "titles = [' '.join(f'word{code}' for code in rng.integers(0, 60, 25)) for _ in range(40)]; "
+        "found = content_neighbours(items_of([[]] * 40, titles), 10, np.arange(40)); "
+        "print(found['items'].tolist(), found['weights'].tobytes().hex())"
+    )
+    found = [
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environ).stdout
+        for environ in ({**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2"))
+    ]
+    assert found[0] == found[1] != b""
 
 
 def test_equally_similar_items_are_told_apart_by_their_time() -> None:

@@ -16,6 +16,7 @@ SOURCES = {
     "quotas": "learned",
     "ease": {"method": "sparse"},
     "directed_ridge": {"method": "sparse"},
+    "mixture": {"kind": "learned", "epochs": 2},
 }
 SMALL = {
     **TINY,

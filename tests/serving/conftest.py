@@ -25,7 +25,14 @@ from serving.release_source import DirectorySource
 from serving.server import configure, listen
 from serving.service import Service
 from stages.candidate.generators.config import SourcesConfig
-from stages.candidate.generators.files import SourcesSummary, write_arrays, write_summary
+from stages.candidate.generators.files import (
+    MIXTURE_FILE,
+    MixtureSummary,
+    SourcesSummary,
+    write_arrays,
+    write_summary,
+)
+from stages.candidate.generators.pools import ITEM_FEATURES, mixture_features
 from stages.candidate.generators.table import generator_class
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.manifest import FunnelSpec, ReleaseManifest
@@ -36,6 +43,7 @@ from stages.contracts.tower_code import tower_code
 from stages.features.config import FeatureConfig, TrendingConfig
 from stages.features.ranking import feature_schema
 from stages.features.state import FunnelState
+from tests.builders.mixtures import write_linear_mixture
 from tests.trees import sha256_tree
 
 N_ITEMS, N_USERS, DIM, N_CATEGORIES = 300, 40, 8, 5
@@ -188,6 +196,13 @@ def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:
         arrays = {"offsets": np.arange(0, 30 * N_ITEMS + 1, 30), "items": np.concatenate(lists)}
         arrays["weights"] = rng.random(30 * N_ITEMS)
         files |= write_arrays(target, generator_class(name), arrays)
+    mixture = None
+    if config.mixture.kind == "learned":
+        weights = {f"{name}_{feature}": rng.random() for name in config.names for feature in ITEM_FEATURES}
+        write_linear_mixture(target / MIXTURE_FILE, config.names, weights)
+        files[MIXTURE_FILE] = sha256_file(target / MIXTURE_FILE)
+        features = mixture_features(config.names)
+        mixture = MixtureSummary(features=features, pool=config.mixture.length(60), deviation=0.0)
     summary = SourcesSummary(
         names=config.names,
         quotas=config.counts(60),
@@ -198,6 +213,7 @@ def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:
         data_fingerprint="f" * 64,
         config=config,
         files=files,
+        mixture=mixture,
     )
     write_summary(target, summary)
 

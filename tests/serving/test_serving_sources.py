@@ -117,9 +117,9 @@ def test_a_click_of_others_is_trending_in_the_very_next_answer(funnel):
     lists = []
     mix = funnel.release.blend.mix
 
-    def spy(found, k):
+    def spy(found, *others):
         lists.append(found)
-        return mix(found, k)
+        return mix(found, *others)
 
     funnel.release.blend.mix = spy
     funnel.recommend("u4", 50)

@@ -1,5 +1,8 @@
 """Mixes the candidates of several generators, and keeps each generator's score and rank of each candidate.
 
+With a learned mixture (``mixture``) the candidates are the best items of all lists by its score. Otherwise quotas mix
+the lists, as follows.
+
 The candidates are the first q_s items of each generator's list. Where generators agree, or a list is short, fewer than
 ``candidate_k`` are chosen; the two-tower list fills the rest. They are ordered by weighted reciprocal rank fusion
 (Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
@@ -19,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.candidate.generators.files import SourcesSummary, load_arrays, read_summary
+from stages.candidate.generators.files import SourcesSummary, load_arrays, load_mixture, read_summary
 from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest, RequestBlock, best_of
 from stages.candidate.generators.mixing import RRF_K, MixedLists, joined_lists, mixed_lists
+from stages.candidate.generators.mixture import Mixture
 from stages.candidate.generators.table import TOWER, generator_class
-from stages.contracts.errors import ReleaseError
+from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.item_lists import ItemLists
 from stages.contracts.sources import SourceScores, source_code
 from stages.contracts.tables import ScoredItems
@@ -39,9 +43,10 @@ class Blended:
     """Candidates of one request with their origin.
 
     Attributes:
-        items: n items by fused score.
+        items: n items by fused score, or by the score of the learned mixture.
         source: int8 ``[n]``, code of the generator in whose quota the item has the best rank (of equal ones the first
-            by configuration); the tower's for an item that fills the rest.
+            by configuration); the tower's for an item that fills the rest. With a learned mixture, of the generator in
+            whose list it has the best rank.
         sources: score and rank of each in every generator's list, ``[n, S]``; None where there is one generator.
     """
 
@@ -62,15 +67,19 @@ class Blend:
     Args:
         summary: names, settings and quotas.
         generators: all but the two-tower index, in the order of ``summary.names``.
+        mixture: the learned mixture; None where quotas mix the lists.
 
     Attributes:
         names: generators in the order of the columns of ``SourceScores``.
         quotas: items of each, by name.
         trending: the windows that the state must count; None without any.
+        mixture: as given.
     """
 
-    def __init__(self, summary: SourcesSummary, generators: list[CandidateGenerator]) -> None:
-        self.summary = summary
+    def __init__(
+        self, summary: SourcesSummary, generators: list[CandidateGenerator], mixture: Mixture | None = None
+    ) -> None:
+        self.summary, self.mixture = summary, mixture
         self.names: tuple[str, ...] = summary.names
         self.quotas: dict[str, int] = dict(summary.quotas)
         self.trending: TrendingConfig | None = summary.config.counted
@@ -103,7 +112,11 @@ class Blend:
                     generators.append(kind.load(summary.config, arrays, n_items))
                 except ReleaseError as error:
                     raise ReleaseError(f"{directory}: {error}") from None
-        return cls(summary, generators)
+        return cls(summary, generators, load_mixture(directory, summary, hashes))
+
+    def list_length(self, k: int) -> int:
+        """Return how many items of each generator's list ``mix`` needs for ``k`` candidates."""
+        return k if self.mixture is None else max(k, self.mixture.pool)
 
     def read(self, request: CandidateRequest, state: FunnelState, k: int) -> dict[str, ScoredItems]:
         """Return up to ``k`` items of each generator that reads the state, from the state as it is now.
@@ -219,23 +232,41 @@ class Blend:
         answering = [lists[generator.name] for generator in self._generators if generator.answers_newcomers]
         return joined_lists(answering, popular, k, n_items)
 
-    def mix_block(self, lists: Mapping[str, ItemLists], k: int, n_items: int) -> MixedLists:
+    def mix_block(
+        self, lists: Mapping[str, ItemLists], k: int, n_items: int, history_lengths: np.ndarray
+    ) -> MixedLists:
         """Return what ``mix`` returns for each request of a block.
 
         Args:
             lists: of ``block_lists``, and the two-tower list.
             k: ``candidate_k``.
             n_items: size of the catalogue.
+            history_lengths: int ``[B]``, items of each request's history.
         """
+        if self.mixture is not None:
+            return self.mixture.mixed(lists, history_lengths, k)
         return mixed_lists({name: lists[name] for name in self.names}, self.quotas, k, n_items)
 
-    def mix(self, lists: Mapping[str, ScoredItems], k: int) -> Blended:
-        """Choose by quotas and order by fused rank; see the module.
+    def mix(self, lists: Mapping[str, ScoredItems], k: int, history_length: int | None = None) -> Blended:
+        """Choose and order the candidates of one request; see the module.
 
         Args:
             lists: of every generator, see ``complete``.
             k: ``candidate_k``. Fewer are returned only where the request allows fewer items.
+            history_length: items of the request's history; only a learned mixture reads it.
+
+        Raises:
+            DataError: if a learned mixture is not told the length of the history.
         """
+        if self.mixture is None:
+            return self._mix_by_quotas(lists, k)
+        if history_length is None:
+            raise DataError("a learned mixture reads history_length, found None: allowed are whole numbers")
+        of_one = {name: ItemLists.join([lists[name]]) for name in self.names}
+        mixed = self.mixture.mixed(of_one, np.array([history_length]), k)
+        return Blended(mixed.items.row(0), mixed.source, mixed.sources)
+
+    def _mix_by_quotas(self, lists: Mapping[str, ScoredItems], k: int) -> Blended:
         within = [lists[name].ids[: self.quotas[name]] for name in self.names]
         chosen = np.unique(np.concatenate(within))
         tower = lists[TOWER].ids

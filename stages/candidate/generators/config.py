@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from stages.candidate.generators.settings import GeneratorSettings, NotNegative
+from stages.candidate.generators.settings import GeneratorSettings, NotNegative, Positive
 from stages.candidate.generators.table import TOWER, generator_class, generator_names
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
@@ -46,6 +46,48 @@ class LearningConfig(Config):
     seed: int = Field(default=42, ge=0)
 
 
+class MixtureConfig(Config):
+    """How the generators' lists become the candidates, and how a learned mixture is trained.
+
+    Attributes:
+        kind: ``quotas`` mixes the lists by quotas and reciprocal rank fusion, see ``generators.blend``. ``learned``
+            trains a network, see ``generators.mixture``, and falls back to quotas where it does not gain on the
+            validation requests.
+        pool: items of each generator's list that the network scores, ``candidate_k`` or more; None takes
+            ``candidate_k``.
+        hidden: width of its two hidden layers.
+        batch_requests: requests of a training step.
+        epochs: over the training requests, at most.
+        learning_rate: the highest of AdamW's one-cycle schedule.
+        patience: training ends after so many epochs in a row without a smaller loss on the validation requests.
+        max_requests: requests of the ranker period that are read, at most.
+        validation_share: share of them that is kept for validation, the latest ones.
+        seed: of the choice of requests, the first weights and the order of training.
+    """
+
+    kind: Literal["quotas", "learned"] = "quotas"
+    pool: int | None = Field(default=None, ge=1)
+    hidden: int = Field(default=32, ge=1, le=1024)
+    batch_requests: int = Field(default=32, ge=1)
+    epochs: int = Field(default=20, ge=1)
+    learning_rate: Positive = 0.004
+    patience: int = Field(default=4, ge=1)
+    max_requests: int = Field(default=4000, ge=1)
+    validation_share: float = Field(default=0.3, gt=0, lt=1)
+    seed: int = Field(default=42, ge=0)
+
+    def length(self, candidate_k: int) -> int:
+        """Return how many items of each generator's list are read.
+
+        Raises:
+            ConfigError: if they are fewer than ``candidate_k``, which could leave a request short of candidates.
+        """
+        pool = candidate_k if self.kind == "quotas" or self.pool is None else self.pool
+        if pool < candidate_k:
+            raise ConfigError(f"sources.mixture.pool = {pool}: allowed are candidate_k = {candidate_k} or more")
+        return pool
+
+
 class SourcesConfig(GeneratorSettings):
     """Which generators give candidates, and how many each.
 
@@ -58,11 +100,13 @@ class SourcesConfig(GeneratorSettings):
         quotas: ``learned``, or a number for each generator: a share of ``candidate_k`` below 1, a whole number of items
             from 1 on. Generators without a quota share the rest evenly.
         learning: how quotas are learned.
+        mixture: whether quotas or a trained network mix the lists.
     """
 
     names: tuple[GeneratorName, ...] = (TOWER,)
     quotas: Literal["learned"] | dict[str, NotNegative] = {}
     learning: LearningConfig = LearningConfig()
+    mixture: MixtureConfig = MixtureConfig()
 
     @classmethod
     def sections(cls) -> dict[str, Any]:
@@ -111,6 +155,15 @@ class SourcesConfig(GeneratorSettings):
         broken = {name: quota for name, quota in self.quotas.items() if quota > 1 and not quota.is_integer()}
         if broken:
             raise ValueError(f"quotas = {broken}: allowed are shares below 1 and whole numbers from 1")
+        return self
+
+    @model_validator(mode="after")
+    def _a_mixture_has_several_lists(self) -> SourcesConfig:
+        if self.mixture.kind == "learned" and not self.blends:
+            raise ValueError(
+                f"mixture.kind = 'learned' mixes the lists of several generators, names = {list(self.names)}: allowed "
+                "are two or more of them, or mixture.kind = 'quotas'"
+            )
         return self
 
     @property
@@ -168,6 +221,19 @@ class TrainSourcesConfig(Config):
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
     candidate_k: int = Field(default=200, ge=1)
     features: FeatureConfig = FeatureConfig()
+
+    @property
+    def quota_block(self) -> int:
+        """Places that move at a time while quotas are learned."""
+        return max(1, round(self.sources.learning.block_share * self.candidate_k))
+
+    @model_validator(mode="after")
+    def _pool_holds_the_candidates(self) -> TrainSourcesConfig:
+        try:
+            self.sources.mixture.length(self.candidate_k)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 def _own_sections() -> type[Config]:

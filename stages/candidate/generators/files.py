@@ -2,6 +2,7 @@
 
     sources.json           SourcesSummary: names, settings, quotas, what the files belong to, their sha256
     <name>_<array>.npy     each array of each generator in use that is fitted, see ``CandidateGenerator.arrays``
+    mixture.onnx           the network of a learned mixture, see ``Mixture``; only where it is used
 
 Shapes: N items.
 """
@@ -16,12 +17,28 @@ from pydantic import ValidationError
 
 from stages.candidate.generators.config import SourcesConfig
 from stages.candidate.generators.generator import Arrays, CandidateGenerator
+from stages.candidate.generators.mixture import Mixture
+from stages.candidate.generators.pools import mixture_features
 from stages.contracts.arrays import load_npy
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
 
-SOURCES_DIRECTORY, SOURCES_JSON = "sources", "sources.json"
+SOURCES_DIRECTORY, SOURCES_JSON, MIXTURE_FILE = "sources", "sources.json", "mixture.onnx"
+
+
+class MixtureSummary(Config):
+    """The learned mixture in ``sources.json``.
+
+    Attributes:
+        features: names of what the network reads, in order.
+        pool: items of each generator's list that it scores, at most.
+        deviation: largest difference between the exported network's scores and those of training.
+    """
+
+    features: tuple[str, ...]
+    pool: int
+    deviation: float
 
 
 class SourcesSummary(Config):
@@ -38,6 +55,7 @@ class SourcesSummary(Config):
         data_fingerprint: of the snapshot.
         config: the settings.
         files: sha256 by name.
+        mixture: the learned mixture; None where quotas mix the lists, as in older releases.
     """
 
     format_version: int = 1
@@ -50,6 +68,7 @@ class SourcesSummary(Config):
     data_fingerprint: str
     config: SourcesConfig
     files: dict[str, str] = {}
+    mixture: MixtureSummary | None = None
 
 
 def write_arrays(directory: Path, kind: type[CandidateGenerator], arrays: Arrays) -> dict[str, str]:
@@ -84,7 +103,7 @@ def read_summary(directory: Path, n_items: int) -> SourcesSummary:
         summary = SourcesSummary.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
         raise ReleaseError(f"{path} is not a readable description of sources: {error}") from None
-    faults: Mapping[str, tuple[object, object]] = {
+    faults: dict[str, tuple[object, object]] = {
         "format_version": (summary.format_version, 1),
         "n_items": (summary.n_items, n_items),
         "names": (summary.names, summary.config.names),
@@ -92,6 +111,11 @@ def read_summary(directory: Path, n_items: int) -> SourcesSummary:
         "sum of quotas above candidate_k": (max(sum(summary.quotas.values()) - summary.candidate_k, 0), 0),
         "smallest quota below 0": (min(0, *summary.quotas.values()), 0),
     }
+    if summary.mixture is not None:
+        faults |= {
+            "mixture.features": (summary.mixture.features, mixture_features(summary.names)),
+            "mixture.pool below candidate_k": (max(summary.candidate_k - summary.mixture.pool, 0), 0),
+        }
     wrong = [f"{what} = {found!r}, expected {wanted!r}" for what, (found, wanted) in faults.items() if found != wanted]
     if wrong:
         raise ReleaseError(f"{path}: " + "; ".join(wrong))
@@ -118,7 +142,26 @@ def load_arrays(
     }
 
 
-def _load(path: Path, dtype: np.dtype, summary: SourcesSummary, hashes: Mapping[str, str] | None) -> np.ndarray:
+def load_mixture(directory: Path, summary: SourcesSummary, hashes: Mapping[str, str] | None = None) -> Mixture | None:
+    """Load the learned mixture; None where quotas mix the lists.
+
+    Args:
+        directory: holds it.
+        summary: says its sha256, and what it reads.
+        hashes: sha256 of the files as found, by path in a release; None computes them.
+
+    Raises:
+        ReleaseError: if it is missing, changed, or does not read what the summary says.
+    """
+    if summary.mixture is None:
+        return None
+    path = directory / MIXTURE_FILE
+    _check(path, summary, hashes)
+    return Mixture(path, summary.names, summary.mixture.pool)
+
+
+def _check(path: Path, summary: SourcesSummary, hashes: Mapping[str, str] | None) -> None:
+    """Refuse a file that is not the one that the summary names."""
     if path.name not in summary.files:
         raise ReleaseError(f"{path.parent / SOURCES_JSON} does not list {path.name}")
     if not path.is_file():
@@ -126,6 +169,10 @@ def _load(path: Path, dtype: np.dtype, summary: SourcesSummary, hashes: Mapping[
     found = sha256_file(path) if hashes is None else hashes[f"{SOURCES_DIRECTORY}/{path.name}"]
     if found != summary.files[path.name]:
         raise ReleaseError(f"{path}: sha256 {found[:12]}…, {SOURCES_JSON} says {summary.files[path.name][:12]}…")
+
+
+def _load(path: Path, dtype: np.dtype, summary: SourcesSummary, hashes: Mapping[str, str] | None) -> np.ndarray:
+    _check(path, summary, hashes)
     try:
         values = load_npy(path)
     except (OSError, ValueError) as error:

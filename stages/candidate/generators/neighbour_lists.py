@@ -128,7 +128,7 @@ def _content(items: ItemTable) -> sparse.csr_matrix:
     numbers: dict[str, int] = {}
     rows, columns = [], []
     for item, title in enumerate(items.title):
-        for word in set(_WORD.findall(str(title).lower())):
+        for word in dict.fromkeys(_WORD.findall(str(title).lower())):  # a set's order differs from process to process
             rows.append(item)
             columns.append(numbers.setdefault(word, len(numbers)) + items.n_categories)
     owners = np.repeat(np.arange(len(items)), np.diff(items.category_offsets))

@@ -5,13 +5,16 @@ Shapes: N items of the release, M items of the snapshot (M >= N).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from stages.candidate.generators.files import (
+    MIXTURE_FILE,
     SOURCES_DIRECTORY,
     SOURCES_JSON,
     load_arrays,
+    load_mixture,
     read_summary,
     write_arrays,
     write_summary,
@@ -31,7 +34,8 @@ class RefreshSourcesConfig(Config):
 def refresh_sources(config: RefreshSourcesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Make the generators of a release fit the catalogue of a larger snapshot.
 
-    Each generator's ``refresh`` extends its arrays. Generators that read the state have none. Quotas stay.
+    Each generator's ``refresh`` extends its arrays. Generators that read the state have none. Quotas, or the learned
+    mixture, stay.
 
     Args:
         config: nothing.
@@ -60,6 +64,9 @@ def refresh_sources(config: RefreshSourcesConfig, inputs: Mapping[str, Path], di
             kind = generator_class(name)
             found = kind.refresh(summary.config, load_arrays(released, kind, summary), items)
             files |= write_arrays(target, kind, found)
+    if load_mixture(released, summary) is not None:
+        shutil.copyfile(released / MIXTURE_FILE, target / MIXTURE_FILE)
+        files[MIXTURE_FILE] = summary.files[MIXTURE_FILE]
     changes = {
         "n_items": len(items),
         "tower_version": tower.tower_version,

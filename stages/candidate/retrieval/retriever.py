@@ -50,7 +50,9 @@ class Answers:
         source: int8 ``[n]`` codes of their generators.
         sources: score and rank of each candidate in every generator's list; None where there is one generator.
         popular: bool ``[B]``, requests without history, which the popular list answers.
-        lists: every generator's list by name where there are several; empty for a request without history.
+        history_lengths: int64 ``[B]``, items of each request's history.
+        lists: every generator's list by name where there are several, as long as the blend reads them; empty for a
+            request without history.
     """
 
     rows: np.ndarray
@@ -59,6 +61,7 @@ class Answers:
     source: np.ndarray
     sources: SourceScores | None
     popular: np.ndarray
+    history_lengths: np.ndarray
     lists: dict[str, ItemLists]
 
     def table(self) -> CandidateTable:
@@ -88,6 +91,7 @@ class Retriever:
         self, scorer: CandidateScorer, state: FunnelState, snapshot: Snapshot, candidate_k: int, blend: Blend | None
     ) -> None:
         self._scorer, self._state, self._k, self._blend = scorer, state, candidate_k, blend
+        self._list_k = candidate_k if blend is None else blend.list_length(candidate_k)
         self._contexts = snapshot.contexts()
         self._requests: RequestTable = snapshot.requests()
         self._available_PN = np.stack([state.items.available_from_ms(part) for part in PARTS])
@@ -106,7 +110,7 @@ class Retriever:
             DataError: if the events are not in time order.
         """
         available_ms = dict(zip(PARTS, self._available_PN, strict=True))
-        wanted = Wanted(available_ms, lists_k=self._k, popular_k=self._k)
+        wanted = Wanted(available_ms, lists_k=self._list_k, popular_k=self._k)
         if self._blend is not None:
             wanted = self._blend.want(wanted)
             if self._blend.visits:
@@ -126,7 +130,7 @@ class Retriever:
             seen=state.touched(user),
             available_ms=self._available_PN[PARTS.index(int(self._requests.part[row]))],
         )
-        self._visited[row] = self._blend.visit(request, state, self._k)
+        self._visited[row] = self._blend.visit(request, state, self._list_k)
 
     def _answer(self, reading: Reading) -> Answers:
         rows = reading.rows
@@ -139,7 +143,8 @@ class Retriever:
         popular, mixed = reading.popular, _of_one(tower)
         if self._blend is not None:
             popular, lists, mixed = self._blended(self._blend, reading, exclusions, tower)
-        return Answers(rows, queries, *_with_popular(mixed, popular, known), popular=~known, lists=lists)
+        answered = _with_popular(mixed, popular, known)
+        return Answers(rows, queries, *answered, popular=~known, history_lengths=reading.lengths, lists=lists)
 
     def _tower(self, reading: Reading, exclusions: Exclusions, known: np.ndarray) -> tuple[np.ndarray, ItemLists]:
         """Return the queries of all requests, and the two-tower list of those that have a history."""
@@ -150,7 +155,7 @@ class Retriever:
         columns = (inputs.items, inputs.signals, inputs.ages, inputs.users, inputs.context)
         found = self._scorer.embed(TowerInputs(*(column[known] for column in columns)))
         queries[known] = ranker_query(found)
-        lists = self._search.search(found, self._k, exclusions.take(known))
+        lists = self._search.search(found, self._list_k, exclusions.take(known))
         lengths = np.zeros(len(reading), dtype=np.int64)
         lengths[known] = lists.lengths
         return queries, ItemLists(row_offsets(lengths), lists.ids, lists.scores)
@@ -162,12 +167,12 @@ class Retriever:
         n_items, known = exclusions.n_items, reading.lengths > 0
         block = RequestBlock(reading.inputs.items, reading.lengths, reading.inputs.context, exclusions)
         read = {**reading.lists, **_joined([self._visited.pop(row, {}) for row in reading.rows.tolist()])}
-        found = blend.block_lists(read, block, self._state, self._k)
+        found = blend.block_lists(read, block, self._state, self._list_k)
         newcomers = {name: _only(lists, ~known) for name, lists in found.items()}
         popular = blend.block_for_newcomers(newcomers, reading.popular, self._k, n_items)
         lists = {TOWER: tower, **{name: _only(lists, known) for name, lists in found.items()}}
         lists = {name: lists[name] for name in blend.names}
-        return popular, lists, blend.mix_block(lists, self._k, n_items)
+        return popular, lists, blend.mix_block(lists, self._k, n_items, reading.lengths)
 
 
 def _of_one(tower: ItemLists) -> MixedLists:

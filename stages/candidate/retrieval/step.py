@@ -64,7 +64,8 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
     n_sources = 1 if blend is None else len(blend.names)
     needed = candidate_bytes(len(requests), config.candidate_k, n_sources, scorer.dim)
     require_disk("retrieve", directory, needed)
-    measured = Recalls(snapshot.targets(), len(requests), scorer.n_items, () if blend is None else blend.names)
+    names = () if blend is None else blend.names
+    measured = Recalls(snapshot.targets(), len(requests), scorer.n_items, names, config.candidate_k)
     with (
         CandidateTable.writer(directory / CANDIDATES_FILE) as write,
         source_writer(directory / SOURCE_SCORES_FILE) as write_sources,
@@ -130,12 +131,13 @@ class Recalls:
         n_requests: Q.
         n_items: N.
         names: the generators, where there are several.
+        candidate_k: items of a generator's list that count.
     """
 
-    def __init__(self, targets: Targets, n_requests: int, n_items: int, names: Sequence[str]) -> None:
+    def __init__(self, targets: Targets, n_requests: int, n_items: int, names: Sequence[str], candidate_k: int) -> None:
         self._items = targets.item_index
         self._starts = np.searchsorted(targets.request_id, np.arange(n_requests + 1))
-        self._n_items = n_items
+        self._n_items, self._k = n_items, candidate_k
         self._popular = np.zeros(n_requests, dtype=bool)
         self._values = {name: np.full(n_requests, np.nan) for name in (_BLEND, *names)}
 
@@ -146,7 +148,7 @@ class Recalls:
         answered = self._recalls(rows, answers.items)
         self._values[_BLEND][rows] = answered
         for name, lists in answers.lists.items():
-            self._values[name][rows] = np.where(popular, answered, self._recalls(rows, lists))
+            self._values[name][rows] = np.where(popular, answered, self._recalls(rows, lists.first(self._k)))
 
     def _recalls(self, rows: np.ndarray, lists: ItemLists) -> np.ndarray:
         """Return float64 ``[B]``: the share of each request's targets that its list holds; NaN without targets."""
