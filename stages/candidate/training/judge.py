@@ -87,7 +87,8 @@ class Judge:
         rank, world = dist.get_rank(), dist.get_world_size()
         own_J, own_N = part(len(self._held), rank, world), part(len(self._items_N), rank, world)
         # All ranks embed equally often: a lookup is a collective.
-        n_users, n_items = (math.ceil(math.ceil(n / world) / step) for n, step in self._work())
+        n_users = math.ceil(math.ceil(len(self._held) / world) / USERS)
+        n_items = math.ceil(math.ceil(len(self._items_N) / world) / ITEMS)
         queries = [self._queries(users) for users in _chunks(own_J, n_users, USERS)]
         query_JD = torch.cat(_gathered(torch.cat(queries)))
         scores_Jk = torch.full((len(query_JD), self._k), -torch.inf, device=query_JD.device)
@@ -99,9 +100,6 @@ class Judge:
             scores_Jk, best_Jk = _merged([scores_Jk, found_JC], [best_Jk, items_JC], self._k)
         _, best_Jk = _merged(_gathered(scores_Jk), _gathered(best_Jk), self._k)
         return best_Jk.cpu().numpy()
-
-    def _work(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        return (len(self._held), USERS), (len(self._items_N), ITEMS)
 
     def _queries(self, users: slice) -> torch.Tensor:
         """Return the vectors of some users; none of an empty slice, which takes part in the lookup all the same."""

@@ -105,7 +105,7 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
             checkpoints=checkpoints,
             warm=warm,
             run=run,
-            until=search and search["best_epoch"],
+            until=None if search is None else search["best_epoch"],
         )
         launch(config, work)
         summary = export(directory, work, config, catalogue)
