@@ -19,6 +19,7 @@ from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.towers.encoders import Histories, masked_softmax
 from stages.candidate.towers.losses import not_negative, sampled_softmax
+from stages.candidate.towers.temperature import start_of
 from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
 from stages.candidate.training.batches import Batch, Batches
 from stages.candidate.training.objective import LogQ
@@ -87,6 +88,7 @@ class PlainLoss:
 
     def __init__(self, model: PlainTowers, catalogue: Catalogue, config: CandidateConfig, batches: Batches) -> None:
         self.model, self._catalogue, self._config = model, catalogue, config
+        self._temperature = start_of(config, len(catalogue.eligible))
         self._log_q = LogQ(catalogue, config.negatives, torch.from_numpy(batches.shared.expected), torch.device("cpu"))
 
     def prepare(self, batch: Batch) -> PlainInputs:
@@ -123,4 +125,4 @@ class PlainLoss:
         seen_BL = torch.from_numpy(batch.seen(len(self._catalogue))) if self._config.negatives.mask_history else None
         masked_BC = not_negative(inputs.items, len(query_BD), seen_BL)
         log_q_C = self._log_q(inputs.items, len(query_BD))
-        return sampled_softmax(query_BD, candidate_CD, masked_BC, self._config.loss.temperature, log_q_C)
+        return sampled_softmax(query_BD, candidate_CD, masked_BC, self._temperature, log_q_C)

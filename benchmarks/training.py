@@ -83,7 +83,7 @@ def write_world(work: Path, n_users: int, n_items: int, ranks: int) -> None:
     )
     config = TrainCandidateConfig(candidate=candidate, features=FeatureConfig(history_length=HISTORY))
     write_json(work / "job.json", config.model_dump(mode="json"))
-    write_json(work / "run.json", {"checkpoints": None, "warm_start": None, "identity": {}})
+    write_json(work / "run.json", {"checkpoints": None, "warm_start": None, "identity": {}, "until": None})
 
 
 def uncut(settings: Any) -> Any:

@@ -183,6 +183,9 @@ def towers_gigabytes(rows: int, items: int, candidate: CandidateConfig, features
     width, ranks = candidate.model.dimension, candidate.distributed.n_processes
     # Weights, their sums of squares, the average, and the written copy; of one table or of two.
     tables = 16 * (1 if candidate.model.shared_item_table else 2) * items * width
+    stopping = candidate.training.early_stopping
+    if stopping is not None and stopping.then == "keep":
+        tables *= 2  # the best epoch's
     # What attention keeps of each position for the backward pass; other encoders keep the vectors of the history.
     kept = 128 * candidate.model.blocks if candidate.model.encoder == "attention" else 4
     batch = 4 * candidate.training.batch_size * features.history_length * width * kept

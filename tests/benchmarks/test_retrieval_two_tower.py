@@ -253,6 +253,13 @@ def test_settings_reach_into_parts() -> None:
         configure(STATIC, ["two_tower"], {}, ["two_tower.candidate.training.epoch=5"])
 
 
+def test_rows_are_not_held_out_of_one_of_several_orders() -> None:
+    stopping = {"training": {"early_stopping": {"hold_out": "random"}}}
+    with pytest.raises(ValueError, match=r"orders = 2 with candidate.training.early_stopping: what is held out of one"):
+        TwoTower(orders=2, candidate=CandidateConfig(**stopping))
+    assert TwoTower(candidate=CandidateConfig(**stopping)).orders == 0
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_of_a_protocol_and_its_models(path: Path) -> None:
     known = REPLAYED if path.stem in REPLAYS else STATIC

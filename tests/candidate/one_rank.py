@@ -31,11 +31,12 @@ def process_group() -> Iterator[None]:
 def in_this_process() -> Iterator[None]:
     """Let the step train within this context as the one rank of this process; the test needs ``one_rank``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "launch", _train)
+        patch.setattr(step, "launch", train)
         yield
 
 
-def _train(config: TrainCandidateConfig, work: Path) -> None:
+def train(config: TrainCandidateConfig, work: Path) -> None:
+    """Train a prepared job as the one rank of this process."""
     assert config.candidate.distributed.n_processes == 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchRec's own deprecations

@@ -99,6 +99,11 @@ FORMER: dict[str, Any] = {
     "warm_start_epochs": 2,
 }
 """The keys of when the section was flat, and the defaults that they had."""
+LATER = {
+    "loss": ("learned_temperature", "temperature_bounds"),
+    "training": ("early_stopping", "histories"),
+}
+"""Fields by section that came after the section was nested."""
 GONE = ("correction", "ccl_margin", "ccl_negative_weight")
 
 
@@ -135,7 +140,9 @@ def test_every_former_key_has_a_new_one_of_the_same_default_or_is_gone() -> None
     assert {key: at(now, CandidateConfig.renamed[key]) for key in FORMER if key not in GONE} == {
         key: value for key, value in FORMER.items() if key not in GONE
     }
-    assert len(FORMER) - len(GONE) == sum(len(section) for section in now.values()), "and there is no other"
+    known = {CandidateConfig.renamed[key] for key in FORMER if key not in GONE}
+    later = {f"{section}.{name}" for section, names in LATER.items() for name in names}
+    assert known | later == {f"{section}.{name}" for section in now for name in now[section]} and not known & later
 
 
 @pytest.mark.parametrize("key", FORMER)
@@ -224,8 +231,11 @@ def before(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(step / "tower.json", summary)
     state = read_json(step / STATE / STATE_JSON)
     former = {f"candidate.{new}": f"candidate.{old}" for old, new in CandidateConfig.renamed.items()}
-    write_json(step / STATE / STATE_JSON, {**state, "shape": {former[key]: v for key, v in state["shape"].items()}})
-    assert len(state["shape"]) == 17
+    write_json(
+        step / STATE / STATE_JSON,
+        {**state, "shape": {former[key]: v for key, v in state["shape"].items() if key in former}},
+    )
+    assert len(state["shape"]) == 18 and {*state["shape"]} - {*former} == {"candidate.loss.learned_temperature"}
     return step
 
 
@@ -318,5 +328,6 @@ def test_a_run_is_identified_by_all_but_where_it_runs(planted: Path, trained: Pa
     described = {*read_json(trained / STATE / STATE_JSON)["shape"]}
     free = {f"candidate.model.{name}" for name in FREE}
     assert described == {name for name in named if name.startswith("candidate.model.")} - free | {
-        "candidate.optimizer.sparse"
+        "candidate.optimizer.sparse",
+        "candidate.loss.learned_temperature",
     }

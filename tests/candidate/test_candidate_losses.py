@@ -101,7 +101,7 @@ def learnt(loss, n_shared, rate=1.0):
         log_q = mixture_log_q(torch.zeros(len(items)), torch.full((len(items),), n_shared / 8))
         masked = not_negative(items, batch, None, in_batch=False)
         negatives = Negatives(masked, log_q, n_shared, n_shared / 7)
-        value = SAMPLED_LOSSES[loss.kind](torch.ones(batch, 1), scores[items][:, None], negatives, loss)
+        value = SAMPLED_LOSSES[loss.kind](torch.ones(batch, 1), scores[items][:, None], negatives, 1.0, loss)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

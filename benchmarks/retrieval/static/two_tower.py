@@ -42,13 +42,22 @@ class TwoTower(Model):
         candidate: model and training; ``training.seed`` is set to the seed of the run.
         features: ``history_length`` is L.
         orders: 0 keeps the rows in time order, or in file order without times. n trains on n random orders of each
-            user's rows, for protocols that hold out items at random.
+            user's rows, for protocols that hold out items at random; ``training.histories: others`` needs no copies.
     """
 
     deterministic: ClassVar[bool] = False
     candidate: CandidateConfig = CandidateConfig()
     features: FeatureConfig = FeatureConfig()
     orders: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _rows_are_held_out_of_all_orders(self) -> TwoTower:
+        if self.orders and self.candidate.training.early_stopping is not None:
+            raise ValueError(
+                f"orders = {self.orders} with candidate.training.early_stopping: what is held out of one order is "
+                "trained on in another; take orders = 0 and candidate.training.histories = 'others'"
+            )
+        return self
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
         """Train, and embed every user's latest history; a user without rows gets the popular items."""

@@ -101,18 +101,30 @@ class LossConfig(Config):
         kind: ``softmax`` (sampled softmax), ``bpr`` (pairs; exact with few negatives a step), ``gbce`` (the logits are
             those of calibrated probabilities) or ``full_softmax`` (over every item that may be a negative). Of the
             section ``negatives``, ``full_softmax`` reads ``mask_history`` only.
-        temperature: divides the product of the two vectors.
+        temperature: divides the product of the two vectors. ``auto`` follows from the number of items, see
+            ``towers.temperature``.
+        learned_temperature: train the temperature too, from that start.
+        temperature_bounds: smallest and largest learned temperature.
         gbce_calibration: t of ``gbce``: 0 is binary cross-entropy, 1 calibrates its probabilities.
     """
 
     kind: Literal["softmax", "bpr", "gbce", "full_softmax"] = "softmax"
-    temperature: Positive = 0.15
+    temperature: Positive | Literal["auto"] = 0.15
+    learned_temperature: Annotated[bool, GIVES_SHAPE] = False
+    temperature_bounds: tuple[Positive, Positive] = (0.02, 1.0)
     gbce_calibration: float = Field(default=0.75, ge=0.0, le=1.0)
 
     @property
     def over_all_items(self) -> bool:
         """Return whether each step uses every item that may be a negative."""
         return self.kind == "full_softmax"
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> LossConfig:
+        low, high = self.temperature_bounds
+        if low > high:
+            raise ValueError(f"temperature_bounds = [{low:g}, {high:g}]: the first must not be above the second")
+        return self
 
 
 class NegativesConfig(Config):
@@ -143,17 +155,46 @@ class NegativesConfig(Config):
         return self
 
 
+class EarlyStoppingConfig(Config):
+    """Chooses the number of epochs on rows that are held out from the candidate period.
+
+    After each epoch the held-out items of a sample of users are ranked among all items that can be candidates.
+
+    Attributes:
+        hold_out: ``later``: all rows from the moment on after which this ``share`` of them lies. ``random``: for data
+            without times, this share of each sampled user's rows.
+        share: of the rows.
+        users: sampled users at most; users without a held-out row or without any other row are not sampled.
+        metric: what is compared: ``ndcg`` or ``recall``, both at ``k``, of the mean user.
+        k: answers of a user.
+        patience: epochs without a better figure after which the training ends.
+        then: ``keep``: the model has the best epoch's weights, and has never seen the rows that were held out.
+            ``refit``: a second training on all rows ends after as many epochs.
+    """
+
+    hold_out: Literal["later", "random"] = "later"
+    share: float = Field(default=0.1, gt=0.0, lt=1.0)
+    users: int = Field(default=2000, ge=1)
+    metric: Literal["ndcg", "recall"] = "ndcg"
+    k: int = Field(default=20, ge=1, le=1000)
+    patience: int = Field(default=1, ge=1)
+    then: Literal["keep", "refit"] = "refit"
+
+
 class TrainingConfig(Config):
     """Examples, batches and passes.
 
     Attributes:
         mode: ``examples`` encodes each example's history. ``sequences`` trains every position of a user's sequence
             in one pass, and needs the encoder ``attention``.
-        epochs: passes over the examples.
+        epochs: passes over the examples; with ``early_stopping`` at most so many.
+        early_stopping: ends the training when held-out rows are no longer ranked better. None trains all epochs.
         batch_size: examples a step, over all ranks; at most as many as there are.
         windows_by_length: only with ``sequences``. True: a batch holds windows of about one length, to which it is
             cut, and batches have about equally many examples. False: batches have equally many windows, drawn at
             random.
+        histories: ``earlier``: what the user touched before the example. ``others``, for data without times: all other
+            touches of the user, in an order drawn anew in each epoch, with ages as of a second after the last one.
         use_empty_histories: train also on a user's first events, whose history is empty.
         history_dropout: probability of leaving an item out of a training history.
         item_id_dropout: probability of hiding an item's id in training, so that the rest of the
@@ -167,8 +208,10 @@ class TrainingConfig(Config):
 
     mode: Literal["examples", "sequences"] = "examples"
     epochs: int = Field(default=8, ge=1)
+    early_stopping: EarlyStoppingConfig | None = None
     batch_size: int = Field(default=512, ge=2)
     windows_by_length: bool = False
+    histories: Literal["earlier", "others"] = "earlier"
     use_empty_histories: bool = False
     history_dropout: Probability = 0.1
     item_id_dropout: Probability = 0.1
@@ -180,6 +223,12 @@ class TrainingConfig(Config):
     def _windows_are_of_sequences(self) -> TrainingConfig:
         if self.windows_by_length and self.mode != "sequences":
             raise ValueError(f"windows_by_length with mode = {self.mode!r}: it needs mode = 'sequences'")
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_are_in_order(self) -> TrainingConfig:
+        if self.histories == "others" and self.mode == "sequences":
+            raise ValueError("histories = 'others' with mode = 'sequences': it needs mode = 'examples'")
         return self
 
 

@@ -23,6 +23,7 @@ from stages.features.history import TowerInputs, age_seconds, event_relevance
 __all__ = ["Examples", "first_touches", "latest_inputs", "training_examples"]
 
 
+_SECOND_MS = 1000
 _POSITIONS = ("start", "end", "version_offsets")
 
 
@@ -106,6 +107,41 @@ class Examples:
             context=self.moments[self.contexts[rows_B]].astype(np.int64),
         )
 
+    def others(
+        self, places_B: np.ndarray, order_E: np.ndarray, sizes_U: np.ndarray, length: int, padding: int
+    ) -> TowerInputs:
+        """Return the inputs of histories that hold the user's other touches, whenever these were.
+
+        The history of place p is what stands behind it in the user's row of ``order_E``, around the end, cut to L; the
+        example is touch ``order_E[p]``. The request is a second after the user's last touch.
+
+        Args:
+            places_B: int64, the examples' places in ``order_E``.
+            order_E: from ``shuffled``.
+            sizes_U: int64, touches of each user.
+            length: L.
+            padding: N.
+        """
+        start_B, users_B = self.start[places_B].astype(np.int64), self.users[places_B].astype(np.int64)
+        size_B = sizes_U[users_B]
+        behind_BL = (places_B - start_B)[:, None] + np.arange(1, length + 1)
+        touch_BL = order_E[start_B[:, None] + behind_BL % size_B[:, None]]
+        kept_BL = np.arange(length) < (size_B - 1)[:, None]
+        asked_ms_B1 = self.times_ms[start_B + size_B - 1][:, None] + _SECOND_MS
+        signals_BL = self.version_signals[self.version_offsets[touch_BL + 1] - 1]
+        return TowerInputs(
+            items=_filled(self.items[touch_BL], kept_BL, padding),
+            signals=_filled(signals_BL, kept_BL, 0),
+            ages=_filled(age_seconds(self.times_ms[touch_BL], asked_ms_B1), kept_BL, 0),
+            users=users_B,
+            context=self.moments[self.contexts[order_E[places_B]]].astype(np.int64),
+        )
+
+    def shuffled(self, rng: np.random.Generator) -> np.ndarray:
+        """Return int64 ``[E]``, the touches with those of each user in a new random order."""
+        order_E: np.ndarray = np.argsort(self.users + rng.random(len(self)))
+        return order_E
+
     def signals_before(self, touches: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
         """Return int64 signals of touches as known strictly before ``time_ms`` (broadcast), or else their first."""
         place, last = self.version_offsets[touches], self.version_offsets[touches + 1] - 1
@@ -118,15 +154,28 @@ class Examples:
             unknown = later & (place < last)
         return signals
 
-    def usable(self, empty_histories: bool) -> np.ndarray:
-        """Return int64 rows of the examples to train on: all, or those with a history."""
-        return np.flatnonzero((self.end > self.start) | empty_histories)
+    def usable(self, empty_histories: bool, of_others: bool = False) -> np.ndarray:
+        """Return int64 rows of the examples to train on: all, or those with a history.
 
-    def read_by_others(self, length: int) -> np.ndarray:
+        Args:
+            empty_histories: whether to train without a history, too.
+            of_others: whether all other touches of the user are the history, or those before the example only.
+        """
+        has_history = self.sizes()[self.users] > 1 if of_others else self.end > self.start
+        return np.flatnonzero(has_history | empty_histories)
+
+    def sizes(self) -> np.ndarray:
+        """Return int64 ``[U]``, touches of each user up to the last one who has any."""
+        return np.bincount(self.users)
+
+    def read_by_others(self, length: int, of_others: bool = False) -> np.ndarray:
         """Return int64 touches that are in the history, of ``length`` items, of at least one example.
 
-        It is enough to look at the user's next time of a touch, since later times are further away.
+        With ``of_others`` (see ``usable``) these are all touches of users with several. Otherwise it is enough to look
+        at the user's next time of a touch, since later times are further away.
         """
+        if of_others:
+            return self.usable(False, of_others)
         touches = np.arange(len(self))
         moments = np.unique(self.end)
         following = np.searchsorted(moments, touches, side="right")

@@ -86,6 +86,7 @@ class Catalogue:
         length: int,
         end_ms: int,
         *,
+        of_others: bool = False,
         word_buckets: int = 0,
         n_signals: int = 1,
         n_users: int = 0,
@@ -99,6 +100,7 @@ class Catalogue:
             rows: int64, the examples to train on.
             length: L, items read of a history.
             end_ms: end of the candidate period.
+            of_others: whether histories hold a user's other touches, or those before the example only.
             word_buckets: rows that the words of titles are hashed to; 0 leaves titles out.
             n_signals: kinds of events.
             n_users: U.
@@ -106,7 +108,7 @@ class Catalogue:
         """
         frequency = np.bincount(examples.items[rows], minlength=len(items)).astype(np.int64)
         in_histories = np.zeros(len(items), dtype=bool)
-        in_histories[examples.items[examples.read_by_others(length)]] = True
+        in_histories[examples.items[examples.read_by_others(length, of_others)]] = True
         trained_users = np.zeros(n_users, dtype=bool)
         if n_users:
             trained_users[examples.users[rows]] = True
@@ -148,6 +150,15 @@ class Catalogue:
             field.name: np.load(directory / f"catalogue_{field.name}.npy", allow_pickle=False) for field in fields(cls)
         }
         return cls(**{name: value if value.ndim else value.item() for name, value in columns.items()})
+
+    def named_in_histories(self, shared_table: bool) -> np.ndarray:
+        """Return bool ``[N]``: items whose ids mean something in a history; the others are known by their content.
+
+        Args:
+            shared_table: whether histories and candidates have one item table, so that targets are known as well.
+        """
+        named: np.ndarray = self.in_histories | ((self.frequency > 0) & shared_table)
+        return named
 
     @cached_property
     def _one_category_each(self) -> bool:

@@ -55,6 +55,18 @@ def local_parts(value: torch.Tensor) -> list[tuple[torch.Tensor, tuple[slice, ..
     return found
 
 
+def held_parts(state: State) -> list[torch.Tensor]:
+    """Return what this rank holds of all tensors."""
+    return [part for value in state.values() for part, _ in local_parts(value)]
+
+
+def copy_parts(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+    """Overwrite tensors with others."""
+    with torch.no_grad():
+        for source, target in zip(sources, targets, strict=True):
+            target.copy_(source)
+
+
 def write_arrays(state: State, directory: Path) -> None:
     """Write each tensor, un-sharded, to ``<directory>/<name>.npy``; every rank takes part.
 

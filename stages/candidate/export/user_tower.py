@@ -208,10 +208,9 @@ def user_tower(
         DataError: if its tables are too large for one ONNX file.
     """
     settings = config.candidate.model
-    targets = (catalogue.frequency > 0) & settings.shared_item_table
     ids_ND = table_of(state, "item" if settings.shared_item_table else "history")
     tables: dict[str, Any] = {
-        "ids_ND": closed(ids_ND, catalogue.in_histories | targets),
+        "ids_ND": closed(ids_ND, catalogue.named_in_histories(settings.shared_item_table)),
         "content_NK": closed(content_NK),
         "context_VD": closed(table_of(state, "context")) if settings.context else None,
         "user_UD": None,

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import sparse
 
 from stages.candidate.data.examples import Examples, touch_matrix, training_examples

@@ -176,29 +176,32 @@ class Negatives:
     rate: float
 
 
-SampledLoss = Callable[[torch.Tensor, torch.Tensor, Negatives, LossConfig], torch.Tensor]
+SampledLoss = Callable[[torch.Tensor, torch.Tensor, Negatives, float, LossConfig], torch.Tensor]
 
 
 def _softmax(
-    query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, config: LossConfig
+    query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, temperature: float, config: LossConfig
 ) -> torch.Tensor:
-    return sampled_softmax(query_BD, candidate_CD, negatives.masked, config.temperature, negatives.log_q)
+    return sampled_softmax(query_BD, candidate_CD, negatives.masked, temperature, negatives.log_q)
 
 
-def _bpr(query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, config: LossConfig) -> torch.Tensor:
-    logits_BC = candidate_scores(query_BD, candidate_CD) / config.temperature
-    return bpr(logits_BC, negatives.masked, negatives.log_q)
+def _bpr(
+    query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, temperature: float, config: LossConfig
+) -> torch.Tensor:
+    return bpr(candidate_scores(query_BD, candidate_CD) / temperature, negatives.masked, negatives.log_q)
 
 
-def _gbce(query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, config: LossConfig) -> torch.Tensor:
-    logits_BC = candidate_scores(query_BD, candidate_CD) / config.temperature
+def _gbce(
+    query_BD: torch.Tensor, candidate_CD: torch.Tensor, negatives: Negatives, temperature: float, config: LossConfig
+) -> torch.Tensor:
+    logits_BC = candidate_scores(query_BD, candidate_CD) / temperature
     exponent = gbce_exponent(negatives.rate, config.gbce_calibration)
     return generalised_bce(logits_BC, negatives.masked, negatives.log_q, negatives.count, exponent)
 
 
 SAMPLED_LOSSES: dict[str, SampledLoss] = {"softmax": _softmax, "bpr": _bpr, "gbce": _gbce}
-"""Losses over sampled negatives by ``candidate.loss.kind``, of queries ``[B, D]`` or ``[B, T, D]`` and candidates
-``[C, D]``, the queries' positives first."""
+"""Losses over sampled negatives by ``candidate.loss.kind``, of queries ``[B, D]`` or ``[B, T, D]``, candidates
+``[C, D]``, the queries' positives first, and what divides their products."""
 
 
 def not_negative(

@@ -138,9 +138,16 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         sizes: of the tables and the encoder.
         config: of the model.
         device: of the tables; ``meta`` leaves their storage to the sharder.
+        log_temperature: first value of a learned temperature's logarithm, which the loss reads; None learns none.
     """
 
-    def __init__(self, sizes: Sizes, config: ModelConfig, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        config: ModelConfig,
+        device: torch.device | None = None,
+        log_temperature: float | None = None,
+    ) -> None:
         super().__init__()
         n_items, of_item = sizes.items, parts(sizes.item_parts)
         self._parts = {ITEM: of_item, HISTORY: of_item}
@@ -163,6 +170,8 @@ class TwoTower(nn.Module):  # type: ignore[misc]
         self.embeddings = EmbeddingBagCollection(tables=tables, device=device)
         self.query_tower = QueryTower(sizes, config)
         self.item_tower = ItemTower(config)
+        if log_temperature is not None:
+            self.log_temperature = nn.Parameter(torch.tensor(log_temperature))
 
     def forward(
         self, inputs: ModelInputs, send: Callable[[torch.Tensor], torch.Tensor] | None = None

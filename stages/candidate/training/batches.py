@@ -5,7 +5,7 @@ Shapes: B queries and C candidates of a rank, R histories, L history length, X c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,8 @@ class Batches:
         self._examples, self._catalogue = examples, catalogue
         self._config, self._features = config, features
         self._rank, self._world = rank, world
-        rows = examples.usable(config.training.use_empty_histories)
+        self._of_others = config.training.histories == "others"
+        rows = examples.usable(config.training.use_empty_histories, self._of_others)
         # An epoch's order is as long as this. Where 32 bits are enough, they take half the memory.
         self._rows = rows.astype(np.int32) if len(examples) < 1 << 31 else rows
         self.size = min(config.training.batch_size, len(self._rows))
@@ -122,13 +123,26 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step ``start`` on, the same ones each time it is called."""
-        order = np.random.default_rng([self._config.training.seed, epoch]).permutation(self._rows)
+        order_rng = np.random.default_rng([self._config.training.seed, epoch])
+        order = order_rng.permutation(self._rows)
         share = Share.even(self.size, self.shared.n, self._rank, self._world, not self._full)
+        read = self._inputs(order_rng)
         for step in range(start, self.steps):
             rng = np.random.default_rng([self._config.training.seed, epoch, step])
-            rows = order[step * self.size : (step + 1) * self.size]
-            inputs = self._examples.inputs(rows[share.queries], self._features.history_length, len(self._catalogue))
+            rows, inputs = read(order[step * self.size : (step + 1) * self.size], share.queries)
             yield self._batch(rows, inputs, rng, share, share.queries, self.size)
+
+    def _inputs(self, rng: np.random.Generator) -> Callable[[np.ndarray, slice], tuple[np.ndarray, TowerInputs]]:
+        """Return a function from a batch to its examples, and to the inputs of one rank's share of them.
+
+        Args:
+            rng: of the epoch, for orders of the users' touches.
+        """
+        examples, shape = self._examples, (self._features.history_length, len(self._catalogue))
+        if not self._of_others:
+            return lambda rows, own: (rows, examples.inputs(rows[own], *shape))
+        order_E, sizes_U = examples.shuffled(rng), examples.sizes()
+        return lambda places, own: (order_E[places], examples.others(places[own], order_E, sizes_U, *shape))
 
     def probe(self, n: int) -> Batch:
         """Return the first ``n`` examples, all on every rank: nothing hidden, no negatives, ages as exported."""

@@ -36,12 +36,19 @@ class Progress(Config):
         step: the next step in the epoch.
         losses: mean loss of each finished epoch.
         total: sum over the unfinished epoch's steps of the mean loss over ranks.
+        validation: figures of each finished epoch on held-out rows, by name; empty without early stopping.
     """
 
     epoch: int = 0
     step: int = 0
     losses: tuple[float, ...] = ()
     total: float = 0.0
+    validation: tuple[dict[str, float], ...] = ()
+
+    def best_epoch(self, metric: str) -> int:
+        """Return the number, from 1, of the first epoch with the best figure; 0 before there is one."""
+        values = [figures[metric] for figures in self.validation]
+        return values.index(max(values)) + 1 if values else 0
 
 
 class Checkpoints:

@@ -8,12 +8,14 @@ however tables are sharded; the averages are part of a checkpoint.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stages.candidate.config import AverageConfig
-from stages.candidate.distributed.training_state import State, local_parts
+from stages.candidate.distributed.training_state import State, copy_parts, held_parts
 
 AVERAGE, WEIGHTS = "average/", "weights/"
 _TABLES = f"{WEIGHTS}embeddings."
@@ -49,12 +51,11 @@ class Average:
         self.state: State = {
             AVERAGE + name.removeprefix(WEIGHTS): copy.deepcopy(value) for name, value in chosen.items()
         }
-        self._weights = [part for value in chosen.values() for part, _ in local_parts(value)]
-        self._averages = [part for value in self.state.values() for part, _ in local_parts(value)]
+        self._weights, self._averages = held_parts(chosen), held_parts(self.state)
 
     def restart(self) -> None:
         """Set the averages to the present weights."""
-        _copy(self._weights, self._averages)
+        copy_parts(self._weights, self._averages)
 
     def update(self, step: int) -> None:
         """Add the weights after a step, counted from 0, to the averages."""
@@ -62,15 +63,25 @@ class Average:
 
     def publish(self) -> None:
         """Overwrite the weights with their averages."""
-        _copy(self._averages, self._weights)
+        copy_parts(self._averages, self._weights)
+
+    @contextmanager
+    def published(self) -> Iterator[None]:
+        """Exchange the weights and their averages while something reads the averages from the model."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        with torch.no_grad():
+            for weight, average in zip(self._weights, self._averages, strict=True):
+                kept = weight.clone()
+                weight.copy_(average)
+                average.copy_(kept)
 
 
 def make_average(weights: State, config: AverageConfig) -> Average | None:
     """Return the averages that are configured, if any."""
     return None if config.weights == "none" else Average(weights, config)
-
-
-def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for source, target in zip(sources, targets, strict=True):
-            target.copy_(source)

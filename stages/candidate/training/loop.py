@@ -21,6 +21,7 @@ from stages.candidate.training.ema import Average
 from stages.candidate.training.objective import LossOfBatch
 from stages.candidate.training.prefetch import Prefetched
 from stages.candidate.training.schedule import Schedule
+from stages.candidate.training.stopping import Stopping
 from stages.contracts.errors import DataError
 
 
@@ -44,6 +45,8 @@ class Loop:
         checkpoints: where they go; None writes none.
         state: what a checkpoint holds.
         average: of the weights, taken after each step; None takes none.
+        stopping: judges each epoch and ends the training early; None trains all passes.
+        until: epochs after which the training ends; None trains all passes. Rates are those of all passes.
     """
 
     def __init__(
@@ -55,25 +58,34 @@ class Loop:
         checkpoints: Checkpoints | None,
         state: State,
         average: Average | None = None,
+        stopping: Stopping | None = None,
+        until: int | None = None,
     ) -> None:
         self._batches, self._loss_of, self._optimizer = batches, loss_of, optimizer
         self._config, self._checkpoints, self._state = config, checkpoints, state
         self._average, self._schedule = average, Schedule(optimizer, config.schedule, config.passes * batches.steps)
+        self._stopping, self._until = stopping, config.passes if until is None else min(until, config.passes)
         self._dense = list(dense_parameters(loss_of.model).values())
         self.clock = Clock()
 
     def run(self, progress: Progress, bar: tqdm) -> Progress:
-        """Train from ``progress`` to the end of the last pass.
+        """Train from ``progress`` to the end of the last pass, or until it is stopped.
 
         Raises:
             DataError: if a loss is not finite.
         """
-        while progress.epoch < self._config.passes:
+        while not self._is_done(progress):
             progress = self._epoch(progress, bar)
             bar.set_postfix(epoch=progress.epoch, loss=f"{progress.losses[-1]:.4f}")
-            if progress.epoch < self._config.passes:
+            if self._stopping is not None:
+                progress = self._stopping.judged(progress, bar)
+            if not self._is_done(progress):
                 self._save(progress)
         return progress
+
+    def _is_done(self, progress: Progress) -> bool:
+        stopped = self._stopping is not None and self._stopping.is_over(progress)
+        return progress.epoch >= self._until or stopped
 
     def _epoch(self, progress: Progress, bar: tqdm) -> Progress:
         """Train the rest of an epoch and return where the next one begins."""
@@ -92,7 +104,7 @@ class Loop:
             ready.close()
         self._count(time.perf_counter() - started, ready.waited, self._batches.steps - progress.step)
         mean = _finite((progress.total + _mean_over_ranks(total)) / self._batches.steps, progress.epoch)
-        return Progress(epoch=progress.epoch + 1, losses=(*progress.losses, mean))
+        return Progress(epoch=progress.epoch + 1, losses=(*progress.losses, mean), validation=progress.validation)
 
     def _step(self, epoch: int, step: int, batch: Batch, inputs: ModelInputs) -> torch.Tensor:
         """Train one step and return its loss."""
@@ -105,6 +117,7 @@ class Loop:
         if self._config.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._dense, self._config.optimizer.clip_norm)
         self._optimizer.step()
+        self._loss_of.temperature.keep_in_bounds()
         if self._average is not None:
             self._average.update(number)
         return loss.detach()

@@ -26,6 +26,7 @@ from stages.candidate.towers.losses import (
     mixture_log_q,
     not_negative,
 )
+from stages.candidate.towers.temperature import Temperature
 from stages.candidate.training.batches import Batch, Batches
 from stages.candidate.training.input_maker import InputMaker
 
@@ -80,6 +81,7 @@ class LossOfBatch:
     ) -> None:
         self.model, self._catalogue, self._config, self.device = model, catalogue, config, device
         self._inputs = InputMaker(catalogue, config.model, device)
+        self.temperature = Temperature(config, len(catalogue.eligible), model)
         self._log_q = LogQ(catalogue, config.negatives, torch.from_numpy(batches.shared.expected), device)
 
     def prepare(self, batch: Batch) -> ModelInputs:
@@ -106,7 +108,8 @@ class LossOfBatch:
         loss_of = self._loss_of(batch)  # while the rows are on their way
         with mixed_precision(self.device, self._config.training):
             query_BD, sent = self.model(inputs, exchange.send)
-        loss: torch.Tensor = batch.share.weight * loss_of(query_BD.float(), exchange.receive(sent))
+        query_BD = self.temperature.scaled(query_BD.float())
+        loss: torch.Tensor = batch.share.weight * loss_of(query_BD, exchange.receive(sent))
         return loss
 
     @cached_property
@@ -115,7 +118,7 @@ class LossOfBatch:
 
     def _loss_of(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return the loss as a function of queries and candidates; all that needs no vectors is computed before."""
-        config, items_C = self._config, self._tensor(batch.candidates)
+        config, items_C, temperature = self._config, self._tensor(batch.candidates), self.temperature.rest
         seen_BL = self._tensor(batch.seen(len(self._catalogue))) if config.negatives.mask_history else None
         own_place = np.arange(batch.n_queries) if batch.positive_place is None else batch.positive_place
         full, place_B = batch.positive_place is not None, self._tensor(own_place)
@@ -123,13 +126,9 @@ class LossOfBatch:
         plain = config.loss.kind == "softmax" and config.negatives.in_batch and batch.query_row is None
         if (full or plain) and not ENCODERS[config.model.encoder].several:
             targets = self._targets(items_C, place_B, seen_BL)
-            return lambda query, candidate: fused_sampled_softmax(
-                query, candidate, targets, config.loss.temperature, log_q_C
-            )
+            return lambda query, candidate: fused_sampled_softmax(query, candidate, targets, temperature, log_q_C)
         if full:
-            return lambda query, candidate: full_softmax(
-                query, candidate, place_B, config.loss.temperature, items_C, seen_BL
-            )
+            return lambda query, candidate: full_softmax(query, candidate, place_B, temperature, items_C, seen_BL)
         masked_BC = not_negative(
             items_C,
             batch.n_queries,
@@ -142,7 +141,7 @@ class LossOfBatch:
         rate = min(1.0, count / max(1, len(self._catalogue.eligible) - 1))
         negatives = Negatives(masked_BC, log_q_C, count, rate)
         loss = SAMPLED_LOSSES[config.loss.kind]
-        return lambda query, candidate: loss(query, candidate, negatives, config.loss)
+        return lambda query, candidate: loss(query, candidate, negatives, temperature, config.loss)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

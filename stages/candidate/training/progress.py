@@ -17,6 +17,9 @@ log = logging.getLogger("sluice")
 PROGRESS = "two-tower"
 """First word of rank 0's progress lines, which share the stream with the launcher's own messages."""
 
+EPOCH = f"{PROGRESS} epoch"
+"""First words of a line that says how an epoch was; always passed on."""
+
 _KEPT = 32
 
 
@@ -31,17 +34,20 @@ def relay(stream: int) -> list[str]:
     """
     others: deque[str] = deque(maxlen=_KEPT)
     pending, show = "", _shown()
+
+    def sort(line: str) -> None:
+        if line.startswith(EPOCH):
+            log.info("[sluice] %s", line)
+        elif line.startswith(PROGRESS):
+            show(line)
+        elif line.strip():
+            others.append(line.strip())
+
     while chunk := os.read(stream, 1 << 12):
         *lines, pending = re.split(r"[\r\n]", pending + chunk.decode(errors="replace"))
         for line in lines:
-            if line.startswith(PROGRESS):
-                show(line)
-            elif line.strip():
-                others.append(line.strip())
-    if pending.startswith(PROGRESS):
-        show(pending)
-    elif pending.strip():
-        others.append(pending.strip())
+            sort(line)
+    sort(pending)
     if sys.stderr.isatty():
         sys.stderr.write("\n")
     return list(others)

@@ -13,6 +13,7 @@ from typing import Any
 
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data.examples import training_examples
+from stages.candidate.data.held_out import hold_out
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.data.validation import checked_tables
 from stages.candidate.onnx_towers import item_tower_deviation
@@ -39,6 +40,7 @@ from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
 from stages.contracts.summaries import ITEM_TOWER_FILE, VECTORS_FILE, load_vectors
 
+_SEARCH = "search"
 WORKER = ("-m", "stages.candidate.training.worker")
 _LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--shutdown-timeout", "3")
 """torchrun's options. Ranks have nothing to save when it stops, so they get 3 seconds for it, not torch's 30."""
@@ -95,10 +97,19 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
         kept_checkpoints(directory, run) as checkpoints,
     ):
         work = Path(name)
-        catalogue = prepare(config, snapshot, work, checkpoints=checkpoints, warm=warm, run=run)
+        search = chosen_epochs(config, snapshot, work / "search", checkpoints=checkpoints, warm=warm, run=run)
+        catalogue = prepare(
+            config,
+            snapshot,
+            work,
+            checkpoints=checkpoints,
+            warm=warm,
+            run=run,
+            until=None if search is None else search["best_epoch"],
+        )
         launch(config, work)
         summary = export(directory, work, config, catalogue)
-        trained = read_json(work / "metrics.json")
+        trained = {**read_json(work / "metrics.json"), **(search or {})}
         shutil.move(work / STATE, directory / STATE)
     write_json(directory / STATE / STATE_JSON, describe(config, snapshot).model_dump(mode="json"))
     vectors_ND = load_vectors(directory / VECTORS_FILE, summary)
@@ -118,8 +129,44 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
         "examples_per_s": round(trained["examples_per_s"], 1),
         "input_wait_share": round(trained["input_wait_share"], 4),
         "resumed_at_step": float(trained["first_step"]),
+        "temperature": trained["temperature"],
     }
-    return metrics, {"tower_version": summary.tower_version, "device": summary.device, "losses": losses}
+    info = {"tower_version": summary.tower_version, "device": summary.device, "losses": losses}
+    if "validation" in trained:
+        best = trained["validation"][trained["best_epoch"] - 1]
+        metrics |= {"best_epoch": float(trained["best_epoch"]), **{f"held_out_{name}": best[name] for name in best}}
+        info["validation"] = trained["validation"]
+    return metrics, info
+
+
+def chosen_epochs(
+    config: TrainCandidateConfig,
+    snapshot: Snapshot,
+    work: Path,
+    *,
+    checkpoints: Path,
+    warm: Path | None,
+    run: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Return the ``best_epoch`` and the ``validation`` of a first training that holds rows out.
+
+    Its result is kept beside its checkpoints, so that a run that is killed in the second training does not repeat the
+    first. None where the configuration asks for one training only.
+    """
+    stopping = config.candidate.training.early_stopping
+    if stopping is None or stopping.then == "keep":
+        return None
+    place, kept = checkpoints / _SEARCH, checkpoints / f"{_SEARCH}.json"
+    if not kept.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        prepare(config, snapshot, work, checkpoints=place, warm=warm, run=run)
+        launch(config, work)
+        found = read_json(work / "metrics.json")
+        write_json(kept, {name: found[name] for name in ("best_epoch", "validation")})
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(work)
+    result: dict[str, Any] = read_json(kept)
+    return result
 
 
 def prepare(
@@ -130,6 +177,7 @@ def prepare(
     checkpoints: Path | None = None,
     warm: Path | None = None,
     run: dict[str, Any] | None = None,
+    until: int | None = None,
 ) -> Catalogue:
     """Write ``job.json``, ``run.json`` and the arrays that every rank maps.
 
@@ -140,6 +188,7 @@ def prepare(
         checkpoints: directory of the run's checkpoints; None writes none.
         warm: state of an earlier model to start from.
         run: what identifies the run, see ``warm_start.identity``.
+        until: epochs that were chosen before; with None and early stopping, rows are held out to choose them.
 
     Returns:
         The catalogue.
@@ -150,12 +199,19 @@ def prepare(
     """
     meta, (events, items) = snapshot.meta, checked_tables(snapshot)
     examples = training_examples(events, meta, config.features, snapshot.contexts())
+    training = config.candidate.training
+    of_others = training.histories == "others"
+    if training.early_stopping is not None and until is None:
+        events, held_out = hold_out(events, examples, training.early_stopping, training.seed)
+        held_out.save(work)
+        examples = training_examples(events, meta, config.features, snapshot.contexts())
     catalogue = Catalogue.of(
         items,
         examples,
-        examples.usable(config.candidate.training.use_empty_histories),
+        examples.usable(training.use_empty_histories, of_others),
         config.features.history_length,
         meta.borders.candidate_end_ms,
+        of_others=of_others,
         word_buckets=config.candidate.model.word_buckets,
         n_signals=len(meta.signals),
         n_users=snapshot.n_users() if config.candidate.model.user_id else 0,
@@ -165,7 +221,7 @@ def prepare(
     catalogue.save(work)
     write_json(work / "job.json", config.model_dump(mode="json"))
     places = {"checkpoints": checkpoints and str(checkpoints.resolve()), "warm_start": warm and str(warm.resolve())}
-    write_json(work / RUN_FILE, {**places, "identity": run or {}})
+    write_json(work / RUN_FILE, {**places, "identity": run or {}, "until": until})
     return catalogue
 
 

@@ -27,7 +27,7 @@ from stages.contracts.snapshot import ContextColumn, Snapshot
 from stages.contracts.summaries import TOWER_JSON
 
 RUN_FILE, STATE, STATE_JSON, WEIGHTS = "run.json", "state", "state.json", "weights"
-_FORMER = {"candidate.model.input_scale": 1.0}
+_FORMER = {"candidate.model.input_scale": 1.0, "candidate.loss.learned_temperature": False}
 """Values of fields that the descriptions of older models do not contain."""
 
 

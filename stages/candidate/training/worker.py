@@ -31,17 +31,22 @@ from tqdm import tqdm
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data.examples import Examples
+from stages.candidate.data.held_out import HeldOut
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.distributed.candidate_exchange import part
 from stages.candidate.distributed.sharding import combined_optimizer, shard
 from stages.candidate.distributed.training_state import State, read_arrays, training_state, write_arrays
+from stages.candidate.towers.temperature import first_log_temperature
 from stages.candidate.towers.two_tower import TwoTower, sizes_of
 from stages.candidate.training.batches import Batch, Batches, make_batches
+from stages.candidate.training.best import Best
 from stages.candidate.training.checkpoint import Checkpoints, Progress
 from stages.candidate.training.ema import Average, make_average
+from stages.candidate.training.judge import Judge
 from stages.candidate.training.loop import Loop
 from stages.candidate.training.objective import LossOfBatch
 from stages.candidate.training.progress import PROGRESS
+from stages.candidate.training.stopping import Stopping
 from stages.candidate.training.warm_start import RUN_FILE, STATE
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError
@@ -67,18 +72,28 @@ def train(directory: Path, progress: bool = True) -> list[float]:
     batches, loss_of, optimizer = build(directory, rank, world)
     state = training_state(loss_of.model, optimizer)
     average = make_average(state, config.average)
-    checkpoints, reached = go_on(run, config, state, average)
-    state |= average.state if average is not None else {}
-    loop = Loop(batches, loss_of, optimizer, config, checkpoints, state, average)
+    averages = average.state if average is not None else {}
+    stopping = make_stopping(directory, loss_of, average, state | averages)
+    kept = stopping.best.state if stopping is not None and stopping.best is not None else {}
+    checkpoints, reached = go_on(run, config, state, average, kept)
+    state |= averages
+    loop = Loop(batches, loss_of, optimizer, config, checkpoints, state | kept, average, stopping, run["until"])
     hidden = rank != 0 or not progress
     first = reached.epoch * batches.steps + reached.step
     total = config.passes * batches.steps
     with tqdm(total=total, initial=first, desc=PROGRESS, unit="step", mininterval=1, disable=hidden) as bar:
-        losses = list(loop.run(reached, bar).losses)
-    save(loss_of, state, average, batches.probe(PROBE), directory)
+        reached = loop.run(reached, bar)
+    losses = list(reached.losses)
+    if stopping is not None and stopping.best is not None:
+        stopping.best.restore()
+    if stopping is None or stopping.best is not None:
+        save(loss_of, state, average, batches.probe(PROBE), directory)
     if rank == 0:
         clock = loop.clock
         report = {"losses": losses, "steps": batches.steps, "device": loss_of.device.type, "first_step": first}
+        report["temperature"] = loss_of.temperature.value
+        if stopping is not None:
+            report |= {"validation": reached.validation, "best_epoch": stopping.best_epoch(reached)}
         speed = {
             "seconds": clock.seconds,
             "input_wait_share": clock.waited / clock.seconds if clock.seconds else 0.0,
@@ -105,22 +120,35 @@ def build(directory: Path, rank: int, world: int) -> tuple[Batches, LossOfBatch,
     catalogue = Catalogue.load(directory)
     batches = make_batches(Examples.load(directory), catalogue, config, settings.features, rank, world)
     torch.manual_seed(config.training.seed)
-    model = shard(TwoTower(sizes_of(catalogue, settings), config.model, torch.device("meta")), config, device)
+    log_temperature = first_log_temperature(config, len(catalogue.eligible))
+    towers = TwoTower(sizes_of(catalogue, settings), config.model, torch.device("meta"), log_temperature)
+    model = shard(towers, config, device)
     return batches, LossOfBatch(model, catalogue, config, batches, device), combined_optimizer(model, config)
 
 
+def make_stopping(directory: Path, loss_of: LossOfBatch, average: Average | None, state: State) -> Stopping | None:
+    """Return what judges the epochs, if the job holds rows out for it."""
+    settings = job(directory)
+    config = settings.candidate.training.early_stopping
+    if config is None or not HeldOut.is_in(directory):
+        return None
+    judge = Judge(HeldOut.load(directory), Examples.load(directory), Catalogue.load(directory), settings, loss_of)
+    return Stopping(judge, config, average, Best(state) if config.then == "keep" else None)
+
+
 def go_on(
-    run: dict[str, Any], config: CandidateConfig, state: State, average: Average | None
+    run: dict[str, Any], config: CandidateConfig, state: State, average: Average | None, kept: State
 ) -> tuple[Checkpoints | None, Progress]:
     """Fill ``state`` from the newest checkpoint; without one, from the model of a warm start, if any.
 
-    A checkpoint holds the averages too. A model to start from does not: the averages begin at its weights.
+    A checkpoint holds the averages and the best epoch's ``kept`` state too. A model to start from does not: the
+    averages begin at its weights.
     """
     checkpoints = None
     if run["checkpoints"] is not None:
         checkpoints = Checkpoints(Path(run["checkpoints"]), config.checkpoints.keep, run["identity"])
         if checkpoints.found():
-            return checkpoints, checkpoints.resume(state if average is None else {**state, **average.state})
+            return checkpoints, checkpoints.resume({**state, **(average.state if average is not None else {}), **kept})
     if run["warm_start"] is not None:
         read_arrays(state, Path(run["warm_start"]))
         if average is not None:
