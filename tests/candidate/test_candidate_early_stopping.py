@@ -9,11 +9,11 @@ import pytest
 
 from stages.candidate.config import CandidateConfig, EarlyStoppingConfig, TrainCandidateConfig
 from stages.candidate.data.examples import first_touches, training_examples
-from stages.candidate.data.held_out import HeldOut, hold_out
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.training import progress as progress_lines
 from stages.candidate.training import step
 from stages.candidate.training.checkpoint import Checkpoints, Progress
+from stages.candidate.training.held_out import HeldOut, hold_out
 from stages.candidate.training.judge import Judge, figures
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.stopping import Stopping

@@ -19,10 +19,10 @@ from torch import nn
 
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data.examples import Examples
-from stages.candidate.data.held_out import HeldOut
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.distributed.candidate_exchange import Share, part
 from stages.candidate.training.batches import Batch
+from stages.candidate.training.held_out import HeldOut
 from stages.candidate.training.objective import LossOfBatch
 from stages.contracts.ndcg import discounts
 from stages.contracts.ragged import ranges

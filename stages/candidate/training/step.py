@@ -13,10 +13,10 @@ from typing import Any
 
 from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data.examples import training_examples
-from stages.candidate.data.held_out import hold_out
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.data.validation import checked_tables
 from stages.candidate.onnx_towers import item_tower_deviation
+from stages.candidate.training.held_out import hold_out
 from stages.candidate.training.progress import relay
 from stages.candidate.training.warm_start import (
     RUN_FILE,

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.data.examples import Examples
-from stages.candidate.data.held_out import HeldOut
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.distributed.candidate_exchange import part
 from stages.candidate.distributed.sharding import combined_optimizer, shard
@@ -42,6 +41,7 @@ from stages.candidate.training.batches import Batch, Batches, make_batches
 from stages.candidate.training.best import Best
 from stages.candidate.training.checkpoint import Checkpoints, Progress
 from stages.candidate.training.ema import Average, make_average
+from stages.candidate.training.held_out import HeldOut
 from stages.candidate.training.judge import Judge
 from stages.candidate.training.loop import Loop
 from stages.candidate.training.objective import LossOfBatch
