@@ -9,6 +9,7 @@ Legend: U users, N items, R events.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def solve_ease(history_UN: sparse.csr_matrix, settings: EaseSettings, memory_gb:
     """Return ``Ease.fit``, or what it returned before."""
     arrays = history_UN.indptr, history_UN.indices, history_UN.data
     key = ("ease", *_settings(settings, EaseSettings), memory_gb, history_UN.shape, _digest(arrays))
-    return _get(key, lambda: Ease.fit(history_UN, settings, memory_gb))
+    return _get(key, lambda: _said("EASE", Ease.fit(history_UN, settings, memory_gb)))
 
 
 def solve_ridge(
@@ -102,7 +103,7 @@ def solve_ridge(
 ) -> DirectedRidge:
     """Return ``DirectedRidge.fit``, or what it returned before."""
     key = ("ridge", *_settings(settings, RidgeSettings), memory_gb, items, _digest((user_R, item_R)))
-    return _get(key, lambda: DirectedRidge.fit(user_R, item_R, items, settings, memory_gb))
+    return _get(key, lambda: _said("directed ridge", DirectedRidge.fit(user_R, item_R, items, settings, memory_gb)))
 
 
 def weight_bytes(model: Ease | DirectedRidge) -> int:
@@ -116,6 +117,12 @@ def weight_bytes(model: Ease | DirectedRidge) -> int:
 def _get(key: Hashable, solve: Callable[[], Solved]) -> Solved:
     kept = _KEPT.get()
     return solve() if kept is None else kept.get(key, solve)
+
+
+def _said(what: str, model: Solved) -> Solved:
+    """Say on stderr how a closed form was solved."""
+    print(f"{what}: {model.method}", file=sys.stderr)
+    return model
 
 
 def _settings(settings: EaseSettings | RidgeSettings, kind: type[EaseSettings | RidgeSettings]) -> tuple[Hashable, ...]:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from stages.features.replay import replay
 
 from stages.candidate.config import RetrieveConfig
 from stages.candidate.generators.blend import Blend
@@ -36,6 +35,7 @@ from stages.contracts.snapshot import Snapshot
 from stages.contracts.tables import CandidateTable, ScoredItems
 from stages.features.config import FeatureConfig
 from stages.features.history import Moment, tower_inputs
+from tests.features.plain.replay import replay
 
 NAMES = ("tower", "ease", "content")
 N_ITEMS, K, POOL = 200, 3, 12

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.time_limits import wait_for
+from tests.time_limits import left, wait_for
 
 COMPONENTS = {
     "api-server": ["api-server", "--workers", "1"],
@@ -104,7 +104,7 @@ class Deployment:
             request.add_header("Content-Type", "application/json")
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=max(30.0, min(left(), 300.0))) as answer:
             return json.load(answer)
 
     def is_ready(self, *dag_ids: str) -> bool:

@@ -99,8 +99,8 @@ class Judge:
             items_JC = torch.from_numpy(self._items_N[rows]).to(best_Jk.device).expand(found_JC.shape)
             scores_Jk, best_Jk = _merged([scores_Jk, found_JC], [best_Jk, items_JC], self._k)
         _, best_Jk = _merged(_gathered(scores_Jk), _gathered(best_Jk), self._k)
-        found_Jk: np.ndarray = best_Jk.cpu().numpy()
-        return found_Jk
+        answers_Jk: np.ndarray = best_Jk.cpu().numpy()
+        return answers_Jk
 
     def _queries(self, users: slice) -> torch.Tensor:
         """Return the vectors of some users; none of an empty slice, which takes part in the lookup all the same."""

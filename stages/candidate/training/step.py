@@ -117,7 +117,7 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
     if not deviation <= PARITY:
         raise DataError(f"{ITEM_TOWER_FILE}: differs by {deviation:.2g} from {VECTORS_FILE}, allowed is {PARITY:g}")
     losses = list(summary.losses)
-    metrics = {
+    metrics: dict[str, float] = {
         "examples": float(catalogue.frequency.sum()),
         "items": float(len(catalogue)),
         "cold_items": float(summary.n_cold_items),
@@ -130,13 +130,18 @@ def train_candidate(config: TrainCandidateConfig, inputs: Mapping[str, Path], di
         "input_wait_share": round(trained["input_wait_share"], 4),
         "resumed_at_step": float(trained["first_step"]),
         "temperature": trained["temperature"],
+        **_of_best_epoch(trained),
     }
-    info = {"tower_version": summary.tower_version, "device": summary.device, "losses": losses}
-    if "validation" in trained:
-        best = trained["validation"][trained["best_epoch"] - 1]
-        metrics |= {"best_epoch": float(trained["best_epoch"]), **{f"held_out_{name}": best[name] for name in best}}
-        info["validation"] = trained["validation"]
-    return metrics, info
+    curve = {"validation": trained["validation"]} if "validation" in trained else {}
+    return metrics, {"tower_version": summary.tower_version, "device": summary.device, "losses": losses, **curve}
+
+
+def _of_best_epoch(trained: dict[str, Any]) -> dict[str, float]:
+    """Return the number of the best epoch and its figures; nothing without early stopping."""
+    if "validation" not in trained:
+        return {}
+    best = trained["validation"][trained["best_epoch"] - 1]
+    return {"best_epoch": float(trained["best_epoch"]), **{f"held_out_{name}": value for name, value in best.items()}}
 
 
 def chosen_epochs(
