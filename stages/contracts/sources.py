@@ -39,6 +39,7 @@ GENERATORS: dict[str, GeneratorRow] = {
     "ease": GeneratorRow(4, "stages.candidate.generators.ease:EaseNeighbours"),
     "ials": GeneratorRow(5, "stages.candidate.generators.ials:IalsNeighbours"),
     "content": GeneratorRow(6, "stages.candidate.generators.content:ContentNeighbours"),
+    "item_knn": GeneratorRow(8, "stages.candidate.generators.item_knn:ItemKnnNeighbours"),
 }
 """All candidate generators by name. A new one is a class in a module of its own, and a row at the end."""
 

@@ -236,7 +236,7 @@ def test_what_needs_too_much_memory_is_left_out_with_a_reason():
     assert left_out == {"ease": "100,000 items need 120 GB, baselines.memory_gb = 4"}
     fitted, left_out = fit_baselines(config.model_copy(update={"memory_gb": 1e-3}), wide)
     assert fitted == {}
-    assert left_out["ials"] == "100,000 items need 0.0352 GB, baselines.memory_gb = 0.001"
+    assert left_out["ials"] == "100,000 items need 0.0376 GB, baselines.memory_gb = 0.001"
 
 
 def test_a_run_without_any_row_still_says_why(world, tmp_path):

@@ -18,7 +18,7 @@ from stages.contracts.sources import GENERATORS, GeneratorRow
 from stages.features.config import TrendingConfig
 from stages.recipe import Recipe
 
-ALL = ("tower", "covisitation", "trending", "ease", "ials", "content")
+ALL = ("tower", "covisitation", "trending", "ease", "ials", "content", "item_knn")
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -91,9 +91,9 @@ def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
         "ease.lambda: unknown key, allowed are memory_gb, regularisation",
         "ease.regularisation = 0: Input should be greater than 0",
         "history_length = 0: Input should be greater than or equal to 1",
-        "ials = 5: Input should be a valid dictionary or instance of SeededAls",
-        "magic: unknown key, allowed are covisitation_smoothing, ease, history_decay, history_length, ials, learning, "
-        "names, neighbours, quotas, trending",
+        "ials = 5: Input should be a valid dictionary or instance of LimitedAls",
+        "magic: unknown key, allowed are covisitation_smoothing, ease, history_decay, history_length, ials, "
+        "item_knn, learning, names, neighbours, quotas, trending",
     ]
 
 

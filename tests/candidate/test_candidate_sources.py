@@ -20,7 +20,7 @@ from stages.candidate.generators.generator import CandidateGenerator, CandidateR
 from stages.candidate.generators.ials import IalsNeighbours
 from stages.candidate.generators.neighbour_lists import content_neighbours
 from stages.candidate.generators.trending import Trending
-from stages.candidate.linear.config import LimitedEase, SeededAls
+from stages.candidate.linear.config import LimitedAls, LimitedEase
 from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS, ItemTable, Task
@@ -169,7 +169,7 @@ def test_ease_neighbours_are_the_best_positive_weights_of_the_closed_form() -> N
 
 
 def test_ials_neighbours_are_the_answers_to_histories_of_one_item() -> None:
-    ials = SeededAls(factors=2, seed=5)
+    ials = LimitedAls(factors=2, seed=5)
     config = SourcesConfig(neighbours=3, ials=ials)
     model = ImplicitAls.fit(sparse.csr_matrix(HISTORIES), ials, 5)
     found = rows_of(IalsNeighbours.fit(config, fit_data(range(5))))

@@ -23,6 +23,7 @@ def test_codes_never_change():
     known = ("tower", "popular", "covisitation", "trending", "ease", "ials", "content")
     assert [source_code(name) for name in known] == list(range(7))
     assert [source_name(code) for code in range(7)] == list(known)
+    assert source_code("item_knn") == 8
     assert (source_code("tower"), source_code("popular")) == (SOURCE_TOWER, SOURCE_POPULAR)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import TINY, environment
 
-SOURCES = {"names": ["tower", "covisitation", "trending", "ease", "ials", "content"], "quotas": "learned"}
+SOURCES = {"names": ["tower", "covisitation", "trending", "ease", "ials", "content", "item_knn"], "quotas": "learned"}
 SMALL = {
     **TINY,
     "world": {**TINY["world"], "n_users": 200, "n_items": 200, "n_events": 20_000},

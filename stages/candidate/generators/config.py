@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails
 
 from stages.candidate.generators.settings import GeneratorSettings, NotNegative
 from stages.candidate.generators.table import TOWER, generator_class, generator_names
+from stages.candidate.linear.config import BaselinesConfig
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
 from stages.features.config import FeatureConfig, TrendingConfig
@@ -167,6 +168,20 @@ class TrainSourcesConfig(Config):
 
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
     candidate_k: int = Field(default=200, ge=1)
+    features: FeatureConfig = FeatureConfig()
+
+
+class CheckMemoryConfig(Config):
+    """Configuration of the step ``check_memory``.
+
+    Attributes:
+        sources: which generators, and their settings.
+        baselines: what the stage ledger's baselines may take.
+        features: which signals are exposures.
+    """
+
+    sources: SourcesConfig = Field(default_factory=SourcesConfig)
+    baselines: BaselinesConfig = BaselinesConfig()
     features: FeatureConfig = FeatureConfig()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.candidate.generators.generator import Arrays, FitData
+from stages.candidate.generators.generator import Arrays, FitData, FitSize
 from stages.candidate.generators.neighbours import NeighbourGenerator
 from stages.candidate.generators.settings import GeneratorSettings
 from stages.candidate.linear.config import LimitedEase
@@ -16,6 +16,15 @@ class EaseNeighbours(NeighbourGenerator):
 
     name = "ease"
     own_settings = LimitedEase
+
+    @classmethod
+    def needs(cls, settings: GeneratorSettings, size: FitSize) -> float:
+        """Return what the item-item matrices take, or the weights while neighbours are chosen."""
+        from stages.candidate.generators.neighbour_lists import lists_gigabytes
+        from stages.candidate.linear.models import ease_gigabytes
+
+        choosing = 4 * size.items**2 / 1e9 + lists_gigabytes(size, settings.neighbours)
+        return max(ease_gigabytes(size.items, size.touches), choosing)
 
     @classmethod
     def fit(cls, settings: GeneratorSettings, data: FitData) -> Arrays:

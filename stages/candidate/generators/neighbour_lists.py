@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from stages.candidate.generators.generator import Arrays
+from stages.candidate.generators.generator import Arrays, FitSize
 from stages.candidate.linear.models import Ease, ImplicitAls
 from stages.contracts.progress import progress
 from stages.contracts.ragged import row_offsets
@@ -19,6 +19,12 @@ from stages.contracts.snapshot import ItemTable
 from stages.contracts.top_k import top_k
 
 _BLOCK = 256
+_SCORE_BYTES = 40
+"""Bytes of a score of a block of items: as the model computes it, and while the best are chosen."""
+_ROW_BYTES = 400
+"""Bytes of an item's row before all rows are joined, apart from its neighbours."""
+_ENTRY_BYTES = 40
+"""Bytes of a neighbour: before and after all rows are joined."""
 _WORD = re.compile(r"\w+")
 
 Row = tuple[np.ndarray, np.ndarray]
@@ -54,6 +60,17 @@ def fitted_neighbours(
                 yield _cut(found, scores[found], found, neighbours)
 
     return _as_arrays(rows())
+
+
+def lists_gigabytes(size: FitSize, neighbours: int) -> float:
+    """Return the 10^9 bytes that keeping each item's neighbours takes at most, beside the model itself.
+
+    Args:
+        size: of the touches and the catalogue.
+        neighbours: kept for each item.
+    """
+    rows = (_ROW_BYTES + _ENTRY_BYTES * min(neighbours, size.items)) * size.items
+    return (_SCORE_BYTES * min(_BLOCK, size.items) * size.items + rows + 32 * size.touches) / 1e9
 
 
 def content_neighbours(items: ItemTable, neighbours: int, allowed: np.ndarray) -> Arrays:

@@ -100,17 +100,7 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
     Returns:
         Models by the name of their row, and for every other row why there is none.
     """
-    users, items = touched_UN.shape
-    needed = {
-        "ease": ease_gigabytes(items, touched_UN.nnz),
-        "ials": als_gigabytes(users, items, touched_UN.nnz, config.ials.factors),
-    }
-    left_out = {}
-    for name, gigabytes in needed.items():
-        if name not in config.rows:
-            left_out[name] = f"baselines.rows = {list(config.rows)}"
-        elif gigabytes > config.memory_gb:
-            left_out[name] = f"{items:,} items need {gigabytes:.3g} GB, baselines.memory_gb = {config.memory_gb:g}"
+    left_out = baselines_left_out(config, touched_UN.shape[0], touched_UN.shape[1], touched_UN.nnz)
     fitted = {}
     if "ease" not in left_out:
         ease = Ease.fit(touched_UN, config.ease, config.memory_gb)
@@ -119,6 +109,21 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
         als = ImplicitAls.fit(touched_UN, config.ials, config.ials.seed)
         fitted["ials"] = Baseline(als)
     return fitted, left_out
+
+
+def baselines_left_out(config: BaselinesConfig, users: int, items: int, touches: int) -> dict[str, str]:
+    """Return why a baseline is left out, by the name of its row; it follows from the sizes of the touches alone."""
+    needed = {
+        "ease": ease_gigabytes(items, touches),
+        "ials": als_gigabytes(users, items, touches, config.ials.factors),
+    }
+    left_out = {}
+    for name, gigabytes in needed.items():
+        if name not in config.rows:
+            left_out[name] = f"baselines.rows = {list(config.rows)}"
+        elif gigabytes > config.memory_gb:
+            left_out[name] = f"{items:,} items need {gigabytes:.3g} GB, baselines.memory_gb = {config.memory_gb:g}"
+    return left_out
 
 
 class Popularity:
