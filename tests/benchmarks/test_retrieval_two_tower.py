@@ -12,7 +12,7 @@ import yaml
 from benchmarks.retrieval import product_towers as towers
 from benchmarks.retrieval.data import Interactions, Split
 from benchmarks.retrieval.product_towers import TouchHistories, Trained, in_time_order, shuffled, train_towers
-from benchmarks.retrieval.registry import RECIPES, REPLAYED, STATIC, configure, read_recipe
+from benchmarks.retrieval.registry import RECIPES, REPLAYED, STATIC, configure, read_recipe, recipe_path
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.protocols import REPLAYS
 from benchmarks.retrieval.replay.two_tower import ReplayTwoTower
@@ -251,6 +251,15 @@ def test_settings_reach_into_parts() -> None:
     assert (chosen["blend"].ease.decay, chosen["blend"].weight) == (3, 0.5)
     with pytest.raises(ConfigError, match=r"--set two_tower: candidate\.training\.epoch: unknown key"):
         configure(STATIC, ["two_tower"], {}, ["two_tower.candidate.training.epoch=5"])
+
+
+@pytest.mark.parametrize("protocol", ["m1", "amazoncds-m1"])
+def test_protocols_of_the_same_files_share_a_recipe(protocol: str) -> None:
+    own = RECIPES / f"{protocol}.yaml"
+    expected = own if own.is_file() else RECIPES / "ml-1m-m1.yaml"
+    assert recipe_path(None, protocol) == expected
+    assert "two_tower" in read_recipe(None, protocol, STATIC)
+    assert recipe_path(Path("mine.yaml"), protocol) == Path("mine.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

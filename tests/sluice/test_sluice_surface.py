@@ -100,8 +100,8 @@ def test_the_settings_of_closed_forms_are_frozen() -> None:
         "factors": 64,
         "confidence": 1.0,
         "unobserved_weight": None,
-        "regularisation": 0.015,
-        "regularisation_power": 1.0,
+        "regularisation": 0.3,
+        "regularisation_power": 0.5,
         "iterations": 15,
     }
 

@@ -210,7 +210,7 @@ PROTOCOLS: dict[str, Protocol] = {
         fixed=False,
         fixed_validation=False,
         models=("popularity", "popularity_recent", "item_knn", "ials", "ease"),
-        settings={"ease": {"regularisation": 400}},
+        settings={"ease": {"regularisation": 400}, "popularity_recent": {"days": 180}},
         needs="items that three users or more have, and users who have several",
     ),
     "m1": GIVEN,

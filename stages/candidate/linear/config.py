@@ -56,8 +56,8 @@ class ImplicitAlsSettings(Config):
     factors: int = Field(default=64, ge=1)
     confidence: Positive = 1.0
     unobserved_weight: Positive | None = None
-    regularisation: Positive = 0.015
-    regularisation_power: NotNegative = 1.0
+    regularisation: Positive = 0.3
+    regularisation_power: NotNegative = 0.5
     iterations: int = Field(default=15, ge=1)
 
 

@@ -212,7 +212,7 @@ def _unobserved_weight(settings: ImplicitAlsSettings, history_UN: sparse.csr_mat
     if settings.unobserved_weight is not None:
         return settings.unobserved_weight
     users, items = history_UN.shape
-    return _UNOBSERVED * settings.confidence * float(history_UN.sum()) / (users * items)
+    return _UNOBSERVED * settings.confidence * float(history_UN.sum()) / float(users * items)
 
 
 def _best_factors(
