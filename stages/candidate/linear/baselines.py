@@ -21,7 +21,8 @@ from scipy import sparse
 from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.data.validation import checked_tables
 from stages.candidate.linear.config import BaselinesConfig, RankBaselinesConfig
-from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_gigabytes, recency_weights
+from stages.candidate.linear.models import Ease, ImplicitAls, recency_weights
+from stages.candidate.linear.needs import baselines_left_out
 from stages.contracts.best_items import best_scored
 from stages.contracts.compiled import compiled
 from stages.contracts.exclusions import Exclusions
@@ -109,21 +110,6 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
         als = ImplicitAls.fit(touched_UN, config.ials, config.ials.seed)
         fitted["ials"] = Baseline(als)
     return fitted, left_out
-
-
-def baselines_left_out(config: BaselinesConfig, users: int, items: int, touches: int) -> dict[str, str]:
-    """Return why a baseline is left out, by the name of its row; it follows from the sizes of the touches alone."""
-    needed = {
-        "ease": ease_gigabytes(items, touches),
-        "ials": als_gigabytes(users, items, touches, config.ials.factors),
-    }
-    left_out = {}
-    for name, gigabytes in needed.items():
-        if name not in config.rows:
-            left_out[name] = f"baselines.rows = {list(config.rows)}"
-        elif gigabytes > config.memory_gb:
-            left_out[name] = f"{items:,} items need {gigabytes:.3g} GB, baselines.memory_gb = {config.memory_gb:g}"
-    return left_out
 
 
 class Popularity:

@@ -13,7 +13,7 @@ import numpy as np
 from stages.candidate.generators.config import CheckMemoryConfig, SourcesConfig
 from stages.candidate.generators.generator import FitSize
 from stages.candidate.generators.table import TOWER, generator_class, generator_names
-from stages.candidate.linear.baselines import baselines_left_out
+from stages.candidate.linear.needs import baselines_left_out
 from stages.contracts.errors import ConfigError
 from stages.contracts.memory import require_memory
 from stages.contracts.snapshot import Snapshot

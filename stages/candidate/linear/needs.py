@@ -1,0 +1,21 @@
+"""Which linear baselines fit their memory, known from the sizes of the touches alone."""
+
+from __future__ import annotations
+
+from stages.candidate.linear.config import BaselinesConfig
+from stages.candidate.linear.models import als_gigabytes, ease_gigabytes
+
+
+def baselines_left_out(config: BaselinesConfig, users: int, items: int, touches: int) -> dict[str, str]:
+    """Return why a baseline is left out, by the name of its row; it follows from the sizes of the touches alone."""
+    needed = {
+        "ease": ease_gigabytes(items, touches),
+        "ials": als_gigabytes(users, items, touches, config.ials.factors),
+    }
+    left_out = {}
+    for name, gigabytes in needed.items():
+        if name not in config.rows:
+            left_out[name] = f"baselines.rows = {list(config.rows)}"
+        elif gigabytes > config.memory_gb:
+            left_out[name] = f"{items:,} items need {gigabytes:.3g} GB, baselines.memory_gb = {config.memory_gb:g}"
+    return left_out
