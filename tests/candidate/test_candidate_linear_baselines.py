@@ -258,7 +258,7 @@ def test_a_former_key_is_refused_with_the_new_one(former, now):
 
 def test_settings_that_are_not_given_are_those_of_a_baseline():
     config = parse_config(BaselinesConfig, {"rows": ["ials"], "ials": {"confidence": 3}}, "f.yaml")
-    assert config.ials == BaselineAls(confidence=3, factors=32, regularisation=10, iterations=15, seed=42)
+    assert config.ials == BaselineAls(confidence=3, factors=32, regularisation=0.3, iterations=15, seed=42)
 
 
 def test_histories_weigh_by_place():

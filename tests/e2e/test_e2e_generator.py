@@ -129,6 +129,6 @@ def test_a_wrong_setting_of_it_names_the_key(job: Any, tiny: dict[str, Any], row
     assert "sources.newest.half_life: unknown key, allowed are half_life_days" in words
     assert "sources.newest.half_life_days = 0: Input should be greater than 0" in words
     assert (
-        "'oldest': unknown candidate generator, allowed are tower, covisitation, trending, ease, ials, content, newest, "
-        "item_knn" in words
+        "'oldest': unknown candidate generator, allowed are tower, covisitation, trending, ease, ials, content, "
+        "newest, item_knn" in words
     )
