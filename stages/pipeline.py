@@ -151,6 +151,14 @@ def candidate_config(run: StepRun) -> Config:
     return TrainCandidateConfig(candidate=candidate, features=run.recipe.features, warm_start_version=version)
 
 
+def memory_config(run: StepRun) -> Config:
+    """Return the configuration of ``check_memory``."""
+    from stages.candidate.generators.config import CheckMemoryConfig
+
+    recipe = run.recipe
+    return CheckMemoryConfig(sources=recipe.sources, baselines=recipe.baselines, features=recipe.features)
+
+
 def index_config(run: StepRun) -> Config:
     """Return the configuration of ``build_index``."""
     return run.recipe.index.model_copy(update={"recall_k": run.recipe.funnel.candidate_k})
@@ -263,7 +271,17 @@ JOB = Job(
             opened=opened_warehouse,
         ),
         Step(
-            "train_candidate", "stages.candidate.training.step:train_candidate", _SNAPSHOT, configure=candidate_config
+            "check_memory",
+            "stages.candidate.retrieval.check_memory:check_memory",
+            _SNAPSHOT,
+            configure=memory_config,
+        ),
+        Step(
+            "train_candidate",
+            "stages.candidate.training.step:train_candidate",
+            _SNAPSHOT,
+            after=("check_memory",),
+            configure=candidate_config,
         ),
         Step("build_index", "stages.candidate.index.step:build_index", _TOWER, configure=index_config),
         Step(

@@ -27,6 +27,7 @@ class Interactions:
         user, item: int64 ``[R]``.
         time: int64 ``[R]``, larger is later within a user; None where the data have no order.
         users, items: U and N; rows may name fewer.
+        in_seconds: whether ``time`` is in seconds, the same clock for all users, and not only an order.
     """
 
     user: np.ndarray
@@ -34,6 +35,7 @@ class Interactions:
     time: np.ndarray | None
     users: int
     items: int
+    in_seconds: bool = False
 
     def __len__(self) -> int:
         return len(self.user)
@@ -41,7 +43,7 @@ class Interactions:
     def take(self, rows: np.ndarray) -> Interactions:
         """Return some rows of the same users and items."""
         time = None if self.time is None else self.time[rows]
-        return Interactions(self.user[rows], self.item[rows], time, self.users, self.items)
+        return Interactions(self.user[rows], self.item[rows], time, self.users, self.items, self.in_seconds)
 
     @cached_property
     def matrix(self) -> sparse.csr_matrix:

@@ -6,6 +6,7 @@ import gzip
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def read_movielens(data: Path) -> Interactions:
     if len(late := np.flatnonzero(time > _LAST_SECOND)):
         place = lines[late[0]][0]
         raise DataError(f"{path}: line {place}: seconds = {time[late[0]]}: allowed are 0 to {_LAST_SECOND}")
-    return numbered(path, user, item, time)
+    return replace(numbered(path, user, item, time), in_seconds=True)
 
 
 def read_chronological(data: Path) -> Interactions:

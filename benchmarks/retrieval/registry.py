@@ -20,6 +20,7 @@ from stages.contracts.config import Config, merged, parse_config, read_yaml
 from stages.contracts.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "retrieval"
+_SAME_FILES = {"m1": "ml-1m-m1", "amazoncds-m1": "ml-1m-m1"}
 ModelT = TypeVar("ModelT", bound=Config)
 Settings = dict[str, dict[str, Any]]
 
@@ -37,8 +38,11 @@ REPLAYED: dict[str, type[ReplayModel]] = {
 
 
 def recipe_path(path: Path | None, protocol: str) -> Path:
-    """Return ``path``, or where the protocol's own recipe would be if that is None."""
-    return RECIPES / f"{protocol}.yaml" if path is None else path
+    """Return ``path``; if that is None, the protocol's own recipe, or that of the protocol with the same files."""
+    if path is not None:
+        return path
+    own = RECIPES / f"{protocol}.yaml"
+    return own if own.is_file() else RECIPES / f"{_SAME_FILES.get(protocol, protocol)}.yaml"
 
 
 def read_recipe(path: Path | None, protocol: str, known: Mapping[str, type[ModelT]]) -> Settings:

@@ -40,6 +40,7 @@ GENERATORS: dict[str, GeneratorRow] = {
     "ials": GeneratorRow(5, "stages.candidate.generators.ials:IalsNeighbours"),
     "content": GeneratorRow(6, "stages.candidate.generators.content:ContentNeighbours"),
     "directed_ridge": GeneratorRow(7, "stages.candidate.generators.directed_ridge:RidgeNeighbours"),
+    "item_knn": GeneratorRow(8, "stages.candidate.generators.item_knn:ItemKnnNeighbours"),
 }
 """All candidate generators by name. A new one is a class in a module of its own, and a row at the end."""
 

@@ -11,29 +11,40 @@ from scipy import sparse
 
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.data import Interactions
-from benchmarks.retrieval.static.models import MODELS, cosine_neighbours
+from benchmarks.retrieval.static.models import MODELS, ItemKnn, RecentPopularity
+from stages.contracts.errors import DataError
 
 
 @pytest.fixture
 def train() -> Interactions:
     rng = np.random.default_rng(2)
     user, item = np.nonzero(rng.random((30, 9)) < 0.4)
-    return Interactions(user, item, rng.permutation(len(user)), 30, 9)
+    return Interactions(user, item, rng.permutation(len(user)), 30, 9, in_seconds=True)
 
 
 @pytest.mark.parametrize("neighbours", [3, 8])
 def test_cosines_of_the_nearest(train: Interactions, neighbours: int) -> None:
     dense = train.matrix.toarray().astype(float)
-    found = cosine_neighbours(train.matrix, neighbours, 2.0).toarray()
+    wanted = np.zeros((9, 9))
     for target in range(9):
         cosine = []
         for item in range(9):
             norms = np.linalg.norm(dense[:, item]) * np.linalg.norm(dense[:, target])
             cosine.append(0 if item == target else dense[:, item] @ dense[:, target] / (norms + 2.0))
         kept = np.argsort(-np.array(cosine), kind="stable")[:neighbours]
-        wanted = np.zeros(9)
-        wanted[kept] = np.array(cosine)[kept]
-        np.testing.assert_allclose(found[:, target], wanted, atol=1e-6)
+        wanted[kept, target] = np.array(cosine)[kept]
+    model = ItemKnn(neighbours=neighbours, shrink=2.0, alpha=0.5, weighting="none")
+    np.testing.assert_allclose(model.fit(train, 1)(np.arange(30)), dense @ wanted, atol=1e-5)
+
+
+def test_recent_popularity_counts_the_last_days_of_training() -> None:
+    time = np.array([0, 1, 9, 10, 10]) * 86_400
+    rows = Interactions(np.arange(5), np.array([0, 0, 1, 1, 2]), time, 5, 4, in_seconds=True)
+    for days, counts in ((0.5, [0, 1, 1, 0]), (1.5, [0, 2, 1, 0]), (9.5, [1, 2, 1, 0]), (99, [2, 2, 1, 0])):
+        assert RecentPopularity(days=days).fit(rows, 1)(np.array([3])).tolist() == [counts]
+    for without in (None, time):
+        with pytest.raises(DataError, match="no times in seconds"):
+            RecentPopularity().check(Interactions(rows.user, rows.item, without, 5, 4))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -106,10 +106,28 @@ def test_one_file_where_two_are_needed(refused: Refused) -> None:
     assert f"nothing: there is no train.txt; {needed}" in refused("ml-1m-m1", {}, path="nothing")
 
 
+def pairs(text: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the pairs of user and item of lines ``user item item …``."""
+    return [(line.split()[0], item) for line in text.splitlines() for item in line.split()[1:]]
+
+
+@pytest.mark.parametrize("protocol", ["m1", "ml-1m-m1", "amazoncds-m1"])
+def test_every_name_of_given_files_refuses_alike(refused: Refused, protocol: str) -> None:
+    files = {"train.txt": b"1 2 3\n4 2 5\n", "test.txt": b"1 3\n"}
+    assert "test.txt: 1 of 1 rows are in train.txt too" in refused(protocol, files)
+    assert "test.txt: the file is empty" in refused(protocol, {**files, "test.txt": b"\n"})
+    assert "test.txt: no line has an item" in refused(protocol, {**files, "test.txt": b"1\n4\n"})
+    assert "such as user 7" in refused(protocol, {**files, "test.txt": b"7 3\n"})
+
+
 def test_given_files_that_do_not_go_together(refused: Refused) -> None:
     files = {"train.txt": b"1 2 3\n4 2 5\n", "test.txt": b"1 5\n4 3 2\n"}
     assert "test.txt: 1 of 3 rows are in train.txt too, such as user 4 with item 2" in refused("ml-1m-m1", files)
-    assert "rows are in train.txt too" in refused("ml-1m-m1", {"train.txt": GOOD, "test.txt": GOOD})
+    reordered = b"\n".join(reversed(GOOD.splitlines())) + b"\n"
+    for copy in (GOOD, reordered):
+        assert f"test.txt: the same {len(set(pairs(GOOD)))} rows as train.txt" in refused(
+            "m1", {"train.txt": GOOD, "test.txt": copy}
+        )
     files["test.txt"] = b"1 5\n9 3\n"
     assert "test.txt: 1 users have no row in train.txt, such as user 9" in refused("ml-1m-m1", files)
 

@@ -12,7 +12,7 @@ import yaml
 from benchmarks.retrieval import product_towers as towers
 from benchmarks.retrieval.data import Interactions, Split
 from benchmarks.retrieval.product_towers import TouchHistories, Trained, in_time_order, shuffled, train_towers
-from benchmarks.retrieval.registry import RECIPES, REPLAYED, STATIC, configure, read_recipe
+from benchmarks.retrieval.registry import RECIPES, REPLAYED, STATIC, configure, read_recipe, recipe_path
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.protocols import REPLAYS
 from benchmarks.retrieval.replay.two_tower import ReplayTwoTower
@@ -258,6 +258,15 @@ def test_rows_are_not_held_out_of_one_of_several_orders() -> None:
     with pytest.raises(ValueError, match=r"orders = 2 with candidate.training.early_stopping: what is held out of one"):
         TwoTower(orders=2, candidate=CandidateConfig(**stopping))
     assert TwoTower(candidate=CandidateConfig(**stopping)).orders == 0
+
+
+@pytest.mark.parametrize("protocol", ["m1", "amazoncds-m1"])
+def test_protocols_of_the_same_files_share_a_recipe(protocol: str) -> None:
+    own = RECIPES / f"{protocol}.yaml"
+    expected = own if own.is_file() else RECIPES / "ml-1m-m1.yaml"
+    assert recipe_path(None, protocol) == expected
+    assert "two_tower" in read_recipe(None, protocol, STATIC)
+    assert recipe_path(Path("mine.yaml"), protocol) == Path("mine.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

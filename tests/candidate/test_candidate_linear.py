@@ -8,6 +8,7 @@ import scipy.sparse as sparse
 
 from stages.candidate.linear import models as linear
 from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings
+from stages.candidate.linear.least_squares import least_squares
 from stages.candidate.linear.models import Ease, ImplicitAls, recency_weights
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ConfigError, DataError
@@ -16,7 +17,8 @@ USERS, ITEMS = 40, 13
 
 
 def als(factors: int, **changes: float) -> ImplicitAlsSettings:
-    return ImplicitAlsSettings(**{"factors": factors, "confidence": 5, "regularisation": 2, **changes})
+    plain = {"confidence": 5, "unobserved_weight": 1, "regularisation": 2, "regularisation_power": 0}
+    return ImplicitAlsSettings(**{"factors": factors, **plain, **changes})
 
 
 @pytest.fixture
@@ -28,7 +30,6 @@ def history() -> sparse.csr_matrix:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that do not divide the sizes, so that borders between blocks are met."""
     monkeypatch.setattr(linear, "_COLUMNS", 5)
-    monkeypatch.setattr(linear, "_SYSTEMS", 7)
 
 
 def constrained_least_squares(dense: np.ndarray, regularisation: float) -> np.ndarray:
@@ -61,23 +62,66 @@ def test_ease_of_weighted_histories(history: sparse.csr_matrix) -> None:
 
 def als_gradient(history: np.ndarray, model: ImplicitAls) -> tuple[np.ndarray, np.ndarray]:
     """Half the gradients of the objective, over the cells of the dense matrix."""
-    users = model.user_vectors(sparse.csr_matrix(history))
-    weight = np.where(history > 0, model.confidence * history, 1.0)
-    error = weight * (users @ model.item_factors.T - (history > 0))
-    return (
-        error @ model.item_factors + model.regularisation * users,
-        error.T @ users + model.regularisation * model.item_factors,
+    users, settings = model.user_vectors(sparse.csr_matrix(history)), model.settings
+    scores, weight = users @ model.item_factors.T, settings.confidence * history
+    error = weight * (scores - 1) + settings.unobserved_weight * scores
+    by_user, by_item = (
+        settings.regularisation
+        * (weight + settings.unobserved_weight).sum(axis=axis)[:, None] ** settings.regularisation_power
+        for axis in (1, 0)
     )
+    return error @ model.item_factors + by_user * users, error.T @ users + by_item * model.item_factors
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_als_comes_to_rest_where_the_gradient_is_zero(history: sparse.csr_matrix) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"factors": 4, "regularisation_power": 0.0, "unobserved_weight": 1.0},
+        {"factors": 5, "regularisation_power": 1.0, "unobserved_weight": 0.3, "regularisation": 0.05},
+        {"factors": 1, "regularisation_power": 0.5, "unobserved_weight": 2.0, "regularisation": 0.5},
+    ],
+)
+def test_als_comes_to_rest_where_the_gradient_is_zero(history: sparse.csr_matrix, changes: dict[str, float]) -> None:
     history.data = np.random.default_rng(1).uniform(0.2, 3, history.nnz)
-    early, late = (ImplicitAls.fit(history, als(4, iterations=n), 3) for n in (1, 800))
+    early, late = (ImplicitAls.fit(history, als(**changes, iterations=n), 3) for n in (1, 800))
     by_user, by_item = als_gradient(history.toarray(), late)
     assert np.abs(by_user).max() < 1e-9, "folding in is exact at any time"
     assert np.abs(by_item).max() < 1e-6
     assert np.abs(als_gradient(history.toarray(), early)[1]).max() > 1e-2, "the test can tell"
+
+
+def test_als_with_the_papers_power_knows_only_the_ratio_of_the_weights(history: sparse.csr_matrix) -> None:
+    """The penalty is a share of the weights of the cells, so that all terms grow alike."""
+    power = {"regularisation_power": 1.0, "regularisation": 0.1, "unobserved_weight": 0.2}
+    small, large = (
+        ImplicitAls.fit(history, als(3, **{**power, "confidence": t, "unobserved_weight": 0.2 * t}), 0) for t in (1, 50)
+    )
+    np.testing.assert_allclose(small.item_factors, large.item_factors, atol=1e-10)
+    other = ImplicitAls.fit(history, als(3, **{**power, "confidence": 1, "unobserved_weight": 0.4}), 0)
+    assert np.abs(small.item_factors - other.item_factors).max() > 1e-3
+
+
+def test_als_without_a_weight_of_unobserved_cells_takes_it_from_the_touches(history: sparse.csr_matrix) -> None:
+    settled = ImplicitAls.fit(history, als(2, unobserved_weight=None, confidence=3), 0)
+    assert settled.unobserved_weight == pytest.approx(8 * 3 * history.nnz / (USERS * ITEMS))
+    given = ImplicitAls.fit(history, als(2, unobserved_weight=settled.unobserved_weight, confidence=3), 0)
+    assert (given.item_factors == settled.item_factors).all()
+    assert (given.user_vectors(history) == settled.user_vectors(history)).all()
+
+
+@pytest.mark.parametrize("factors", [1, 2, 5, 8, 33, 90])
+def test_each_row_of_least_squares_is_solved_exactly(factors: int) -> None:
+    """Rows of none to many cells: fewer than factors, and more."""
+    rng = np.random.default_rng(factors)
+    dense = np.where(rng.random((12, 40)) < np.linspace(0, 0.9, 12)[:, None], rng.uniform(0.01, 2, (12, 40)), 0)
+    other_ND, penalty_R = rng.normal(size=(40, factors)), rng.uniform(0.5, 3, 12)
+    found = least_squares(sparse.csr_matrix(dense), other_ND, 3.0, 0.5, penalty_R)
+    for row, values in enumerate(dense):
+        weight = 3.0 * values + 0.5
+        system = other_ND.T @ (weight[:, None] * other_ND) + penalty_R[row] * np.eye(factors)
+        wanted = np.linalg.solve(system, other_ND.T @ (3.0 * values))
+        np.testing.assert_allclose(found[row], wanted, atol=1e-10)
+    assert not found[0].any() and found[11].any()
 
 
 def test_als_folds_each_history_in_alone(history: sparse.csr_matrix) -> None:
@@ -86,7 +130,7 @@ def test_als_folds_each_history_in_alone(history: sparse.csr_matrix) -> None:
     np.testing.assert_allclose(model.user_vectors(history[7:8])[0], together[7], atol=1e-12)
     cells = history[7].indices
     confidence = np.ones(ITEMS)
-    confidence[cells] = 5.0
+    confidence[cells] += 5.0
     system = model.item_factors.T @ (confidence[:, None] * model.item_factors) + 2.0 * np.eye(3)
     wanted = np.linalg.solve(system, 5.0 * model.item_factors[cells].sum(axis=0))
     np.testing.assert_allclose(together[7], wanted, atol=1e-12)

@@ -239,7 +239,7 @@ def test_what_needs_too_much_memory_is_left_out_with_a_reason():
     assert re.fullmatch(
         r"100,000 items need 1\.\d+ GB on the 200 nearest items of each, baselines.memory_gb = 0.001", left_out["ease"]
     )
-    assert left_out["ials"] == "100,000 items need 0.0352 GB, baselines.memory_gb = 0.001"
+    assert left_out["ials"] == "100,000 items need 0.0376 GB, baselines.memory_gb = 0.001"
 
 
 def test_a_large_catalogue_has_the_sparse_ease():
@@ -270,7 +270,7 @@ def test_a_former_key_is_refused_with_the_new_one(former, now):
 
 def test_settings_that_are_not_given_are_those_of_a_baseline():
     config = parse_config(BaselinesConfig, {"rows": ["ials"], "ials": {"confidence": 3}}, "f.yaml")
-    assert config.ials == BaselineAls(confidence=3, factors=32, regularisation=10, iterations=15, seed=42)
+    assert config.ials == BaselineAls(confidence=3, factors=32, regularisation=0.3, iterations=15, seed=42)
 
 
 def test_histories_weigh_by_place():

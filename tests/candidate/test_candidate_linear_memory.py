@@ -12,7 +12,8 @@ import sys
 import numpy as np
 from scipy import sparse
 from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_method
-from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, RidgeSettings
+from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, ItemKnnSettings, RidgeSettings
+from stages.candidate.linear.item_knn import knn_gigabytes, nearest_items
 from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_method
 
 kind, method = (sys.argv[1].split("-") + [""])[:2]
@@ -33,6 +34,9 @@ def fit(user, item, history, neighbours):
         settings = RidgeSettings(method=method, neighbours=neighbours)
         DirectedRidge.fit(user, item, items, settings)
         return ridge_method(settings, users, items, len(user), length, 4.0).gigabytes
+    if kind == "knn":
+        nearest_items(history, ItemKnnSettings(weighting="tf_idf"), neighbours)
+        return knn_gigabytes(users, items, history.nnz, neighbours)
     ImplicitAls.fit(history, ImplicitAlsSettings(factors=32, confidence=5, regularisation=10, iterations=1), 0)
     return als_gigabytes(users, items, history.nnz, 32)
 
@@ -60,6 +64,8 @@ print((memory("VmHWM") - before) / 1e9, said)
         ("ease-sparse", 6000, 20_000, 20, 3.0),
         ("ridge-sparse", 6000, 20_000, 20, 3.0),
         ("ials", 3000, 6000, 20, None),
+        ("knn", 3000, 6000, 20, None),
+        ("knn", 20_000, 20_000, 60, 2.5),
     ],
 )
 def test_no_fit_takes_more_than_it_says(kind: str, users: int, items: int, length: int, most: float | None) -> None:

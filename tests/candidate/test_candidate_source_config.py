@@ -102,9 +102,9 @@ def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
         "ease.lambda: unknown key, allowed are memory_gb, method, neighbours, regularisation",
         "ease.regularisation = 0: Input should be greater than 0",
         "history_length = 0: Input should be greater than or equal to 1",
-        "ials = 5: Input should be a valid dictionary or instance of SeededAls",
+        "ials = 5: Input should be a valid dictionary or instance of LimitedAls",
         "magic: unknown key, allowed are covisitation_smoothing, directed_ridge, ease, history_decay, history_length, "
-        "ials, learning, mixture, names, neighbours, quotas, trending",
+        "ials, item_knn, learning, mixture, names, neighbours, quotas, trending",
     ]
 
 
@@ -166,7 +166,7 @@ def test_serving_needs_neither_torch_nor_scipy_for_any_generator():
         "print([name for name in ('torch', 'scipy.sparse', 'scipy.linalg', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [str(list(ALL[1:])), "[]"]
+    assert done.stdout.splitlines() == [str([*ALL[1:], "item_knn"]), "[]"]
 
 
 def test_learned_quotas_are_not_known_beforehand():

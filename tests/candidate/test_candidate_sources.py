@@ -24,7 +24,7 @@ from stages.candidate.generators.generator import CandidateGenerator, CandidateR
 from stages.candidate.generators.ials import IalsNeighbours
 from stages.candidate.generators.neighbour_lists import content_neighbours, fitted_neighbours, sparse_neighbours
 from stages.candidate.generators.trending import Trending
-from stages.candidate.linear.config import EaseSettings, LimitedEase, LimitedRidge, SeededAls
+from stages.candidate.linear.config import EaseSettings, LimitedAls, LimitedEase, LimitedRidge
 from stages.candidate.linear.directed_ridge import DirectedRidge
 from stages.candidate.linear.models import ImplicitAls
 from stages.contracts.errors import ConfigError, ReleaseError
@@ -215,7 +215,7 @@ def test_the_directed_ridge_gives_what_comes_next() -> None:
 
 
 def test_ials_neighbours_are_the_answers_to_histories_of_one_item() -> None:
-    ials = SeededAls(factors=2, seed=5)
+    ials = LimitedAls(factors=2, seed=5)
     config = SourcesConfig(neighbours=3, ials=ials)
     model = ImplicitAls.fit(sparse.csr_matrix(HISTORIES), ials, 5)
     found = rows_of(IalsNeighbours.fit(config, fit_data(range(5))))

@@ -38,7 +38,7 @@ from tests.features.plain.replay import replay
 FEATURES = FeatureConfig(history_length=8, history_decay=4.0)
 N_ITEMS, BLOCK, K = 60, 15, 8
 WINDOWS = TrendingConfig(windows_minutes=(0.01, 0.05), weights=(1.0, 0.5))  # the world lasts twelve seconds
-ALL = ("tower", "covisitation", "trending", "ease", "ials", "content", "directed_ridge")
+ALL = ("tower", "covisitation", "trending", "ease", "ials", "content", "directed_ridge", "item_knn")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_every_source_answers_each_request_with_unseen_items_that_exist(world, t
     popular = table.source == 1
     assert (source_scores.ranks[popular] == -1).all()
     assert (source_scores.mask()[~popular] > 0).all()
-    assert set(np.unique(table.source)) == set(range(8)), "each source is the first for something"
+    assert set(np.unique(table.source)) == set(range(9)), "each source is the first for something"
     # A source names its first items itself: its quota's worth, ranks 0 and on.
     for column, name in enumerate(ALL):
         ranks = source_scores.ranks[:, column]

@@ -20,9 +20,9 @@ def scores_of(*ranks: tuple[int, ...]) -> SourceScores:
 
 def test_codes_never_change():
     """Files of finished steps hold them."""
-    known = ("tower", "popular", "covisitation", "trending", "ease", "ials", "content", "directed_ridge")
-    assert [source_code(name) for name in known] == list(range(8))
-    assert [source_name(code) for code in range(8)] == list(known)
+    known = ("tower", "popular", "covisitation", "trending", "ease", "ials", "content", "directed_ridge", "item_knn")
+    assert [source_code(name) for name in known] == list(range(9))
+    assert [source_name(code) for code in range(9)] == list(known)
     assert (source_code("tower"), source_code("popular")) == (SOURCE_TOWER, SOURCE_POPULAR)
 
 

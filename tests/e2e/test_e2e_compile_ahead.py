@@ -12,7 +12,7 @@ from tests.conftest import TINY, environment
 from tests.time_limits import finished
 
 SOURCES = {
-    "names": ["tower", "covisitation", "trending", "ease", "ials", "content", "directed_ridge"],
+    "names": ["tower", "covisitation", "trending", "ease", "ials", "content", "directed_ridge", "item_knn"],
     "quotas": "learned",
     "ease": {"method": "sparse"},
     "directed_ridge": {"method": "sparse"},

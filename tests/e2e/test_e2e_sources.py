@@ -38,7 +38,7 @@ def blended(job: Any, tiny: dict[str, Any]) -> dict[str, Any]:
 def test_only_what_depends_on_the_sources_ran_again(job: Any, blended: dict[str, Any]) -> None:
     again = {name for name, result in blended.items() if result.path != job.results[name].path}
     assert again == {
-        *("train_sources", "retrieve", "build_examples", "train_light", "train_heavy", "rank_held_out"),
+        *("check_memory", "train_sources", "retrieve", "build_examples", "train_light", "train_heavy", "rank_held_out"),
         *("evaluate", "assemble"),
     }
 

@@ -96,8 +96,14 @@ def test_a_signature_is_frozen(name: str) -> None:
 
 def test_the_settings_of_closed_forms_are_frozen() -> None:
     assert sluice.EaseSettings().model_dump() == {"regularisation": 200.0, "method": "auto", "neighbours": 200}
-    factors = {"factors": 64, "confidence": 5.0, "regularisation": 10.0, "iterations": 15}
-    assert sluice.ImplicitAlsSettings().model_dump() == factors
+    assert sluice.ImplicitAlsSettings().model_dump() == {
+        "factors": 64,
+        "confidence": 1.0,
+        "unobserved_weight": None,
+        "regularisation": 0.3,
+        "regularisation_power": 0.5,
+        "iterations": 15,
+    }
 
 
 def test_every_public_function_is_frozen() -> None:

@@ -17,12 +17,14 @@ from scipy import sparse
 
 from benchmarks.retrieval.data import Interactions
 from benchmarks.retrieval.solved import solve_ease
-from benchmarks.retrieval.static.judge import Scorer, top_k_of_rows
-from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase
+from benchmarks.retrieval.static.judge import Scorer
+from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase, LimitedItemKnn
+from stages.candidate.linear.item_knn import knn_gigabytes, nearest_items
 from stages.candidate.linear.models import ImplicitAls, als_gigabytes, ease_method
 from stages.contracts.config import Config
+from stages.contracts.errors import DataError
 
-_COLUMNS = 1024
+_DAY_SECONDS = 86_400
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -66,27 +68,55 @@ class Popularity(Model):
         return 12 * train.items / 1e9
 
 
-class ItemKnn(Model):
+class RecentPopularity(Model):
+    """How many users had an item in the last days of training.
+
+    Attributes:
+        days: before the latest training row.
+    """
+
+    days: Positive = 30.0
+
+    def check(self, train: Interactions) -> None:
+        """Check that the rows have times.
+
+        Raises:
+            DataError: if they have none, or only an order.
+        """
+        if train.time is None or not train.in_seconds:
+            raise DataError("these data have no times in seconds: what was popular lately is not known")
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Count."""
+        self.check(train)
+        assert train.time is not None, "checked"
+        recent = train.time > train.time.max() - self.days * _DAY_SECONDS
+        return Popularity().fit(train.take(np.flatnonzero(recent)), seed)
+
+    def gigabytes(self, train: Interactions) -> float:
+        """A count of each item, and the recent rows."""
+        return (12 * train.items + 32 * len(train)) / 1e9
+
+
+class ItemKnn(Model, LimitedItemKnn):
     """Cosines of items, each with its nearest ones only.
 
     Attributes:
         neighbours: neighbours of an item that are kept.
-        shrink: added to the product of the norms, so that rare items are not near by chance.
     """
 
     neighbours: Count = 100
-    shrink: Annotated[float, Field(ge=0)] = 0.0
 
     def fit(self, train: Interactions, seed: int) -> Scorer:
-        """Keep the nearest neighbours of each item; a score sums their cosines over the history."""
+        """Keep the nearest neighbours of each item; a score sums their weights over the history."""
         history = train.matrix
-        nearest = cosine_neighbours(history, self.neighbours, self.shrink)
+        found = nearest_items(history, self, self.neighbours)
+        nearest = sparse.csr_matrix((found.scores, found.ids, found.offsets), shape=(train.items, train.items))
         return lambda users: (history[users] @ nearest).toarray()
 
     def gigabytes(self, train: Interactions) -> float:
-        """Some matrices of a block of columns, and the neighbours that are kept while they are put together."""
-        kept = 32 * min(self.neighbours, train.items) * train.items
-        return (24 * min(_COLUMNS, train.items) * train.items + kept + 32 * len(train)) / 1e9
+        """The touches, a block of cosines, and the neighbours."""
+        return knn_gigabytes(train.users, train.items, len(train), self.neighbours)
 
 
 class EaseModel(Model, LimitedEase):
@@ -141,29 +171,9 @@ class Ials(Model, ImplicitAlsSettings):
 
 MODELS: dict[str, type[Model]] = {
     "popularity": Popularity,
+    "popularity_recent": RecentPopularity,
     "item_knn": ItemKnn,
     "ials": Ials,
     "ease": EaseModel,
     "ease_recency": RecencyEase,
 }
-
-
-def cosine_neighbours(history_UN: sparse.csr_matrix, neighbours: int, shrink: float) -> sparse.csr_matrix:
-    """Return the cosines of each item with its nearest other items, float32 ``[N, N]``.
-
-    Column j holds at most ``neighbours`` values, the largest; of equal ones the lower item is kept.
-    """
-    items = history_UN.shape[1]
-    by_item = history_UN.tocsc()
-    norms_N = np.sqrt(np.asarray(history_UN.multiply(history_UN).sum(axis=0)).ravel())
-    parts = []
-    for start in range(0, items, _COLUMNS):
-        columns = np.arange(start, min(start + _COLUMNS, items))
-        cosine = (by_item[:, columns].T @ by_item).toarray()
-        cosine /= np.maximum(norms_N[columns, None] * norms_N + shrink, 1e-12)
-        cosine[columns - start, columns] = 0
-        nearest = top_k_of_rows(np.where(cosine > 0, cosine, -np.inf), neighbours)
-        row, place = np.nonzero(nearest >= 0)
-        item = nearest[row, place]
-        parts.append(sparse.csc_matrix((cosine[row, item], (item, row)), shape=(items, len(columns))))
-    return sparse.hstack(parts, format="csr", dtype=np.float32)

@@ -7,8 +7,8 @@ used. Settings are tuned on these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,7 @@ def read_given(data: Path) -> Splitter:
         for path, user, item in zip(paths, (train_user, test_user), (train_item, test_item), strict=True)
     )
     given = Split(train, test)
+    _refuse_one_file_twice(paths, given)
     both = np.flatnonzero(np.isin(test.user * test.items + test.item, train.user * train.items + train.item))
     if len(both):
         user, item = users[test.user[both[0]]], items[test.item[both[0]]]
@@ -163,6 +164,19 @@ def read_given(data: Path) -> Splitter:
     return lambda seed, validation: deal_by_user(train, seed + _VALIDATION_SEED, share) if validation else given
 
 
+def _refuse_one_file_twice(paths: Sequence[Path], given: Split) -> None:
+    """Refuse two files with the same rows, which would be a copy, or the same file under two names.
+
+    Raises:
+        DataError: naming both.
+    """
+    train, test = (np.sort(rows.user * rows.items + rows.item) for rows in (given.train, given.test))
+    if np.array_equal(train, test):
+        raise DataError(
+            f"{paths[1]}: the same {len(test)} rows as {paths[0].name}; allowed are rows that are in one of them"
+        )
+
+
 def read_ml_1m_loo(data: Path) -> Splitter:
     """MovieLens 1M in the order of ``chrono_pos``."""
     rows = distinct(data, read_chronological(data))
@@ -178,6 +192,15 @@ def read_beauty(data: Path) -> Splitter:
 
 
 SEQUENTIAL = ("popularity", "item_knn", "ials", "ease", "ease_recency")
+GIVEN = Protocol(
+    read_given,
+    k=20,
+    metrics=("recall", "ndcg"),
+    fixed_validation=False,
+    needs="rows in both files, with --validation users of several items",
+)
+"""Any data whose training and test rows are two files."""
+
 PROTOCOLS: dict[str, Protocol] = {
     "ml-100k": Protocol(
         read_ml_100k,
@@ -186,23 +209,13 @@ PROTOCOLS: dict[str, Protocol] = {
         seeds=(42, 1, 2, 3, 4),
         fixed=False,
         fixed_validation=False,
-        settings={
-            "ease": {"regularisation": 400},
-            "ials": {"factors": 32, "confidence": 5, "regularisation": 10},
-        },
+        models=("popularity", "popularity_recent", "item_knn", "ials", "ease"),
+        settings={"ease": {"regularisation": 400}, "popularity_recent": {"days": 180}},
         needs="items that three users or more have, and users who have several",
     ),
-    "ml-1m-m1": Protocol(
-        read_given,
-        k=20,
-        metrics=("recall", "ndcg"),
-        fixed_validation=False,
-        settings={
-            "ease": {"regularisation": 500},
-            "ials": {"factors": 64, "confidence": 5, "regularisation": 30},
-        },
-        needs="rows in both files, with --validation users of several items",
-    ),
+    "m1": GIVEN,
+    "ml-1m-m1": replace(GIVEN, settings={"ease": {"regularisation": 500}}),
+    "amazoncds-m1": GIVEN,
     "ml-1m-loo": Protocol(
         read_ml_1m_loo,
         k=10,

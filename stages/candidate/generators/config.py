@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails
 
 from stages.candidate.generators.settings import GeneratorSettings, NotNegative, Positive
 from stages.candidate.generators.table import TOWER, generator_class, generator_names
+from stages.candidate.linear.config import BaselinesConfig
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
 from stages.features.config import FeatureConfig, TrendingConfig
@@ -234,6 +235,20 @@ class TrainSourcesConfig(Config):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
+
+
+class CheckMemoryConfig(Config):
+    """Configuration of the step ``check_memory``.
+
+    Attributes:
+        sources: which generators, and their settings.
+        baselines: what the stage ledger's baselines may take.
+        features: which signals are exposures.
+    """
+
+    sources: SourcesConfig = Field(default_factory=SourcesConfig)
+    baselines: BaselinesConfig = BaselinesConfig()
+    features: FeatureConfig = FeatureConfig()
 
 
 def _own_sections() -> type[Config]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.candidate.generators.generator import Arrays, FitData
+from stages.candidate.generators.generator import Arrays, FitData, FitSize
 from stages.candidate.generators.neighbours import NeighbourGenerator
 from stages.candidate.generators.settings import GeneratorSettings
 from stages.contracts.snapshot import ItemTable
@@ -12,6 +12,13 @@ class ContentNeighbours(NeighbourGenerator):
     """Neighbours by the cosine of tf-idf vectors of categories and titles; new items have some at once."""
 
     name = "content"
+
+    @classmethod
+    def needs(cls, settings: GeneratorSettings, size: FitSize) -> float:
+        """Return what the neighbours and a block of cosines take; words of titles come on top, uncounted."""
+        from stages.candidate.generators.neighbour_lists import lists_gigabytes
+
+        return lists_gigabytes(FitSize(size.items, 0, 0, 0), settings.neighbours)
 
     @classmethod
     def fit(cls, settings: GeneratorSettings, data: FitData) -> Arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.candidate.generators.generator import Arrays, FitData
+from stages.candidate.generators.generator import Arrays, FitData, FitSize
 from stages.candidate.generators.neighbours import NeighbourGenerator
 from stages.candidate.generators.settings import GeneratorSettings
 from stages.candidate.linear.config import LimitedRidge
@@ -26,6 +26,16 @@ class RidgeNeighbours(NeighbourGenerator):
         """Return k ** -power for the ``latest`` newest items, float64 ``[H]``, newest first."""
         own = settings.section(cls.name, LimitedRidge)
         return power_weights(np.arange(1, own.latest + 1), own.power, own.latest)
+
+    @classmethod
+    def needs(cls, settings: GeneratorSettings, size: FitSize) -> float:
+        """Return what the method takes that ``fit`` would use, or the weights while neighbours are chosen."""
+        from stages.candidate.generators.neighbour_lists import weighed_gigabytes
+        from stages.candidate.linear.directed_ridge import ridge_method
+
+        own = settings.section(cls.name, LimitedRidge)
+        method = ridge_method(own, size.users, size.items, size.touches, size.longest, own.memory_gb)
+        return max(method.gigabytes, weighed_gigabytes(method, own.neighbours, size, settings.neighbours))
 
     @classmethod
     def fit(cls, settings: GeneratorSettings, data: FitData) -> Arrays:

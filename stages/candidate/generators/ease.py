@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.candidate.generators.generator import Arrays, FitData
+from stages.candidate.generators.generator import Arrays, FitData, FitSize
 from stages.candidate.generators.neighbours import NeighbourGenerator
 from stages.candidate.generators.settings import GeneratorSettings
 from stages.candidate.linear.config import LimitedEase
@@ -16,6 +16,16 @@ class EaseNeighbours(NeighbourGenerator):
 
     name = "ease"
     own_settings = LimitedEase
+
+    @classmethod
+    def needs(cls, settings: GeneratorSettings, size: FitSize) -> float:
+        """Return what the method takes that ``fit`` would use, or the weights while neighbours are chosen."""
+        from stages.candidate.generators.neighbour_lists import weighed_gigabytes
+        from stages.candidate.linear.models import ease_method
+
+        own = settings.section(cls.name, LimitedEase)
+        method = ease_method(own, size.users, size.items, size.touches, own.memory_gb)
+        return max(method.gigabytes, weighed_gigabytes(method, own.neighbours, size, settings.neighbours))
 
     @classmethod
     def fit(cls, settings: GeneratorSettings, data: FitData) -> Arrays:

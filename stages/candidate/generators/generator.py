@@ -111,6 +111,23 @@ class FitData:
     sequences: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
+@dataclass(frozen=True)
+class FitSize:
+    """The sizes that the memory of a fit follows from, known as soon as there is a snapshot.
+
+    Attributes:
+        items: N.
+        users: users with touches.
+        touches: cells of ``FitData.touches``.
+        longest: touches of the user who has most of them.
+    """
+
+    items: int
+    users: int
+    touches: int
+    longest: int
+
+
 class CandidateGenerator(ABC):
     """One candidate generator beside the two-tower index.
 
@@ -136,6 +153,15 @@ class CandidateGenerator(ABC):
     def counted(cls, settings: GeneratorSettings) -> TrendingConfig | None:
         """Return the windows that the state must count for this generator, None where it needs none."""
         return None
+
+    @classmethod
+    def needs(cls, settings: GeneratorSettings, size: FitSize) -> float:
+        """Return the 10^9 bytes that ``fit`` takes at most; 0 where it takes next to nothing.
+
+        It is compared with ``memory_gb`` of the generator's own section, where that has one, and with the memory that
+        is available, before anything is trained.
+        """
+        return 0.0
 
     @classmethod
     def fit(cls, settings: GeneratorSettings, data: FitData) -> Arrays:

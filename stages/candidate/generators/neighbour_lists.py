@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from stages.candidate.generators.generator import Arrays
+from stages.candidate.generators.generator import Arrays, FitSize
 from stages.candidate.linear.directed_ridge import DirectedRidge
+from stages.candidate.linear.method import Method
 from stages.candidate.linear.models import Ease, ImplicitAls
 from stages.contracts.progress import progress
 from stages.contracts.ragged import places_in_rows, row_offsets
@@ -20,6 +21,14 @@ from stages.contracts.snapshot import ItemTable
 from stages.contracts.top_k import top_k
 
 _BLOCK = 256
+_SCORE_BYTES = 40
+"""Bytes of a score of a block of items: as the model computes it, and while the best are chosen."""
+_ROW_BYTES = 400
+"""Bytes of an item's row before all rows are joined, apart from its neighbours."""
+_ENTRY_BYTES = 40
+"""Bytes of a neighbour: before and after all rows are joined."""
+_CHOSEN_BYTES = 64
+"""Bytes of a sparse weight: in its matrix, and while the best of each item are chosen."""
 _WORD = re.compile(r"\w+")
 
 Row = tuple[np.ndarray, np.ndarray]
@@ -58,7 +67,7 @@ def fitted_neighbours(
                 found = np.flatnonzero(scores > 0) if known[item] else np.zeros(0, dtype=np.int64)
                 yield _cut(found, scores[found], found, neighbours)
 
-    return _as_arrays(rows())
+    return _joined(rows())
 
 
 def weighed_neighbours(
@@ -87,11 +96,45 @@ def sparse_neighbours(weights_NN: sparse.csr_matrix, neighbours: int, allowed: n
     order = np.lexsort((found, -np.round(weights, 6), row))
     order = order[places_in_rows(np.bincount(row, minlength=items)) < neighbours]
     lengths = np.bincount(row[order], minlength=items)
-    return {
-        "offsets": row_offsets(lengths),
-        "items": found[order].astype(np.int32),
-        "weights": weights[order].astype(np.float32),
-    }
+    return as_arrays(lengths, found[order], weights[order])
+
+
+def as_arrays(lengths: np.ndarray | list[int], items: np.ndarray, weights: np.ndarray) -> Arrays:
+    """Return the arrays of a ``NeighbourGenerator``.
+
+    Args:
+        lengths: neighbours of each item.
+        items: of all neighbours, those of one item after the other, best first.
+        weights: parallel to ``items``.
+    """
+    return {"offsets": row_offsets(lengths), "items": items.astype(np.int32), "weights": weights.astype(np.float32)}
+
+
+def lists_gigabytes(size: FitSize, neighbours: int) -> float:
+    """Return the 10^9 bytes that keeping each item's neighbours takes at most, beside the model itself.
+
+    Args:
+        size: of the touches and the catalogue.
+        neighbours: kept for each item.
+    """
+    rows = (_ROW_BYTES + _ENTRY_BYTES * min(neighbours, size.items)) * size.items
+    return (_SCORE_BYTES * min(_BLOCK, size.items) * size.items + rows + 32 * size.touches) / 1e9
+
+
+def weighed_gigabytes(method: Method, entries: int, size: FitSize, neighbours: int) -> float:
+    """Return the 10^9 bytes that the weights of a closed form and ``weighed_neighbours`` take at most.
+
+    Args:
+        method: how it is solved.
+        entries: weights that lead to an item where the method is sparse.
+        size: of the touches and the catalogue.
+        neighbours: kept for each item.
+    """
+    if method.name == "sparse":
+        return (
+            _CHOSEN_BYTES * size.items * min(entries, size.items) + _ROW_BYTES * size.items + 32 * size.touches
+        ) / 1e9
+    return 4 * size.items**2 / 1e9 + lists_gigabytes(size, neighbours)
 
 
 def content_neighbours(items: ItemTable, neighbours: int, allowed: np.ndarray) -> Arrays:
@@ -120,7 +163,7 @@ def content_neighbours(items: ItemTable, neighbours: int, allowed: np.ndarray) -
                 apart_ms = np.abs(items.created_at_ms[found] - items.created_at_ms[item])
                 yield _cut(found, cosine, np.lexsort((found, apart_ms)).argsort(), neighbours)
 
-    return _as_arrays(rows())
+    return _joined(rows())
 
 
 def _content(items: ItemTable) -> sparse.csr_matrix:
@@ -153,10 +196,9 @@ def _cut(found: np.ndarray, weights: np.ndarray, ties: np.ndarray, keep: int) ->
     return found[order], weights[order]
 
 
-def _as_arrays(rows: Iterator[Row]) -> Arrays:
+def _joined(rows: Iterator[Row]) -> Arrays:
     """Join the rows of all items."""
     pieces = list(rows)
-    offsets = row_offsets([len(found) for found, _ in pieces])
     items = np.concatenate([np.zeros(0, dtype=np.int64), *(found for found, _ in pieces)])
     weights = np.concatenate([np.zeros(0, dtype=np.float32), *(weights for _, weights in pieces)])
-    return {"offsets": offsets, "items": items.astype(np.int32), "weights": weights.astype(np.float32)}
+    return as_arrays([len(found) for found, _ in pieces], items, weights)

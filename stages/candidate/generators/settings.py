@@ -18,9 +18,11 @@ class GeneratorSettings(Config):
     """Settings that several generators share, and the section ``sources.<name>`` of each one that has settings.
 
     Attributes:
-        history_length: newest items of a history that ``covisitation``, ``ease``, ``ials`` and ``content`` read.
+        history_length: newest items of a history that ``covisitation``, ``ease``, ``ials``, ``content`` and
+            ``item_knn`` read.
         history_decay: the weight of position r (0 = newest) is ``exp(-r / history_decay)``.
-        neighbours: neighbours that ``ease``, ``ials`` and ``content`` keep for each item.
+        neighbours: neighbours that ``ease``, ``ials``, ``directed_ridge`` and ``content`` keep for each item;
+            ``item_knn`` keeps up to ten times as many.
         covisitation_smoothing: added to an item's popularity in its normalisation, so that one link with a rare item
             does not outweigh many links with a common one.
     """

@@ -21,7 +21,8 @@ from scipy import sparse
 from stages.candidate.data.examples import touch_matrix, training_examples
 from stages.candidate.data.validation import checked_tables
 from stages.candidate.linear.config import BaselinesConfig, RankBaselinesConfig
-from stages.candidate.linear.models import Ease, ImplicitAls, als_gigabytes, ease_method, recency_weights
+from stages.candidate.linear.models import Ease, ImplicitAls, recency_weights
+from stages.candidate.linear.needs import baselines_left_out
 from stages.contracts.best_items import best_scored
 from stages.contracts.compiled import compiled
 from stages.contracts.exclusions import Exclusions
@@ -101,18 +102,7 @@ def fit_baselines(config: BaselinesConfig, touched_UN: sparse.csr_matrix) -> tup
     Returns:
         Models by the name of their row, and for every other row why there is none.
     """
-    users, items = touched_UN.shape
-    method = ease_method(config.ease, users, items, touched_UN.nnz, config.memory_gb)
-    needed = {
-        "ease": (method.gigabytes, f" {method.how}"),
-        "ials": (als_gigabytes(users, items, touched_UN.nnz, config.ials.factors), ""),
-    }
-    left_out = {}
-    for name, (gigabytes, how) in needed.items():
-        if name not in config.rows:
-            left_out[name] = f"baselines.rows = {list(config.rows)}"
-        elif gigabytes > config.memory_gb:
-            left_out[name] = f"{items:,} items need {gigabytes:.3g} GB{how}, baselines.memory_gb = {config.memory_gb:g}"
+    left_out = baselines_left_out(config, touched_UN.shape[0], touched_UN.shape[1], touched_UN.nnz)
     fitted = {}
     if "ease" not in left_out:
         ease = Ease.fit(touched_UN, config.ease, config.memory_gb)

@@ -1,4 +1,4 @@
-"""Settings of EASE and implicit ALS, wherever they are fitted, and of the step ``rank_baselines``."""
+"""Settings of EASE, implicit ALS and item-KNN, wherever they are fitted, and of the step ``rank_baselines``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from stages.contracts.config import Config
 from stages.features.config import FeatureConfig
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ClosedForm(Config):
@@ -74,14 +75,21 @@ class ImplicitAlsSettings(Config):
 
     Attributes:
         factors: D, the width of the vectors.
-        confidence: weight of a touch, where every other cell of the user-item matrix weighs 1.
+        confidence: weight of a touch.
+        unobserved_weight: alpha0 of the paper, the weight with which every cell of the user-item matrix is pulled
+            towards 0. None: such that all cells together weigh eight times as much as the touches.
         regularisation: lambda of the paper.
+        regularisation_power: nu of the paper. The penalty on the factors of a user is ``regularisation`` times (the
+            weights of all of the user's cells)^nu, and so is that of an item; 0 penalises all alike. With 1 the scale
+            of the weights does not matter.
         iterations: pairs of half-steps, users first.
     """
 
     factors: int = Field(default=64, ge=1)
-    confidence: Positive = 5.0
-    regularisation: Positive = 10.0
+    confidence: Positive = 1.0
+    unobserved_weight: Positive | None = None
+    regularisation: Positive = 0.3
+    regularisation_power: NotNegative = 0.5
     iterations: int = Field(default=15, ge=1)
 
 
@@ -93,6 +101,29 @@ class SeededAls(ImplicitAlsSettings):
     """
 
     seed: int = Field(default=42, ge=0)
+
+
+class LimitedAls(SeededAls, MemoryLimit):
+    """Implicit ALS within a limit of its own."""
+
+
+class ItemKnnSettings(Config):
+    """How ``nearest_items`` compares items.
+
+    Attributes:
+        shrink: added to the product of the norms, so that rare items are not near by chance.
+        alpha: 0.5 for the cosine. Above it the norm of the history's item counts more, up to 1, the share of its users
+            who have the other item; below it the norm of the neighbour.
+        weighting: whether users with long histories weigh less, see ``weighted_histories``.
+    """
+
+    shrink: NotNegative = 0.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    weighting: Literal["none", "tf_idf", "bm25"] = "none"
+
+
+class LimitedItemKnn(ItemKnnSettings, MemoryLimit):
+    """Nearest items within a limit of its own: what is kept grows with items times neighbours."""
 
 
 class BaselineEase(EaseSettings):

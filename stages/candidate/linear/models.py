@@ -14,15 +14,16 @@ from scipy import sparse
 from scipy.linalg import lapack
 
 from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, MemoryLimit
+from stages.candidate.linear.least_squares import least_squares
 from stages.candidate.linear.method import Method, method_of, require, scores_of
 from stages.candidate.linear.moments import weighted_moments
 from stages.candidate.linear.nearest_regression import nearest_gigabytes, nearest_regression
-from stages.contracts.compiled import compiled
 from stages.contracts.errors import ConfigError, DataError
 
 _MEMORY_GB = MemoryLimit().memory_gb
 _COLUMNS = 1024
-_SYSTEMS = 256
+_UNOBSERVED = 8.0
+"""How many times as much as the touches all cells weigh together, where no weight is given."""
 _EASE_BYTES = 12
 """Bytes of an item-item cell while EASE is fitted: float64 to invert, and the float32 that stays."""
 _CELL_BYTES = 16
@@ -67,13 +68,13 @@ def ease_method(settings: EaseSettings, users: int, items: int, cells: int, memo
 
 
 def als_gigabytes(users: int, items: int, cells: int, factors: int) -> float:
-    """Return the 10^9 bytes that fitting implicit ALS takes: factors, the matrix by users and by items, and systems.
+    """Return the 10^9 bytes that fitting implicit ALS takes: factors, and the matrix by users and by items.
 
-    One side has two sets of factors while its new factors are solved for.
+    While one side is solved for it has two sets of factors, the other side has a turned copy, and the matrix is copied
+    for compiled code.
     """
-    vectors = 8 * factors * (users + items + max(users, items))
-    systems = 3 * 8 * _SYSTEMS * factors**2 + _WORKSPACE_BYTES
-    return (vectors + (2 * _CELL_BYTES + 8) * cells + systems) / 1e9
+    vectors = 8 * factors * 2 * (users + items) + 24 * max(users, items)
+    return (vectors + (3 * _CELL_BYTES + 8) * cells + 3 * 8 * factors**2 + _WORKSPACE_BYTES) / 1e9
 
 
 @dataclass(frozen=True)
@@ -125,26 +126,26 @@ class Ease:
 
 @dataclass(frozen=True)
 class ImplicitAls:
-    """``item_factors``, float64 ``[N, D]``, and the settings that folding a history in needs."""
+    """``item_factors``, float64 ``[N, D]``; and what folds a history in: the settings, and the weight of all cells."""
 
     item_factors: np.ndarray
-    confidence: float
-    regularisation: float
+    settings: ImplicitAlsSettings
+    unobserved_weight: float
 
     @classmethod
     def fit(cls, history_UN: sparse.csr_matrix, settings: ImplicitAlsSettings, seed: int) -> ImplicitAls:
         """Alternate exact least squares over users and items.
 
-        Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008, section 4: minimise
-        the sum over all cells of c (p - x'y)^2, plus regularisation (|X|^2 + |Y|^2), where a cell of the history has
-        p = 1 and c = confidence times its value, and every other cell p = 0 and c = 1. (The paper's c is
-        1 + alpha r; this is the reading of the library ``implicit``.) The first factors are normal with a standard
-        deviation of 0.1 / sqrt(D), as Rendle et al., "Revisiting the Performance of iALS on Item Recommendation
-        Benchmarks", 2021, advise.
+        Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", 2008, in the form of Rendle,
+        Krichene, Zhang and Koren, "Revisiting the Performance of iALS on Item Recommendation Benchmarks", RecSys 2022,
+        section 3: minimise the sum of c (1 - x'y)^2 over the cells of the history, c being ``confidence`` times the
+        value; plus ``unobserved_weight`` times the sum of (x'y)^2 over all cells; plus the squared factors, those of a
+        user times ``regularisation`` (the sum of the user's c + unobserved_weight N)^regularisation_power, and those of
+        an item likewise. The first factors are normal with a standard deviation of 0.1 / sqrt(D), as there.
 
         Args:
             history_UN: what users did; values above 0.
-            settings: factors, confidence, regularisation and iterations.
+            settings: factors, weights, penalty and iterations.
             seed: of the first factors.
 
         Raises:
@@ -152,12 +153,12 @@ class ImplicitAls:
         """
         history_UN = _checked(history_UN, positive=True)
         history_NU = history_UN.T.tocsr()
-        factors, confidence, regularisation = settings.factors, settings.confidence, settings.regularisation
+        factors, unobserved = settings.factors, _unobserved_weight(settings, history_UN)
         item_ND = np.random.default_rng(seed).normal(0, 0.1 / np.sqrt(factors), (history_UN.shape[1], factors))
         for _ in range(settings.iterations):
-            user_UD = _least_squares(history_UN, item_ND, confidence, regularisation)
-            item_ND = _least_squares(history_NU, user_UD, confidence, regularisation)
-        return cls(item_ND, confidence, regularisation)
+            user_UD = _best_factors(history_UN, item_ND, settings, unobserved)
+            item_ND = _best_factors(history_NU, user_UD, settings, unobserved)
+        return cls(item_ND, settings, unobserved)
 
     def user_vectors(self, history_BN: sparse.csr_matrix) -> np.ndarray:
         """Return the best factors of each history, float64 ``[B, D]``; zeros for an empty one.
@@ -166,7 +167,7 @@ class ImplicitAls:
             DataError: if the histories are over another number of items.
         """
         _check_items(history_BN, len(self.item_factors))
-        return _least_squares(history_BN, self.item_factors, self.confidence, self.regularisation)
+        return _best_factors(history_BN, self.item_factors, self.settings, self.unobserved_weight)
 
     def score(self, history_BN: sparse.csr_matrix) -> np.ndarray:
         """Return float32 scores ``[B, N]`` of the catalogue; items of the history are scored as well."""
@@ -227,42 +228,20 @@ def _zero_diagonal_weights(inverse_NN: np.ndarray) -> np.ndarray:
     return weights_NN
 
 
-def _least_squares(
-    history_RN: sparse.csr_matrix, other_ND: np.ndarray, confidence: float, regularisation: float
+def _unobserved_weight(settings: ImplicitAlsSettings, history_UN: sparse.csr_matrix) -> float:
+    """Return the weight of all cells: that of the settings, or one that follows from the touches."""
+    if settings.unobserved_weight is not None:
+        return settings.unobserved_weight
+    users, items = history_UN.shape
+    return _UNOBSERVED * settings.confidence * float(history_UN.sum()) / float(users * items)
+
+
+def _best_factors(
+    history_RN: sparse.csr_matrix, other_ND: np.ndarray, settings: ImplicitAlsSettings, unobserved: float
 ) -> np.ndarray:
-    """Return the factors ``[R, D]`` that are best for fixed factors of the other side.
-
-    A row solves (Y'Y + Y'(C - I)Y + regularisation I) x = Y'C p. Y'Y is the same for all rows.
-    """
-    rows, factors = history_RN.shape[0], other_ND.shape[1]
-    shared_DD = other_ND.T @ other_ND + regularisation * np.eye(factors)
-    solved_RD = np.zeros((rows, factors))
-    weights = confidence * np.asarray(history_RN.data, dtype=np.float64)
-    for start in range(0, rows, _SYSTEMS):
-        stop = min(start + _SYSTEMS, rows)
-        systems = np.repeat(shared_DD[None], stop - start, axis=0)
-        rights = np.zeros((stop - start, factors, 1))
-        _add_cells(history_RN.indptr[start : stop + 1], history_RN.indices, weights, other_ND, systems, rights)
-        solved_RD[start:stop] = np.linalg.solve(systems, rights)[:, :, 0]
-    return solved_RD
-
-
-@compiled
-def _add_cells(
-    offsets: np.ndarray,
-    columns: np.ndarray,
-    weights: np.ndarray,
-    other_ND: np.ndarray,
-    systems: np.ndarray,
-    rights: np.ndarray,
-) -> None:
-    """Add Y'(C - I)Y to the system of each row, and Y'C p to its right side."""
-    factors = other_ND.shape[1]
-    for row in range(len(systems)):
-        for cell in range(offsets[row], offsets[row + 1]):
-            vector, weight = other_ND[columns[cell]], weights[cell]
-            for first in range(factors):
-                scaled = (weight - 1) * vector[first]
-                rights[row, first, 0] += weight * vector[first]
-                for second in range(factors):
-                    systems[row, first, second] += scaled * vector[second]
+    """Return the factors ``[R, D]`` that are best for fixed factors of the other side."""
+    confidence = settings.confidence
+    touched_R = confidence * np.asarray(history_RN.sum(axis=1), dtype=np.float64).ravel()
+    weight_R = touched_R + unobserved * history_RN.shape[1]
+    penalty_R = settings.regularisation * weight_R**settings.regularisation_power
+    return least_squares(history_RN, other_ND, confidence, unobserved, penalty_R)
