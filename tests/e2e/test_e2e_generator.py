@@ -115,7 +115,7 @@ def test_the_refresh_asks_it_for_new_items(run: Run, refreshed: Path) -> None:
     assert funnel.release.blend is not None and funnel.release.blend.names == ("tower", "newest")
     lists: list[Any] = []
     mix = funnel.release.blend.mix
-    funnel.release.blend.mix = lambda found, k: (lists.append(found), mix(found, k))[1]  # type: ignore[method-assign]
+    funnel.release.blend.mix = lambda found, k, read: (lists.append(found), mix(found, k, read))[1]  # type: ignore[method-assign]
     funnel.recommend(funnel.known_users(1)[0], 20)
     assert set(lists[0]["newest"].ids[: len(BORN)].tolist()) == set(range(len(before), len(after)))
 
