@@ -25,7 +25,7 @@ from stages.settings import Settings, load_settings, registry_settings
 from tests.homes import copy_of
 
 Results = dict[str, StageResult]
-BY_RESULT = {"evaluation": {"bootstrap_samples": 200}, "gate": {"min_gain": -1.0, "champion_tolerance": 0.01}}
+BY_RESULT = {"evaluation": {"bootstrap_samples": 200}, "gate": {"champion_tolerance": 0.01}}
 """Lays the default over the small world's recipe, which bypasses nothing. A stage that makes no difference is a little
 better or worse by chance, by less than the tolerance."""
 
