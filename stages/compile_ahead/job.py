@@ -13,9 +13,9 @@ from stages.candidate.generators.neighbour_sums import summed_neighbours
 from stages.candidate.generators.quotas import ListedBlock, ListedItems
 from stages.candidate.generators.table import TOWER
 from stages.candidate.linear.baselines import Popularity
-from stages.candidate.linear.config import EaseSettings, ImplicitAlsSettings, RidgeSettings
+from stages.candidate.linear.config import EaseSettings, RidgeSettings
 from stages.candidate.linear.directed_ridge import DirectedRidge
-from stages.candidate.linear.models import Ease, ImplicitAls
+from stages.candidate.linear.models import Ease
 from stages.candidate.retrieval.retriever import Answers
 from stages.candidate.retrieval.step import Recalls
 from stages.compile_ahead.served import N_EVENTS, N_ITEMS, N_REQUESTS, N_USERS, SIGNALS, SmallWorld, compile_served
@@ -98,7 +98,6 @@ def _measure(world: SmallWorld) -> None:
     Popularity(world.events, N_ITEMS, float(DAY_MS)).scores(world.requests.request_time_ms)
     cells = np.ones(N_EVENTS), (world.events.user_index, world.events.item_index)
     matrix = sparse.csr_matrix(cells, shape=(N_USERS, N_ITEMS))
-    ImplicitAls.fit(matrix, ImplicitAlsSettings(factors=2, iterations=1), 0)
     Ease.fit(matrix, EaseSettings(method="sparse"))
     user, item = np.sort(world.events.user_index), world.events.item_index
     DirectedRidge.fit(user, item, N_ITEMS, RidgeSettings(method="sparse"))

@@ -299,7 +299,7 @@ def _airflow_is_healthy(answer: Any) -> bool:
 
 
 def _get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         return json.load(response)
 
 

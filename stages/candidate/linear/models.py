@@ -70,11 +70,11 @@ def ease_method(settings: EaseSettings, users: int, items: int, cells: int, memo
 def als_gigabytes(users: int, items: int, cells: int, factors: int) -> float:
     """Return the 10^9 bytes that fitting implicit ALS takes: factors, and the matrix by users and by items.
 
-    While one side is solved for it has two sets of factors, the other side has a turned copy, and the matrix is copied
-    for compiled code.
+    While one side is solved for it has two sets of factors; a row's cells take two of their vectors.
     """
-    vectors = 8 * factors * 2 * (users + items) + 24 * max(users, items)
-    return (vectors + (3 * _CELL_BYTES + 8) * cells + 3 * 8 * factors**2 + _WORKSPACE_BYTES) / 1e9
+    vectors = 8 * factors * (users + items + max(users, items)) + 24 * max(users, items)
+    row = 2 * 8 * factors * max(users, items) + 3 * 8 * factors**2
+    return (vectors + row + (2 * _CELL_BYTES + 8) * cells + _WORKSPACE_BYTES) / 1e9
 
 
 @dataclass(frozen=True)

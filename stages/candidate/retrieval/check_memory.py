@@ -57,11 +57,11 @@ def fit_size(snapshot: Snapshot, exposure_signals: tuple[str, ...]) -> FitSize:
         exposure_signals: signals that are not touches.
     """
     touching_S, items = touching(snapshot.meta.signals, exposure_signals), snapshot.n_items()
-    pairs = np.zeros(0, dtype=np.int64)
+    found = [np.zeros(0, dtype=np.int64)]
     for rows in snapshot.stream_events("user_index", "item_index", "signal", "part", "active"):
         chosen = (rows["part"] == PART_CANDIDATE) & rows["active"] & touching_S[rows["signal"]]
-        found = rows["user_index"][chosen].astype(np.int64) * items + rows["item_index"][chosen]
-        pairs = np.union1d(pairs, found)
+        found.append(rows["user_index"][chosen].astype(np.int64) * items + rows["item_index"][chosen])
+    pairs = np.unique(np.concatenate(found))
     _, counts = np.unique(pairs // max(items, 1), return_counts=True)
     return FitSize(items=items, users=len(counts), touches=len(pairs), longest=int(counts.max(initial=0)))
 
