@@ -10,6 +10,7 @@ D dimensions, K content dimensions, W = D + K, T tastes, H heads, A age buckets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -67,6 +68,11 @@ class Histories:
     kept: torch.Tensor
     named: torch.Tensor | None = None
 
+    @cached_property
+    def entries(self) -> torch.Tensor:
+        """Return int64 ``[K]``: the entries that count, row by row, as places in ``B * L``."""
+        return self.kept.reshape(-1).nonzero().squeeze(-1)
+
     def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids ``[B, L, D]`` and content ``[B, L, K]`` of the entries."""
         ids_BLD, content_BLK = F.embedding(self.slots, self.ids), F.embedding(self.slots, self.content)
@@ -81,9 +87,13 @@ class Histories:
             rows_BLW = torch.cat([ids_BLD, content_BLK], dim=2)
             return (rows_BLW * weights_BL.unsqueeze(-1)).sum(dim=1)
         named_BL = weights_BL if self.named is None else weights_BL * self.named
-        # Summed while they are gathered: takes a tenth of the memory of [B, L, W].
+        # Summed while they are gathered: takes a tenth of the memory of [B, L, W]. Entries that do not count are left
+        # out, because most of a batch may be padding.
+        slots_K = self.slots.reshape(-1)[self.entries]
+        counts_B = self.kept.sum(dim=1)
+        offsets_B = counts_B.cumsum(dim=0) - counts_B
         sums = [
-            F.embedding_bag(self.slots, table, per_sample_weights=weights, mode="sum")
+            F.embedding_bag(slots_K, table, offsets_B, per_sample_weights=weights.reshape(-1)[self.entries], mode="sum")
             for table, weights in ((self.ids, named_BL), (self.content, weights_BL))
         ]
         return torch.cat(sums, dim=1)
@@ -113,10 +123,22 @@ class Recency(nn.Module):  # type: ignore[misc]
         self.signal_S = nn.Parameter(torch.zeros(sizes.signals))
 
     def forward(self, histories: Histories) -> torch.Tensor:
-        """Return ``[B, L]``."""
-        by_age_BL = F.embedding(age_buckets(histories.ages), self.age_A[:, None]).squeeze(-1)
-        by_signal_BL = F.embedding(histories.signals, self.signal_S[:, None]).squeeze(-1)
-        return self.position_L + by_age_BL + by_signal_BL
+        """Return ``[B, L]``; where nothing counts ``MASKED`` or any other number."""
+        if torch.compiler.is_exporting():
+            return self.position_L + self._by_age_and_signal(histories.ages, histories.signals)
+        # Entries that do not count are left out, because most of a batch may be padding.
+        entries_K, (rows, length) = histories.entries, histories.kept.shape
+        position_K = _rows(self.position_L, entries_K % length)
+        ages_K, signals_K = histories.ages.reshape(-1)[entries_K], histories.signals.reshape(-1)[entries_K]
+        logits_K = position_K + self._by_age_and_signal(ages_K, signals_K)
+        return logits_K.new_full((rows * length,), MASKED).index_put((entries_K,), logits_K).view(rows, length)
+
+    def _by_age_and_signal(self, ages: torch.Tensor, signals: torch.Tensor) -> torch.Tensor:
+        return _rows(self.age_A, age_buckets(ages)) + _rows(self.signal_S, signals)
+
+
+def _rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return F.embedding(places, values[:, None]).squeeze(-1)
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
