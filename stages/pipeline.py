@@ -54,6 +54,20 @@ def checked_recipe(settings: Settings) -> Recipe:
     return recipe
 
 
+def found_recipe(settings: Settings, results: Mapping[str, StageResult]) -> Recipe:
+    """Return the checked recipe; for a step after ``choose_settings``, with what that has chosen.
+
+    Raises:
+        ConfigError: with every wrong field, or the missing path.
+    """
+    choices = results[CHOOSE].info["choices"] if CHOOSE in results else {}
+    if not choices:
+        return checked_recipe(settings)
+    from stages.auto.step import with_choices
+
+    return checked_recipe(settings.model_copy(update={"recipe": with_choices(settings.recipe, choices)}))
+
+
 def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
     """Run one step of the main job by name, see ``stages.job.Job.run``."""
     return JOB.run(step, settings, upstream)
@@ -138,6 +152,19 @@ def report_config(run: StepRun) -> Config:
     from stages.sufficiency.report import ReportStepConfig
 
     return ReportStepConfig(**run.recipe.report.model_dump(), dataset=dataset_config(run))
+
+
+def choices_config(run: StepRun) -> Config:
+    """Return the configuration of ``choose_settings``, with what the recipe itself gives."""
+    from stages.auto.config import ChooseSettingsConfig
+
+    recipe = run.recipe
+    return ChooseSettingsConfig(
+        auto=recipe.auto,
+        encoder=recipe.candidate.model.encoder if "encoder" in recipe.candidate.model.model_fields_set else None,
+        sources=recipe.sources.names if "names" in recipe.sources.model_fields_set else None,
+        exposure_signals=recipe.features.exposure_signals,
+    )
 
 
 def candidate_config(run: StepRun) -> Config:
@@ -237,6 +264,9 @@ def register_config(run: StepRun) -> Config:
     return RegisterConfig(params=run.recipe.model_dump(mode="json"), reports_of="dataset_report")
 
 
+CHOOSE = "choose_settings"
+"""The step whose choices are part of the recipe of the steps after it."""
+
 _SNAPSHOT = {"snapshot": "dataset"}
 _TOWER = {**_SNAPSHOT, "candidate": "train_candidate"}
 _INDEX = {**_TOWER, "index": "build_index"}
@@ -270,33 +300,41 @@ JOB = Job(
             configure=report_config,
             opened=opened_warehouse,
         ),
+        Step(CHOOSE, "stages.auto.step:choose_settings", _SNAPSHOT, configure=choices_config),
         Step(
             "check_memory",
             "stages.candidate.retrieval.check_memory:check_memory",
             _SNAPSHOT,
+            after=(CHOOSE,),
             configure=memory_config,
         ),
         Step(
             "train_candidate",
             "stages.candidate.training.step:train_candidate",
             _SNAPSHOT,
-            after=("check_memory",),
+            after=("check_memory", CHOOSE),
             configure=candidate_config,
         ),
         Step("build_index", "stages.candidate.index.step:build_index", _TOWER, configure=index_config),
         Step(
-            "train_sources", "stages.candidate.retrieval.fit_generators:train_sources", _INDEX, configure=sources_config
+            "train_sources",
+            "stages.candidate.retrieval.fit_generators:train_sources",
+            _INDEX,
+            after=(CHOOSE,),
+            configure=sources_config,
         ),
         Step(
             "retrieve",
             "stages.candidate.retrieval.step:retrieve",
             {**_INDEX, "sources": "train_sources"},
+            after=(CHOOSE,),
             configure=retrieve_config,
         ),
         Step(
             "build_examples",
             "stages.features.build:build_examples",
             {**_TOWER, "retrieve": "retrieve"},
+            after=(CHOOSE,),
             configure=examples_config,
         ),
         Step(
@@ -315,10 +353,15 @@ JOB = Job(
             "rank_held_out",
             "stages.held_out.step:rank_held_out",
             {**_TOWER, "retrieve": "retrieve", **RANKERS},
+            after=(CHOOSE,),
             configure=held_out_config,
         ),
         Step(
-            "rank_baselines", "stages.candidate.linear.baselines:rank_baselines", _SNAPSHOT, configure=baselines_config
+            "rank_baselines",
+            "stages.candidate.linear.baselines:rank_baselines",
+            _SNAPSHOT,
+            after=(CHOOSE,),
+            configure=baselines_config,
         ),
         Step(
             "evaluate",
@@ -336,6 +379,7 @@ JOB = Job(
             "assemble",
             "stages.release.assemble:assemble",
             {**_INDEX, **_EXAMPLES, "sources": "train_sources", **RANKERS, "evaluate": "evaluate"},
+            after=(CHOOSE,),
             configure=assemble_config,
         ),
         Step(
@@ -345,6 +389,7 @@ JOB = Job(
                 "assemble",
                 "check_data",
                 "dataset",
+                CHOOSE,
                 "dataset_report",
                 "train_candidate",
                 "build_index",
@@ -366,7 +411,7 @@ JOB = Job(
             kept=False,
         ),
     ),
-    lambda settings, results: checked_recipe(settings),
+    found_recipe,
 )
 """The table of the main job's steps."""
 

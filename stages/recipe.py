@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from stages.auto.config import AutoConfig
 from stages.candidate.config import CandidateConfig, IndexConfig
 from stages.candidate.generators.config import SourcesConfig
 from stages.candidate.linear.config import BaselinesConfig
@@ -30,6 +31,7 @@ class Recipe(Config):
 
     Attributes:
         seed: of every random choice that has no seed of its own.
+        auto: whether settings that the recipe leaves out follow from the data.
         world: the synthetic world, which is made if a run's data is ``synthetic``.
         contracts: data contracts: conditions that the warehouse must meet before training.
         report: the dataset report.
@@ -48,6 +50,7 @@ class Recipe(Config):
     """
 
     seed: int = 0
+    auto: AutoConfig = AutoConfig()
     world: WorldConfig = WorldConfig()
     contracts: ContractsConfig = ContractsConfig()
     dataset: DatasetConfig

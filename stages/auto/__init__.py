@@ -1,0 +1,1 @@
+"""Settings that follow from the data: what ``auto`` chooses, and why; see docs/recipes.md."""
