@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from stages import pipeline
+from stages import pipeline, run_recipe
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json
 from stages.contracts.results import StageResult
@@ -87,7 +87,7 @@ def load_recipe(
         ConfigError: naming every wrong field, its value and what is allowed; or if no recipe suits ``data``.
         DataError: if there is nothing at ``data`` and no recipe is given.
     """
-    return pipeline.load_recipe(_settings(data, recipe, None, overrides))
+    return run_recipe.load_recipe(_settings(data, recipe, None, overrides))
 
 
 def run(

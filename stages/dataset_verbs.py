@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.contracts.files import atomic_file
-from stages.pipeline import load_recipe, run_all
+from stages.pipeline import run_all
+from stages.run_recipe import load_recipe
 from stages.settings import Settings
 
 

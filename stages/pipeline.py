@@ -14,58 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import __version__
-from stages.contracts.config import Config, parse_config
-from stages.contracts.errors import ConfigError
+from stages.contracts.config import Config
 from stages.contracts.results import StageResult
 from stages.contracts.steps import step_fingerprint
 from stages.job import Job, Step, StepRun
 from stages.registry_steps import RegisterConfig
+from stages.run_recipe import CHOOSE, found_recipe
 from stages.settings import Settings
 
 if TYPE_CHECKING:
     from stages.dataset.config import DatasetStepConfig
     from stages.recipe import Recipe
     from stages.warehouse.database.engine import Warehouse
-
-
-def load_recipe(settings: Settings) -> Recipe:
-    """Return the recipe that the settings resolve to.
-
-    Raises:
-        ConfigError: naming every wrong field.
-    """
-    from stages.recipe import Recipe
-
-    origin = settings.config_path or "recipe"
-    return parse_config(Recipe, settings.recipe, origin, settings.laid_over, settings.file_recipe)
-
-
-def checked_recipe(settings: Settings) -> Recipe:
-    """Return the recipe; an invalid recipe, or a missing path in it, is refused before a step starts.
-
-    Raises:
-        ConfigError: with every wrong field, or the missing path.
-    """
-    recipe = load_recipe(settings)
-    paths = {"candidate.warm_start.path": recipe.candidate.warm_start.path, "dataset.base": recipe.dataset.base}
-    for name, path in paths.items():
-        if path is not None and not Path(path).exists():
-            raise ConfigError(f"{name} = {path}: no such directory")
-    return recipe
-
-
-def found_recipe(settings: Settings, results: Mapping[str, StageResult]) -> Recipe:
-    """Return the checked recipe; for a step after ``choose_settings``, with what that has chosen.
-
-    Raises:
-        ConfigError: with every wrong field, or the missing path.
-    """
-    choices = results[CHOOSE].info["choices"] if CHOOSE in results else {}
-    if not choices:
-        return checked_recipe(settings)
-    from stages.auto.step import with_choices
-
-    return checked_recipe(settings.model_copy(update={"recipe": with_choices(settings.recipe, choices)}))
 
 
 def run_pipeline_step(step: str, settings: Settings, upstream: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,9 +223,6 @@ def register_config(run: StepRun) -> Config:
     """Return the configuration of ``register``: log the recipe, every step's metrics and the dataset report."""
     return RegisterConfig(params=run.recipe.model_dump(mode="json"), reports_of="dataset_report")
 
-
-CHOOSE = "choose_settings"
-"""The step whose choices are part of the recipe of the steps after it."""
 
 _SNAPSHOT = {"snapshot": "dataset"}
 _TOWER = {**_SNAPSHOT, "candidate": "train_candidate"}

@@ -20,6 +20,7 @@ from stages.contracts.files import read_json
 from stages.contracts.results import StageResult
 from stages.job import Job, Step, StepRun, Upstream
 from stages.registry_steps import RegisterConfig
+from stages.run_recipe import checked_recipe
 from stages.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def find_recipe(settings: Settings, results: Upstream) -> Recipe | None:
         if "champion" not in results:
             return None
         settings = _on_champions_recipe(settings, results["champion"].directory)
-    return pipeline.checked_recipe(settings)
+    return checked_recipe(settings)
 
 
 def _on_champions_recipe(settings: Settings, champion: Path) -> Settings:
@@ -182,6 +183,7 @@ JOB = Job(
                 **dict.fromkeys(pipeline.RANKERS, "champion"),
                 "evaluate": "champion",
             },
+            after=(),
             configure=released(assemble_config),
             left_out=no_sources,
         ),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import pipeline
+from stages import pipeline, run_recipe
 from stages.auto.config import AutoConfig, ChooseSettingsConfig
 from stages.auto.counts import Counts, counts_of
 from stages.auto.rules import Choice, choose
@@ -177,15 +177,15 @@ def test_a_run_trains_and_keeps_what_was_chosen(job: Any, tiny: dict[str, Any]) 
     results = pipeline.run_all(settings, until="check_memory")
     choices = results["choose_settings"].info["choices"]
     assert choices["candidate.training.batch_size"]["value"] == 1024
-    found = pipeline.found_recipe(settings, results)
-    given = pipeline.checked_recipe(settings)
+    found = run_recipe.found_recipe(settings, results)
+    given = run_recipe.checked_recipe(settings)
     assert found.features.history_decay == 7.0
     assert found.sources.names == tuple(choices["sources.names"]["value"]) != given.sources.names
     assert set(results["check_memory"].metrics) > {f"{name}_gigabytes" for name in ("ease", "item_knn")}
     assert set(found.auto.chosen) <= set(choices)
     # A later run from the kept recipe has nothing left to choose.
     kept = settings.model_copy(update={"recipe": found.model_dump(mode="json")})
-    assert pipeline.found_recipe(kept, results).model_copy(update={"auto": found.auto}) == found
+    assert run_recipe.found_recipe(kept, results).model_copy(update={"auto": found.auto}) == found
 
 
 def test_the_default_encoder_is_the_one_that_is_chosen_for_a_log() -> None:

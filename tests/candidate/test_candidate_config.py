@@ -26,9 +26,9 @@ from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import read_json, write_json
 from stages.contracts.results import StageResult
 from stages.contracts.snapshot import Snapshot
-from stages.pipeline import load_recipe
 from stages.recipe import Recipe
 from stages.refresh import run_refresh_step
+from stages.run_recipe import load_recipe
 from stages.settings import load_settings
 from tests.candidate.towers import joined
 

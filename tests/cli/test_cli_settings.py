@@ -10,7 +10,7 @@ import yaml
 
 from cli.run import parse_overrides
 from stages.contracts.errors import ConfigError, DataError
-from stages.pipeline import load_recipe
+from stages.run_recipe import load_recipe
 from stages.settings import load_settings, parse_time_ms, registry_settings, release_cache
 
 

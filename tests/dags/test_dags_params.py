@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stages.pipeline import load_recipe
+from stages.run_recipe import load_recipe
 from stages.settings import load_settings
 from tests.time_limits import finished
 

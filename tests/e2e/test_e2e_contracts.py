@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from cli.main import main
-from stages import pipeline
+from stages import pipeline, run_recipe
 from stages.contracts.errors import ConfigError, ContractError
 from stages.contracts.files import read_json
 from stages.release.mlflow_client import open_client
@@ -90,4 +90,4 @@ def test_an_event_of_the_future_warns_and_does_not_move_the_as_of_time(job, tmp_
 def test_levels_of_a_task_that_there_is_not_are_refused(job) -> None:
     settings = with_contracts(job.settings, {"label_rates": {"share": {"lik": {"warn_below": 0.1}}}})
     with pytest.raises(ConfigError, match=r"label_rates.share names \['lik'\], the tasks are"):
-        pipeline.load_recipe(settings)
+        run_recipe.load_recipe(settings)

@@ -13,7 +13,7 @@ import pytest
 
 from serving.funnel import Funnel
 from serving.release import load_release
-from stages import pipeline
+from stages import pipeline, run_recipe
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.files import read_json, sha256_file
 from stages.contracts.results import StageResult
@@ -124,7 +124,7 @@ def test_a_wrong_setting_of_it_names_the_key(job: Any, tiny: dict[str, Any], row
     wrong = {"names": ["tower", "newest", "oldest"], "newest": {"half_life_days": 0, "half_life": 3}}
     settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "sources": wrong})
     with pytest.raises(ConfigError) as caught:
-        pipeline.checked_recipe(settings)
+        run_recipe.checked_recipe(settings)
     words = str(caught.value)
     assert "sources.newest.half_life: unknown key, allowed are half_life_days" in words
     assert "sources.newest.half_life_days = 0: Input should be greater than 0" in words

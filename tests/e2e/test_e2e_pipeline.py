@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import pipeline
+from stages import pipeline, run_recipe
 from stages.contracts.files import read_json
 from stages.contracts.manifest import verify_release
 from stages.contracts.ranking_stages import RANKING_STAGES, ranking_file
@@ -28,7 +28,7 @@ def test_every_step_left_a_result_and_the_release_is_whole(job) -> None:
     manifest = verify_release(job.release)
     assert manifest.release_id == job.results["register"].info["release_id"]
     assert manifest.data_fingerprint == Snapshot(job.results["dataset"].directory).meta.fingerprint
-    assert Recipe.model_validate(read_json(job.release / "config.json")) == pipeline.load_recipe(job.settings)
+    assert Recipe.model_validate(read_json(job.release / "config.json")) == run_recipe.load_recipe(job.settings)
 
 
 def test_a_second_run_reuses_every_step(job) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stages import pipeline, refresh
+from stages import pipeline, refresh, run_recipe
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
 from stages.contracts.files import read_json
@@ -201,8 +201,8 @@ def test_the_recipe_is_asked_for_once_a_run_of_a_step(settings: Settings) -> Non
 
 def test_the_main_jobs_steps_parse_the_recipe_once(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
-    whole = pipeline.load_recipe
-    monkeypatch.setattr(pipeline, "load_recipe", lambda settings: loaded.append(1) or whole(settings))
+    whole = run_recipe.load_recipe
+    monkeypatch.setattr(run_recipe, "load_recipe", lambda settings: loaded.append(1) or whole(settings))
     for name in ("ingest", "train_light", "assemble", "register"):
         loaded.clear()
         pipeline.run_pipeline_step(name, job.settings, job.results)
