@@ -47,7 +47,11 @@ def checked_recipe(settings: Settings) -> Recipe:
         ConfigError: with every wrong field, or the missing path.
     """
     recipe = load_recipe(settings)
-    paths = {"candidate.warm_start.path": recipe.candidate.warm_start.path, "dataset.base": recipe.dataset.base}
+    paths = {
+        "candidate.warm_start.path": recipe.candidate.warm_start.path,
+        "dataset.base": recipe.dataset.base,
+        "sources.learned_from": recipe.sources.learned_from,
+    }
     for name, path in paths.items():
         if path is not None and not Path(path).exists():
             raise ConfigError(f"{name} = {path}: no such directory")
@@ -165,11 +169,17 @@ def index_config(run: StepRun) -> Config:
 
 
 def sources_config(run: StepRun) -> Config:
-    """Return the configuration of ``train_sources``."""
+    """Return the configuration of ``train_sources``, with the version of what it takes over."""
     from stages.candidate.generators.config import TrainSourcesConfig
+    from stages.candidate.retrieval.earlier_learning import learned_version
 
     recipe = run.recipe
-    return TrainSourcesConfig(sources=recipe.sources, candidate_k=recipe.funnel.candidate_k, features=recipe.features)
+    return TrainSourcesConfig(
+        sources=recipe.sources,
+        candidate_k=recipe.funnel.candidate_k,
+        features=recipe.features,
+        learned_version=learned_version(recipe.sources),
+    )
 
 
 def retrieve_config(run: StepRun) -> Config:
