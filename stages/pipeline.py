@@ -152,11 +152,17 @@ def index_config(run: StepRun) -> Config:
 
 
 def sources_config(run: StepRun) -> Config:
-    """Return the configuration of ``train_sources``."""
+    """Return the configuration of ``train_sources``, with the version of what it takes over."""
     from stages.candidate.generators.config import TrainSourcesConfig
+    from stages.candidate.retrieval.earlier_learning import learned_version
 
     recipe = run.recipe
-    return TrainSourcesConfig(sources=recipe.sources, candidate_k=recipe.funnel.candidate_k, features=recipe.features)
+    return TrainSourcesConfig(
+        sources=recipe.sources,
+        candidate_k=recipe.funnel.candidate_k,
+        features=recipe.features,
+        learned_version=learned_version(recipe.sources),
+    )
 
 
 def retrieve_config(run: StepRun) -> Config:

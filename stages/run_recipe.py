@@ -40,7 +40,11 @@ def checked_recipe(settings: Settings) -> Recipe:
         ConfigError: with every wrong field, or the missing path.
     """
     recipe = load_recipe(settings)
-    paths = {"candidate.warm_start.path": recipe.candidate.warm_start.path, "dataset.base": recipe.dataset.base}
+    paths = {
+        "candidate.warm_start.path": recipe.candidate.warm_start.path,
+        "dataset.base": recipe.dataset.base,
+        "sources.learned_from": recipe.sources.learned_from,
+    }
     for name, path in paths.items():
         if path is not None and not Path(path).exists():
             raise ConfigError(f"{name} = {path}: no such directory")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe
-from benchmarks.retrieval.product_towers import workplace
+from benchmarks.retrieval.product_steps import workplace
 from benchmarks.retrieval.registry import REPLAYED, STATIC, ModelT, allowing, configure, read_recipe, recipe_path
 from benchmarks.retrieval.replay import protocols as replay_protocols
 from benchmarks.retrieval.replay.protocols import REPLAYS, ReplayProtocol

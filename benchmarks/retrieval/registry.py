@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from benchmarks.retrieval.replay.learned_blend import LearnedBlend
 from benchmarks.retrieval.replay.models import REPLAY_MODELS, ReplayModel
-from benchmarks.retrieval.replay.two_tower import ReplayTwoTower
+from benchmarks.retrieval.replay.stage import ReplayLearnedMixture, ReplayQuotas, ReplayTwoTower
+from benchmarks.retrieval.static.auto import Auto, AutoTower
 from benchmarks.retrieval.static.models import MODELS, Model
-from benchmarks.retrieval.static.two_tower import Blend, DirectedRidgeModel, TwoTower
+from benchmarks.retrieval.static.stage import LearnedMixture, Quotas, TwoTower
 from stages.contracts.config import Config, merged, parse_config, read_yaml
 from stages.contracts.errors import ConfigError
 
@@ -26,14 +26,17 @@ Settings = dict[str, dict[str, Any]]
 
 STATIC: dict[str, type[Model]] = {
     **MODELS,
-    "directed_ridge": DirectedRidgeModel,
     "two_tower": TwoTower,
-    "blend": Blend,
+    "quotas": Quotas,
+    "learned_mixture": LearnedMixture,
+    "auto_tower": AutoTower,
+    "auto": Auto,
 }
 REPLAYED: dict[str, type[ReplayModel]] = {
     **REPLAY_MODELS,
-    "learned_blend": LearnedBlend,
     "two_tower": ReplayTwoTower,
+    "quotas": ReplayQuotas,
+    "learned_mixture": ReplayLearnedMixture,
 }
 
 
@@ -123,11 +126,11 @@ def allowing(known: Mapping[str, type[ModelT]], memory_gb: float) -> Settings:
 
 def _allowing(kind: type[Config], memory_gb: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
+    for name, annotation in kind.sections().items():
         if name == "memory_gb":
             found[name] = memory_gb
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            within = _allowing(field.annotation, memory_gb)
+        elif isinstance(annotation, type) and issubclass(annotation, Config):
+            within = _allowing(annotation, memory_gb)
             found |= {name: within} if within else {}
     return found
 

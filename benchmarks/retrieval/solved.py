@@ -1,9 +1,9 @@
-"""Closed forms that several models of one command are made of: each is solved once.
+"""EASE for several models of one command: with the same rows and settings it is solved once.
 
-``ease``, ``ease_recency`` and a blend of EASE need the same inverse, ``directed_ridge`` and a blend of it the same
-ridge. What is solved is kept by its settings and its rows as long as a command runs, 10^9 bytes of it at most.
+``ease`` and ``ease_recency`` need the same inverse where they have the same lambda. What is solved is kept by its
+settings and its rows as long as a command runs, 10^9 bytes of it at most.
 
-Legend: U users, N items, R events.
+Legend: U users, N items.
 """
 
 from __future__ import annotations
@@ -14,19 +14,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
 
 import numpy as np
 from scipy import sparse
 
-from stages.candidate.linear.config import EaseSettings, RidgeSettings
-from stages.candidate.linear.directed_ridge import DirectedRidge
+from stages.candidate.linear.config import EaseSettings
 from stages.candidate.linear.models import Ease
 
 KEPT_BYTES = 1_000_000_000
 """Most bytes of weights that are kept."""
-
-Solved = TypeVar("Solved", Ease, DirectedRidge)
 
 
 class Kept:
@@ -38,18 +34,18 @@ class Kept:
 
     def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
         self._most_bytes = most_bytes
-        self._models: OrderedDict[Hashable, Ease | DirectedRidge] = OrderedDict()
+        self._models: OrderedDict[Hashable, Ease] = OrderedDict()
 
     @property
     def bytes(self) -> int:
         """The bytes of all weights that are kept."""
         return sum(weight_bytes(model) for model in self._models.values())
 
-    def get(self, key: Hashable, solve: Callable[[], Solved]) -> Solved:
+    def get(self, key: Hashable, solve: Callable[[], Ease]) -> Ease:
         """Return the model of a key; one that is not kept is solved, and kept if it is not too large."""
         if key in self._models:
             self._models.move_to_end(key)
-            return self._models[key]  # type: ignore[return-value]  # a key names its kind
+            return self._models[key]
         model = solve()
         self._models[key] = model
         self._drop_until(self._most_bytes)
@@ -94,19 +90,12 @@ def make_room(needed_gb: float, free_gb: float | None) -> None:
 def solve_ease(history_UN: sparse.csr_matrix, settings: EaseSettings, memory_gb: float) -> Ease:
     """Return ``Ease.fit``, or what it returned before."""
     arrays = history_UN.indptr, history_UN.indices, history_UN.data
-    key = ("ease", *_settings(settings, EaseSettings), memory_gb, history_UN.shape, _digest(arrays))
-    return _get(key, lambda: _said("EASE", Ease.fit(history_UN, settings, memory_gb)))
+    own = (getattr(settings, name) for name in EaseSettings.model_fields)  # a model has others as well
+    key = (*own, memory_gb, history_UN.shape, _digest(arrays))
+    return _get(key, lambda: _said(Ease.fit(history_UN, settings, memory_gb)))
 
 
-def solve_ridge(
-    user_R: np.ndarray, item_R: np.ndarray, items: int, settings: RidgeSettings, memory_gb: float
-) -> DirectedRidge:
-    """Return ``DirectedRidge.fit``, or what it returned before."""
-    key = ("ridge", *_settings(settings, RidgeSettings), memory_gb, items, _digest((user_R, item_R)))
-    return _get(key, lambda: _said("directed ridge", DirectedRidge.fit(user_R, item_R, items, settings, memory_gb)))
-
-
-def weight_bytes(model: Ease | DirectedRidge) -> int:
+def weight_bytes(model: Ease) -> int:
     """Return the bytes of a model's weights."""
     weights = model.weights
     if isinstance(weights, np.ndarray):
@@ -114,20 +103,15 @@ def weight_bytes(model: Ease | DirectedRidge) -> int:
     return int(weights.data.nbytes + weights.indices.nbytes + weights.indptr.nbytes)
 
 
-def _get(key: Hashable, solve: Callable[[], Solved]) -> Solved:
+def _get(key: Hashable, solve: Callable[[], Ease]) -> Ease:
     kept = _KEPT.get()
     return solve() if kept is None else kept.get(key, solve)
 
 
-def _said(what: str, model: Solved) -> Solved:
-    """Say on stderr how a closed form was solved."""
-    print(f"{what}: {model.method}", file=sys.stderr)
+def _said(model: Ease) -> Ease:
+    """Say on stderr how it was solved."""
+    print(f"EASE: {model.method}", file=sys.stderr)
     return model
-
-
-def _settings(settings: EaseSettings | RidgeSettings, kind: type[EaseSettings | RidgeSettings]) -> tuple[Hashable, ...]:
-    """Return the values of a closed form's own settings; a model of a benchmark has others as well."""
-    return tuple(getattr(settings, name) for name in kind.model_fields)
 
 
 def _digest(arrays: tuple[np.ndarray, ...]) -> bytes:

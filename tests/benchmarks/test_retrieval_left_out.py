@@ -16,7 +16,7 @@ from benchmarks.retrieval.data import Interactions
 from benchmarks.retrieval.replay import protocols as replay_protocols
 from benchmarks.retrieval.static import run as static
 from benchmarks.retrieval.static.models import Ials, ItemKnn, Popularity
-from benchmarks.retrieval.static.two_tower import TwoTower
+from benchmarks.retrieval.static.stage import Quotas, TwoTower
 from stages.contracts.errors import DataError
 
 
@@ -30,15 +30,16 @@ def beauty(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Towers that count how often they are trained, and score at random."""
+    """Candidate stages that count how often they are trained, and score at random."""
     towers: list[str] = []
 
-    def fit(self: TwoTower, train: Interactions, seed: int) -> Any:
-        towers.append("tower")
+    def fit(self: TwoTower | Quotas, train: Interactions, seed: int) -> Any:
+        towers.append("tower" if isinstance(self, TwoTower) else self.kind)
         table = np.random.default_rng(seed).normal(size=(train.users, train.items)).astype(np.float32)
         return lambda users: table[users]
 
-    monkeypatch.setattr(TwoTower, "fit", fit)
+    for model in (TwoTower, Quotas):
+        monkeypatch.setattr(model, "fit", fit)
     return towers
 
 
@@ -48,25 +49,26 @@ def result(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str, str
 
 
 def test_a_closed_form_that_is_too_large_leaves_the_others(beauty, trained, capsys) -> None:
-    command = [*beauty, "ease,popularity,blend", "--set", "ease.memory_gb=1e-4", "--set", "blend.weight=0.5"]
-    assert main([*command, "--set", "blend.ridge.memory_gb=1e-4"]) == 0
+    command = [*beauty, "ease,popularity,quotas", "--set", "ease.memory_gb=1e-4"]
+    assert main([*command, "--set", "quotas.sources.directed_ridge.memory_gb=1e-4"]) == 0
     found, table, _ = result(capsys)
     assert list(found["models"]) == ["popularity", "two_tower"]
     assert found["left_out"]["ease"].startswith("needs 0.03")
     assert ", memory_gb = 0.0001, " in found["left_out"]["ease"]
-    assert found["left_out"]["blend"].startswith("its ridge needs 0.0"), "beauty's recipe adds the ridge"
+    assert "directed_ridge needs 0.0" in found["left_out"]["quotas"], "beauty's recipe names the ridge"
+    assert "sources.directed_ridge.memory_gb = 0.0001: allow more" in found["left_out"]["quotas"]
     assert found["failed"] == []
     assert "ease           left out: needs 0.03" in table
-    assert trained == ["tower", "tower"], "the two-tower's own row, and nothing for the blend"
+    assert trained == ["tower", "tower"], "the two-tower's own row, and nothing for the mixture"
 
 
 def test_what_is_free_counts(beauty, trained, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(static, "free_gigabytes", lambda: 0.02)
-    assert main([*beauty, "popularity,ials,blend"]) == 0
+    assert main([*beauty, "popularity,ials,quotas"]) == 0
     found, *_ = result(capsys)
     assert list(found["models"]) == ["popularity"]
     assert found["left_out"]["two_tower"].endswith(" GB, 0.02 GB are free")
-    assert found["left_out"]["blend"].startswith("its two_tower needs ")
+    assert found["left_out"]["quotas"].endswith(" GB, 0.02 GB are free")
     assert trained == []
     assert main([*beauty, "ease,ials"]) == 2
     found, _, error = result(capsys)
@@ -76,11 +78,11 @@ def test_what_is_free_counts(beauty, trained, capsys, monkeypatch: pytest.Monkey
 
 def test_an_option_allows_all_models(beauty, trained, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(static, "free_gigabytes", lambda: 0.0)
-    assert main([*beauty, "ease,blend", "--memory-gb", "9"]) == 0
+    assert main([*beauty, "ease,quotas", "--memory-gb", "9"]) == 0
     found, *_ = result(capsys)
-    assert list(found["models"]) == ["ease", "two_tower", "blend"]
+    assert list(found["models"]) == ["ease", "two_tower", "quotas"]
     assert found["models"]["ease"]["settings"]["memory_gb"] == 9
-    assert found["models"]["blend"]["settings"]["ridge"]["memory_gb"] == 9
+    assert found["models"]["quotas"]["settings"]["sources"]["directed_ridge"]["memory_gb"] == 9
     assert main([*beauty, "ease", "--memory-gb", "9", "--set", "ease.memory_gb=1e-3"]) == 2
 
 
@@ -101,16 +103,16 @@ def test_a_model_that_fails_leaves_the_others(beauty, capsys, monkeypatch: pytes
     assert said.splitlines()[-1].startswith("error: not complete: ials: failed, seed 2: ")
 
 
-def test_a_blend_of_a_tower_that_failed_trains_no_other(beauty, trained, capsys, monkeypatch) -> None:
+def test_a_mixture_with_a_tower_that_failed_trains_no_other(beauty, trained, capsys, monkeypatch) -> None:
     def fit(self: TwoTower, train: Interactions, seed: int) -> Any:
         trained.append("tower")
         raise DataError("the training diverged")
 
     monkeypatch.setattr(TwoTower, "fit", fit)
-    assert main([*beauty, "blend,popularity"]) == 1
+    assert main([*beauty, "quotas,popularity"]) == 1
     found, *_ = result(capsys)
     assert trained == ["tower"]
-    assert found["left_out"]["blend"] == "its two_tower failed, seed 1: the training diverged"
+    assert found["left_out"]["quotas"] == "its two_tower failed, seed 1: the training diverged"
     assert list(found["models"]) == ["popularity"]
 
 
@@ -120,11 +122,11 @@ def test_a_replay_leaves_out_as_well(tmp_path: Path, capsys, monkeypatch: pytest
     rows = [f"{user}\t{item}\t3\t{time}" for time, (user, item) in enumerate(sorted(pairs, key=lambda _: rng.random()))]
     (tmp_path / "u.data").write_text("\n".join(rows))
     command = ["--protocol", "ml-100k-replay", "--data", str(tmp_path), "--samples", "5", "--models"]
-    assert main([*command, "ease,popularity", "--set", "ease.memory_gb=1e-4"]) == 0
+    assert main([*command, "ease,popularity", "--set", "ease.sources.ease.memory_gb=1e-4"]) == 0
     found, table, _ = result(capsys)
     assert list(found["models"]) == ["popularity"]
-    assert found["left_out"]["ease"].startswith("needs 0.03")
-    assert "ease             left out: needs 0.03" in table
+    assert "ease needs 0.0" in found["left_out"]["ease"]
+    assert "ease             left out: cannot run on these data: sources.names: with 25 items" in table
     monkeypatch.setattr(replay_protocols, "free_gigabytes", lambda: 0.02)
     assert main([*command, "ease,two_tower"]) == 2
     assert "two_tower: needs 1." in result(capsys)[2].splitlines()[-1]

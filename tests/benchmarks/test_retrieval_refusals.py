@@ -29,7 +29,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         raise AssertionError("something was trained")
 
     monkeypatch.setattr(Popularity, "fit", never)
-    monkeypatch.setattr(Trending, "prepare", never)
+    monkeypatch.setattr(Trending, "ranks", never)
 
     def run(protocol: str, files: dict[str, bytes | pa.Table], *options: str, path: str = "") -> str:
         for name, content in files.items():

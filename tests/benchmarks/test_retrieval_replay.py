@@ -12,24 +12,27 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.retrieval.__main__ import main
+from benchmarks.retrieval.product_steps import workplace
 from benchmarks.retrieval.registry import REPLAYED, configure
-from benchmarks.retrieval.replay.learned_blend import LearnedBlend, WindowShare
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.models import (
-    Blend,
-    CoVisitation,
+    ANSWERS,
+    Covisitation,
+    LastWeek,
+    Popularity,
     RecencyReplayEase,
     ReplayEase,
     ReplayIals,
-    SegmentBlend,
-    SegmentShare,
+    ReplayItemKnn,
     Trending,
 )
 from benchmarks.retrieval.replay.protocols import REPLAYS, read_globo, read_movielens_replay
-from benchmarks.retrieval.replay.run import METRICS, Pool, Replay, rank_targets, report, walk
+from benchmarks.retrieval.replay.run import METRICS, Replay, report
+from benchmarks.retrieval.replay.stage import ReplayLearnedMixture, ReplayQuotas
 from stages.candidate.linear.config import EaseSettings
 from stages.candidate.linear.models import Ease
-from stages.contracts.errors import DataError
+from stages.contracts.config import parse_config
+from stages.contracts.errors import ConfigError, DataError
 
 MINUTE = 60_000
 DAY_S = 86_400
@@ -47,234 +50,210 @@ def log() -> Log:
 
 @pytest.fixture
 def replay(log: Log) -> Replay:
-    return Replay(log, {"first": slice(250, 331), "second": slice(331, 400)}, train=250, block=20)
+    return Replay(log, {"first": slice(250, 331), "second": slice(331, 400)}, train=250)
 
 
 class SlowState:
-    """What is known before an event, advanced one event at a time; mirrors nothing of the fast code."""
+    """What is known before an event, advanced one event at a time; only first touches count."""
 
-    def __init__(self, lag: int = 2) -> None:
-        self.clicks: list[tuple[int, int]] = []
+    def __init__(self) -> None:
+        self.touches: list[tuple[int, int, int]] = []
         self.history: dict[int, list[int]] = defaultdict(list)
-        self.together: dict[int, list[int]] = defaultdict(list)
-        self.lag = lag
+        self.links: dict[int, Counter[int]] = defaultdict(Counter)
+        self.count: Counter[int] = Counter()
 
-    def advance(self, user: int, item: int, time_ms: int) -> None:
-        self.clicks.append((item, time_ms))
-        for earlier in self.history[user][::-1][: self.lag]:
-            if earlier != item:
-                self.together[earlier].append(item)
-                self.together[item].append(earlier)
-        self.history[user].append(item)
-
-    def recent(self, now_ms: int, minutes: float) -> Counter[int]:
-        return Counter(item for item, time_ms in self.clicks if time_ms >= now_ms - minutes * MINUTE)
-
-    def shares(self, user: int, model: CoVisitation) -> Counter[int]:
-        found: Counter[int] = Counter()
-        for place, item in enumerate(self.history[user][::-1][: model.latest]):
-            near = self.together[item][-model.recent :]
-            for other in near:
-                found[other] += model.decay**place / (len(near) + model.smoothing)
-        return found
+    def advance(self, user: int, item: int, time_ms: int, region: int) -> None:
+        history = self.history[user]
+        if item in history:
+            return
+        for distance, earlier in enumerate(history[::-1][:10], start=1):
+            self.links[earlier][item] += 1 / distance
+            self.links[item][earlier] += 1 / distance
+        history.append(item)
+        self.count[item] += 1
+        self.touches.append((item, time_ms, region))
 
 
-def slow_ranks(replay: Replay, score: object, lag: int = 2) -> list[int]:
-    """Rank each judged event's item by ``score(state, state at the block's start, user, time at its start)``."""
-    log, state, found = replay.log, SlowState(lag), []
-    at_start: Counter[int] = Counter()
-    for event, (user, item, time_ms) in enumerate(zip(*map(list, (log.user, log.item, log.time_ms)), strict=True)):
-        part = next((part for part in replay.parts.values() if part.start <= event < part.stop), None)
-        if part is not None:
-            if (event - part.start) % replay.block == 0:
-                at_start = score.refresh(state, time_ms)
-            scores = Counter(at_start)
-            scores.update(score.personal(state, user))
-            order = sorted((-value, other) for other, value in scores.items() if value > 0)
-            ranking = [other for _, other in order if other not in state.history[user]]
+def slow_ranks(replay: Replay, score: object) -> list[int | None]:
+    """Rank each judged event's item by ``score(state, user, time, region)``; None for a user without history."""
+    log, state, found = replay.log, SlowState(), []
+    columns = log.user, log.item, replay.time_ms, log.segments["region"]
+    judged = set(replay.judged.tolist())
+    for event, (user, item, time_ms, region) in enumerate(zip(*(each.tolist() for each in columns), strict=True)):
+        if event in judged and not state.history[user]:
+            found.append(None)
+        elif event in judged:
+            scores = score(state, user, time_ms, region)
+            order = sorted((-np.float32(value), other) for other, value in scores.items() if value > 0)
+            ranking = [other for _, other in order if other not in state.history[user]][:ANSWERS]
             found.append(ranking.index(item) + 1 if item in ranking else 0)
-        state.advance(user, item, time_ms)
+        state.advance(user, item, time_ms, region)
     return found
 
 
-class SlowTrending:
-    def __init__(self, minutes: float) -> None:
-        self.minutes = minutes
-
-    def refresh(self, state: SlowState, now_ms: int) -> Counter[int]:
-        return state.recent(now_ms, self.minutes)
-
-    def personal(self, state: SlowState, user: int) -> Counter[int]:
-        return Counter()
+def check(replay: Replay, found: np.ndarray, score: object) -> None:
+    expected = slow_ranks(replay, score)
+    assert len(found) == len(expected) == len(replay.judged)
+    known = [place for place, rank in enumerate(expected) if rank is not None]
+    assert [int(found[place]) for place in known] == [expected[place] for place in known]
+    ranks = found[known]
+    assert len(known) > 50 and (ranks > 0).sum() > 0 and len(set(ranks.tolist())) > 5
 
 
-class SlowBlend:
-    def __init__(self, model: CoVisitation, windows: dict[float, float], together: float) -> None:
-        self.model, self.windows, self.together = model, windows, together
-
-    def refresh(self, state: SlowState, now_ms: int) -> Counter[int]:
-        found: Counter[int] = Counter()
-        for minutes, weight in self.windows.items():
-            counts = state.recent(now_ms, minutes)
-            for item, count in counts.items():
-                found[item] += weight * count / counts.total()
-        return found
-
-    def personal(self, state: SlowState, user: int) -> Counter[int]:
-        shares = state.shares(user, self.model)
-        return Counter({item: self.together * share for item, share in shares.items()})
-
-
-@pytest.mark.parametrize("block", [1, 20, 500])
 @pytest.mark.parametrize("minutes", [3.0, 30.0])
-def test_trending_event_by_event(replay: Replay, minutes: float, block: int) -> None:
-    replay = Replay(replay.log, replay.parts, replay.train, block)
-    found = walk(replay, Trending(minutes=minutes).prepare(replay.log, replay.train))
-    assert found.tolist() == slow_ranks(replay, SlowTrending(minutes))
-    assert 0 < (found > 0).sum() < len(found)
+def test_trending_event_by_event(replay: Replay, minutes: float) -> None:
+    """Each event from the state just before it, though many events have the same time."""
+
+    def score(state: SlowState, user: int, time_ms: int, region: int) -> Counter[int]:
+        return Counter(item for item, at_ms, _ in state.touches if at_ms >= time_ms - minutes * MINUTE)
+
+    model = Trending(sources={"trending": {"windows_minutes": [minutes], "weights": [1.0]}})
+    check(replay, model.ranks(replay), score)
 
 
-@pytest.mark.parametrize("block", [1, 20])
-@pytest.mark.parametrize(("lag", "recent", "latest"), [(1, 1000, 1), (2, 5, 3), (3, 40, 2)])
-def test_co_visitation_event_by_event(replay: Replay, lag: int, recent: int, latest: int, block: int) -> None:
-    replay = Replay(replay.log, replay.parts, replay.train, block)
-    model = CoVisitation(lag=lag, recent=recent, latest=latest, smoothing=0.37)
-    found = walk(replay, model.prepare(replay.log, replay.train))
-    assert found.tolist() == slow_ranks(replay, SlowBlend(model, {}, 1.0), lag)
-    assert (found > 0).sum() > 20
+def test_trends_of_a_segment_event_by_event(replay: Replay) -> None:
+    def score(state: SlowState, user: int, time_ms: int, region: int) -> dict[int, float]:
+        window = [touch for touch in state.touches if touch[1] >= time_ms - 20 * MINUTE]
+        mine = [touch for touch in window if touch[2] == region]
+        everybody, own = Counter(item for item, *_ in window), Counter(item for item, *_ in mine)
+        return {item: (own[item] + 3 * n / len(window)) / (len(mine) + 3) for item, n in everybody.items()}
+
+    trends = {"windows_minutes": [20], "weights": [1.0], "segment": "region", "segment_smoothing": 3}
+    check(replay, Trending(sources={"trending": trends}).ranks(replay), score)
+    wrong = Trending(sources={"trending": {**trends, "segment": "os"}})
+    with pytest.raises(DataError, match=r"sources.trending.segment = 'os'.*region, device"):
+        wrong.check(replay)
 
 
-def test_blend_event_by_event(replay: Replay) -> None:
-    model = Blend(lag=2, recent=9, latest=2, smoothing=0.37, ten_minutes=0.7, hour=0.31, day=0.013, together=1.9)
-    found = walk(replay, model.prepare(replay.log, replay.train))
-    assert found.tolist() == slow_ranks(replay, SlowBlend(model, {10: 0.7, 60: 0.31, 1440: 0.013}, 1.9))
+def test_covisitation_event_by_event(replay: Replay) -> None:
+    def score(state: SlowState, user: int, time_ms: int, region: int) -> dict[int, float]:
+        found: Counter[int] = Counter()
+        for place, item in enumerate(state.history[user][::-1][:20]):
+            for other, link in state.links[item].items():
+                found[other] += link * np.exp(-place / 5) / np.sqrt(state.count[item])
+        return {item: value / np.sqrt(state.count[item] + 10) for item, value in found.items()}
+
+    check(replay, Covisitation().ranks(replay), score)
 
 
-SHARES = (
-    SegmentShare(name="region", minutes=20, weight=0.7, smoothing=3),
-    SegmentShare(name="device", minutes=60, weight=0.2, smoothing=0),
-)
-
-
-def test_shares_of_a_segment_event_by_event(log: Log) -> None:
-    rows = slice(331, 351)
-    plain, pool = Blend().prepare(log, 250)(rows), SegmentBlend(segments=SHARES).prepare(log, 250)(rows)
-    assert pool.items.tolist() == plain.items.tolist()
-    for place, event in enumerate(range(rows.start, rows.stop)):
-        for column, item in enumerate(pool.items.tolist()):
-            expected = max(float(np.broadcast_to(plain.scores, pool.scores.shape)[place, column]), 0.0)
-            for share in SHARES:
-                value = log.segments[share.name]
-                since = log.time_ms[rows.start] - share.minutes * MINUTE
-                window = [e for e in range(rows.start) if log.time_ms[e] >= since]
-                mine = [e for e in window if value[e] == value[event]]
-                everybody = sum(log.item[e] == item for e in window) / len(window)
-                count = sum(log.item[e] == item for e in mine)
-                expected += share.weight * (count + share.smoothing * everybody) / (len(mine) + share.smoothing)
-            assert pool.scores[place, column] == pytest.approx(expected if expected > 0 else -np.inf)
-    assert not np.allclose(pool.scores[0], pool.scores[1:].max(axis=0))
-    wrong = SegmentBlend(segments=(SegmentShare(name="os", minutes=5),))
-    with pytest.raises(DataError, match=r"segments.name = 'os'.*region, device"):
-        wrong.prepare(log, 250)
-
-
-@pytest.mark.parametrize("block", [1, 20])
-@pytest.mark.parametrize("model", [ReplayEase(regularisation=3), RecencyReplayEase(regularisation=3)])
-def test_trained_weights_on_live_histories(replay: Replay, model: ReplayEase, block: int) -> None:
+@pytest.mark.parametrize(("model", "decay"), [(ReplayEase, 1e9), (RecencyReplayEase, 5.0)])
+def test_trained_weights_on_live_histories(replay: Replay, model: type, decay: float) -> None:
     log, train = replay.log, replay.train
     dense = np.zeros((log.users, log.items))
     dense[log.user[:train], log.item[:train]] = 1
-    weights = Ease.fit(dense, EaseSettings(regularisation=3)).weights.astype(float)
-    found = walk(Replay(log, replay.parts, train, block), model.prepare(log, train)).tolist()
-    for event, rank in zip(range(250, 400), found, strict=True):
-        first = 250 if event < 331 else 331
-        known = set(log.item[: event - (event - first) % block].tolist())
-        mine = log.item[:event][log.user[:event] == log.user[event]].tolist()
-        target = int(log.item[event])
-        if target in mine or target not in known:
-            assert rank == 0
-        elif mine:
-            history = np.zeros(log.items)
-            for place, item in enumerate(reversed(mine)):
-                history[item] = history[item] or (1 if model.decay is None else np.exp(-place / model.decay))
-            scores = history @ weights
-            others = known - set(mine) - {target}
-            ahead = sum(scores[other] > scores[target] + 1e-6 for other in others)
-            level = sum(abs(scores[other] - scores[target]) <= 1e-6 for other in others)
-            assert ahead < rank <= ahead + level + 1
+    weights = np.maximum(Ease.fit(dense, EaseSettings(regularisation=3)).weights.astype(float), 0)
+
+    def score(state: SlowState, user: int, time_ms: int, region: int) -> dict[int, float]:
+        history = state.history[user][::-1]
+        total = sum(np.exp(-place / decay) * weights[item] for place, item in enumerate(history))
+        return dict(enumerate(np.asarray(total).tolist()))
+
+    found = model(sources={"ease": {"regularisation": 3}}).ranks(replay)
+    expected = slow_ranks(replay, score)
+    known = [place for place, rank in enumerate(expected) if rank is not None]
+    off = [abs(int(found[place]) - expected[place]) for place in known]
+    assert max(off) <= 1 and np.mean(np.array(off) > 0) < 0.05, "but for the order of equal scores"
 
 
 def test_without_a_history_the_popular_list_answers() -> None:
-    log = Log.of(np.array([0, 0, 1, 1, 2]), np.array([5, 6, 6, 7, 6]), np.arange(5))
-    for model in (ReplayEase(), ReplayIals(factors=2)):
-        pool = model.prepare(log, 4)(slice(4, 5))
-        assert pool.scores.tolist() == [[1, 2, 1]]
+    """What the generator itself has comes first; nobody's first item is known before it is met."""
+    log = Log.of(np.array([0, 0, 1, 1, 2, 3]), np.array([5, 6, 6, 7, 6, 8]), np.arange(6) * MINUTE)
+    replay = Replay(log, {"all": slice(4, 6)}, train=4)
+    for model in (ReplayEase(), ReplayIals(sources={"ials": {"factors": 2}}), Covisitation(), Popularity()):
+        assert model.ranks(replay).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
-    "model",
-    [
-        Trending(),
-        CoVisitation(),
-        Blend(),
-        SegmentBlend(segments=SHARES),
-        RecencyReplayEase(),
-        ReplayIals(factors=2),
-        LearnedBlend(windows=(WindowShare(minutes=9),), segments=SHARES, block=20, epochs=1),
-    ],
+    "model", [Popularity(), Trending(), Covisitation(), RecencyReplayEase(), ReplayItemKnn(), ReplayIals()]
 )
 def test_nothing_later_is_used(log: Log, model: object) -> None:
-    """Scores of a block stay as they are when everything from its last event on becomes something else."""
+    """Ranks stay as they are when everything from some event on becomes something else."""
     segments = {name: values.copy() for name, values in log.segments.items()}
     other = Log(log.user.copy(), log.item.copy(), log.time_ms.copy(), segments)
     for values in segments.values():
         values[320:] = values.max()
-    other.item[320:] = log.item.max()
-    other.user[320:] = log.user.max()
-    rows = slice(310, 321)
+    other.item[320:], other.user[320:] = log.item.max(), log.user.max()
     kept = []
     for found in (log, other):
-        pool = model.prepare(found, 300)(rows)
-        dense = np.full((11, log.items), -np.inf)
-        dense[:, pool.items] = pool.scores
-        kept.append(dense[:10])
-    np.testing.assert_array_equal(*kept)
+        replay = Replay(found, {"all": slice(300, 400)}, train=300)
+        kept.append(model.ranks(replay)[replay.judged < 320].tolist())
+    assert kept[0] == kept[1] and any(kept[0])
 
 
-def test_ranks_leave_out_what_was_met_and_order_ties() -> None:
-    log = Log.of(np.array([0, 1, 0, 0, 1]), np.array([0, 1, 2, 3, 2]), np.arange(5))
-    pool = Pool(np.array([0, 1, 2, 3]), np.array([[9.0, 4.0, 4.0, 4.0]]))
-    assert rank_targets(log, slice(2, 5), lambda rows: pool).tolist() == [2, 2, 2]
-    missing = Pool(np.array([1, 3]), np.array([[1.0, -np.inf]]))
-    assert rank_targets(log, slice(2, 4), lambda rows: missing).tolist() == [0, 0]
-    nothing = Pool(np.array([], dtype=np.int64), np.zeros((1, 0)))
-    assert rank_targets(log, slice(2, 4), lambda rows: nothing).tolist() == [0, 0]
-    for items, scores, message in (
-        ([1, 0], [[1.0, 2.0]], "ascending"),
-        ([0, 1], [[1.0]], "ascending"),
-        ([0, 1], [[1.0, np.nan]], "NaN"),
-    ):
-        with pytest.raises(DataError, match=message):
-            rank_targets(log, slice(2, 4), lambda rows, i=items, s=scores: Pool(np.array(i), np.array(s)))
+def test_items_that_were_met_are_no_answers_and_events_on_them_no_questions(replay: Replay) -> None:
+    log, seen, first = replay.log, defaultdict(set), []
+    for event, (user, item) in enumerate(zip(log.user.tolist(), log.item.tolist(), strict=True)):
+        if event >= 250 and item not in seen[user]:
+            first.append(event)
+        seen[user].add(item)
+    assert replay.judged.tolist() == first and len(first) < 150
+    assert (np.diff(replay.time_ms) > 0).all() and (replay.time_ms - log.time_ms).max() < MINUTE
+    rows = replay.rows_with(learning=50, asked=20, seed=1)
+    assert (rows.requests.part[:20] == 1).all() and (rows.requests.part[20:] == 2).all()
+    assert rows.requests.request_time_ms[20:].tolist() == replay.time_ms[replay.judged].tolist()
+    assert np.bincount(rows.events.part).tolist() == [200, 50, 150]
+    assert (log.first_touch & (log.place > 0))[
+        np.searchsorted(replay.time_ms, rows.requests.request_time_ms[:20])
+    ].all()
+    born = rows.created_at_ms[log.item]
+    assert (born[log.first_touch] <= replay.time_ms[log.first_touch] + 1).all()
+    _, firsts = np.unique(log.item, return_index=True)
+    assert (rows.created_at_ms == replay.time_ms[firsts] + 1).all()
 
 
 def test_report_counts_first_meetings_only(replay: Replay) -> None:
-    log = replay.log
-    rank = walk(replay, Trending().prepare(log, replay.train))
+    rank = LastWeek().ranks(replay)
     rows = report(replay, rank, samples=50)
-    fresh = [
-        event
-        for event in range(250, 331)
-        if log.item[event] not in log.item[:event][log.user[:event] == log.user[event]]
-    ]
-    assert rows["first"]["events"] == len(fresh) < 81
-    mine = rank[np.array(fresh) - 250]
+    first = replay.judged < 331
+    assert rows["first"]["events"] == first.sum() < 81
+    mine = rank[first]
     assert rows["first"]["mrr@20"]["mean"] == pytest.approx(
         np.where((mine > 0) & (mine <= 20), 1 / np.maximum(mine, 1), 0).mean(), abs=1e-5
     )
     assert rows["first"]["hr@10"]["low"] <= rows["first"]["hr@10"]["mean"] <= rows["first"]["hr@10"]["high"]
     assert rows["first"]["events"] + rows["second"]["events"] == rows["all"]["events"]
     assert "new users" not in rows
+
+
+REGIONS = {
+    "names": ("tower", "trending"),
+    "trending": {"windows_minutes": [600], "weights": [1.0], "segment": "region"},
+}
+TOWER = {
+    "candidate": {
+        "model": {"dimension": 8, "category_dimension": 4, "hidden": ()},
+        "training": {"epochs": 1},
+        "distributed": {"device": "cpu"},
+    }
+}
+
+
+def test_a_mixture_is_learned_from_the_latest_training_events(here: None, tmp_path: Path) -> None:
+    """Each of eight regions reads ten of eighty items, all alike: the trends of the region say everything."""
+    rng = np.random.default_rng(5)
+    region = rng.integers(0, 8, 2400)
+    item = region * 10 + rng.integers(0, 10, 2400)
+    log = Log.of(rng.integers(0, 800, 2400), item, np.arange(2400) * MINUTE // 4, {"region": region})
+    replay = Replay(log, {"rest": slice(1800, 2400)}, train=1800)
+    known = log.place[replay.judged] > 0
+    found = {}
+    for model in (ReplayLearnedMixture, ReplayQuotas):
+        stage = model(two_tower=TOWER, sources={**REGIONS, "quotas": "learned", "mixture": {"epochs": 3}})
+        stage.check(replay)
+        with workplace(tmp_path):
+            found[stage.kind] = METRICS["hr@10"](stage.ranks(replay))[known].mean()
+    assert len(list((tmp_path / "train_candidate").glob("[0-9a-f]*"))) == 1, "one tower for both"
+    assert found["learned"] > 0.95
+    alone = configure(REPLAYED, ["trending"], {"trending": {"sources": REGIONS}}, [])["trending"]
+    assert METRICS["hr@10"](alone.ranks(replay))[known].mean() > 0.95 > 0.6 > found["quotas"]
+    strangers = Log.of(np.arange(60), np.arange(60) % 7, np.arange(60) * MINUTE)
+    with pytest.raises(DataError, match=r"nobody meets a second item in the latest 0\.2 of the training events"):
+        ReplayQuotas(two_tower=TOWER).check(Replay(strangers, {"rest": slice(50, 60)}, train=50))
+
+
+def test_figures_read_no_more_than_is_answered() -> None:
+    with pytest.raises(ConfigError, match="candidate_k = 100: Input should be greater than or equal to 200"):
+        parse_config(REPLAYED["two_tower"], {"candidate_k": 100}, "--set two_tower")
 
 
 def test_metrics_of_ranks() -> None:
@@ -318,7 +297,7 @@ def test_movielens_tenths(tmp_path: Path) -> None:
     rows = [f"{u}\t{i}\t4\t{rng.integers(0, 50)}" for u, i in rng.permutation(np.argwhere(np.ones((10, 20))))]
     (tmp_path / "u.data").write_text("\n".join(rows))
     test, validation = read_movielens_replay(tmp_path, False), read_movielens_replay(tmp_path, True)
-    assert (test.train, test.rows, test.block) == (160, slice(160, 200), 1)
+    assert (test.train, test.rows) == (160, slice(160, 200))
     assert (validation.train, validation.rows, len(validation.log)) == (128, slice(128, 160), 160)
     assert len(test.parts) == 10
     raw = [line.split() for line in rows]
@@ -335,12 +314,13 @@ def test_every_protocols_settings_are_those_of_its_models(protocol: str) -> None
 
 def test_the_command_replays(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--protocol", "globo", "--data", str(clicks), "--samples", "5"]
-    assert main([*command, "--models", "last_hour,blend", "--set", "blend.together=2"]) == 0
+    change = "covisitation.sources.history_length=2"
+    assert main([*command, "--models", "last_hour,covisitation,trending", "--set", change]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(result["models"]["blend"]["rows"])[:2] == ["2017-10-04", "2017-10-05"]
-    assert result["models"]["blend"]["settings"]["together"] == 2
-    assert main([*command, "--models", "segment_blend"]) == 2  # its settings name a column that is not there
-    assert "'referrer_type'" in capsys.readouterr().err
+    assert list(result["models"]["trending"]["rows"])[:2] == ["2017-10-04", "2017-10-05"]
+    assert result["models"]["covisitation"]["settings"]["sources"]["history_length"] == 2
+    assert main([*command, "--models", "trending", "--set", "trending.sources.trending.segment=os"]) == 2
+    assert "sources.trending.segment = 'os': the log has no such column" in capsys.readouterr().err
     assert main([*command, "--seeds", "1"]) == 2
     assert main([*command[:-1], "0"]) == 2
     assert "--samples 0: allowed" in capsys.readouterr().err

@@ -28,9 +28,11 @@ def test_every_figure_is_within_its_tolerance(found: list[Found]) -> None:
 
 
 def test_what_is_guarded_orders_the_models(found: list[Found]) -> None:
-    """The worlds tell the models apart: popularity, co-occurrence, order; a blend loses nothing of its tower."""
+    """The worlds tell the models apart: popularity, co-occurrence, order; a mixture gains on its tower."""
     mean = {(each.figure.world, each.figure.model, each.figure.metric): each.mean for each in found}
-    chains = [mean["chains", model, "ndcg"] for model in ("popularity", "ease", "two_tower", "blend")]
+    chains = [
+        mean["chains", model, "ndcg"] for model in ("popularity", "ease", "two_tower", "quotas", "learned_mixture")
+    ]
     assert chains == sorted(chains)
     assert mean["tastes", "two_tower", "recall"] > 3 * mean["tastes", "popularity", "recall"]
 

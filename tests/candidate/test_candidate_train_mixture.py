@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from stages.candidate.generators.generator import CandidateRequest
 from stages.candidate.generators.quotas import ListedBlock
 from stages.candidate.retrieval import fit_mixture as fitting
 from stages.candidate.retrieval import train_mixture as training
+from stages.candidate.retrieval.earlier_learning import learned_version
 from stages.candidate.retrieval.fit_generators import train_sources
 from stages.candidate.retrieval.fit_mixture import fit_mixture
 from stages.candidate.retrieval.listed_requests import ListedRequests
@@ -292,3 +295,72 @@ def test_lists_beyond_the_memory_are_refused(planted_inputs: dict[str, Path], tm
     message = r"train_sources \(\d+ requests x 3 lists of 12 items\) needs about .* sources\.mixture\.pool"
     with pytest.raises(ConfigError, match=message):
         train_sources(step_config(), planted_inputs, tmp_path)
+
+
+def later(earlier: Path, **changes: Any) -> TrainSourcesConfig:
+    """The configuration of a run that takes over what an earlier one learned."""
+    sources = step_config().sources.changed(learned_from=str(earlier), **changes)
+    return TrainSourcesConfig(
+        sources=sources, candidate_k=8, features=FEATURES, learned_version=learned_version(sources)
+    )
+
+
+def test_a_later_run_takes_over_what_was_learned_and_fits_the_generators_anew(
+    inputs: dict[str, Path], planted_inputs: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
+    """Every event is in the candidate period of the later run, so that it has no request to learn from."""
+    monkeypatch.setattr(fitting, "choose", lambda *_: pytest.fail("learned once more"))
+    snapshot, directory = tmp_path / "snapshot", tmp_path / "later"
+    shutil.copytree(planted_inputs["snapshot"], snapshot)
+    events = Snapshot(snapshot).events()
+    dataclasses.replace(events, part=np.zeros_like(events.part)).write(snapshot / "events.parquet")
+    directory.mkdir()
+    metrics, info = train_sources(later(inputs["sources"]), {**planted_inputs, "snapshot": snapshot}, directory)
+    assert metrics["mixture_used"] == 1 and info["learned_from"] == str(inputs["sources"])
+    first, second = (read_summary(each / "sources", 60) for each in (inputs["sources"], directory))
+    assert (first.quotas, first.mixture) == (second.quotas, second.mixture)
+    assert first.files["mixture.onnx"] == second.files["mixture.onnx"]
+    assert first.files["ease_weights.npy"] != second.files["ease_weights.npy"], "fitted to more events"
+    blend = Blend.load(directory / "sources", 60)
+    assert blend is not None and blend.mixture is not None and blend.quotas == first.quotas
+
+
+def test_quotas_alone_and_a_mixture_that_was_refused_are_taken_over_too(
+    planted_inputs: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(fitting, "choose", lambda *_: fitting.Choice(False, "it gains nothing"))
+    for number, kind in enumerate(("learned", "quotas")):
+        earlier, directory = tmp_path / f"earlier{number}", tmp_path / f"later{number}"
+        earlier.mkdir(), directory.mkdir()
+        train_sources(step_config(kind=kind), planted_inputs, earlier)
+        metrics, info = train_sources(later(earlier, mixture={"kind": kind}), planted_inputs, directory)
+        found = read_summary(directory / "sources", 60)
+        assert found.mixture is None and found.learned and found.quotas == info["quotas"]
+        assert found.quotas == read_summary(earlier / "sources", 60).quotas
+        assert metrics.get("mixture_used", 0) == 0
+
+
+def test_only_what_was_learned_for_the_same_run_is_taken_over(
+    inputs: dict[str, Path], planted_inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"learned_from = '.*nowhere': no sources/sources\.json is there; allowed is"):
+        later(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"learned_from = 'x': allowed with quotas = 'learned' or mixture\.kind"):
+        SourcesConfig(names=("tower", "ease"), learned_from="x")
+    for changes, message in (
+        (
+            {"names": ("tower", "ease")},
+            r"names = \['tower', 'covisitation', 'ease'\], this run has \['tower', 'ease'\]",
+        ),
+        ({"mixture": {"kind": "quotas"}}, "mixture.kind = 'learned', this run has 'quotas'"),
+        ({"mixture": {"pool": 20}}, "mixture.pool = 12, this run has 20"),
+        ({"quotas": {}}, "learned quotas = True, this run has False"),
+    ):
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        directory.mkdir()
+        with pytest.raises(ConfigError, match=message):
+            train_sources(later(inputs["sources"], **changes), planted_inputs, directory)
+    (tmp_path / "changed").mkdir()
+    config = later(inputs["sources"]).model_copy(update={"learned_version": "0" * 64})
+    with pytest.raises(ConfigError, match="version = "):
+        train_sources(config, planted_inputs, tmp_path / "changed")

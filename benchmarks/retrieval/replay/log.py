@@ -1,6 +1,6 @@
-"""An event log in time order, and what each event's user had done before it.
+"""An event log in time order.
 
-Legend: E events, B events of a block, H items of histories, U users, N items.
+Legend: E events, U users, N items, X contexts, C segments.
 """
 
 from __future__ import annotations
@@ -13,22 +13,8 @@ import numpy as np
 
 from benchmarks.retrieval.data import number
 from stages.contracts.errors import DataError
-from stages.contracts.ragged import places_in_rows, row_offsets
-
-
-@dataclass(frozen=True)
-class History:
-    """What came before each event of a block, one row an item.
-
-    Attributes:
-        row: int64 ``[H]``, place of the event in its block.
-        item: int64 ``[H]``.
-        rank: int64 ``[H]``, 0 for the item right before the event.
-    """
-
-    row: np.ndarray
-    item: np.ndarray
-    rank: np.ndarray
+from stages.contracts.ragged import places_in_rows
+from stages.contracts.snapshot import ContextColumn
 
 
 @dataclass(frozen=True)
@@ -103,20 +89,25 @@ class Log:
         flags[first] = True
         return flags
 
-    def before(self, rows: slice) -> History:
-        """Return the items of all earlier events of each event's user; an item that was met twice comes twice."""
-        lengths = self.place[rows]
-        row = np.repeat(np.arange(len(lengths)), lengths)
-        place = places_in_rows(lengths)
-        events = self.by_user[self._starts[self.user[rows]][row] + place]
-        return History(row, self.item[events], lengths[row] - 1 - place)
-
-    def previous(self, rows: slice, back: int) -> np.ndarray:
-        """Return the item that each event's user met ``back`` events earlier, int64 ``[B]``; -1 where there is none."""
-        place = self.place[rows] - back
-        events = self.by_user[self._starts[self.user[rows]] + np.maximum(place, 0)]
-        return np.where(place >= 0, self.item[events], -1)
+    @cached_property
+    def columns(self) -> tuple[ContextColumn, ...]:
+        """The segments as context columns; code c + 1 is value c."""
+        return tuple(
+            ContextColumn(name=name, values=tuple(map(str, range(int(values.max()) + 1))))
+            for name, values in self.segments.items()
+        )
 
     @cached_property
-    def _starts(self) -> np.ndarray:
-        return row_offsets(np.bincount(self.user))[:-1]
+    def contexts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct contexts, int32 ``[X, C]``, the first one unknown, and the context of each event, ``[E]``."""
+        if not self.segments:
+            return np.zeros((1, 0), dtype=np.int32), np.zeros(len(self), dtype=np.int64)
+        radix = [len(column.values) + 1 for column in self.columns]
+        key = np.zeros(len(self), dtype=np.int64)
+        for size, values in zip(radix, self.segments.values(), strict=True):
+            key = key * size + values + 1
+        found, place = np.unique(key, return_inverse=True)
+        codes = np.zeros((1 + len(found), len(radix)), dtype=np.int32)
+        for column in reversed(range(len(radix))):
+            codes[1:, column], found = found % radix[column], found // radix[column]
+        return codes, place + 1

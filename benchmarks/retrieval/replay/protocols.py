@@ -23,20 +23,14 @@ from benchmarks.retrieval.readers import (
 )
 from benchmarks.retrieval.replay.log import Log
 from benchmarks.retrieval.replay.models import ReplayModel
-from benchmarks.retrieval.replay.run import METRICS, Replay, report, walk
+from benchmarks.retrieval.replay.run import METRICS, Replay, report
 from benchmarks.retrieval.rows import Rows
-from benchmarks.retrieval.solved import make_room
 from stages.contracts.errors import DataError, SluiceError
-
-GLOBO_BLOCK = 500
-"""Clicks between two refreshes of what is trending."""
 
 GLOBO_SEGMENTS = ("region", "referrer_type")
 """Context columns of a click, read where the file has them."""
 
 _DAY_MS = 86_400_000
-_CELL_BYTES = 48
-"""Memory of a score of a block while it is computed and its events are ranked."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +76,11 @@ def read_globo(data: Path, validation: bool) -> Replay:
         log.first(borders[2]),
         {name: slice(*rows) for name, rows in zip(days, pairwise(borders), strict=True)},
         train=borders[0],
-        block=GLOBO_BLOCK,
     )
 
 
 def read_movielens_replay(data: Path, validation: bool) -> Replay:
-    """Replay the last fifth of the ratings in time order, in tenths; for validation the last fifth of the earlier ones.
-
-    Every event is a block, so that counts include every earlier event.
-    """
+    """Replay the last fifth of the ratings in time order, in tenths; for validation, of the earlier ones."""
     rows = read_movielens(data)
     if len(rows) < 100:
         raise DataError(f"{data}: {len(rows)} ratings; allowed are 100 or more")
@@ -100,7 +90,7 @@ def read_movielens_replay(data: Path, validation: bool) -> Replay:
     train = round(0.8 * end)
     borders = np.linspace(train, end, 11).round().astype(int).tolist()
     parts = {f"tenth {n}": slice(borders[n - 1], borders[n]) for n in range(1, 11)}
-    return Replay(log.first(end), parts, train=train, block=1)
+    return Replay(log.first(end), parts, train=train)
 
 
 def run(
@@ -143,8 +133,7 @@ def run(
         if name in done.left_out:
             continue
         with done.running(name):
-            make_room(model.gigabytes(log, replay.train) + judging_gigabytes(replay), free_gb)
-            rank = walk(replay, model.prepare(log, replay.train))
+            rank = model.ranks(replay)
             found[name] = {"settings": model.model_dump()}
         if name in found:
             rows = report(replay, rank, samples)
@@ -163,16 +152,10 @@ def why_not(model: ReplayModel, replay: Replay, free_gb: float | None) -> str | 
         free_gb: the memory that it may take; None = not known.
     """
     try:
-        model.check(replay.log)
+        model.check(replay)
     except SluiceError as error:
-        return f"cannot read these data: {error}"
-    allowed_gb: float | None = getattr(model, "memory_gb", None)
-    return too_large(model.gigabytes(replay.log, replay.train), allowed_gb, judging_gigabytes(replay), free_gb)
-
-
-def judging_gigabytes(replay: Replay) -> float:
-    """Return the 10^9 bytes that ranking a block takes beside the model."""
-    return _CELL_BYTES * replay.block * replay.log.items / 1e9
+        return f"cannot run on these data: {error}"
+    return too_large(model.gigabytes(replay), None, 0.0, free_gb)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -188,49 +171,10 @@ def table(result: dict[str, Any]) -> str:
 
 REPLAYS: dict[str, ReplayProtocol] = {
     "globo": ReplayProtocol(
-        read_globo,
-        models=("last_24_hours", "last_3_hours", "last_hour", "last_10_minutes", "co_visitation", "blend"),
-        settings={
-            "co_visitation": {"recent": 200, "latest": 2, "decay": 0.4},
-            "blend": {"recent": 200, "latest": 2, "decay": 0.4, "hour": 0.25},
-            "segment_blend": {
-                "recent": 200,
-                "latest": 2,
-                "decay": 0.4,
-                "hour": 0.0,
-                "together": 1.5,
-                "segments": [
-                    {"name": "region", "minutes": 60, "weight": 0.5, "smoothing": 100},
-                    {"name": "region", "minutes": 360, "weight": 0.1, "smoothing": 30},
-                    {"name": "referrer_type", "minutes": 10, "weight": 1.0, "smoothing": 100},
-                ],
-            },
-            "learned_blend": {
-                "windows": [
-                    {"minutes": 10, "weight": 1.0},
-                    {"minutes": 60, "weight": 0.5},
-                    {"minutes": 360, "weight": 0.3},
-                    {"minutes": 1440, "weight": 0.3},
-                    {"minutes": 4320, "weight": 0.2},
-                ],
-                "segments": [
-                    {"name": "region", "minutes": 10, "weight": 0.0},
-                    {"name": "region", "minutes": 60, "weight": 1.0},
-                    {"name": "region", "minutes": 360, "weight": 1.0},
-                    {"name": "region", "minutes": 1440, "weight": 0.5},
-                    {"name": "referrer_type", "minutes": 10, "weight": 1.0},
-                    {"name": "referrer_type", "minutes": 60, "weight": 0.0},
-                    {"name": "referrer_type", "minutes": 360, "weight": 0.5},
-                ],
-                "together": [
-                    {"recent": 200, "latest": 2, "decay": 0.4},
-                    {"recent": 1000, "latest": 4, "decay": 0.7, "lag": 5},
-                ],
-            },
-        },
+        read_globo, models=("last_24_hours", "last_3_hours", "last_hour", "last_10_minutes", "covisitation")
     ),
     "ml-100k-replay": ReplayProtocol(
         read_movielens_replay,
-        models=("popularity", "last_7_days", "co_visitation", "ials", "ease", "ease_recency"),
+        models=("popularity", "last_7_days", "covisitation", "item_knn", "ials", "ease", "ease_recency"),
     ),
 }

@@ -1,45 +1,28 @@
 """Replay: walk through a log, predict each event from the state just before it, judge by full rankings.
 
-Models stay as they were trained on the past; the state advances event by event. Items that a user has met are removed
-from the answers, and events on such items are not counted (they advance the state all the same).
+The log becomes a snapshot (``Replay.rows_with``), and the judged events are requests of its evaluation period, each
+with its item as the target. The product's replay advances the state event by event, and answers each request from the
+state just before it. Models stay as they were trained on the past. Items that a user has met are removed from the
+answers, and events on such items are not judged; they advance the state all the same.
 
-A model answers a block of consecutive events with a ``Pool``. Its scores of an event may depend on the training rows
-and on the events before that one; nothing else. What a model wants to refresh now and then, such as a list of trending
-items, it computes at the first event of a block: the length of the blocks is the protocol's.
-
-Legend: E events, B events of a block, M items of a pool, J judged events.
+Legend: E events, N items, X contexts, J judged events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from benchmarks.retrieval.product_steps import SnapshotRows, events_of, requests_of
 from benchmarks.retrieval.replay.log import Log
-from stages.contracts.errors import DataError
 from stages.contracts.ndcg import discounts
+from stages.contracts.snapshot import TimeBorders
+from stages.contracts.tables import PART_CANDIDATE, PART_EVALUATION, PART_RANKER
 from stages.evaluation.bootstrap import paired_bootstrap
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Scores of the items that a block of events may be answered with.
-
-    Attributes:
-        items: int64 ``[M]``, ascending; other items are not answered.
-        scores: float ``[B, M]``, or ``[1, M]`` where all events of the block get the same; ``-inf`` is not answered.
-            Of equal scores the lower item is first.
-    """
-
-    items: np.ndarray
-    scores: np.ndarray
-
-
-Walker = Callable[[slice], Pool]
-"""Returns the pool of a block of consecutive events. Blocks come in time order, but may skip events of the log."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +33,85 @@ class Replay:
         log: all events, the training period first.
         parts: names and rows of the judged periods, consecutive and in time order.
         train: number of events that models are trained on.
-        block: events between two refreshes.
     """
 
     log: Log
     parts: Mapping[str, slice]
     train: int
-    block: int
 
     @property
     def rows(self) -> slice:
         """All judged periods together."""
         slices = list(self.parts.values())
         return slice(slices[0].start, slices[-1].stop)
+
+    @cached_property
+    def judged(self) -> np.ndarray:
+        """The events that are judged, int64 ``[J]``: those on which a user meets an item for the first time."""
+        rows = self.rows
+        return rows.start + np.flatnonzero(self.log.first_touch[rows])
+
+    @cached_property
+    def time_ms(self) -> np.ndarray:
+        """Times at which the product replays the events, int64 ``[E]``, ascending.
+
+        The product's state at a time holds what came before that time. So that every event is before the next one, an
+        event that is not later than the one before it comes a millisecond after it.
+        """
+        place = np.arange(len(self.log))
+        times: np.ndarray = np.maximum.accumulate(self.log.time_ms - place) + place
+        return times
+
+    def rows_with(self, learning: int = 0, asked: int = 0, seed: int = 0) -> SnapshotRows:
+        """Return the snapshot of the log.
+
+        An item may be an answer from its first event on, but not at it.
+
+        Args:
+            learning: how many of the latest training events are of the ranker period.
+            asked: how many of their first touches, drawn at random, are requests to learn from, at most.
+            seed: of that choice.
+        """
+        log, times, events = self.log, self.time_ms, np.arange(len(self.log))
+        border = self.train - learning
+        teaching = events[border : self.train][(log.first_touch & (log.place > 0))[border : self.train]]
+        if len(teaching) > asked:
+            teaching = np.sort(np.random.default_rng(seed).choice(teaching, asked, replace=False))
+        chosen = np.concatenate([teaching, self.judged])
+        part = np.repeat([PART_CANDIDATE, PART_RANKER, PART_EVALUATION], [border, learning, len(log) - self.train])
+        first = np.zeros(log.items, dtype=np.int64)
+        first[log.item[::-1]] = times[::-1]
+        contexts, context = log.contexts
+        ends = [int(times[row]) if row < len(log) else int(times[-1]) + 1 for row in (border, self.train, len(log))]
+        return SnapshotRows(
+            events=events_of(log.user, log.item, times, part, context),
+            requests=requests_of(log.user[chosen], times[chosen], part[chosen], context[chosen]),
+            target_request=np.arange(len(chosen)),
+            target_item=log.item[chosen],
+            users=log.users,
+            items=log.items,
+            borders=TimeBorders(
+                start_ms=int(times[0]), candidate_end_ms=ends[0], ranker_end_ms=ends[1], as_of_ms=ends[2]
+            ),
+            created_at_ms=first + 1,
+            context=log.columns,
+            contexts=contexts,
+        )
+
+    def ranks(self, answers: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], first: int) -> np.ndarray:
+        """Return the rank of each judged event's item, int64 ``[J]``, from 1; 0 where it is not answered.
+
+        Args:
+            answers: request, item and rank from 0 of some candidates, each int ``[n]``.
+            first: the request of the first judged event.
+        """
+        found, target = np.zeros(len(self.judged), dtype=np.int64), self.log.item[self.judged]
+        for request, item, rank in answers:
+            place = request - first
+            hit = np.flatnonzero(place >= 0)
+            hit = hit[target[place[hit]] == item[hit]]
+            found[place[hit]] = rank[hit] + 1
+        return found
 
 
 METRICS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -79,68 +128,27 @@ def _within(rank: np.ndarray, k: int) -> np.ndarray:
     return ((rank >= 1) & (rank <= k)).astype(np.float64)
 
 
-def walk(replay: Replay, walker: Walker) -> np.ndarray:
-    """Return the rank of each judged event's item, int64, from 1, aligned with ``replay.rows``; 0 = not answered.
-
-    Blocks begin anew with each judged period, so that its figures do not depend on the other periods.
-    """
-    ranks = [
-        rank_targets(replay.log, slice(start, min(start + replay.block, rows.stop)), walker)
-        for rows in replay.parts.values()
-        for start in range(rows.start, rows.stop, replay.block)
-    ]
-    return np.concatenate(ranks)
-
-
-def rank_targets(log: Log, rows: slice, walker: Walker) -> np.ndarray:
-    """Return the rank of each event's item in its block's pool, without the items that its user has met.
-
-    Raises:
-        DataError: if the pool's items are not ascending, its shape is wrong, or a score is NaN.
-    """
-    pool = walker(rows)
-    events, size = rows.stop - rows.start, len(pool.items)
-    if pool.scores.shape not in {(events, size), (1, size)} or (np.diff(pool.items) <= 0).any():
-        raise DataError(f"pool of {events} events: {size} ascending items, found scores {list(pool.scores.shape)}")
-    scores_BM = np.array(np.broadcast_to(pool.scores, (events, size)), dtype=np.float32)
-    if np.isnan(scores_BM).any():
-        raise DataError("scores hold NaN; allowed are numbers, and -inf for what is not answered")
-    column = np.full(log.items, -1)
-    column[pool.items] = np.arange(size)
-    seen = log.before(rows)
-    place = column[seen.item]
-    scores_BM[seen.row[place >= 0], place[place >= 0]] = -np.inf
-    target = column[log.item[rows]]
-    own = np.where(target >= 0, scores_BM[np.arange(events), target], -np.inf) if size else np.full(events, -np.inf)
-    better = scores_BM > own[:, None]
-    better |= (scores_BM == own[:, None]) & (np.arange(size) < target[:, None])
-    return np.where(own > -np.inf, better.sum(axis=1) + 1, 0)
-
-
 def report(replay: Replay, rank: np.ndarray, samples: int) -> dict[str, dict[str, Any]]:
     """Return the metrics of each judged period, and of all together by users with and without a training event.
 
     Args:
-        replay: what was walked through.
-        rank: as ``walk`` returns it.
+        replay: what was replayed.
+        rank: as ``Replay.ranks`` returns it.
         samples: of the bootstrap over users.
 
     Returns:
         By row: the number of judged events and users, and for each metric its mean with a 95% interval.
     """
-    log, rows = replay.log, replay.rows
-    counted = log.first_touch[rows]
+    log, judged = replay.log, replay.judged
     trained = np.zeros(log.users, dtype=bool)
     trained[log.user[: replay.train]] = True
-    warm = trained[log.user[rows]]
-    places = np.arange(rows.start, rows.stop)
-    masks = {name: (places >= part.start) & (places < part.stop) for name, part in replay.parts.items()}
-    masks |= {"all": np.ones(len(places), dtype=bool), "users of training": warm, "new users": ~warm}
+    warm = trained[log.user[judged]]
+    masks = {name: (judged >= part.start) & (judged < part.stop) for name, part in replay.parts.items()}
+    masks |= {"all": np.ones(len(judged), dtype=bool), "users of training": warm, "new users": ~warm}
     found = {}
     for name, mask in masks.items():
-        chosen = mask & counted
-        if chosen.any():
-            found[name] = _figures(rank[chosen], log.user[rows][chosen], samples)
+        if mask.any():
+            found[name] = _figures(rank[mask], log.user[judged[mask]], samples)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Models of the protocols that are judged on one split: popularity, item-KNN, EASE, implicit ALS.
+"""Models of the protocols that are judged on one split: popularity, item-KNN, EASE, implicit ALS, a directed ridge.
 
 A model is a frozen set of settings. ``fit`` gets the training rows of a split and returns a scorer, which scores the
 whole catalogue for a block of users. The judge removes the items that a user has seen, and ranks. To add a model, add
@@ -8,7 +8,6 @@ its class to ``MODELS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -18,7 +17,8 @@ from scipy import sparse
 from benchmarks.retrieval.data import Interactions
 from benchmarks.retrieval.solved import solve_ease
 from benchmarks.retrieval.static.judge import Scorer
-from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase, LimitedItemKnn
+from stages.candidate.linear.config import ImplicitAlsSettings, LimitedEase, LimitedItemKnn, LimitedRidge
+from stages.candidate.linear.directed_ridge import DirectedRidge, ridge_method
 from stages.candidate.linear.item_knn import knn_gigabytes, nearest_items
 from stages.candidate.linear.models import ImplicitAls, als_gigabytes, ease_method
 from stages.contracts.config import Config
@@ -49,10 +49,6 @@ class Model(Config, ABC):
         Raises:
             SluiceError: if the rows lack what the model reads.
         """
-
-    def members(self) -> Mapping[str, Model]:
-        """Return the models that this one fits."""
-        return {}
 
 
 class Popularity(Model):
@@ -169,6 +165,27 @@ class Ials(Model, ImplicitAlsSettings):
         return als_gigabytes(train.users, train.items, len(train), self.factors)
 
 
+class DirectedRidgeModel(Model, LimitedRidge):
+    """Predicts the next item from a history by ridge regression."""
+
+    def fit(self, train: Interactions, seed: int) -> Scorer:
+        """Solve in closed form."""
+        order = np.lexsort((-train.rank_from_latest, train.user))
+        ridge = DirectedRidge.fit(train.user[order], train.item[order], train.items, self, self.memory_gb)
+        history = train.power_matrix(self.power, self.latest)
+        return lambda users: ridge.score(history[users])
+
+    def check(self, train: Interactions) -> None:
+        """Check that the rows have an order, and that some user has two."""
+        if not train.rank_from_latest.any():
+            raise DataError("directed ridge: no user has two events; allowed are histories and what followed them")
+
+    def gigabytes(self, train: Interactions) -> float:
+        """What the method takes: two item-item matrices, or the nearest items of each; and the histories."""
+        longest = int(np.bincount(train.user).max(initial=0))
+        return ridge_method(self, train.users, train.items, len(train), longest, self.memory_gb).gigabytes
+
+
 MODELS: dict[str, type[Model]] = {
     "popularity": Popularity,
     "popularity_recent": RecentPopularity,
@@ -176,4 +193,5 @@ MODELS: dict[str, type[Model]] = {
     "ials": Ials,
     "ease": EaseModel,
     "ease_recency": RecencyEase,
+    "directed_ridge": DirectedRidgeModel,
 }

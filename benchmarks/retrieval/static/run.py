@@ -86,20 +86,17 @@ def run(
 
 
 def why_not(model: Model, train: Interactions, free_gb: float | None) -> str | None:
-    """Return why a model, or one that it is made of, cannot be fitted on these rows; None if it can.
+    """Return why a model cannot be fitted on these rows; None if it can.
 
     Args:
         model: to be fitted.
         train: its rows.
         free_gb: the memory that it may take; None = not known.
     """
-    for name, member in model.members().items():
-        if why := why_not(member, train, free_gb):
-            return f"its {name} {why}"
     try:
         model.check(train)
     except SluiceError as error:
-        return f"cannot read these data: {error}"
+        return f"cannot run on these data: {error}"
     allowed_gb: float | None = getattr(model, "memory_gb", None)
     return too_large(model.gigabytes(train), allowed_gb, judging_gigabytes(train.users, train.items), free_gb)
 

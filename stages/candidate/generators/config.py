@@ -102,12 +102,15 @@ class SourcesConfig(GeneratorSettings):
             from 1 on. Generators without a quota share the rest evenly.
         learning: how quotas are learned.
         mixture: whether quotas or a trained network mix the lists.
+        learned_from: directory of an earlier step ``train_sources``, or of a release. The quotas or the mixture that
+            were learned there are taken over, and only the generators are fitted to this run's data. None learns them.
     """
 
     names: tuple[GeneratorName, ...] = (TOWER,)
     quotas: Literal["learned"] | dict[str, NotNegative] = {}
     learning: LearningConfig = LearningConfig()
     mixture: MixtureConfig = MixtureConfig()
+    learned_from: str | None = None
 
     @classmethod
     def sections(cls) -> dict[str, Any]:
@@ -167,6 +170,19 @@ class SourcesConfig(GeneratorSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _takes_over_what_is_learned(self) -> SourcesConfig:
+        if self.learned_from is not None and not self.learns:
+            raise ValueError(
+                f"learned_from = {self.learned_from!r}: allowed with quotas = 'learned' or mixture.kind = 'learned'"
+            )
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether quotas or a mixture are learned, here or in an earlier run."""
+        return self.blends and (self.quotas == "learned" or self.mixture.kind == "learned")
+
     @property
     def blends(self) -> bool:
         """Whether there is a generator beside the two-tower index."""
@@ -217,11 +233,13 @@ class TrainSourcesConfig(Config):
         sources: which generators, and their settings.
         candidate_k: candidates of a request.
         features: must equal the configuration that the tower was trained with.
+        learned_version: sha256 of ``sources.json`` at ``sources.learned_from``; filled in.
     """
 
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
     candidate_k: int = Field(default=200, ge=1)
     features: FeatureConfig = FeatureConfig()
+    learned_version: str = ""
 
     @property
     def quota_block(self) -> int:

@@ -92,8 +92,12 @@ def write_summary(directory: Path, summary: SourcesSummary) -> None:
     write_json(directory / SOURCES_JSON, summary.model_dump(mode="json"))
 
 
-def read_summary(directory: Path, n_items: int) -> SourcesSummary:
+def read_summary(directory: Path, n_items: int | None) -> SourcesSummary:
     """Read ``sources.json`` and check that its fields fit together.
+
+    Args:
+        directory: holds it.
+        n_items: size of the catalogue that it must be of; None for any.
 
     Raises:
         ReleaseError: if it is missing, malformed, or of another catalogue or version.
@@ -105,7 +109,7 @@ def read_summary(directory: Path, n_items: int) -> SourcesSummary:
         raise ReleaseError(f"{path} is not a readable description of sources: {error}") from None
     faults: dict[str, tuple[object, object]] = {
         "format_version": (summary.format_version, 1),
-        "n_items": (summary.n_items, n_items),
+        "n_items": (summary.n_items, summary.n_items if n_items is None else n_items),
         "names": (summary.names, summary.config.names),
         "generators with a quota": (sorted(summary.quotas), sorted(summary.names)),
         "sum of quotas above candidate_k": (max(sum(summary.quotas.values()) - summary.candidate_k, 0), 0),

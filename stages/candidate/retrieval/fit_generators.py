@@ -19,17 +19,20 @@ from stages.candidate.generators.files import SOURCES_DIRECTORY, SourcesSummary,
 from stages.candidate.generators.generator import FitData
 from stages.candidate.generators.quotas import learn_quotas
 from stages.candidate.generators.table import TOWER, generator_class
+from stages.candidate.retrieval.earlier_learning import take_over
 from stages.candidate.retrieval.listed_requests import ListedRequests, listed_requests
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.steps import Outcome
+from stages.features.config import FeatureConfig
 
 
 def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Fit the generators in use, and settle their quotas or learn their mixture.
 
     They are fitted to the candidate period, like the towers. Quotas and a mixture are learned, where the recipe asks
-    for it, from requests of the ranker period. Nothing of the evaluation period is read.
+    for it, from requests of the ranker period, or taken over from an earlier run. Nothing of the evaluation period is
+    read.
 
     Args:
         config: which generators, and their settings.
@@ -41,8 +44,8 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
         these quotas, at the requests that were read. For a learned mixture, see ``fit_mixture``.
 
     Raises:
-        ConfigError: if a generator cannot be fitted within its limits, the tower has other history features, or what
-            is learned from will not fit the memory.
+        ConfigError: if a generator cannot be fitted within its limits, the tower has other history features, what is
+            learned from will not fit the memory, or something else was learned at ``sources.learned_from``.
         EmptyDatasetError: if quotas or a mixture are to be learned and no request of the ranker period has history
             and targets.
     """
@@ -69,7 +72,12 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
     write_summary(target, summary)
     metrics: dict[str, float] = {}
     info: dict[str, Any] = {"learned": learns_quotas}
-    if learns_quotas or learns_mixture:
+    if config.sources.learned_from is not None:
+        summary = summary.model_copy(update=take_over(config, summary, target))
+        quotas, info["learned_from"] = summary.quotas, config.sources.learned_from
+        metrics = {"mixture_used": float(summary.mixture is not None)} if learns_mixture else {}
+        write_summary(target, summary)
+    elif learns_quotas or learns_mixture:
         requests = listed_requests(config, snapshot, scorer, target)
         if learns_mixture:
             from stages.candidate.retrieval.fit_mixture import fit_mixture  # with torch, which quotas do not need
@@ -101,11 +109,27 @@ def _configured(config: TrainSourcesConfig) -> dict[str, int]:
 
 def _write_files(config: TrainSourcesConfig, snapshot: Snapshot, target: Path) -> dict[str, str]:
     """Fit every generator beside the index and write its arrays; return the files' sha256."""
+    data = fit_data(config.features, snapshot)
+    hashes: dict[str, str] = {}
+    for name in config.sources.names:
+        if name != TOWER:
+            kind = generator_class(name)
+            hashes |= write_arrays(target, kind, kind.fit(config.sources, data))
+    return hashes
+
+
+def fit_data(features: FeatureConfig, snapshot: Snapshot) -> FitData:
+    """Return what generators are fitted to; the touches are made once, at the first call.
+
+    Args:
+        features: which signals are exposures.
+        snapshot: of the run.
+    """
     items = snapshot.items()
 
     @cache
     def examples() -> Examples:
-        return training_examples(snapshot.events(), snapshot.meta, config.features)
+        return training_examples(snapshot.events(), snapshot.meta, features)
 
     @cache
     def touches() -> sparse.csr_matrix:
@@ -114,10 +138,4 @@ def _write_files(config: TrainSourcesConfig, snapshot: Snapshot, target: Path) -
     def sequences() -> tuple[np.ndarray, np.ndarray]:
         return examples().users.astype(np.int64), examples().items.astype(np.int64)
 
-    data = FitData(snapshot, config.features, items, items.recommendable(), touches, sequences)
-    hashes: dict[str, str] = {}
-    for name in config.sources.names:
-        if name != TOWER:
-            kind = generator_class(name)
-            hashes |= write_arrays(target, kind, kind.fit(config.sources, data))
-    return hashes
+    return FitData(snapshot, features, items, items.recommendable(), touches, sequences)

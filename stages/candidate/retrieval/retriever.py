@@ -37,6 +37,7 @@ from stages.features.state import FunnelState
 
 PARTS = (PART_RANKER, PART_EVALUATION)
 """The periods that have requests, in the order of the rows of ``Exclusions.available_ms``."""
+_NOTHING = ScoredItems(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Retriever:
     """Replays the log and answers the requests in blocks.
 
     Args:
-        scorer: the two-tower index.
+        scorer: the two-tower index; None answers with the lists of the other generators alone.
         state: the replay advances it.
         snapshot: holds requests and contexts.
         candidate_k: items of an answer.
@@ -88,14 +89,19 @@ class Retriever:
     """
 
     def __init__(
-        self, scorer: CandidateScorer, state: FunnelState, snapshot: Snapshot, candidate_k: int, blend: Blend | None
+        self,
+        scorer: CandidateScorer | None,
+        state: FunnelState,
+        snapshot: Snapshot,
+        candidate_k: int,
+        blend: Blend | None,
     ) -> None:
         self._scorer, self._state, self._k, self._blend = scorer, state, candidate_k, blend
         self._list_k = candidate_k if blend is None else blend.list_length(candidate_k)
         self._contexts = snapshot.contexts()
         self._requests: RequestTable = snapshot.requests()
         self._available_PN = np.stack([state.items.available_from_ms(part) for part in PARTS])
-        self._search = scorer.blocks(self._available_PN)
+        self._search = None if scorer is None else scorer.blocks(self._available_PN)
         self._visited: dict[int, dict[str, ScoredItems]] = {}
 
     def answers(self, events: EventTable, size: int, chosen: np.ndarray | None = None) -> Iterator[Answers]:
@@ -148,9 +154,9 @@ class Retriever:
 
     def _tower(self, reading: Reading, exclusions: Exclusions, known: np.ndarray) -> tuple[np.ndarray, ItemLists]:
         """Return the queries of all requests, and the two-tower list of those that have a history."""
-        queries = np.zeros((len(reading), self._scorer.dim), dtype=np.float32)
-        if not len(known):
-            return queries, ItemLists.join([ScoredItems(reading.seen[:0], queries[:0, 0])] * len(reading))
+        queries = np.zeros((len(reading), 0 if self._scorer is None else self._scorer.dim), dtype=np.float32)
+        if self._scorer is None or self._search is None or not len(known):
+            return queries, ItemLists.join([_NOTHING] * len(reading))
         inputs = reading.inputs
         columns = (inputs.items, inputs.signals, inputs.ages, inputs.users, inputs.context)
         found = self._scorer.embed(TowerInputs(*(column[known] for column in columns)))
