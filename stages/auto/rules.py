@@ -10,6 +10,10 @@ from stages.auto.counts import Counts
 
 MANY_ITEMS = 200_000
 """From here on a loss over every item costs more than one over samples."""
+MANY_TOUCHES = 300_000
+"""Touches from which on larger batches leave steps enough."""
+LARGE = 20_000
+"""Items from which on 64 dimensions are too few for a mean of histories."""
 RARE = 40.0
 """Touches of the mean item below which an item keeps much of its first vector."""
 NEWBORN = 0.3
@@ -111,7 +115,12 @@ def _of_training(counts: Counts, encoder: str) -> Iterator[Choice]:
     if encoder == "attention":
         return
     yield Choice("candidate.loss.temperature", "auto", f"{counts.items:,} items: 1 / log of their number")
-    yield Choice("candidate.training.batch_size", 1024, "half as many steps as with 512")
+    large = counts.touches >= MANY_TOUCHES
+    why = f"{counts.touches:,} touches, {'from' if large else 'below'} {MANY_TOUCHES:,}"
+    yield Choice("candidate.training.batch_size", 1024 if large else 512, why)
+    if counts.items >= LARGE and counts.newborn < NEWBORN:
+        why = f"{counts.items:,} items, {LARGE:,} or more"
+        yield Choice("candidate.model.dimension", 128, why)
     if counts.described < 0.5:
         why = f"{counts.described:.0%} of the items have a title or a category that could stand for an id"
         yield Choice("candidate.training.item_id_dropout", 0.0, why)
@@ -136,6 +145,12 @@ def _of_sources(counts: Counts, given: tuple[str, ...] | None) -> Iterator[Choic
     if len(names) == 1:
         return
     yield Choice("sources.quotas", "learned", "they are measured on the ranker part")
+    rare = counts.an_item < RARE
+    why = f"{counts.an_item:.0f} touches of the mean item, {'below' if rare else 'from'} {RARE:.0f}"
+    if "ease" in names:
+        yield Choice("sources.ease.regularisation", 100.0 if rare else 400.0, why)
+    if "directed_ridge" in names:
+        yield Choice("sources.directed_ridge.regularisation", 10.0 if rare else 300.0, why)
     if counts.requests >= ENOUGH_REQUESTS:
         why = f"{counts.requests:,} ranker requests to learn from, at least {ENOUGH_REQUESTS}"
         yield Choice("sources.mixture.kind", "learned", why)

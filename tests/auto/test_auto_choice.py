@@ -95,7 +95,7 @@ def test_what_the_recipe_gives_stays_and_the_rest_follows_it() -> None:
     assert found.sources.names == ("tower",)
     assert found.sources.mixture.kind == "quotas"
     assert "candidate.loss.temperature" not in found.auto.chosen
-    assert found.candidate.training.batch_size == 1024
+    assert found.candidate.training.batch_size == 512
     assert found.auto.chosen["candidate.training.batch_size"]
 
 
@@ -176,7 +176,7 @@ def test_a_run_trains_and_keeps_what_was_chosen(job: Any, tiny: dict[str, Any]) 
     settings = load_settings(job.environ, data="synthetic", overrides=overrides)
     results = pipeline.run_all(settings, until="check_memory")
     choices = results["choose_settings"].info["choices"]
-    assert choices["candidate.training.batch_size"]["value"] == 1024
+    assert choices["candidate.training.batch_size"]["value"] == 512
     found = run_recipe.found_recipe(settings, results)
     given = run_recipe.checked_recipe(settings)
     assert found.features.history_decay == 7.0

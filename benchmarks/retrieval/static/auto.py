@@ -68,9 +68,7 @@ class Auto(AutoTower):
         """Return the mixture that is chosen for the rows."""
         stage = self._stage(train)
         kind = LearnedMixture if stage.sources.mixture.kind == "learned" else Quotas
-        return kind(
-            two_tower=self._tower(stage), sources=stage.sources, hold_out="last" if self.ordered else "share"
-        )
+        return kind(two_tower=self._tower(stage), sources=stage.sources, hold_out="last" if self.ordered else "share")
 
 
 def counts_of_rows(train: Interactions, ordered: bool) -> Counts:

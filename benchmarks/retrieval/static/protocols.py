@@ -192,11 +192,14 @@ def read_beauty(data: Path) -> Splitter:
 
 
 SEQUENTIAL = ("popularity", "item_knn", "ials", "ease", "ease_recency")
+UNORDERED: Mapping[str, Mapping[str, Any]] = {"auto": {"ordered": False}, "auto_tower": {"ordered": False}}
+"""What ``auto`` is told where held-out rows are drawn at random or the files have no order."""
 GIVEN = Protocol(
     read_given,
     k=20,
     metrics=("recall", "ndcg"),
     fixed_validation=False,
+    settings=UNORDERED,
     needs="rows in both files, with --validation users of several items",
 )
 """Any data whose training and test rows are two files."""
@@ -210,11 +213,11 @@ PROTOCOLS: dict[str, Protocol] = {
         fixed=False,
         fixed_validation=False,
         models=("popularity", "popularity_recent", "item_knn", "ials", "ease"),
-        settings={"ease": {"regularisation": 400}, "popularity_recent": {"days": 180}},
+        settings={**UNORDERED, "ease": {"regularisation": 400}, "popularity_recent": {"days": 180}},
         needs="items that three users or more have, and users who have several",
     ),
     "m1": GIVEN,
-    "ml-1m-m1": replace(GIVEN, settings={"ease": {"regularisation": 500}}),
+    "ml-1m-m1": replace(GIVEN, settings={**UNORDERED, "ease": {"regularisation": 500}}),
     "amazoncds-m1": GIVEN,
     "ml-1m-loo": Protocol(
         read_ml_1m_loo,
