@@ -114,24 +114,26 @@ _SASREC: Mapping[str, Any] = {
 def _of_training(counts: Counts, encoder: str) -> Iterator[Choice]:
     if encoder == "attention":
         return
-    yield Choice("candidate.loss.temperature", "auto", f"{counts.items:,} items: 1 / log of their number")
     large = counts.touches >= MANY_TOUCHES
     why = f"{counts.touches:,} touches, {'from' if large else 'below'} {MANY_TOUCHES:,}"
     yield Choice("candidate.training.batch_size", 1024 if large else 512, why)
+    if not counts.timed or counts.items >= LARGE:
+        yield Choice("candidate.loss.temperature", "auto", f"{counts.items:,} items: 1 / log of their number")
     if counts.items >= LARGE and counts.newborn < NEWBORN:
-        why = f"{counts.items:,} items, {LARGE:,} or more"
-        yield Choice("candidate.model.dimension", 128, why)
-    if counts.described < 0.5:
+        yield Choice("candidate.model.dimension", 128, f"{counts.items:,} items, {LARGE:,} or more")
+    if counts.described >= 0.5:
+        why = f"{counts.described:.0%} of the items have a title or a category"
+        yield Choice("candidate.model.word_buckets", 4096, why)
+    elif not counts.timed:
         why = f"{counts.described:.0%} of the items have a title or a category that could stand for an id"
         yield Choice("candidate.training.item_id_dropout", 0.0, why)
-    else:
-        yield Choice("candidate.model.word_buckets", 4096, f"{counts.described:.0%} of the items are described")
-    if counts.an_item < RARE:
+    if counts.an_item < RARE and not counts.timed:
         why = f"{counts.an_item:.0f} touches of the mean item: its first vector must not outweigh them"
         yield Choice("candidate.model.initial_deviation", 0.02, why)
     if not counts.ordered:
-        yield Choice("candidate.training.histories", "others", "the order of a user's events says nothing")
-        yield Choice("features.history_decay", 200.0, "the order of a user's events says nothing")
+        why = "the order of a user's events says nothing"
+        yield Choice("candidate.training.histories", "others", why)
+        yield Choice("features.history_decay", 200.0, why)
     if counts.newborn >= NEWBORN:
         why = f"{counts.newborn:.0%} of the latest events are on newborn items: an id is soon out of use"
         yield Choice("candidate.training.epochs", 2, why)
