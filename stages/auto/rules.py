@@ -67,8 +67,9 @@ def _why_encoder(counts: Counts) -> str:
 
 
 def _of_encoder(counts: Counts, encoder: str) -> Iterator[Choice]:
-    length = 200 if counts.a_user >= LONG else 50
-    yield Choice("features.history_length", length, f"{counts.a_user:.0f} touches of the mean user")
+    if not counts.timed:
+        length = 200 if counts.a_user >= LONG else 50
+        yield Choice("features.history_length", length, f"{counts.a_user:.0f} touches of the mean user")
     if encoder != "attention":
         return
     wide = counts.a_user >= LONG
