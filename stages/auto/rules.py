@@ -166,17 +166,25 @@ def _generators(counts: Counts) -> Iterator[str]:
     yield "tower"
     if counts.timed:
         yield from ("covisitation", "trending")
-    if counts.newborn >= NEWBORN:
-        return
-    yield from ("ease", "item_knn")
-    if counts.ordered:
-        yield "directed_ridge"
+    if counts.newborn < NEWBORN:
+        yield "ease"
+        yield "ials" if counts.timed else "item_knn"
+        if counts.ordered and not counts.timed:
+            yield "directed_ridge"
+    if counts.described >= 0.5:
+        yield "content"
 
 
 def _why_generators(counts: Counts) -> str:
+    lists = []
+    if counts.newborn < NEWBORN:
+        follows = " and of what follows" if counts.ordered and not counts.timed else ""
+        lists.append(f"linear models of what goes together{follows}")
+    if counts.timed:
+        lists.append("what is touched now")
+    if counts.described >= 0.5:
+        lists.append("titles and categories")
+    why = ", ".join(lists)
     if counts.newborn >= NEWBORN:
-        return f"{counts.newborn:.0%} of the latest events are on newborn items, which no fitted generator knows"
-    lists = "closed forms of what goes together"
-    if counts.ordered:
-        lists += " and of what follows"
-    return f"{lists}, and what is touched now" if counts.timed else lists
+        why += f"; {counts.newborn:.0%} of the latest events are on newborn items, which no fitted generator knows"
+    return why

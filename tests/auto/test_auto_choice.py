@@ -71,8 +71,9 @@ def test_each_kind_of_data_gets_its_own_encoder_and_generators() -> None:
     baskets = recipe_of(choose(replace(LOG, timed=False, ordered=False, described=0.0)))
     assert (log.candidate.model.encoder, pairs.candidate.model.encoder) == ("mean", "attention")
     assert news.candidate.training.epochs == 2 < log.candidate.training.epochs
-    assert set(news.sources.names) == {"tower", "covisitation", "trending"}
-    assert set(log.sources.names) == {*news.sources.names, "ease", "item_knn", "directed_ridge"}
+    assert set(news.sources.names) == {"tower", "covisitation", "trending", "content"}
+    assert set(log.sources.names) == {*news.sources.names, "ease", "ials"}
+    assert set(pairs.sources.names) == {"tower", "ease", "item_knn", "directed_ridge", "content"}
     assert set(baskets.sources.names) == {"tower", "ease", "item_knn"}
     assert baskets.candidate.training.histories == "others"
     assert baskets.candidate.training.item_id_dropout == 0.0
@@ -181,7 +182,7 @@ def test_a_run_trains_and_keeps_what_was_chosen(job: Any, tiny: dict[str, Any]) 
     given = run_recipe.checked_recipe(settings)
     assert found.features.history_decay == 7.0
     assert found.sources.names == tuple(choices["sources.names"]["value"]) != given.sources.names
-    assert set(results["check_memory"].metrics) > {f"{name}_gigabytes" for name in ("ease", "item_knn")}
+    assert set(results["check_memory"].metrics) > {f"{name}_gigabytes" for name in ("ease", "ials")}
     assert set(found.auto.chosen) <= set(choices)
     # A later run from the kept recipe has nothing left to choose.
     kept = settings.model_copy(update={"recipe": found.model_dump(mode="json")})
