@@ -3,7 +3,7 @@
     python -m benchmarks.retrieval --protocol ml-100k --data path/to/ml-100k
     python -m benchmarks.retrieval --protocol ml-1m-m1 --data path/to/Gowalla_m1 --models ease --memory-gb 21
     python -m benchmarks.retrieval --protocol beauty --data path/to/beauty --validation --set ease.regularisation=250
-    python -m benchmarks.retrieval --protocol ml-1m-loo --data path/to/ml-1m --models blend --seeds 1
+    python -m benchmarks.retrieval --protocol ml-1m-loo --data path/to/ml-1m --models learned_mixture --seeds 1
 
 The last printed line is one JSON object. A model that does not fit the memory is left out, and says why.
 

@@ -251,7 +251,7 @@ class CandidateStage(Config):
         refuse_what_does_not_fit(self.sources, self._needed(size), size)
 
     def gigabytes(self, size: FitSize, requests: int) -> float:
-        """Return roughly the 10^9 bytes of all processes; of the towers measured, not counted.
+        """Return roughly the 10^9 bytes of all processes.
 
         Args:
             size: of what is fitted.

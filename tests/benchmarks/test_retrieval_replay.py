@@ -215,10 +215,7 @@ def test_report_counts_first_meetings_only(replay: Replay) -> None:
     assert "new users" not in rows
 
 
-REGIONS = {
-    "names": ("tower", "trending"),
-    "trending": {"windows_minutes": [600], "weights": [1.0], "segment": "region"},
-}
+TRENDS = {"windows_minutes": [10_000], "weights": [1.0], "segment": "region", "segment_smoothing": 1.0}
 TOWER = {
     "candidate": {
         "model": {"dimension": 8, "category_dimension": 4, "hidden": ()},
@@ -228,24 +225,41 @@ TOWER = {
 }
 
 
-def test_a_mixture_is_learned_from_the_latest_training_events(here: None, tmp_path: Path) -> None:
-    """Each of eight regions reads ten of eighty items, all alike: the trends of the region say everything."""
+def two_habits() -> Log:
+    """Half of the events are on any of the fifty items of the event's region, half on what follows the user's last."""
     rng = np.random.default_rng(5)
-    region = rng.integers(0, 8, 2400)
-    item = region * 10 + rng.integers(0, 10, 2400)
-    log = Log.of(rng.integers(0, 800, 2400), item, np.arange(2400) * MINUTE // 4, {"region": region})
-    replay = Replay(log, {"rest": slice(1800, 2400)}, train=1800)
-    known = log.place[replay.judged] > 0
+    ring = rng.permutation(400)
+    follows = np.empty(400, dtype=np.int64)
+    follows[ring] = np.roll(ring, -1)
+    users, regions, last, items = rng.integers(0, 400, 4000), rng.integers(0, 8, 4000), {}, []
+    for user, region in zip(users.tolist(), regions.tolist(), strict=True):
+        goes_on = user in last and rng.random() < 0.5
+        last[user] = int(follows[last[user]]) if goes_on else region * 50 + int(rng.integers(50))
+        items.append(last[user])
+    return Log.of(users, np.array(items), np.arange(4000) * MINUTE // 4, {"region": regions})
+
+
+def test_a_mixture_is_learned_from_the_latest_training_events(here: None, tmp_path: Path) -> None:
+    """Trends of the region know one half of what is next, co-visitation the other, and the mixture both."""
+    replay = Replay(two_habits(), {"rest": slice(3200, 4000)}, train=3200)
+    known = replay.log.place[replay.judged] > 0
+    names = ("tower", "trending", "covisitation")
+    sources = {"names": names, "trending": TRENDS, "quotas": "learned", "mixture": {"epochs": 6}}
+    models = [model(two_tower=TOWER, sources=sources) for model in (ReplayLearnedMixture, ReplayQuotas)]
+    models += [Trending(sources={"trending": TRENDS}), Covisitation()]
     found = {}
-    for model in (ReplayLearnedMixture, ReplayQuotas):
-        stage = model(two_tower=TOWER, sources={**REGIONS, "quotas": "learned", "mixture": {"epochs": 3}})
-        stage.check(replay)
+    for model in models:
+        model.check(replay)
         with workplace(tmp_path):
-            found[stage.kind] = METRICS["hr@10"](stage.ranks(replay))[known].mean()
+            ranks = model.ranks(replay)[known]
+        found[type(model).__name__] = {name: METRICS[name](ranks).mean() for name in ("hr@10", "hr@200")}
     assert len(list((tmp_path / "train_candidate").glob("[0-9a-f]*"))) == 1, "one tower for both"
-    assert found["learned"] > 0.95
-    alone = configure(REPLAYED, ["trending"], {"trending": {"sources": REGIONS}}, [])["trending"]
-    assert METRICS["hr@10"](alone.ranks(replay))[known].mean() > 0.95 > 0.6 > found["quotas"]
+    learned, quotas, trends, linked = found.values()
+    assert min(learned["hr@200"], quotas["hr@200"]) > 0.95 > 0.8 > max(trends["hr@200"], linked["hr@200"])
+    assert learned["hr@10"] > linked["hr@10"] > 0.45 > quotas["hr@10"] > trends["hr@10"]
+
+
+def test_a_log_without_second_items_has_nothing_to_learn_from() -> None:
     strangers = Log.of(np.arange(60), np.arange(60) % 7, np.arange(60) * MINUTE)
     with pytest.raises(DataError, match=r"nobody meets a second item in the latest 0\.2 of the training events"):
         ReplayQuotas(two_tower=TOWER).check(Replay(strangers, {"rest": slice(50, 60)}, train=50))

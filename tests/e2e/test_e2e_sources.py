@@ -11,6 +11,7 @@ import pytest
 from serving.funnel import Funnel
 from serving.release import load_release
 from stages import pipeline
+from stages.contracts.errors import ConfigError
 from stages.contracts.examples import ExamplesFile
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores, source_name
@@ -53,6 +54,23 @@ def test_the_step_reports_quotas_and_recalls(blended: dict[str, Any]) -> None:
             assert 0 < retrieved[f"{part}_recall{suffix}"] <= 1
     ledger = blended["evaluate"].metrics
     assert ledger["candidates/recall@100"] == pytest.approx(retrieved["evaluation_recall"], abs=1e-6)
+
+
+def test_a_recipe_takes_over_what_an_earlier_run_learned(
+    job: Any, tiny: dict[str, Any], blended: dict[str, Any], tmp_path: Path
+) -> None:
+    """From the step or from the release; quotas are theirs, and only what follows from the sources runs again."""
+    learned = blended["train_sources"]
+    for earlier in (learned.directory, blended["assemble"].directory / "release"):
+        sources = {**SOURCES, "learned_from": str(earlier)}
+        settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "sources": sources})
+        taken = pipeline.run_all(settings, until="train_sources")["train_sources"]
+        assert taken.path != learned.path and "learned_recall" not in taken.metrics
+        assert (taken.info["quotas"], taken.info["learned_from"]) == (learned.info["quotas"], str(earlier))
+    sources = {**SOURCES, "learned_from": str(tmp_path / "nowhere")}
+    settings = load_settings(job.environ, data="synthetic", overrides={**tiny, "sources": sources})
+    with pytest.raises(ConfigError, match=r"sources\.learned_from = .*nowhere: no such directory"):
+        pipeline.run_all(settings, until="train_sources")
 
 
 def test_served_answers_and_their_sources_equal_the_offline_ones(blended: dict[str, Any]) -> None:

@@ -232,7 +232,7 @@ def require_segment(replay: Replay, sources: SourcesConfig) -> None:
 
 
 def replay_gigabytes(replay: Replay, sources: SourcesConfig) -> float:
-    """Return roughly the 10^9 bytes of the snapshot and of a replay of all events: measured, not counted."""
+    """Return roughly the 10^9 bytes of the snapshot and of a replay of all events."""
     counted, log = sources.counted, replay.log
     windows = 0 if counted is None else len(counted.windows_minutes)
     segments = 1
