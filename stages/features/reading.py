@@ -16,7 +16,7 @@ from stages.contracts.item_lists import ItemLists
 from stages.contracts.ragged import row_offsets
 from stages.contracts.tables import EventTable, RequestTable
 from stages.features.history import TowerInputs
-from stages.features.reading_kernels import NEEDS_ROOM, SEEN_IS_FULL, Asked, Lists, Room, read_requests
+from stages.features.reading_kernels import ALL_TIME, NEEDS_ROOM, SEEN_IS_FULL, Asked, Lists, Room, read_requests
 from stages.features.state import FunnelState
 
 COVISITATION, TRENDING = "covisitation", "trending"
@@ -47,6 +47,8 @@ class Wanted:
         covisitation: reads the list ``covisitation``; None leaves it out.
         trending: whether the list ``trending`` is read.
         popular_k: length of the popular list of a request without history; 0 leaves it out.
+        popular_half_life: position in ``half_lives_days`` (-1 is the longest) of the popular list's counts; None counts
+            the touches of all time alike.
         visit: called at each request with its row and the state, before anything later is applied: for generators that
             have no compiled reader. It slows the replay down. None without any.
     """
@@ -56,6 +58,7 @@ class Wanted:
     covisitation: CovisitationReading | None = None
     trending: bool = False
     popular_k: int = 0
+    popular_half_life: int | None = -1
     visit: Callable[[int, FunnelState], None] | None = None
 
 
@@ -173,7 +176,13 @@ def _asked(
         trending=wanted.trending and state.trending is not None,
         lists_k=wanted.lists_k,
         popular_k=wanted.popular_k,
+        popular_half_life=_half_life(wanted.popular_half_life, state),
     )
+
+
+def _half_life(position: int | None, state: FunnelState) -> int:
+    """Return a position among the state's half-lives, ``ALL_TIME`` for None."""
+    return ALL_TIME if position is None else range(len(state.config.half_lives_days))[position]
 
 
 def _room(state: FunnelState, wanted: Wanted, size: int, seen: np.ndarray) -> Room:

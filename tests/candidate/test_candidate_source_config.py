@@ -104,7 +104,7 @@ def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
         "history_length = 0: Input should be greater than or equal to 1",
         "ials = 5: Input should be a valid dictionary or instance of LimitedAls",
         "magic: unknown key, allowed are covisitation_smoothing, directed_ridge, ease, history_decay, history_length, "
-        "ials, item_knn, learning, mixture, names, neighbours, quotas, trending",
+        "ials, item_knn, learning, mixture, names, neighbours, newcomers, quotas, trending",
     ]
 
 

@@ -87,7 +87,7 @@ def assert_same(found: list[Reading], expected: list[Reading]) -> None:
     assert scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
-@given(EVENTS, REQUESTS, st.integers(1, 5), st.integers(1, 9), st.booleans())
+@given(EVENTS, REQUESTS, st.integers(1, 5), st.integers(1, 9), st.booleans(), st.sampled_from([None, 0, 1, -1]))
 @settings(deadline=None)
 def test_blocks_hold_what_single_requests_read(
     make_items: Callable[..., ItemTable],
@@ -98,14 +98,16 @@ def test_blocks_hold_what_single_requests_read(
     size: int,
     k: int,
     later_part: bool,
+    half_life: int | None,
 ) -> None:
     table = make_requests(sorted(asked, key=lambda request: request[1]))
     if later_part:
         table = RequestTable(**{**vars(table), "part": np.arange(len(table), dtype=np.int8) % 2 + np.int8(1)})
     log, (one, other) = make_events(events), (empty_state(make_items()) for _ in range(2))
     chosen = np.arange(len(table)) % 3 != 1
-    found = list(read_blocks(log, table, one, wanted(k), size, CONTEXTS, chosen))
-    expected = list(plain_blocks(log, table, other, wanted(k), size, CONTEXTS, chosen))
+    asks = wanted(k, popular_half_life=half_life)
+    found = list(read_blocks(log, table, one, asks, size, CONTEXTS, chosen))
+    expected = list(plain_blocks(log, table, other, asks, size, CONTEXTS, chosen))
     assert [len(block) for block in found] == [len(block) for block in expected]
     assert_same(found, expected)
     for user in range(USERS):

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from stages.candidate.generators.newcomers import newcomer_lists
 from stages.candidate.generators.settings import GeneratorSettings, NotNegative, Positive
 from stages.candidate.generators.table import TOWER, generator_class, generator_names
 from stages.candidate.linear.config import BaselinesConfig
@@ -43,6 +44,24 @@ class LearningConfig(Config):
     """
 
     block_share: float = Field(default=0.05, gt=0, le=1)
+    max_requests: int = Field(default=2000, ge=1)
+    seed: int = Field(default=42, ge=0)
+
+
+class NewcomersConfig(Config):
+    """Which list answers users without history, see ``candidate.retrieval.choose_newcomers``.
+
+    Attributes:
+        list: ``measured`` takes the best one by NDCG@10; otherwise its name: ``all_time``, ``half_life_<days>d`` with a
+            half-life of ``features.half_lives_days``, or a generator in use that answers such users.
+        min_requests: where fewer requests without history have targets, those of all users are measured; where these
+            are fewer as well, nothing is measured.
+        max_requests: how many requests of the ranker period are measured, at most.
+        seed: of their choice.
+    """
+
+    list: str = "measured"
+    min_requests: int = Field(default=50, ge=1)
     max_requests: int = Field(default=2000, ge=1)
     seed: int = Field(default=42, ge=0)
 
@@ -102,12 +121,14 @@ class SourcesConfig(GeneratorSettings):
             from 1 on. Generators without a quota share the rest evenly.
         learning: how quotas are learned.
         mixture: whether quotas or a trained network mix the lists.
+        newcomers: which list answers users without history.
     """
 
     names: tuple[GeneratorName, ...] = (TOWER,)
     quotas: Literal["learned"] | dict[str, NotNegative] = {}
     learning: LearningConfig = LearningConfig()
     mixture: MixtureConfig = MixtureConfig()
+    newcomers: NewcomersConfig = NewcomersConfig()
 
     @classmethod
     def sections(cls) -> dict[str, Any]:
@@ -227,6 +248,15 @@ class TrainSourcesConfig(Config):
     def quota_block(self) -> int:
         """Places that move at a time while quotas are learned."""
         return max(1, round(self.sources.learning.block_share * self.candidate_k))
+
+    @model_validator(mode="after")
+    def _newcomers_get_a_list(self) -> TrainSourcesConfig:
+        found = self.sources.newcomers.list
+        answering = [name for name in self.sources.names if name != TOWER and generator_class(name).answers_newcomers]
+        allowed = ["measured", *newcomer_lists(self.features, answering)]
+        if found not in allowed:
+            raise ValueError(f"sources.newcomers.list = {found!r}: allowed are {', '.join(allowed)}")
+        return self
 
     @model_validator(mode="after")
     def _pool_holds_the_candidates(self) -> TrainSourcesConfig:

@@ -92,7 +92,8 @@ def _read(
         pool = state.trending.scores(time_ms, state.trending.segment(context))
         growing.lists[TRENDING].append(_best(pool, seen, available_ms, time_ms, wanted.lists_k))
     empty = wanted.popular_k and not len(history.items)
-    growing.popular.append(state.popular(time_ms, wanted.popular_k, seen, available_ms) if empty else nothing)
+    popular = state.popular(time_ms, wanted.popular_k, seen, available_ms, wanted.popular_half_life)
+    growing.popular.append(popular if empty else nothing)
 
 
 def _linked(reading: CovisitationReading, state: FunnelState, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -262,20 +262,26 @@ class FunnelState:
         return counts.astype(np.float32)
 
     def popular(
-        self, time_ms: int, k: int, exclude: np.ndarray, available_from_ms: np.ndarray | None = None
+        self,
+        time_ms: int,
+        k: int,
+        exclude: np.ndarray,
+        available_from_ms: np.ndarray | None = None,
+        half_life: int | None = -1,
     ) -> ScoredItems:
-        """Return the fallback list: the most popular items at the longest half-life.
+        """Return the most popular items.
 
         Args:
             time_ms: time of the request, int ms UTC; items that are not available yet are left out.
             k: number of items; fewer are returned only if fewer items remain.
             exclude: item indices that must not be returned.
             available_from_ms: int64 ``[N]``, time from which each item may be recommended; None = its creation.
+            half_life: position in ``half_lives_days`` (-1 is the longest), or None for all time without decay.
 
         Returns:
-            Items by decayed popularity, ties by item index.
+            Items by popularity, ties by item index.
         """
-        scores = self.popularity(time_ms, -1)
+        scores = self.popularity(time_ms, half_life)
         eligible = (self.items.created_at_ms if available_from_ms is None else available_from_ms) <= time_ms
         eligible[exclude] = False
         ids = np.flatnonzero(eligible)
