@@ -32,7 +32,7 @@ class Asked(NamedTuple):
         available_ms: int64 ``[P, N]``.
         weights: float64 ``[H]``, of the newest items by position; none where no links are read.
         smoothing: touches that are added to a candidate's popularity.
-        trending: whether trending items are read.
+        trending: int64, the lists of recent touches that are read, as positions among those of the state.
         lists_k, popular_k: how many items; 0 for none.
         popular_half_life: position of the popular list's half-life, or ``ALL_TIME``.
     """
@@ -45,14 +45,17 @@ class Asked(NamedTuple):
     available_ms: np.ndarray
     weights: np.ndarray
     smoothing: float
-    trending: bool
+    trending: np.ndarray
     lists_k: int
     popular_k: int
     popular_half_life: int
 
 
 class Lists(NamedTuple):
-    """Lists of a block: int64 and float32 ``[B, k]``, and int64 ``[B]``, how many items each holds."""
+    """Lists of a block: int64 and float32 ``[B, k]``, and int64 ``[B]``, how many items each holds.
+
+    Several lists are one after the other, ``[V B, k]`` and ``[V B]``.
+    """
 
     ids: np.ndarray
     scores: np.ndarray
@@ -176,11 +179,11 @@ def _read_lists(
     if len(asked.weights):
         n = _read_links(links, counts.touches, asked, room, place)
         _keep(room, room.linked, place, available_ms, time_ms, n, asked.lists_k)
-    if asked.trending:
-        n = trending_scores(log, time_ms, asked.segment[row], room.ids, room.sums)
+    for number in range(len(asked.trending)):
+        n = trending_scores(log, asked.trending[number], time_ms, asked.segment[row], room.ids, room.sums)
         for entry in range(n):
             room.scores[entry] = room.sums[entry]
-        _keep(room, room.trending, place, available_ms, time_ms, n, asked.lists_k)
+        _keep(room, room.trending, number * len(room.lengths) + place, available_ms, time_ms, n, asked.lists_k)
     room.popular.lengths[place] = 0
     if asked.popular_k and room.lengths[place] == 0:
         _read_popular(counts.touches, popularity, asked, room, place, available_ms, time_ms)

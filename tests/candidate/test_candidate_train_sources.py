@@ -229,6 +229,20 @@ def test_blocks_are_answered_as_the_server_answers_one_request(world, tmp_path, 
         np.testing.assert_array_equal(scores.scores[:, 1:], wanted[:, 1:])
 
 
+def test_lists_of_several_windows_are_served_as_they_were_retrieved(world, tmp_path) -> None:
+    names = ("tower", "trending", "trending_10m", "trending_7d")
+    _, inputs = run(world, tmp_path / "sources", names=names, trending=WINDOWS)
+    blend = Blend.load(inputs["sources"] / "sources", N_ITEMS)
+    expected = list(one_by_one(inputs, blend))
+    retrieved(inputs, tmp_path / "out")
+    scores = SourceScores.read(tmp_path / "out" / SOURCE_SCORES_FILE, names)
+    np.testing.assert_array_equal(scores.ranks, np.concatenate([each.sources.ranks for each in expected]))
+    wanted = np.concatenate([each.sources.scores for each in expected])
+    np.testing.assert_array_equal(scores.scores[:, 1:], wanted[:, 1:])
+    both = (scores.ranks[:, 1] >= 0) & (scores.ranks[:, 3] >= 0)
+    assert (scores.scores[both, 1] != scores.scores[both, 3]).any(), "windows differ"
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_request_and_one_request(world, tmp_path, n) -> None:
     _, inputs = run(world, tmp_path / "sources", names=("tower", "ease"))

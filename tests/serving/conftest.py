@@ -41,7 +41,7 @@ from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders, read_items
 from stages.contracts.tables import DAY_MS
 from stages.contracts.tower_code import tower_code
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 from stages.features.ranking import feature_schema
 from stages.features.state import FunnelState
 from tests.builders.mixtures import write_linear_mixture
@@ -89,7 +89,7 @@ def _write_catalogue(directory: Path, tag: str, seed: int) -> None:
     pq.write_table(pa.table(aliases), directory / "aliases.parquet")
 
 
-def _write_state(directory: Path, seed: int, trending: TrendingConfig | None) -> None:
+def _write_state(directory: Path, seed: int, trending: TrendsConfig | None) -> None:
     """Every user but the last clicks some items; popularity falls with the item index."""
     rng = np.random.default_rng(seed)
     items = read_items(directory / "items.parquet", N_CATEGORIES)

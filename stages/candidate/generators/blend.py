@@ -32,7 +32,7 @@ from stages.contracts.item_lists import ItemLists
 from stages.contracts.newcomers import NewcomerList
 from stages.contracts.sources import SourceScores, source_code
 from stages.contracts.tables import ScoredItems
-from stages.features.config import TrendingConfig
+from stages.features.config import TrendsConfig
 from stages.features.reading import Wanted
 from stages.features.state import FunnelState
 
@@ -83,7 +83,7 @@ class Blend:
         self.summary, self.mixture = summary, mixture
         self.names: tuple[str, ...] = summary.names
         self.quotas: dict[str, int] = dict(summary.quotas)
-        self.trending: TrendingConfig | None = summary.config.counted
+        self.trending: TrendsConfig | None = summary.config.counted
         self._generators = generators
 
     @classmethod

@@ -22,7 +22,7 @@ from stages.candidate.generators.table import TOWER, generator_class, generator_
 from stages.candidate.linear.config import BaselinesConfig
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 
 
 def _known(name: str) -> str:
@@ -199,18 +199,19 @@ class SourcesConfig(GeneratorSettings):
         return self.names if self.blends else ()
 
     @property
-    def counted(self) -> TrendingConfig | None:
-        """The windows that the state must count for a generator in use, None where none needs them.
+    def counted(self) -> TrendsConfig | None:
+        """What the state must count of recent touches for the generators in use, None where none needs it.
 
         Raises:
-            ConfigError: if two generators need different ones; the state counts one set of windows.
+            ConfigError: if two generators count by different segments, or one by a segment that is not named.
         """
         wanted = {name: generator_class(name).counted(self) for name in self.names if name != TOWER}
-        needed = {name: windows for name, windows in wanted.items() if windows is not None}
-        found = list(needed.values())
-        if any(windows != found[0] for windows in found):
-            raise ConfigError(f"sources.names: {', '.join(needed)} need different windows; the state counts one set")
-        return found[0] if found else None
+        lists = {name: windows for name, windows in wanted.items() if windows is not None}
+        try:
+            return TrendsConfig(lists=lists) if lists else None
+        except ValidationError as error:
+            said = "; ".join(fault["msg"] for fault in error.errors())
+            raise ConfigError(f"sources.names: {', '.join(lists)}: {said}") from None
 
     def counts(self, candidate_k: int) -> dict[str, int]:
         """Return the configured quota of each generator in items, in the order of ``names``.

@@ -151,7 +151,7 @@ class CandidateGenerator(ABC):
 
     @classmethod
     def counted(cls, settings: GeneratorSettings) -> TrendingConfig | None:
-        """Return the windows that the state must count for this generator, None where it needs none."""
+        """Return the windows that the state must count for this generator's list, None where it needs none."""
         return None
 
     @classmethod

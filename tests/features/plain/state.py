@@ -16,7 +16,7 @@ from stages.contracts.files import write_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import ScoredItems
 from stages.contracts.touches import touching
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 from stages.features.state_files import (
     DECAYED,
     PLAIN,
@@ -98,7 +98,7 @@ class FunnelState:
         tasks: tuple[Task, ...],
         context: tuple[ContextColumn, ...],
         arrays: dict[str, np.ndarray],
-        trending: TrendingConfig | None = None,
+        trending: TrendsConfig | None = None,
     ) -> None:
         """Create the state from the arrays that ``save`` writes; use ``empty`` or ``load`` instead."""
         self.items, self.config, self.signals, self.tasks, self.context = items, config, signals, tasks, context
@@ -137,7 +137,7 @@ class FunnelState:
         tasks: tuple[Task, ...],
         n_users: int = 0,
         context: tuple[ContextColumn, ...] = (),
-        trending: TrendingConfig | None = None,
+        trending: TrendsConfig | None = None,
     ) -> FunnelState:
         """Return the state before any event.
 
@@ -310,7 +310,7 @@ class FunnelState:
         signals: tuple[str, ...],
         tasks: tuple[Task, ...],
         context: tuple[ContextColumn, ...] = (),
-        trending: TrendingConfig | None = None,
+        trending: TrendsConfig | None = None,
     ) -> FunnelState:
         """Load a saved state; arrays are memory-mapped copy-on-write, so the files never change.
 
