@@ -132,5 +132,6 @@ def test_a_wrong_setting_of_it_names_the_key(job: Any, tiny: dict[str, Any], row
     assert "sources.newest.half_life_days = 0: Input should be greater than 0" in words
     assert (
         "'oldest': unknown candidate generator, allowed are tower, covisitation, trending, ease, ials, content, "
-        "directed_ridge, item_knn, newest" in words
+        "directed_ridge, item_knn, trending_10m, " in words
     )
+    assert "segment_trending_7d, newest" in words
