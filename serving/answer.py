@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stages.candidate.scorer import Blended, CandidateRequest
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.sources import source_name
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
@@ -36,7 +37,7 @@ class AnsweredItem:
         score: of the last stage that ranked it.
         rank: position in the answer, from 0.
         source: the candidate generator that it is counted to (see ``stages.candidate.generators.blend``), such as
-            ``tower``; ``popular`` for items of the popular list and, without history, for trending items.
+            ``tower``; ``popular`` for items of the popular list, and for all items without history.
         places: score and rank at each stage that ran; empty unless an explanation was requested.
         named_by: score and rank in the list of every generator that returned it; empty unless an explanation was
             requested, and where the index is the only generator.
@@ -71,6 +72,7 @@ class Answer:
         explain: whether the request asked for an explanation.
         mixture: what the scores of the stage ``candidate`` are.
         bypassed: why each ranking stage that the release does not use is bypassed, by name.
+        newcomers: the list that answered, for a user without history; None otherwise, and in older releases.
     """
 
     release_id: str
@@ -84,6 +86,7 @@ class Answer:
     explain: bool = False
     mixture: CandidateMixture = "index"
     bypassed: Mapping[str, str] = field(default_factory=dict)
+    newcomers: NewcomerList | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; the explanation only where the request asked for it."""
@@ -103,6 +106,8 @@ class Answer:
                 "mixture": self.mixture,
                 "bypassed": dict(self.bypassed),
             }
+            if self.newcomers is not None:
+                body["explain"]["newcomers"] = {"list": self.newcomers.name, "reason": self.newcomers.reason}
         return body
 
     def _item(self, item: AnsweredItem) -> dict[str, Any]:

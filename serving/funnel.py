@@ -140,6 +140,7 @@ class Funnel:
             explain=explain,
             mixture=self._mixture,
             bypassed=self.release.manifest.bypassed,
+            newcomers=None if trace.inputs is not None else self.release.newcomers,
         )
 
     def apply_event(self, event: Event) -> None:
@@ -357,13 +358,14 @@ class Funnel:
         """Return up to ``missing`` popular items that are neither seen nor chosen.
 
         Where every live count has decayed to 0, the release's own popular list comes first. A request without history
-        gets trending items before the popular ones, where a generator returns them.
+        gets a generator's items before the popular ones, where the release's list for newcomers is a generator's.
         """
         if missing <= 0:
             return ScoredItems(_NOTHING, np.empty(0, dtype=np.float32))
         release, excluded = self.release, np.concatenate([trace.seen, chosen])
         with self._lock:
-            popular = release.state.popular(trace.time_ms, missing, excluded, trace.available_ms)
+            asked = trace.time_ms, missing, excluded, trace.available_ms
+            popular = release.state.popular(*asked, half_life=release.popular_half_life)
             if not popular.scores.any():
                 popular = self._stale_list(popular, trace, missing, excluded)
             if trace.inputs is None and release.blend is not None:

@@ -43,6 +43,13 @@ class ItemBody(BaseModel):
     )
 
 
+class NewcomersBody(BaseModel):
+    """The list for users without history."""
+
+    list: str = Field(description="all_time, half_life_<days>d, or the candidate generator's name")
+    reason: str = Field(description="why it is this one, with the figures of all lists")
+
+
 class ExplanationBody(BaseModel):
     """How an answer came about."""
 
@@ -53,6 +60,9 @@ class ExplanationBody(BaseModel):
         "by quotas, or the log-probability of a learned mixture"
     )
     bypassed: dict[str, str] = Field(description="why each ranking stage that the release does not use is bypassed")
+    newcomers: NewcomersBody | SkipJsonSchema[None] = Field(
+        default=None, description="the list that answered; only for a user without history"
+    )
 
 
 class RecommendationBody(BaseModel):

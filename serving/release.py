@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from stages.candidate.scorer import SOURCES_DIRECTORY, Blend, CandidateScorer
+from stages.candidate.scorer import SOURCES_DIRECTORY, Blend, CandidateScorer, newcomer_list, popular_half_life
 from stages.contracts.artifacts import Artifact
 from stages.contracts.config import parse_config
 from stages.contracts.errors import ReleaseError, SluiceError
 from stages.contracts.files import read_json
 from stages.contracts.hashed_files import HashedFiles
 from stages.contracts.manifest import MANIFEST_FILE, ReleaseManifest, VerifiedRelease, verified_release
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.ranking_stages import (
     RANKING_STAGES,
     needed_stages,
@@ -63,6 +64,8 @@ class LoadedRelease:
         state: histories and counters as of ``manifest.as_of_ms``; posted events advance it.
         candidate: the candidate generator.
         blend: the candidate generators beside its index, None without any.
+        newcomers: the list for users without history, with its measurement; None in older releases.
+        popular_half_life: position of the popular list's half-life in the state; None counts the touches of all time.
         fallback: the popular list as of ``manifest.as_of_ms``, for a state without live popularity.
         stages: the ranking stages that the funnel needs, in the order in which they run.
         files: every file, with its hash and the stamp that was taken before it was hashed.
@@ -81,6 +84,8 @@ class LoadedRelease:
     state: FunnelState
     candidate: CandidateScorer
     blend: Blend | None
+    newcomers: NewcomerList | None
+    popular_half_life: int | None
     fallback: ScoredItems
     stages: tuple[LoadedStage, ...]
     files: HashedFiles
@@ -112,7 +117,7 @@ def load_release(release: Path | VerifiedRelease) -> LoadedRelease:
         aliases = _pairs(directory / "aliases.parquet", "item_id", "item_index")
         users = _pairs(directory / "users.parquet", "user_id", "user_index")
         blocked = _pairs(directory / "blocked.parquet", "item_id", "reason")
-    blend = _blend(verified, len(items))
+    blend, newcomers = _blend(verified, len(items))
     schema = feature_schema(config, meta.tasks, meta.context, () if blend is None else blend.names)
     with _reading(directory, "the candidate generator"):
         candidate = CandidateScorer.of(checked)
@@ -121,6 +126,8 @@ def load_release(release: Path | VerifiedRelease) -> LoadedRelease:
     with _reading(directory, "state/"):
         state = FunnelState.load(directory / "state", items, config, meta.signals, meta.tasks, meta.context, trending)
     item_index = _item_index(directory, items, aliases, blocked)
+    with _reading(directory, "the sources"):
+        half_life = popular_half_life(newcomers, config)
     return LoadedRelease(
         directory=directory,
         manifest=manifest,
@@ -134,6 +141,8 @@ def load_release(release: Path | VerifiedRelease) -> LoadedRelease:
         state=state,
         candidate=candidate,
         blend=blend,
+        newcomers=newcomers,
+        popular_half_life=half_life,
         fallback=_fallback(directory, item_index),
         stages=_stages(directory, manifest, schema),
         files=verified.files,
@@ -196,12 +205,16 @@ def _claims(checked: CheckedArtifacts, schema: FeatureSchema, config: FeatureCon
     ]
 
 
-def _blend(release: VerifiedRelease, n_items: int) -> Blend | None:
-    """Load the candidate generators beside the index; without any, as in older releases, there is no such directory."""
+def _blend(release: VerifiedRelease, n_items: int) -> tuple[Blend | None, NewcomerList | None]:
+    """Load the candidate generators beside the index, and the list for users without history.
+
+    An older release without further generators has no such directory.
+    """
     if SOURCES_JSON not in release.files.paths:
-        return None
+        return None, None
     with _reading(release.directory, "the sources"):
-        return Blend.load(release.directory / SOURCES_DIRECTORY, n_items, release.files.hashes)
+        directory = release.directory / SOURCES_DIRECTORY
+        return Blend.load(directory, n_items, release.files.hashes), newcomer_list(directory, n_items)
 
 
 def _stages(directory: Path, manifest: ReleaseManifest, schema: FeatureSchema) -> tuple[LoadedStage, ...]:

@@ -15,13 +15,15 @@ import faiss
 import numpy as np
 
 from stages.candidate.generators.blend import Blend, Blended
-from stages.candidate.generators.files import SOURCES_DIRECTORY
+from stages.candidate.generators.files import SOURCES_DIRECTORY, read_summary
 from stages.candidate.generators.generator import CandidateRequest
+from stages.candidate.generators.newcomers import popular_half_life
 from stages.candidate.index.block_search import BlockSearch
 from stages.candidate.index.search import ItemSearch
 from stages.candidate.onnx_towers import UserTower, ranker_query
 from stages.contracts.artifacts import made_by
 from stages.contracts.errors import DataError, ReleaseError
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.release_check import CheckedArtifacts, check_steps
 from stages.contracts.summaries import (
     INDEX_FILE,
@@ -36,7 +38,26 @@ from stages.contracts.summaries import (
 from stages.contracts.tables import ScoredItems
 from stages.features.history import TowerInputs
 
-__all__ = ["SOURCES_DIRECTORY", "Blend", "Blended", "CandidateRequest", "CandidateScorer", "UserTower", "ranker_query"]
+__all__ = [
+    "SOURCES_DIRECTORY",
+    "Blend",
+    "Blended",
+    "CandidateRequest",
+    "CandidateScorer",
+    "UserTower",
+    "newcomer_list",
+    "popular_half_life",
+    "ranker_query",
+]
+
+
+def newcomer_list(directory: Path, n_items: int) -> NewcomerList | None:
+    """Return the list for users without history, as ``sources.json`` in a directory has it.
+
+    Raises:
+        ReleaseError: if the file is missing or malformed.
+    """
+    return read_summary(directory, n_items).newcomers
 
 
 class CandidateScorer:

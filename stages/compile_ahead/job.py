@@ -46,7 +46,7 @@ def compile_all() -> None:
 def _read(world: SmallWorld) -> Reading:
     """Replay, and read what retrieval reads."""
     linked = CovisitationReading(np.ones(2), 1.0)
-    wanted = Wanted({PART_RANKER: world.available_ms}, _K, linked, trending=True, popular_k=_K)
+    wanted = Wanted({PART_RANKER: world.available_ms}, _K, linked, trending=("trending",), popular_k=_K)
     (reading,) = read_blocks(world.events, world.requests, world.state(), wanted, N_REQUESTS, world.contexts)
     return reading
 

@@ -15,14 +15,14 @@ from stages.candidate.generators.pools import Pools
 from stages.contracts.item_lists import ItemLists
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import DAY_MS, PART_RANKER, EventTable, RequestTable
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendingConfig, TrendsConfig
 from stages.features.ranking import ranking_features
 from stages.features.state import FunnelState
 
 SIGNALS = ("click",)
 TASKS = (Task(name="click", signals=SIGNALS, relevance=1.0),)
 CONTEXT = (ContextColumn(name="device", values=("phone", "desktop")),)
-TRENDING = TrendingConfig(segment="device")
+TRENDS = TrendsConfig(lists={"trending": TrendingConfig(segment="device")})
 N_USERS, N_ITEMS, N_EVENTS, N_REQUESTS = 3, 8, 16, 4
 
 
@@ -70,7 +70,7 @@ class SmallWorld:
 
     def state(self) -> FunnelState:
         """Return a state before any event."""
-        return FunnelState.empty(self.items, FeatureConfig(), SIGNALS, TASKS, N_USERS, CONTEXT, TRENDING)
+        return FunnelState.empty(self.items, FeatureConfig(), SIGNALS, TASKS, N_USERS, CONTEXT, TRENDS)
 
 
 @cache
@@ -83,7 +83,7 @@ def compile_served() -> None:
     state = world.state()
     with TemporaryDirectory() as directory:
         state.save(Path(directory))
-        given = world.items, state.config, SIGNALS, TASKS, CONTEXT, TRENDING
+        given = world.items, state.config, SIGNALS, TASKS, CONTEXT, TRENDS
         state = FunnelState.load(Path(directory), *given)
     state.apply(0, 0, 0, 1.0, 0, state.context_values((1,)))
     state.has_touched(0, 0)

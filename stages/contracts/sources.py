@@ -41,6 +41,16 @@ GENERATORS: dict[str, GeneratorRow] = {
     "content": GeneratorRow(6, "stages.candidate.generators.content:ContentNeighbours"),
     "directed_ridge": GeneratorRow(7, "stages.candidate.generators.directed_ridge:RidgeNeighbours"),
     "item_knn": GeneratorRow(8, "stages.candidate.generators.item_knn:ItemKnnNeighbours"),
+    "trending_10m": GeneratorRow(9, "stages.candidate.generators.trending:TenMinutes"),
+    "trending_1h": GeneratorRow(10, "stages.candidate.generators.trending:OneHour"),
+    "trending_6h": GeneratorRow(11, "stages.candidate.generators.trending:SixHours"),
+    "trending_1d": GeneratorRow(12, "stages.candidate.generators.trending:OneDay"),
+    "trending_7d": GeneratorRow(13, "stages.candidate.generators.trending:SevenDays"),
+    "segment_trending_10m": GeneratorRow(14, "stages.candidate.generators.trending:SegmentTenMinutes"),
+    "segment_trending_1h": GeneratorRow(15, "stages.candidate.generators.trending:SegmentOneHour"),
+    "segment_trending_6h": GeneratorRow(16, "stages.candidate.generators.trending:SegmentSixHours"),
+    "segment_trending_1d": GeneratorRow(17, "stages.candidate.generators.trending:SegmentOneDay"),
+    "segment_trending_7d": GeneratorRow(18, "stages.candidate.generators.trending:SegmentSevenDays"),
 }
 """All candidate generators by name. A new one is a class in a module of its own, and a row at the end."""
 

@@ -18,6 +18,7 @@ from stages.contracts.arrays import load_npy
 from stages.contracts.config import Config
 from stages.contracts.errors import ReleaseError
 from stages.contracts.files import write_json
+from stages.contracts.newcomers import NewcomerList
 
 TOWER_FILE, TOWER_JSON, VECTORS_FILE = "user_tower.onnx", "tower.json", "item_vectors.npy"
 ITEM_TOWER_FILE = "item_tower.onnx"
@@ -181,6 +182,7 @@ class SourcesIdentity(Summary):
         tower_version: of the tower that the quotas were made with.
         data_fingerprint: of the snapshot.
         files: sha256 by name, of the files beside it.
+        newcomers: the list for users without history; None in older releases.
     """
 
     AGAIN: ClassVar[str] = AGAIN["sources"]
@@ -191,6 +193,7 @@ class SourcesIdentity(Summary):
     tower_version: str
     data_fingerprint: str
     files: dict[str, str] = {}
+    newcomers: NewcomerList | None = None
 
     def says(self) -> dict[str, Any]:
         """See ``Summary``; features distinguish generators only where there are several."""

@@ -25,7 +25,7 @@ from stages.contracts.sources import SourceScores
 from stages.contracts.steps import Outcome
 from stages.contracts.summaries import SCHEMA_FILE, VECTORS_FILE, SchemaSummary, read_summary
 from stages.contracts.tables import PART_CANDIDATE, PART_RANKER, CandidateTable, RequestTable
-from stages.features.config import FeatureConfig, SamplingConfig, TrendingConfig
+from stages.features.config import FeatureConfig, SamplingConfig, TrendsConfig
 from stages.features.feature_blocks import feature_blocks
 from stages.features.needs import require_replay_memory
 from stages.features.ranking import FeatureSchema, feature_schema
@@ -43,13 +43,13 @@ class ExamplesConfig(Config):
     Attributes:
         features: configuration of the state and the features.
         sources: candidate generators whose scores are features; empty if there is only one generator.
-        trending: windows that the state counts for the trending generator; None without that generator.
+        trending: recent touches that the state counts for trending generators; None without any.
         sampling: which candidates the rankers learn from.
     """
 
     features: FeatureConfig = FeatureConfig()
     sources: tuple[str, ...] = ()
-    trending: TrendingConfig | None = None
+    trending: TrendsConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
 
 

@@ -81,6 +81,38 @@ class TrendingConfig(Config):
         return self
 
 
+class TrendsConfig(Config):
+    """All lists of recent touches that a state makes; it counts the touches of their windows once for all lists.
+
+    Attributes:
+        lists: windows, weights and segment of each list, by the name of its generator. At most one column is a segment.
+    """
+
+    lists: dict[str, TrendingConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_segment(self) -> TrendsConfig:
+        found = {(each.segment, each.segment_smoothing) for each in self.lists.values() if each.segment is not None}
+        if len(found) > 1:
+            raise ValueError(f"lists: segments and smoothing {sorted(found)}: allowed is one for all lists")
+        return self
+
+    @property
+    def windows_minutes(self) -> tuple[float, ...]:
+        """Lengths of the windows of all lists, shortest first."""
+        return tuple(sorted({minutes for each in self.lists.values() for minutes in each.windows_minutes}))
+
+    @property
+    def segment(self) -> str | None:
+        """The context column by whose values touches are counted as well."""
+        return next((each.segment for each in self.lists.values() if each.segment is not None), None)
+
+    @property
+    def segment_smoothing(self) -> float:
+        """Pseudo-touches of each segment's shares, see ``TrendingConfig``."""
+        return next((each.segment_smoothing for each in self.lists.values() if each.segment is not None), 1.0)
+
+
 Rank = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -16,10 +16,10 @@ from stages.contracts.item_lists import ItemLists
 from stages.contracts.ragged import row_offsets
 from stages.contracts.tables import EventTable, RequestTable
 from stages.features.history import TowerInputs
-from stages.features.reading_kernels import NEEDS_ROOM, SEEN_IS_FULL, Asked, Lists, Room, read_requests
+from stages.features.reading_kernels import ALL_TIME, NEEDS_ROOM, SEEN_IS_FULL, Asked, Lists, Room, read_requests
 from stages.features.state import FunnelState
 
-COVISITATION, TRENDING = "covisitation", "trending"
+COVISITATION = "covisitation"
 _SEEN = 1 << 22
 """Seen items of a block, at most, where one request's alone are not more."""
 
@@ -45,8 +45,10 @@ class Wanted:
         available_ms: by part, int64 ``[N]``, when each item may be recommended.
         lists_k: longest list of a generator.
         covisitation: reads the list ``covisitation``; None leaves it out.
-        trending: whether the list ``trending`` is read.
+        trending: the lists of recent touches that are read, by name, see ``TrendsConfig``.
         popular_k: length of the popular list of a request without history; 0 leaves it out.
+        popular_half_life: position in ``half_lives_days`` (-1 is the longest) of the popular list's counts; None counts
+            the touches of all time alike.
         visit: called at each request with its row and the state, before anything later is applied: for generators that
             have no compiled reader. It slows the replay down. None without any.
     """
@@ -54,8 +56,9 @@ class Wanted:
     available_ms: dict[int, np.ndarray]
     lists_k: int = 0
     covisitation: CovisitationReading | None = None
-    trending: bool = False
+    trending: tuple[str, ...] = ()
     popular_k: int = 0
+    popular_half_life: int | None = -1
     visit: Callable[[int, FunnelState], None] | None = None
 
 
@@ -170,17 +173,33 @@ def _asked(
         available_ms=frozen(np.stack([wanted.available_ms[part] for part in parts])),
         weights=frozen(np.zeros(0) if reading is None else reading.weights),
         smoothing=0.0 if reading is None else float(reading.smoothing),
-        trending=wanted.trending and state.trending is not None,
+        trending=frozen(np.array(_trends(state, wanted), dtype=np.int64)),
         lists_k=wanted.lists_k,
         popular_k=wanted.popular_k,
+        popular_half_life=_half_life(wanted.popular_half_life, state),
     )
+
+
+def _trends(state: FunnelState, wanted: Wanted) -> list[int]:
+    """Return the positions of the lists of recent touches that are read.
+
+    Raises:
+        ReleaseError: if the state has no such list.
+    """
+    return [] if state.trending is None else [state.trending.number(name) for name in wanted.trending]
+
+
+def _half_life(position: int | None, state: FunnelState) -> int:
+    """Return a position among the state's half-lives, ``ALL_TIME`` for None."""
+    return ALL_TIME if position is None else range(len(state.config.half_lives_days))[position]
 
 
 def _room(state: FunnelState, wanted: Wanted, size: int, seen: np.ndarray) -> Room:
     n, length = len(state.items), state.config.history_length
 
-    def lists(k: int) -> Lists:
-        return Lists(np.empty((size, k), np.int64), np.empty((size, k), np.float32), np.zeros(size, np.int64))
+    def lists(k: int, several: int = 1) -> Lists:
+        rows = several * size
+        return Lists(np.empty((rows, k), np.int64), np.empty((rows, k), np.float32), np.zeros(rows, np.int64))
 
     return Room(
         items=np.full((size, length), n, dtype=np.int64),
@@ -190,7 +209,7 @@ def _room(state: FunnelState, wanted: Wanted, size: int, seen: np.ndarray) -> Ro
         seen_offsets=np.zeros(size + 1, dtype=np.int64),
         seen=seen,
         linked=lists(0 if wanted.covisitation is None else min(wanted.lists_k, n)),
-        trending=lists(min(wanted.lists_k, n) if wanted.trending else 0),
+        trending=lists(min(wanted.lists_k, n), len(wanted.trending)),
         popular=lists(min(wanted.popular_k, n)),
         marks=np.zeros((2, n), dtype=np.int64),
         stamp=np.zeros(1, dtype=np.int64),
@@ -209,7 +228,10 @@ def _reading(
     codes = np.zeros((n, 0), dtype=np.int64) if contexts is None else contexts[requests.context[rows]].astype(np.int64)
     users = requests.user_index[rows].astype(np.int64)
     read = {COVISITATION: room.linked} if wanted.covisitation is not None else {}
-    read |= {TRENDING: room.trending} if wanted.trending else {}
+    size = len(room.lengths)
+    for number, name in enumerate(wanted.trending):
+        mine = slice(number * size, (number + 1) * size)
+        read[name] = Lists(*(column[mine] for column in room.trending))
     offsets = room.seen_offsets[: n + 1]
     return Reading(
         rows=rows.astype(np.int64),

@@ -18,6 +18,8 @@ from stages.features.trending_kernels import trending_scores
 
 FINISHED, NEEDS_ROOM, SEEN_IS_FULL = 0, 1, 2
 """Why ``read_requests`` returns: all are read, the state needs room for the next event, ``Room.seen`` needs more."""
+ALL_TIME = -1
+"""``Asked.popular_half_life`` of touches that do not decay."""
 
 
 class Asked(NamedTuple):
@@ -30,8 +32,9 @@ class Asked(NamedTuple):
         available_ms: int64 ``[P, N]``.
         weights: float64 ``[H]``, of the newest items by position; none where no links are read.
         smoothing: touches that are added to a candidate's popularity.
-        trending: whether trending items are read.
+        trending: int64, the lists of recent touches that are read, as positions among those of the state.
         lists_k, popular_k: how many items; 0 for none.
+        popular_half_life: position of the popular list's half-life, or ``ALL_TIME``.
     """
 
     user: np.ndarray
@@ -42,13 +45,17 @@ class Asked(NamedTuple):
     available_ms: np.ndarray
     weights: np.ndarray
     smoothing: float
-    trending: bool
+    trending: np.ndarray
     lists_k: int
     popular_k: int
+    popular_half_life: int
 
 
 class Lists(NamedTuple):
-    """Lists of a block: int64 and float32 ``[B, k]``, and int64 ``[B]``, how many items each holds."""
+    """Lists of a block: int64 and float32 ``[B, k]``, and int64 ``[B]``, how many items each holds.
+
+    Several lists are one after the other, ``[V B, k]`` and ``[V B]``.
+    """
 
     ids: np.ndarray
     scores: np.ndarray
@@ -145,16 +152,20 @@ def _read_links(links: Links, touches: np.ndarray, asked: Asked, room: Room, pla
 
 
 @in_place
-def _read_popular(counts: Decayed, room: Room, place: int, available_ms: np.ndarray, time_ms: int, k: int) -> None:
-    """Write the most popular items at the longest half-life."""
-    longest, n = len(counts.half_lives_ms) - 1, 0
+def _read_popular(
+    touches: np.ndarray, counts: Decayed, asked: Asked, room: Room, place: int, available_ms: np.ndarray, time_ms: int
+) -> None:
+    """Write the most popular items at the half-life that is asked for."""
+    half_life, n = asked.popular_half_life, 0
     for item in range(len(counts.last_ms)):
         if available_ms[item] <= time_ms and room.marks[0, item] != room.stamp[0]:
-            elapsed = max(time_ms - counts.last_ms[item], 0)
-            score = counts.values[longest, item] * 2.0 ** (elapsed / -counts.half_lives_ms[longest])
+            score = float(touches[item])
+            if half_life != ALL_TIME:
+                elapsed = max(time_ms - counts.last_ms[item], 0)
+                score = counts.values[half_life, item] * 2.0 ** (elapsed / -counts.half_lives_ms[half_life])
             room.ids[n], room.scores[n] = item, score
             n += 1
-    kept = keep_best(room.ids, room.scores, n, k, room.order)
+    kept = keep_best(room.ids, room.scores, n, asked.popular_k, room.order)
     for entry in range(kept):
         room.popular.ids[place, entry], room.popular.scores[place, entry] = room.ids[entry], room.scores[entry]
     room.popular.lengths[place] = kept
@@ -168,14 +179,14 @@ def _read_lists(
     if len(asked.weights):
         n = _read_links(links, counts.touches, asked, room, place)
         _keep(room, room.linked, place, available_ms, time_ms, n, asked.lists_k)
-    if asked.trending:
-        n = trending_scores(log, time_ms, asked.segment[row], room.ids, room.sums)
+    for number in range(len(asked.trending)):
+        n = trending_scores(log, asked.trending[number], time_ms, asked.segment[row], room.ids, room.sums)
         for entry in range(n):
             room.scores[entry] = room.sums[entry]
-        _keep(room, room.trending, place, available_ms, time_ms, n, asked.lists_k)
+        _keep(room, room.trending, number * len(room.lengths) + place, available_ms, time_ms, n, asked.lists_k)
     room.popular.lengths[place] = 0
     if asked.popular_k and room.lengths[place] == 0:
-        _read_popular(popularity, room, place, available_ms, time_ms, asked.popular_k)
+        _read_popular(counts.touches, popularity, asked, room, place, available_ms, time_ms)
 
 
 @in_place_once

@@ -13,7 +13,7 @@ from stages.contracts.compiled import frozen
 from stages.contracts.files import write_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import EventTable, ScoredItems
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 from stages.features.counters import NEVER_MS, DecayedCounts
 from stages.features.covisitation import Covisitation
 from stages.features.event_rules import check_event, check_events, event_columns, rules_of
@@ -111,7 +111,7 @@ class FunnelState:
         tasks: tuple[Task, ...],
         context: tuple[ContextColumn, ...],
         arrays: dict[str, np.ndarray],
-        trending: TrendingConfig | None = None,
+        trending: TrendsConfig | None = None,
     ) -> None:
         """Create the state from the arrays that ``save`` writes; use ``empty`` or ``load`` instead."""
         self.items, self.config, self.signals, self.tasks, self.context = items, config, signals, tasks, context
@@ -150,7 +150,7 @@ class FunnelState:
         tasks: tuple[Task, ...],
         n_users: int = 0,
         context: tuple[ContextColumn, ...] = (),
-        trending: TrendingConfig | None = None,
+        trending: TrendsConfig | None = None,
     ) -> FunnelState:
         """Return the state before any event.
 
@@ -335,20 +335,26 @@ class FunnelState:
         return counts.astype(np.float32)
 
     def popular(
-        self, time_ms: int, k: int, exclude: np.ndarray, available_from_ms: np.ndarray | None = None
+        self,
+        time_ms: int,
+        k: int,
+        exclude: np.ndarray,
+        available_from_ms: np.ndarray | None = None,
+        half_life: int | None = -1,
     ) -> ScoredItems:
-        """Return the fallback list: the most popular items at the longest half-life.
+        """Return the most popular items.
 
         Args:
             time_ms: time of the request, int ms UTC; items that are not available yet are left out.
             k: number of items; fewer are returned only if fewer items remain.
             exclude: item indices that must not be returned.
             available_from_ms: int64 ``[N]``, time from which each item may be recommended; None = its creation.
+            half_life: position in ``half_lives_days`` (-1 is the longest), or None for all time without decay.
 
         Returns:
-            Items by decayed popularity, ties by item index.
+            Items by popularity, ties by item index.
         """
-        scores = self.popularity(time_ms, -1)
+        scores = self.popularity(time_ms, half_life)
         eligible = (self.items.created_at_ms if available_from_ms is None else available_from_ms) <= time_ms
         eligible[exclude] = False
         ids = np.flatnonzero(eligible)
@@ -377,7 +383,7 @@ class FunnelState:
         signals: tuple[str, ...],
         tasks: tuple[Task, ...],
         context: tuple[ContextColumn, ...] = (),
-        trending: TrendingConfig | None = None,
+        trending: TrendsConfig | None = None,
     ) -> FunnelState:
         """Load a saved state; arrays are memory-mapped copy-on-write, so the files never change.
 

@@ -131,8 +131,10 @@ class Log(NamedTuple):
 
     Attributes:
         times_ms, items, segments: the log's columns.
-        windows_ms: int64 ``[W]``; none where trends are not counted.
-        weights: float64 ``[W]``.
+        windows_ms: int64 ``[W]``, shortest first; none where trends are not counted.
+        weights: float64 ``[V, W]``, of each list's windows, 0 for one that it does not read.
+        longest: int64 ``[V]``, position of each list's longest window.
+        segmented: int64 ``[V]``, 1 for a list by segment.
         smoothing: float64 ``[1]``.
         slots: int64, tally of each segment, -1 where a segment was not read yet; 0 is all users.
         counts: int32 ``[G, W, N]``.
@@ -145,6 +147,8 @@ class Log(NamedTuple):
     segments: np.ndarray
     windows_ms: np.ndarray
     weights: np.ndarray
+    longest: np.ndarray
+    segmented: np.ndarray
     smoothing: np.ndarray
     slots: np.ndarray
     counts: np.ndarray

@@ -17,7 +17,7 @@ from stages.contracts.files import read_json
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.value_ranges import SeenValues, ValueRange
 from stages.contracts.value_rules import FittedValueRule
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 from stages.features.covisitation import COLUMNS as LINK_COLUMNS
 from stages.features.trending import COLUMNS as TRENDING_COLUMNS
 
@@ -68,7 +68,7 @@ def array_shapes(
     config: FeatureConfig,
     tasks: Sequence[Task],
     context: Sequence[ContextColumn],
-    trending: TrendingConfig | None = None,
+    trending: TrendsConfig | None = None,
 ) -> Shapes:
     """Return shape and dtype of every array of a state; for ragged arrays the shape of an empty state."""
     n, c, t, k = len(items), items.n_categories, len(tasks), len(config.half_lives_days)
@@ -111,7 +111,7 @@ def state_identity(
     signals: Sequence[str],
     tasks: Sequence[Task],
     context: Sequence[ContextColumn],
-    trending: TrendingConfig | None = None,
+    trending: TrendsConfig | None = None,
 ) -> dict[str, Any]:
     """Return the catalogue sizes and configuration that a saved state belongs to, as ``state.json`` holds them."""
     kept = {} if trending is None else {"trending": trending.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""Items that many users touched within the last minutes and hours, over all users and by segment.
+"""Items that many users touched within the last minutes and hours, over all users and by segment, in several lists.
 
 First touches are kept in a log as long as the longest window, so that counts over sliding windows are exact. A decayed
 counter would keep an item that was read all morning at the top for some time after its readers are gone. Only first
@@ -7,7 +7,7 @@ touches count, so that each user counts once for an item.
 Counts are kept with the positions in the log where each window began and ended. The next read only adds the new
 entries and subtracts those that left the window.
 
-Shapes: E touches within the longest window, M distinct items among them, N items, W windows.
+Shapes: E touches within the longest window, M distinct items of a list's longest window, N items, V lists, W windows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.contracts.errors import ConfigError
+from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import ContextColumn
-from stages.features.config import TrendingConfig
+from stages.features.config import TrendsConfig
 from stages.features.state_arrays import LOG_NEWEST, LOG_SIZE, NEVER_MS, Log
 from stages.features.trending_kernels import log_add, trending_scores
 
@@ -31,6 +31,8 @@ COLUMNS: dict[str, np.dtype] = {
 }
 """One entry a touch: its time, its item, and the code of its segment, 0 if unknown."""
 
+TRENDING = "trending"
+"""The list of the generator with that name."""
 _MINUTE_MS = 60_000
 _CAPACITY = 1024
 
@@ -40,10 +42,11 @@ class Trending:
 
     A late touch counts at the newest time seen so far, as in ``counters``. Entries older than the longest window are
     dropped when the log is full, so the log takes at most twice the memory of the busiest window. The counts take
-    4 W N bytes over all users, and as much for each segment that is read.
+    4 W N bytes over all users, and as much for each segment that is read, of which there are at most as many as the
+    column has values (``dataset.context.max_values``).
 
     Args:
-        config: windows, weights and segment.
+        config: windows, weights and segment of each list.
         context: columns of the state; one of them may be the segment.
         arrays: ``trending_times_ms``, ``trending_items`` and ``trending_segments``, each ``[E]``.
         n_items: N.
@@ -58,24 +61,30 @@ class Trending:
 
     def __init__(
         self,
-        config: TrendingConfig,
+        config: TrendsConfig,
         context: Sequence[ContextColumn],
         arrays: Mapping[str, np.ndarray],
         n_items: int,
     ) -> None:
         self.config = config
+        self._numbers = {name: number for number, name in enumerate(config.lists)}
         self._place, values = _segment(config, context)
         size = len(arrays["trending_items"])
         times, items, segments = (_grown(arrays[f"trending_{name}"], size) for name in COLUMNS)
         newest = int(times[size - 1]) if size else NEVER_MS
         windows_ms = [round(minutes * _MINUTE_MS) for minutes in config.windows_minutes]
         w = len(windows_ms)
+        weights = np.zeros((len(config.lists), w))
+        for number, each in enumerate(config.lists.values()):
+            weights[number, [config.windows_minutes.index(minutes) for minutes in each.windows_minutes]] = each.weights
         self.arrays = Log(
             times_ms=times,
             items=items,
             segments=segments,
             windows_ms=np.array(windows_ms, dtype=np.int64),
-            weights=np.array(config.weights, dtype=np.float64),
+            weights=weights,
+            longest=w - 1 - np.argmax(weights[:, ::-1] > 0, axis=1),
+            segmented=np.array([each.segment is not None for each in config.lists.values()], dtype=np.int64),
             smoothing=np.array([config.segment_smoothing], dtype=np.float64),
             slots=np.full(len(values) + 1, -1, dtype=np.int64),
             counts=np.zeros((0, w, n_items), dtype=np.int32),
@@ -106,8 +115,20 @@ class Trending:
             return np.zeros(len(contexts), dtype=np.int64)
         return contexts[:, self._place].astype(np.int64)
 
-    def scores(self, time_ms: int, segment: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items of the longest window, and the weighted sum of their shares of each window's touches.
+    def number(self, name: str) -> int:
+        """Return the position of a list.
+
+        Raises:
+            ReleaseError: if there is no such list.
+        """
+        if name not in self._numbers:
+            raise ReleaseError(
+                f"the state counts nothing for the generator {name!r}, its lists are {', '.join(self._numbers)}"
+            )
+        return self._numbers[name]
+
+    def scores(self, time_ms: int, segment: int = 0, name: str = TRENDING) -> tuple[np.ndarray, np.ndarray]:
+        """Return a list: items of its longest window, and the weighted sum of their shares of each window's touches.
 
         The share in a segment is (count + s * share over all users) / (touches of the segment + s), with s
         pseudo-touches (Dirichlet smoothing, Zhai and Lafferty, 2004). So an unknown segment, or one with few touches,
@@ -115,16 +136,23 @@ class Trending:
 
         Args:
             time_ms: end of the windows, or the newest touch if that is later; a window's start is included.
-            segment: code of a value of the segment's column; 0 for all users.
+            segment: code of a value of the segment's column; 0 for all users. A list that is not by segment reads
+                those of all users.
+            name: of the list.
 
         Returns:
             int64 ``[M]`` items, ascending, and float64 ``[M]`` scores above 0.
+
+        Raises:
+            ReleaseError: if there is no such list.
         """
+        number = self.number(name)
+        segment = segment if self.arrays.segmented[number] else 0
         self.make_tally(0)
         self.make_tally(segment)
         n_items = self.arrays.counts.shape[2]
         items, scores = np.empty(n_items, dtype=np.int64), np.empty(n_items)
-        found = trending_scores(self.arrays, time_ms, segment, items, scores)
+        found = trending_scores(self.arrays, number, time_ms, segment, items, scores)
         return items[:found], scores[:found]
 
     def save(self, directory: Path) -> None:
@@ -169,7 +197,9 @@ def no_log(n_items: int) -> Log:
         items=np.zeros(0, dtype=np.int32),
         segments=np.zeros(0, dtype=np.int16),
         windows_ms=none,
-        weights=np.zeros(0),
+        weights=np.zeros((0, 0)),
+        longest=none,
+        segmented=none,
         smoothing=np.zeros(1),
         slots=none,
         counts=np.zeros((0, 0, n_items), dtype=np.int32),
@@ -185,7 +215,7 @@ def _one_more(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values, np.zeros((1, *values.shape[1:]), dtype=values.dtype)])
 
 
-def _segment(config: TrendingConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:
+def _segment(config: TrendsConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:
     """Return the position of the segment's column, and the positions of its values among all columns' values."""
     if config.segment is None:
         return None, range(0)

@@ -76,20 +76,23 @@ def advance_tally(log: Log, segment: int, time_ms: int) -> int:
 
 
 @in_place
-def trending_scores(log: Log, time_ms: int, segment: int, items: np.ndarray, scores: np.ndarray) -> int:
-    """Write the items of the longest window and their scores, see ``trending.Trending.scores``; return how many."""
+def trending_scores(log: Log, number: int, time_ms: int, segment: int, items: np.ndarray, scores: np.ndarray) -> int:
+    """Write the items and scores of list ``number``, see ``trending.Trending.scores``; return how many there are."""
     everybody = advance_tally(log, 0, time_ms)
+    segment = segment if log.segmented[number] else 0
     own = advance_tally(log, segment, time_ms) if segment else 0
-    windows, smoothing, n = len(log.windows_ms), log.smoothing[0], 0
+    longest, smoothing, n = log.longest[number], log.smoothing[0], 0
     for item in range(log.counts.shape[2]):
-        if log.counts[everybody, windows - 1, item] == 0:
+        if log.counts[everybody, longest, item] == 0:
             continue
         score = 0.0
-        for window in range(windows):
+        for window in range(longest + 1):
+            if log.weights[number, window] == 0:
+                continue
             share = log.counts[everybody, window, item] / max(log.totals[everybody, window], 1)
             if segment:
                 share = (log.counts[own, window, item] + smoothing * share) / (log.totals[own, window] + smoothing)
-            score += log.weights[window] * share
+            score += log.weights[number, window] * share
         items[n], scores[n] = item, score
         n += 1
     return n

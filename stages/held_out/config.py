@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from stages.contracts.config import Config
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 
 
 class RankHeldOutConfig(Config):
@@ -14,7 +14,7 @@ class RankHeldOutConfig(Config):
     Attributes:
         features: configuration of the state and the features.
         sources: candidate generators whose scores are features; empty if there is only one generator.
-        trending: windows that the state counts for the trending generator; None without that generator.
+        trending: recent touches that the state counts for trending generators; None without any.
         light_k: items of a request that the light ranker passes on.
         objective: weight of each task in a score; empty means the weights that a stage was trained for.
         threads: how many blocks are scored at a time while the features of the next ones are computed.
@@ -22,7 +22,7 @@ class RankHeldOutConfig(Config):
 
     features: FeatureConfig = FeatureConfig()
     sources: tuple[str, ...] = ()
-    trending: TrendingConfig | None = None
+    trending: TrendsConfig | None = None
     light_k: int = Field(default=200, ge=1)
     objective: dict[str, float] = {}
     threads: int = Field(default=1, ge=1)

@@ -27,10 +27,13 @@ from stages.contracts.summaries import (
     CONFIG_FILE,
     FALLBACK_FILE,
     SCHEMA_FILE,
+    SOURCES_JSON,
     TOWER_JSON,
     RankerSummary,
     SchemaSummary,
+    SourcesIdentity,
     TowerSummary,
+    read_summary,
 )
 from stages.contracts.tables import DAY_MS, SERVING
 from stages.contracts.top_k import top_k
@@ -49,7 +52,8 @@ class AssembleConfig(Config):
         trained_as_of_ms: as-of time of the models' training data, int ms UTC, where the models are those of an earlier
             release.
         fallback_k: length of the popular list.
-        fallback_half_life_days: of a touch's weight in the popular list, None counts all alike.
+        fallback_half_life_days: of a touch's weight in the popular list, None counts all alike; where the sources say
+            which list users without history get, its half-life counts.
     """
 
     funnel: FunnelSpec = FunnelSpec()
@@ -87,7 +91,11 @@ def assemble(config: AssembleConfig, inputs: Mapping[str, Path], directory: Path
         _place(path, target / name)
     snapshot = Snapshot(inputs["snapshot"])
     write_json(target / CONFIG_FILE, config.resolved)
-    write_json(target / FALLBACK_FILE, popular_list(snapshot, config.fallback_k, config.fallback_half_life_days))
+    half_life_days = config.fallback_half_life_days
+    if (target / SOURCES_JSON).is_file():
+        chosen = read_summary(target / SOURCES_JSON, SourcesIdentity).newcomers
+        half_life_days = half_life_days if chosen is None else chosen.half_life_days
+    write_json(target / FALLBACK_FILE, popular_list(snapshot, config.fallback_k, half_life_days))
     asked = Claim("candidate_k", "funnel", funnel.candidate_k)
     checked = check_together(HashedFiles.below(target), artifacts, [asked])
     metrics = ledger_metrics(read_json(target / LEDGER_FILE))

@@ -19,6 +19,7 @@ from stages.features.config import TrendingConfig
 from stages.recipe import Recipe
 
 ALL = ("tower", "covisitation", "trending", "ease", "ials", "content", "directed_ridge")
+WINDOWS = ("10m", "1h", "6h", "1d", "7d")
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -93,6 +94,17 @@ def test_a_segment_of_a_source_that_is_off_is_nobodys_matter():
     assert on.sources.counted is not None and on.sources.counted.segment == "device"
 
 
+def test_each_window_is_a_list_of_its_own_and_all_are_counted_once():
+    names = ["tower", "trending", "trending_10m", "trending_7d", "segment_trending_1h"]
+    counted = recipe(sources={"names": names, "trending": {"segment": "device"}}).sources.counted
+    assert counted is not None and list(counted.lists) == names[1:]
+    assert counted.windows_minutes == (10, 60, 1440, 10080)
+    segments = {name: each.segment for name, each in counted.lists.items()}
+    assert segments == dict(zip(names[1:], ("device", None, None, "device"), strict=True))
+    with pytest.raises(ConfigError, match=r"segment = None: the generator 'segment_trending_1h' .*use 'trending_1h'"):
+        SourcesConfig(names=("tower", "segment_trending_1h")).counted  # noqa: B018
+
+
 def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
     values = {"history_length": 0, "ease": {"regularisation": 0, "lambda": 3}, "magic": {}, "ials": 5}
     with pytest.raises(ConfigError) as caught:
@@ -104,7 +116,7 @@ def test_every_fault_of_a_section_and_of_the_keys_beside_it_is_named():
         "history_length = 0: Input should be greater than or equal to 1",
         "ials = 5: Input should be a valid dictionary or instance of LimitedAls",
         "magic: unknown key, allowed are covisitation_smoothing, directed_ridge, ease, history_decay, history_length, "
-        "ials, item_knn, learned_from, learning, mixture, names, neighbours, quotas, trending",
+        "ials, item_knn, learned_from, learning, mixture, names, neighbours, newcomers, quotas, trending",
     ]
 
 
@@ -123,12 +135,12 @@ def test_sections_go_to_json_and_back():
     ("row", "message"),
     [
         (
-            GeneratorRow(9, "nowhere.at.all:Magic"),
+            GeneratorRow(30, "nowhere.at.all:Magic"),
             "candidate generator 'magic': nowhere.at.all:Magic cannot be imported",
         ),
-        (GeneratorRow(9, "stages.candidate.generators.ease:Magic"), "cannot be imported: .* has no attribute 'Magic'"),
-        (GeneratorRow(9, "stages.candidate.generators.ease:EaseNeighbours"), "is no CandidateGenerator of that name"),
-        (GeneratorRow(9, "stages.candidate.generators.config:SourcesConfig"), "is no CandidateGenerator of that name"),
+        (GeneratorRow(30, "stages.candidate.generators.ease:Magic"), "cannot be imported: .* has no attribute 'Magic'"),
+        (GeneratorRow(30, "stages.candidate.generators.ease:EaseNeighbours"), "is no CandidateGenerator of that name"),
+        (GeneratorRow(30, "stages.candidate.generators.config:SourcesConfig"), "is no CandidateGenerator of that name"),
         (
             GeneratorRow(6, "nowhere:Magic"),
             "'content': code = 6: allowed are codes from 0 to 30 that no other generator has; 'magic' has it",
@@ -147,7 +159,7 @@ def test_a_section_is_not_named_like_another_key(monkeypatch):
         name = "learning"
 
     monkeypatch.setattr(trending, "Learning", Learning, raising=False)
-    monkeypatch.setitem(GENERATORS, "learning", GeneratorRow(9, f"{trending.__name__}:Learning"))
+    monkeypatch.setitem(GENERATORS, "learning", GeneratorRow(30, f"{trending.__name__}:Learning"))
     with pytest.raises(ConfigError, match=r"generators \['learning'\] are named like other keys"):
         SourcesConfig()
 
@@ -166,7 +178,8 @@ def test_serving_needs_neither_torch_nor_scipy_for_any_generator():
         "print([name for name in ('torch', 'scipy.sparse', 'scipy.linalg', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [str([*ALL[1:], "item_knn"]), "[]"]
+    windows = [f"{kind}_{window}" for kind in ("trending", "segment_trending") for window in WINDOWS]
+    assert done.stdout.splitlines() == [str([*ALL[1:], "item_knn", *windows]), "[]"]
 
 
 def test_learned_quotas_are_not_known_beforehand():

@@ -31,7 +31,7 @@ from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import NEVER_AVAILABLE_MS, ItemTable, Task
 from stages.contracts.sources import source_code
 from stages.contracts.tables import ScoredItems
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendingConfig, TrendsConfig
 from stages.features.state import FunnelState
 
 N = 8
@@ -54,7 +54,7 @@ def items_of(categories: list[list[int]], titles: list[str] | None = None, creat
     )
 
 
-def state_of(touches: list[tuple[int, int, int]], trending: TrendingConfig | None = None) -> FunnelState:
+def state_of(touches: list[tuple[int, int, int]], trending: TrendsConfig | None = None) -> FunnelState:
     tasks = (Task(name="click", signals=("click",), relevance=1.0),)
     state = FunnelState.empty(items_of([[]] * N), FeatureConfig(), ("click",), tasks, trending=trending)
     for user, item, time_ms in touches:
@@ -88,7 +88,7 @@ def test_covisitation_equals_its_formula() -> None:
 
 
 def test_trending_names_what_the_last_hours_touched_without_the_seen() -> None:
-    windows = TrendingConfig(windows_minutes=(60, 600), weights=(1.0, 0.1))
+    windows = TrendsConfig(lists={"trending": TrendingConfig(windows_minutes=(60, 600), weights=(1.0, 0.1))})
     state = state_of([(0, 1, 0), (1, 2, NOW - 5 * HOUR), (2, 2, NOW - 1), (3, 3, NOW - 1), (4, 5, NOW - 1)], windows)
     found = best_of(Trending().candidates(request_for([3]), state), request_for([3]), 5)
     assert found.ids.tolist() == [2, 5]
@@ -355,7 +355,7 @@ def test_nothing_left_is_an_empty_answer() -> None:
 
 
 def test_a_newcomer_gets_what_is_trending_and_then_what_is_popular() -> None:
-    windows = TrendingConfig(windows_minutes=(60,), weights=(1.0,))
+    windows = TrendsConfig(lists={"trending": TrendingConfig(windows_minutes=(60,), weights=(1.0,))})
     popular, request = scored(0, 2, 1, 4), request_for([], never=(5,))
     state = state_of([(1, 2, NOW - 2), (2, 2, NOW - 1), (3, 3, NOW - 1), (4, 5, NOW - 1)], windows)
     blend = blend_of({"tower": 3, "trending": 1}, 4, (Trending(),))

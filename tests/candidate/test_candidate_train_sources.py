@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from stages.candidate.config import IndexConfig, RetrieveConfig
 from stages.candidate.generators.blend import Blend, Blended
-from stages.candidate.generators.config import LearningConfig, SourcesConfig, TrainSourcesConfig
+from stages.candidate.generators.config import LearningConfig, NewcomersConfig, SourcesConfig, TrainSourcesConfig
 from stages.candidate.generators.files import SourcesSummary, read_summary
 from stages.candidate.generators.generator import CandidateGenerator, CandidateRequest
+from stages.candidate.generators.newcomers import popular_half_life
 from stages.candidate.generators.quotas import ListedItems, learn_quotas
 from stages.candidate.index.step import build_index
 from stages.candidate.retrieval.fit_generators import train_sources
@@ -82,7 +83,7 @@ def retrieved(inputs: dict[str, Path], directory: Path) -> dict[str, float]:
 
 
 def test_the_tower_alone_is_answered_as_before(world, tmp_path) -> None:
-    metrics, inputs = run(world, tmp_path / "sources")
+    metrics, inputs = run(world, tmp_path / "sources", newcomers=NewcomersConfig(list="half_life_30d"))
     assert metrics == {"quota_tower": 1.0}
     assert Blend.load(tmp_path / "sources" / "sources", N_ITEMS) is None
     assert [path.name for path in (tmp_path / "sources" / "sources").iterdir()] == ["sources.json"]
@@ -189,7 +190,8 @@ def one_by_one(inputs: dict[str, Path], blend: Blend):
         available_ms = state.items.available_from_ms(int(requests.part[row]))
         request = CandidateRequest(history.items, time_ms, context, seen, available_ms)
         if not len(history.items):
-            popular = state.popular(time_ms, K, seen, available_ms)
+            half_life = popular_half_life(blend.summary.newcomers, FEATURES)
+            popular = state.popular(time_ms, K, seen, available_ms, half_life)
             items = blend.for_newcomer(request, state, popular, K)
             yield Blended.of_one(items, "popular", blend.names)
             continue
@@ -225,6 +227,20 @@ def test_blocks_are_answered_as_the_server_answers_one_request(world, tmp_path, 
         wanted = np.concatenate([each.sources.scores for each in expected])
         np.testing.assert_allclose(scores.scores, wanted, atol=2e-6)  # the tower multiplies a block in another order
         np.testing.assert_array_equal(scores.scores[:, 1:], wanted[:, 1:])
+
+
+def test_lists_of_several_windows_are_served_as_they_were_retrieved(world, tmp_path) -> None:
+    names = ("tower", "trending", "trending_10m", "trending_7d")
+    _, inputs = run(world, tmp_path / "sources", names=names, trending=WINDOWS)
+    blend = Blend.load(inputs["sources"] / "sources", N_ITEMS)
+    expected = list(one_by_one(inputs, blend))
+    retrieved(inputs, tmp_path / "out")
+    scores = SourceScores.read(tmp_path / "out" / SOURCE_SCORES_FILE, names)
+    np.testing.assert_array_equal(scores.ranks, np.concatenate([each.sources.ranks for each in expected]))
+    wanted = np.concatenate([each.sources.scores for each in expected])
+    np.testing.assert_array_equal(scores.scores[:, 1:], wanted[:, 1:])
+    both = (scores.ranks[:, 1] >= 0) & (scores.ranks[:, 3] >= 0)
+    assert (scores.scores[both, 1] != scores.scores[both, 3]).any(), "windows differ"
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -21,8 +21,10 @@ def scores_of(*ranks: tuple[int, ...]) -> SourceScores:
 def test_codes_never_change():
     """Files of finished steps hold them."""
     known = ("tower", "popular", "covisitation", "trending", "ease", "ials", "content", "directed_ridge", "item_knn")
-    assert [source_code(name) for name in known] == list(range(9))
-    assert [source_name(code) for code in range(9)] == list(known)
+    windows = ("10m", "1h", "6h", "1d", "7d")
+    known += tuple(f"{kind}_{window}" for kind in ("trending", "segment_trending") for window in windows)
+    assert [source_code(name) for name in known] == list(range(19))
+    assert [source_name(code) for code in range(19)] == list(known)
     assert (source_code("tower"), source_code("popular")) == (SOURCE_TOWER, SOURCE_POPULAR)
 
 

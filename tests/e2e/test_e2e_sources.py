@@ -20,7 +20,7 @@ from stages.features.state import FunnelState
 from stages.settings import load_settings
 from tests.features.plain.replay import replay
 
-NAMES = ("tower", "covisitation", "trending", "ease", "content")
+NAMES = ("tower", "covisitation", "trending", "trending_7d", "ease", "content")
 SOURCES = {
     "names": list(NAMES),
     "quotas": "learned",

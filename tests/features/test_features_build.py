@@ -19,7 +19,7 @@ from stages.contracts.files import write_json
 from stages.contracts.snapshot import ItemTable, Targets
 from stages.contracts.sources import SOURCE_SCORES_FILE, SourceScores
 from stages.features.build import build_examples, build_state, join_labels
-from stages.features.config import TrendingConfig
+from stages.features.config import TrendingConfig, TrendsConfig
 from stages.features.ranking import feature_schema, ranking_features
 from stages.features.state import FunnelState
 from tests.features.worlds import (
@@ -108,7 +108,7 @@ def test_examples_of_a_blend_hold_what_the_sources_said_and_a_state_that_counts_
 ) -> None:
     path = inputs["retrieve"] / SOURCE_SCORES_FILE
     pq.write_table(BLEND.table(), path)
-    windows = TrendingConfig(windows_minutes=(1,), weights=(1,))
+    windows = TrendsConfig(lists={"trending": TrendingConfig(windows_minutes=(1,), weights=(1,))})
     config = CONFIG.model_copy(update={"sources": NAMES, "trending": windows})
     build_examples(config, inputs, inputs["out"])
     file = ExamplesFile(inputs["out"])

@@ -12,7 +12,7 @@ from stages.contracts.candidate_blocks import CandidateBlock
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.sources import SourceScores
 from stages.contracts.tables import DAY_MS, CandidateTable, EventTable, RequestTable
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendingConfig, TrendsConfig
 from stages.features.feature_blocks import feature_blocks
 from stages.features.ranking import feature_schema, ranking_features
 from stages.features.state import FunnelState
@@ -30,7 +30,13 @@ TASKS = (
 CONTEXT = (ContextColumn(name="device", values=("phone", "tv", "web")), ContextColumn(name="region", values=("n", "s")))
 CONTEXTS = np.array([[0, 0], [1, 0], [2, 1], [3, 2], [0, 2]], dtype=np.int32)
 CONFIG = FeatureConfig(covisitation_neighbours=2, covisitation_window=3, similarity_history=3, history_length=4)
-WINDOWS = TrendingConfig(windows_minutes=(60, 600), weights=(1.0, 0.5), segment="region", segment_smoothing=2.0)
+WINDOWS = TrendsConfig(
+    lists={
+        "trending": TrendingConfig(
+            windows_minutes=(60, 600), weights=(1.0, 0.5), segment="region", segment_smoothing=2.0
+        )
+    }
+)
 VECTORS = np.random.default_rng(3).normal(size=(N, 5)).astype(np.float32)
 
 Event = tuple[int, int, int, float, int, int]

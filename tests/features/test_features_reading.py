@@ -13,7 +13,7 @@ from stages.contracts.errors import DataError
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import DAY_MS, EventTable, RequestTable
 from stages.features import reading as reading_module
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendingConfig, TrendsConfig
 from stages.features.reading import CovisitationReading, Reading, Wanted, read_blocks
 from stages.features.state import FunnelState
 from tests.features.plain.reading import read_blocks as plain_blocks
@@ -26,7 +26,14 @@ TASKS = (Task(name="click", signals=("click", "rating"), relevance=1.0),)
 CONTEXT = (ContextColumn(name="device", values=("phone", "tv", "web")), ContextColumn(name="region", values=("n", "s")))
 CONTEXTS = np.array([[0, 0], [1, 0], [2, 1], [3, 2], [0, 2]], dtype=np.int32)
 CONFIG = FeatureConfig(covisitation_neighbours=3, covisitation_window=3, history_length=3)
-WINDOWS = TrendingConfig(windows_minutes=(60, 6000), weights=(1.0, 0.5), segment="region", segment_smoothing=2.0)
+SEGMENT = {"segment": "region", "segment_smoothing": 2.0}
+WINDOWS = TrendsConfig(
+    lists={
+        "trending": TrendingConfig(windows_minutes=(60, 6000), weights=(1.0, 0.5), **SEGMENT),
+        "trending_1h": TrendingConfig(windows_minutes=(60,), weights=(1.0,)),
+        "segment_trending_1d": TrendingConfig(windows_minutes=(1440,), weights=(1.0,), **SEGMENT),
+    }
+)
 AVAILABLE_MS = T0 + HOUR * np.random.default_rng(5).integers(-50, 150, N)
 
 EVENTS = st.lists(
@@ -56,7 +63,7 @@ def wanted(k: int, **others: object) -> Wanted:
         available_ms={1: AVAILABLE_MS, 2: np.full(N, T0)},
         lists_k=k,
         covisitation=CovisitationReading(weights, 2.0),
-        trending=True,
+        trending=tuple(WINDOWS.lists)[::-1],
         popular_k=k,
         **others,  # type: ignore[arg-type]
     )
@@ -74,7 +81,7 @@ def assert_same(found: list[Reading], expected: list[Reading]) -> None:
         *(lambda block, name=name: block.inputs.named()[name] for name in ("history_items", "history_signals")),
         *(lambda block, name=name: block.inputs.named()[name] for name in ("history_ages", "user", "context")),
     ]
-    for name in ("covisitation", "trending"):
+    for name in ("covisitation", *WINDOWS.lists):
         columns += [
             lambda block, name=name: block.lists[name].lengths,
             lambda block, name=name: block.lists[name].ids,
@@ -87,7 +94,7 @@ def assert_same(found: list[Reading], expected: list[Reading]) -> None:
     assert scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
-@given(EVENTS, REQUESTS, st.integers(1, 5), st.integers(1, 9), st.booleans())
+@given(EVENTS, REQUESTS, st.integers(1, 5), st.integers(1, 9), st.booleans(), st.sampled_from([None, 0, 1, -1]))
 @settings(deadline=None)
 def test_blocks_hold_what_single_requests_read(
     make_items: Callable[..., ItemTable],
@@ -98,14 +105,16 @@ def test_blocks_hold_what_single_requests_read(
     size: int,
     k: int,
     later_part: bool,
+    half_life: int | None,
 ) -> None:
     table = make_requests(sorted(asked, key=lambda request: request[1]))
     if later_part:
         table = RequestTable(**{**vars(table), "part": np.arange(len(table), dtype=np.int8) % 2 + np.int8(1)})
     log, (one, other) = make_events(events), (empty_state(make_items()) for _ in range(2))
     chosen = np.arange(len(table)) % 3 != 1
-    found = list(read_blocks(log, table, one, wanted(k), size, CONTEXTS, chosen))
-    expected = list(plain_blocks(log, table, other, wanted(k), size, CONTEXTS, chosen))
+    asks = wanted(k, popular_half_life=half_life)
+    found = list(read_blocks(log, table, one, asks, size, CONTEXTS, chosen))
+    expected = list(plain_blocks(log, table, other, asks, size, CONTEXTS, chosen))
     assert [len(block) for block in found] == [len(block) for block in expected]
     assert_same(found, expected)
     for user in range(USERS):

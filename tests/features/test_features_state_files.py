@@ -14,7 +14,7 @@ from stages.contracts.errors import ReleaseError
 from stages.contracts.snapshot import ContextColumn
 from stages.contracts.tables import DAY_MS
 from stages.contracts.value_rules import FittedValueRule
-from stages.features.config import TrendingConfig
+from stages.features.config import TrendingConfig, TrendsConfig
 from stages.features.state import FunnelState
 from stages.features.state_files import (
     FORMAT_VERSION,
@@ -34,7 +34,7 @@ SIGNALS = ("click", "rating", "impression")
 DEVICE = ContextColumn(name="device", values=("phone", "tv"))
 CLICK, RATING = 0, 1
 T0 = 10_000 * DAY_MS
-TRENDING = TrendingConfig()
+TRENDING = TrendsConfig(lists={"trending": TrendingConfig()})
 Make = Callable[..., Any]
 
 
@@ -259,7 +259,7 @@ def test_order_of_signals_tasks_and_values_counts(world: World) -> None:
 
 
 def test_trends_of_another_kind_are_refused(world: World) -> None:
-    other = TRENDING.model_copy(update={"segment_smoothing": TRENDING.segment_smoothing + 1})
+    other = TrendsConfig(lists={"trending": TrendingConfig(segment_smoothing=51.0)})
     identity = state_identity(world.items, world.config, SIGNALS, world.tasks, (DEVICE,), other)
     with pytest.raises(ReleaseError, match="trending = "):
         check_identity(world.directory / STATE_FILE, identity)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from stages.contracts.errors import ConfigError, ReleaseError
 from stages.contracts.snapshot import ContextColumn, ItemTable, Task
 from stages.contracts.tables import DAY_MS, EventTable, RequestTable
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendingConfig, TrendsConfig
 from stages.features.state import FunnelState
 from stages.features.trending import COLUMNS, Trending
 from tests.features.plain.replay import replay
@@ -28,16 +28,18 @@ SIGNALS = ("click", "rating", "impression")
 TASKS = (Task(name="click", signals=("click", "rating"), relevance=1.0),)
 CONTEXT = (ContextColumn(name="device", values=("phone", "tv", "web")), ContextColumn(name="region", values=("n", "s")))
 CONTEXTS = np.array([[0, 0], [1, 0], [2, 1], [3, 2], [0, 2]], dtype=np.int32)
-TWO = TrendingConfig(windows_minutes=(10, 60), weights=(1.0, 0.5))
-BY_REGION = TWO.model_copy(update={"segment": "region", "segment_smoothing": 2.0})
+ONE_LIST = TrendingConfig(windows_minutes=(10, 60), weights=(1.0, 0.5))
+TWO = TrendsConfig(lists={"trending": ONE_LIST})
+REGION_LIST = ONE_LIST.model_copy(update={"segment": "region", "segment_smoothing": 2.0})
+BY_REGION = TrendsConfig(lists={"trending": REGION_LIST})
 MakeItems = Callable[..., ItemTable]
 
 
-def empty_state(make_items: MakeItems, trending: TrendingConfig | None) -> FunnelState:
+def empty_state(make_items: MakeItems, trending: TrendsConfig | None) -> FunnelState:
     return FunnelState.empty(make_items(), FeatureConfig(), SIGNALS, TASKS, context=CONTEXT, trending=trending)
 
 
-def log_of(touches: list[tuple[int, int, tuple[int, ...]]], config: TrendingConfig) -> Trending:
+def log_of(touches: list[tuple[int, int, tuple[int, ...]]], config: TrendsConfig) -> Trending:
     """Touches (item, minute, positions of context values)."""
     arrays = {f"trending_{name}": np.zeros(0, dtype) for name, dtype in COLUMNS.items()}
     log = Trending(config, CONTEXT, arrays, N)
@@ -93,7 +95,7 @@ def test_counts_equal_a_scan_of_all_touches(touches: list[tuple[int, int, int]],
     log = log_of([(item, at, (2 + code,) if code else ()) for item, at, code in touches], BY_REGION)
     now = max([minute, *(at for _, at, _ in touches)])
     wanted: dict[int, float] = {}
-    for window, weight in zip(BY_REGION.windows_minutes, BY_REGION.weights, strict=True):
+    for window, weight in zip(REGION_LIST.windows_minutes, REGION_LIST.weights, strict=True):
         inside = [(item, code) for item, at, code in touches if at >= now - window]
         own = [item for item, code in inside if code == segment]
         for item in {item for item, at, _ in touches if at >= now - 60}:
@@ -104,6 +106,42 @@ def test_counts_equal_a_scan_of_all_touches(touches: list[tuple[int, int, int]],
     found = named(log.scores(T0 + minute * MINUTE, segment))
     assert found == pytest.approx(wanted)
     assert list(found) == sorted(found)
+
+
+SEVERAL = TrendsConfig(
+    lists={
+        "trending": REGION_LIST,
+        "trending_30": TrendingConfig(windows_minutes=(30,), weights=(1.0,)),
+        "segment_trending_90": TrendingConfig(
+            windows_minutes=(90,), weights=(1.0,), segment="region", segment_smoothing=2.0
+        ),
+    }
+)
+
+
+@given(TOUCHES, st.integers(0, 300), st.integers(0, 2))
+def test_each_list_is_that_of_a_state_with_this_list_alone(
+    touches: list[tuple[int, int, int]], minute: int, segment: int
+) -> None:
+    touches.sort(key=lambda touch: touch[1])
+    added = [(item, at, (2 + code,) if code else ()) for item, at, code in touches]
+    together = log_of(added, SEVERAL)
+    for name, listed in SEVERAL.lists.items():
+        alone = log_of(added, TrendsConfig(lists={"trending": listed}))
+        found = named(together.scores(T0 + minute * MINUTE, segment, name))
+        assert found == named(alone.scores(T0 + minute * MINUTE, segment))
+    shares = named(together.scores(T0 + minute * MINUTE, segment, "trending_30"))
+    assert sum(shares.values()) == pytest.approx(1.0 if shares else 0.0), "a list over all users reads no segment"
+
+
+def test_lists_of_one_state_share_one_log_and_one_segment() -> None:
+    assert SEVERAL.windows_minutes == (10, 30, 60, 90)
+    assert log_of([], SEVERAL).arrays.counts.shape[1:] == (4, N)
+    with pytest.raises(ReleaseError, match="nothing for the generator 'trending_1h', its lists are trending, "):
+        log_of([], SEVERAL).scores(T0, 0, "trending_1h")
+    other = TrendingConfig(segment="device")
+    with pytest.raises(ValidationError, match=r"segments and smoothing .*'device'.*: allowed is one for all lists"):
+        TrendsConfig(lists={"trending": REGION_LIST, "other": other})
 
 
 STEPS = st.lists(
@@ -212,7 +250,8 @@ def test_columns_of_unequal_length_are_refused(make_items: MakeItems, tmp_path: 
 
 def test_an_unknown_segment_is_refused(make_items: MakeItems) -> None:
     with pytest.raises(ConfigError, match=r"segment = 'age': unknown, the context columns are \['device', 'region'\]"):
-        empty_state(make_items, TWO.model_copy(update={"segment": "age"}))
+        by_age = ONE_LIST.model_copy(update={"segment": "age"})
+        empty_state(make_items, TrendsConfig(lists={"trending": by_age}))
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,12 @@ from stages.candidate.generators.pools import ITEM_FEATURES, mixture_features
 from stages.candidate.generators.table import generator_class
 from stages.contracts.files import read_json, sha256_file, write_json
 from stages.contracts.manifest import FunnelSpec, ReleaseManifest
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.release_code import shared_code
 from stages.contracts.snapshot import SnapshotMeta, Task, TimeBorders, read_items
 from stages.contracts.tables import DAY_MS
 from stages.contracts.tower_code import tower_code
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 from stages.features.ranking import feature_schema
 from stages.features.state import FunnelState
 from tests.builders.mixtures import write_linear_mixture
@@ -88,7 +89,7 @@ def _write_catalogue(directory: Path, tag: str, seed: int) -> None:
     pq.write_table(pa.table(aliases), directory / "aliases.parquet")
 
 
-def _write_state(directory: Path, seed: int, trending: TrendingConfig | None) -> None:
+def _write_state(directory: Path, seed: int, trending: TrendsConfig | None) -> None:
     """Every user but the last clicks some items; popularity falls with the item index."""
     rng = np.random.default_rng(seed)
     items = read_items(directory / "items.parquet", N_CATEGORIES)
@@ -185,7 +186,7 @@ def _write_rankers(directory: Path, seed: int, sources: tuple[str, ...]) -> None
     write_json(directory / "feature_schema.json", described)
 
 
-def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:
+def _write_sources(directory: Path, seed: int, config: SourcesConfig, newcomers: NewcomerList | None) -> None:
     """Neighbours by chance; each source names an equal part of the 60 candidates."""
     rng = np.random.default_rng(seed)
     target = directory / "sources"
@@ -214,6 +215,7 @@ def _write_sources(directory: Path, seed: int, config: SourcesConfig) -> None:
         config=config,
         files=files,
         mixture=mixture,
+        newcomers=newcomers,
     )
     write_summary(target, summary)
 
@@ -235,7 +237,14 @@ def write_manifest(directory: Path, release_id: str, **changes) -> None:
     write_json(directory / "manifest.json", manifest.model_dump(mode="json"))
 
 
-def build_release(directory: Path, tag: str, seed: int, sources: SourcesConfig | None = None, **changes) -> Path:
+def build_release(
+    directory: Path,
+    tag: str,
+    seed: int,
+    sources: SourcesConfig | None = None,
+    newcomers: NewcomerList | None = None,
+    **changes,
+) -> Path:
     """Write a whole release; titles start with ``tag``, which is also the end of its id."""
     directory.mkdir(parents=True)
     borders = TimeBorders(
@@ -260,7 +269,7 @@ def build_release(directory: Path, tag: str, seed: int, sources: SourcesConfig |
     _write_tower(directory, seed)
     _write_rankers(directory, seed, () if sources is None else sources.read_names)
     if sources is not None:
-        _write_sources(directory, seed, sources)
+        _write_sources(directory, seed, sources, newcomers)
     write_json(directory / "fallback.json", [{"item_id": f"i{index}", "score": 50.0 - index} for index in range(50)])
     write_manifest(directory, f"2023-11-14-{tag}", **changes)
     return directory

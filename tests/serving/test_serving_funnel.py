@@ -11,7 +11,9 @@ from serving.errors import FieldError
 from serving.events import Event
 from serving.funnel import Funnel
 from serving.release import load_release
+from stages.candidate.generators.config import SourcesConfig
 from stages.contracts.manifest import FunnelSpec
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.tables import DAY_MS, CandidateTable
 from stages.features.history import Moment, tower_inputs
 from stages.features.ranking import heavy_features, ranking_features
@@ -135,6 +137,25 @@ def test_an_unknown_user_gets_the_popular_list(funnel):
     assert indices_of(answer) == popular.ids.tolist()
     assert {item.source for item in answer.items} == {"popular"}
     assert [item.places["popular"].rank for item in answer.items] == list(range(10))
+
+
+@pytest.mark.parametrize(("name", "days"), [("half_life_1d", 1.0), ("all_time", None)])
+def test_the_list_that_was_measured_answers_an_unknown_user(make_release, tmp_path, name, days):
+    """Also after a live event, and the answer says which list it is and why."""
+    newcomers = NewcomerList(name=name, half_life_days=days, reason="NDCG@10 0.5")
+    release = load_release(make_release(tmp_path / "release", "list", 0, SourcesConfig(), newcomers=newcomers))
+    funnel, position = Funnel(release, clock=lambda: NOW_MS), None if days is None else 0
+    asked = NOW_MS, 10, np.array(WITHHELD), None, position
+    before = release.state.popular(*asked)
+    assert before.ids.tolist() != release.state.popular(NOW_MS, 10, np.array(WITHHELD)).ids.tolist()
+    answer = funnel.recommend("nobody", 10, explain=True)
+    assert indices_of(answer) == before.ids.tolist()
+    assert answer.as_dict()["explain"]["newcomers"] == {"list": name, "reason": "NDCG@10 0.5"}
+    for user in range(300):
+        funnel.apply_event(event(f"new {user}", "i250"))
+    assert indices_of(funnel.recommend("nobody", 10))[0] == 250
+    assert indices_of(funnel.recommend("nobody", 10)) == release.state.popular(*asked).ids.tolist()
+    assert "newcomers" not in funnel.recommend("u3", 10, explain=True).as_dict()["explain"]
 
 
 def test_a_known_user_without_history_gets_the_popular_list(funnel):

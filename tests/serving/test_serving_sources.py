@@ -233,6 +233,6 @@ def test_sources_that_do_not_belong_to_the_release_are_refused_even_when_sealed(
 def test_the_loaded_state_counts_trends_as_it_was_saved(directory):
     release = load_release(directory)
     assert isinstance(release.state, FunnelState) and release.state.trending is not None
-    assert release.state.trending.config == SOURCES.trending
+    assert release.state.trending.config.lists == {"trending": SOURCES.trending}
     assert isinstance(release.blend, Blend)
     assert release.blend.quotas == {"tower": 14, "covisitation": 14, "trending": 10, "ease": 14, "content": 6}

@@ -29,9 +29,10 @@ from stages.candidate.generators.mixture import Mixture
 from stages.candidate.generators.table import TOWER, generator_class
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.item_lists import ItemLists
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.sources import SourceScores, source_code
 from stages.contracts.tables import ScoredItems
-from stages.features.config import TrendingConfig
+from stages.features.config import TrendsConfig
 from stages.features.reading import Wanted
 from stages.features.state import FunnelState
 
@@ -82,7 +83,7 @@ class Blend:
         self.summary, self.mixture = summary, mixture
         self.names: tuple[str, ...] = summary.names
         self.quotas: dict[str, int] = dict(summary.quotas)
-        self.trending: TrendingConfig | None = summary.config.counted
+        self.trending: TrendsConfig | None = summary.config.counted
         self._generators = generators
 
     @classmethod
@@ -154,8 +155,28 @@ class Blend:
             if generator.reads_state == reads_state
         }
 
-    def for_newcomer(self, request: CandidateRequest, state: FunnelState, popular: ScoredItems, k: int) -> ScoredItems:
-        """Return up to ``k`` items for a request without history: trending items, then popular ones.
+    @property
+    def newcomer_generators(self) -> tuple[str, ...]:
+        """The generators that may answer users without history, in the order of configuration."""
+        return tuple(generator.name for generator in self._generators if generator.answers_newcomers)
+
+    def _answering(self, chosen: NewcomerList | None) -> list[CandidateGenerator]:
+        """Return the generators whose items come before popular ones: all of them where nothing was chosen."""
+        return [
+            generator
+            for generator in self._generators
+            if generator.answers_newcomers and (chosen is None or generator.name == chosen.generator)
+        ]
+
+    def for_newcomer(
+        self,
+        request: CandidateRequest,
+        state: FunnelState,
+        popular: ScoredItems,
+        k: int,
+        chosen: NewcomerList | None = None,
+    ) -> ScoredItems:
+        """Return up to ``k`` items for a request without history: a generator's where it is chosen, then popular ones.
 
         Where threads share the state, the caller holds its lock.
 
@@ -164,6 +185,7 @@ class Blend:
             state: as it is at the time of the request.
             popular: the popular items, which are the answer where no generator has one.
             k: items wanted.
+            chosen: the list; None takes the one of ``sources.json``.
 
         Returns:
             ``popular`` itself, or all lists joined with 1 / (60 + rank) as scores, rank from 1, since their own scores
@@ -171,8 +193,7 @@ class Blend:
         """
         lists = [
             best_of(generator.candidates(request, state), request, k)
-            for generator in self._generators
-            if generator.answers_newcomers
+            for generator in self._answering(chosen or self.summary.newcomers)
         ]
         if not any(len(items) for items in lists):
             return popular
@@ -229,7 +250,7 @@ class Blend:
             k: items wanted.
             n_items: size of the catalogue.
         """
-        answering = [lists[generator.name] for generator in self._generators if generator.answers_newcomers]
+        answering = [lists[generator.name] for generator in self._answering(self.summary.newcomers)]
         return joined_lists(answering, popular, k, n_items)
 
     def mix_block(

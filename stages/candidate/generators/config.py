@@ -16,12 +16,13 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from stages.candidate.generators.newcomers import newcomer_lists
 from stages.candidate.generators.settings import GeneratorSettings, NotNegative, Positive
 from stages.candidate.generators.table import TOWER, generator_class, generator_names
 from stages.candidate.linear.config import BaselinesConfig
 from stages.contracts.config import Config
 from stages.contracts.errors import ConfigError
-from stages.features.config import FeatureConfig, TrendingConfig
+from stages.features.config import FeatureConfig, TrendsConfig
 
 
 def _known(name: str) -> str:
@@ -43,6 +44,24 @@ class LearningConfig(Config):
     """
 
     block_share: float = Field(default=0.05, gt=0, le=1)
+    max_requests: int = Field(default=2000, ge=1)
+    seed: int = Field(default=42, ge=0)
+
+
+class NewcomersConfig(Config):
+    """Which list answers users without history, see ``candidate.retrieval.choose_newcomers``.
+
+    Attributes:
+        list: ``measured`` takes the best one by NDCG@10; otherwise its name: ``all_time``, ``half_life_<days>d`` with a
+            half-life of ``features.half_lives_days``, or a generator in use that answers such users.
+        min_requests: where fewer requests without history have targets, those of all users are measured; where these
+            are fewer as well, nothing is measured.
+        max_requests: how many requests of the ranker period are measured, at most.
+        seed: of their choice.
+    """
+
+    list: str = "measured"
+    min_requests: int = Field(default=50, ge=1)
     max_requests: int = Field(default=2000, ge=1)
     seed: int = Field(default=42, ge=0)
 
@@ -104,6 +123,7 @@ class SourcesConfig(GeneratorSettings):
         mixture: whether quotas or a trained network mix the lists.
         learned_from: directory of an earlier step ``train_sources``, or of a release. The quotas or the mixture that
             were learned there are taken over, and only the generators are fitted to this run's data. None learns them.
+        newcomers: which list answers users without history.
     """
 
     names: tuple[GeneratorName, ...] = (TOWER,)
@@ -111,6 +131,7 @@ class SourcesConfig(GeneratorSettings):
     learning: LearningConfig = LearningConfig()
     mixture: MixtureConfig = MixtureConfig()
     learned_from: str | None = None
+    newcomers: NewcomersConfig = NewcomersConfig()
 
     @classmethod
     def sections(cls) -> dict[str, Any]:
@@ -194,18 +215,19 @@ class SourcesConfig(GeneratorSettings):
         return self.names if self.blends else ()
 
     @property
-    def counted(self) -> TrendingConfig | None:
-        """The windows that the state must count for a generator in use, None where none needs them.
+    def counted(self) -> TrendsConfig | None:
+        """What the state must count of recent touches for the generators in use, None where none needs it.
 
         Raises:
-            ConfigError: if two generators need different ones; the state counts one set of windows.
+            ConfigError: if two generators count by different segments, or one by a segment that is not named.
         """
         wanted = {name: generator_class(name).counted(self) for name in self.names if name != TOWER}
-        needed = {name: windows for name, windows in wanted.items() if windows is not None}
-        found = list(needed.values())
-        if any(windows != found[0] for windows in found):
-            raise ConfigError(f"sources.names: {', '.join(needed)} need different windows; the state counts one set")
-        return found[0] if found else None
+        lists = {name: windows for name, windows in wanted.items() if windows is not None}
+        try:
+            return TrendsConfig(lists=lists) if lists else None
+        except ValidationError as error:
+            said = "; ".join(fault["msg"] for fault in error.errors())
+            raise ConfigError(f"sources.names: {', '.join(lists)}: {said}") from None
 
     def counts(self, candidate_k: int) -> dict[str, int]:
         """Return the configured quota of each generator in items, in the order of ``names``.
@@ -245,6 +267,15 @@ class TrainSourcesConfig(Config):
     def quota_block(self) -> int:
         """Places that move at a time while quotas are learned."""
         return max(1, round(self.sources.learning.block_share * self.candidate_k))
+
+    @model_validator(mode="after")
+    def _newcomers_get_a_list(self) -> TrainSourcesConfig:
+        found = self.sources.newcomers.list
+        answering = [name for name in self.sources.names if name != TOWER and generator_class(name).answers_newcomers]
+        allowed = ["measured", *newcomer_lists(self.features, answering)]
+        if found not in allowed:
+            raise ValueError(f"sources.newcomers.list = {found!r}: allowed are {', '.join(allowed)}")
+        return self
 
     @model_validator(mode="after")
     def _pool_holds_the_candidates(self) -> TrainSourcesConfig:

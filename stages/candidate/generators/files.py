@@ -23,6 +23,7 @@ from stages.contracts.arrays import load_npy
 from stages.contracts.config import Config
 from stages.contracts.errors import DataError, ReleaseError
 from stages.contracts.files import read_json, sha256_file, write_json
+from stages.contracts.newcomers import NewcomerList
 
 SOURCES_DIRECTORY, SOURCES_JSON, MIXTURE_FILE = "sources", "sources.json", "mixture.onnx"
 
@@ -56,6 +57,8 @@ class SourcesSummary(Config):
         config: the settings.
         files: sha256 by name.
         mixture: the learned mixture; None where quotas mix the lists, as in older releases.
+        newcomers: the list for users without history; None in older releases, which answer with all generators that
+            answer such users and then with popular items at the longest half-life.
     """
 
     format_version: int = 1
@@ -69,6 +72,7 @@ class SourcesSummary(Config):
     config: SourcesConfig
     files: dict[str, str] = {}
     mixture: MixtureSummary | None = None
+    newcomers: NewcomerList | None = None
 
 
 def write_arrays(directory: Path, kind: type[CandidateGenerator], arrays: Arrays) -> dict[str, str]:

@@ -139,7 +139,8 @@ class CandidateGenerator(ABC):
             the state's lock.
         read_as: the list of a ``Reading`` that holds this generator's best candidates, so that ``candidates`` need not
             be called at each request of a replay; empty where there is no such list. See ``want``.
-        answers_newcomers: whether it also answers requests without a history, ahead of the popular list.
+        answers_newcomers: whether it may also answer requests without a history, ahead of popular items; it does where
+            that measures best.
     """
 
     name: ClassVar[str]
@@ -151,7 +152,7 @@ class CandidateGenerator(ABC):
 
     @classmethod
     def counted(cls, settings: GeneratorSettings) -> TrendingConfig | None:
-        """Return the windows that the state must count for this generator, None where it needs none."""
+        """Return the windows that the state must count for this generator's list, None where it needs none."""
         return None
 
     @classmethod

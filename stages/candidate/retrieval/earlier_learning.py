@@ -73,6 +73,8 @@ def take_over(config: TrainSourcesConfig, summary: SourcesSummary, target: Path)
             f"sources.learned_from = {sources.learned_from!r}: {'; '.join(wrong)}: allowed are equal ones"
         )
     changes: dict[str, Any] = {"quotas": earlier.quotas} if earlier.learned else {}
+    if sources.newcomers.list == "measured" and earlier.newcomers is not None:
+        changes["newcomers"] = earlier.newcomers
     if load_mixture(directory, earlier) is not None:
         shutil.copyfile(directory / MIXTURE_FILE, target / MIXTURE_FILE)
         files = {**summary.files, MIXTURE_FILE: earlier.files[MIXTURE_FILE]}

@@ -14,11 +14,13 @@ import numpy as np
 from scipy import sparse
 
 from stages.candidate.data.examples import Examples, touch_matrix, training_examples
+from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.config import TrainSourcesConfig
 from stages.candidate.generators.files import SOURCES_DIRECTORY, SourcesSummary, write_arrays, write_summary
 from stages.candidate.generators.generator import FitData
 from stages.candidate.generators.quotas import learn_quotas
 from stages.candidate.generators.table import TOWER, generator_class
+from stages.candidate.retrieval.choose_newcomers import choose_newcomers
 from stages.candidate.retrieval.earlier_learning import take_over
 from stages.candidate.retrieval.listed_requests import ListedRequests, listed_requests
 from stages.candidate.scorer import CandidateScorer
@@ -28,7 +30,7 @@ from stages.features.config import FeatureConfig
 
 
 def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
-    """Fit the generators in use, and settle their quotas or learn their mixture.
+    """Fit the generators in use, settle their quotas or learn their mixture, and choose the list for newcomers.
 
     They are fitted to the candidate period, like the towers. Quotas and a mixture are learned, where the recipe asks
     for it, from requests of the ranker period, or taken over from an earlier run. Nothing of the evaluation period is
@@ -41,7 +43,8 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
 
     Returns:
         Quotas as shares of ``candidate_k``. Where they are learned, also the recall of each generator, and of all with
-        these quotas, at the requests that were read. For a learned mixture, see ``fit_mixture``.
+        these quotas, at the requests that were read. For a learned mixture, see ``fit_mixture``. And NDCG@10 of each
+        list for users without history, where they were measured.
 
     Raises:
         ConfigError: if a generator cannot be fitted within its limits, the tower has other history features, what is
@@ -70,8 +73,11 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
         files=_write_files(config, snapshot, target),
     )
     write_summary(target, summary)
+    newcomers = choose_newcomers(config, snapshot, Blend.load(target, scorer.n_items))
+    summary = summary.model_copy(update={"newcomers": newcomers})
+    write_summary(target, summary)
     metrics: dict[str, float] = {}
-    info: dict[str, Any] = {"learned": learns_quotas}
+    info: dict[str, Any] = {"learned": learns_quotas, "newcomers": newcomers.name}
     if config.sources.learned_from is not None:
         summary = summary.model_copy(update=take_over(config, summary, target))
         quotas, info["learned_from"] = summary.quotas, config.sources.learned_from
@@ -89,6 +95,7 @@ def train_sources(config: TrainSourcesConfig, inputs: Mapping[str, Path], direct
             summary, metrics = summary.model_copy(update={"quotas": quotas}), learned | metrics
         write_summary(target, summary)
     shares = {f"quota_{name}": quota / config.candidate_k for name, quota in quotas.items()}
+    metrics |= {f"newcomers_ndcg_{name}": value for name, value in newcomers.measured.items()}
     return shares | metrics, {"quotas": quotas, **info}
 
 

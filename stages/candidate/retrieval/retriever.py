@@ -13,12 +13,14 @@ import numpy as np
 from stages.candidate.generators.blend import Blend
 from stages.candidate.generators.generator import CandidateRequest, RequestBlock
 from stages.candidate.generators.mixing import MixedLists
+from stages.candidate.generators.newcomers import popular_half_life
 from stages.candidate.generators.table import TOWER
 from stages.candidate.onnx_towers import ranker_query
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
 from stages.contracts.exclusions import Exclusions
 from stages.contracts.item_lists import ItemLists
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.ragged import places_in_rows, row_offsets
 from stages.contracts.snapshot import Snapshot
 from stages.contracts.sources import SourceScores, source_code
@@ -86,6 +88,7 @@ class Retriever:
         snapshot: holds requests and contexts.
         candidate_k: items of an answer.
         blend: the other generators, None without any.
+        newcomers: the list for users without history; None as in ``popular_half_life``.
     """
 
     def __init__(
@@ -95,8 +98,10 @@ class Retriever:
         snapshot: Snapshot,
         candidate_k: int,
         blend: Blend | None,
+        newcomers: NewcomerList | None = None,
     ) -> None:
         self._scorer, self._state, self._k, self._blend = scorer, state, candidate_k, blend
+        self._half_life = popular_half_life(newcomers, state.config)
         self._list_k = candidate_k if blend is None else blend.list_length(candidate_k)
         self._contexts = snapshot.contexts()
         self._requests: RequestTable = snapshot.requests()
@@ -116,7 +121,7 @@ class Retriever:
             DataError: if the events are not in time order.
         """
         available_ms = dict(zip(PARTS, self._available_PN, strict=True))
-        wanted = Wanted(available_ms, lists_k=self._list_k, popular_k=self._k)
+        wanted = Wanted(available_ms, lists_k=self._list_k, popular_k=self._k, popular_half_life=self._half_life)
         if self._blend is not None:
             wanted = self._blend.want(wanted)
             if self._blend.visits:

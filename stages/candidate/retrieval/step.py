@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from stages.candidate.config import RetrieveConfig
 from stages.candidate.generators.blend import Blend
-from stages.candidate.generators.files import SOURCES_DIRECTORY
+from stages.candidate.generators.files import SOURCES_DIRECTORY, read_summary
 from stages.candidate.generators.table import TOWER
 from stages.candidate.retrieval.retriever import Answers, Retriever, check_features, empty_state
 from stages.candidate.scorer import CandidateScorer
@@ -24,6 +24,7 @@ from stages.contracts.candidate_blocks import CANDIDATES_FILE, candidate_bytes
 from stages.contracts.compiled import compiled
 from stages.contracts.disk import require_disk
 from stages.contracts.item_lists import ItemLists
+from stages.contracts.newcomers import NewcomerList
 from stages.contracts.progress import progress_of
 from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.release_check import Claim, check_steps
@@ -55,10 +56,10 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
         ConfigError: if the log and its state will not fit the memory.
     """
     snapshot = Snapshot(inputs["snapshot"])
-    scorer, blend = _load(config, inputs, snapshot)
+    scorer, blend, newcomers = _load(config, inputs, snapshot)
     check_features(config.features, scorer)
     requests, state = snapshot.requests(), empty_state(snapshot, config.features, blend)
-    retriever = Retriever(scorer, state, snapshot, config.candidate_k, blend)
+    retriever = Retriever(scorer, state, snapshot, config.candidate_k, blend, newcomers)
     queries_QD = np.zeros((len(requests), scorer.dim), dtype=np.float32)
     require_replay_memory("retrieve", snapshot, state.config, None if blend is None else blend.trending)
     n_sources = 1 if blend is None else len(blend.names)
@@ -86,8 +87,8 @@ def retrieve(config: RetrieveConfig, inputs: Mapping[str, Path], directory: Path
 
 def _load(
     config: RetrieveConfig, inputs: Mapping[str, Path], snapshot: Snapshot
-) -> tuple[CandidateScorer, Blend | None]:
-    """Load the two-tower index and, where there are any, the generators beside it.
+) -> tuple[CandidateScorer, Blend | None, NewcomerList | None]:
+    """Load the two-tower index, the generators beside it where there are any, and the list for newcomers.
 
     Raises:
         ReleaseError: naming what does not belong together, and what to do.
@@ -99,8 +100,10 @@ def _load(
     checked = check_steps(made_by("candidate", "index", "sources"), inputs, given)
     scorer = CandidateScorer.of(checked)
     if "sources" not in inputs:
-        return scorer, None
-    return scorer, Blend.load(inputs["sources"] / SOURCES_DIRECTORY, scorer.n_items, checked.files.hashes)
+        return scorer, None, None
+    directory = inputs["sources"] / SOURCES_DIRECTORY
+    blend = Blend.load(directory, scorer.n_items, checked.files.hashes)
+    return scorer, blend, read_summary(directory, scorer.n_items).newcomers
 
 
 @contextmanager

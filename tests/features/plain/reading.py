@@ -5,6 +5,7 @@ Shapes: B requests of a block, L history length, N items.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from stages.features.reading import CovisitationReading, Reading, Wanted
 from stages.features.state import FunnelState
 from tests.features.plain.replay import replay
 
-COVISITATION, TRENDING = "covisitation", "trending"
+COVISITATION = "covisitation"
 
 
 @dataclass
@@ -28,7 +29,7 @@ class _Growing:
     histories: list = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     seen: list[np.ndarray] = field(default_factory=list)
-    lists: dict[str, list[ScoredItems]] = field(default_factory=lambda: {COVISITATION: [], TRENDING: []})
+    lists: dict[str, list[ScoredItems]] = field(default_factory=lambda: defaultdict(list))
     popular: list[ScoredItems] = field(default_factory=list)
 
 
@@ -88,11 +89,12 @@ def _read(
     if wanted.covisitation is not None:
         pool = _linked(wanted.covisitation, state, history.items)
         growing.lists[COVISITATION].append(_best(pool, seen, available_ms, time_ms, wanted.lists_k))
-    if wanted.trending and state.trending is not None:
-        pool = state.trending.scores(time_ms, state.trending.segment(context))
-        growing.lists[TRENDING].append(_best(pool, seen, available_ms, time_ms, wanted.lists_k))
+    for name in wanted.trending:
+        pool = state.trending.scores(time_ms, state.trending.segment(context), name)
+        growing.lists[name].append(_best(pool, seen, available_ms, time_ms, wanted.lists_k))
     empty = wanted.popular_k and not len(history.items)
-    growing.popular.append(state.popular(time_ms, wanted.popular_k, seen, available_ms) if empty else nothing)
+    popular = state.popular(time_ms, wanted.popular_k, seen, available_ms, wanted.popular_half_life)
+    growing.popular.append(popular if empty else nothing)
 
 
 def _linked(reading: CovisitationReading, state: FunnelState, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +122,7 @@ def _best(
 
 def _finished(growing: _Growing, state: FunnelState, wanted: Wanted) -> Reading:
     inputs = tower_inputs(growing.histories, growing.moments, state.config, len(state.items))
-    names = [COVISITATION] * (wanted.covisitation is not None) + [TRENDING] * wanted.trending
+    names = [*[COVISITATION] * (wanted.covisitation is not None), *wanted.trending]
     return Reading(
         rows=np.array(growing.rows, dtype=np.int64),
         inputs=inputs,

@@ -20,7 +20,7 @@ import numpy as np
 
 from stages.contracts.errors import ConfigError
 from stages.contracts.snapshot import ContextColumn
-from stages.features.config import TrendingConfig
+from stages.features.config import TrendsConfig
 from tests.features.plain.counters import NEVER_MS
 
 COLUMNS: dict[str, np.dtype] = {
@@ -53,7 +53,7 @@ class Trending:
 
     def __init__(
         self,
-        config: TrendingConfig,
+        config: TrendsConfig,
         context: Sequence[ContextColumn],
         arrays: Mapping[str, np.ndarray],
         n_items: int,
@@ -87,8 +87,8 @@ class Trending:
         """Return the segment's code among a request's ``context`` codes, 0 if unknown."""
         return context[self._place] if self._place is not None and len(context) else 0
 
-    def scores(self, time_ms: int, segment: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items of the longest window, and the weighted sum of their shares of each window's touches.
+    def scores(self, time_ms: int, segment: int = 0, name: str = "trending") -> tuple[np.ndarray, np.ndarray]:
+        """Return a list: items of its longest window, and the weighted sum of their shares of each window's touches.
 
         The share in a segment is (count + s * share over all users) / (touches of the segment + s), with s
         pseudo-touches (Dirichlet smoothing, Zhai and Lafferty, 2004). So an unknown segment, or one with few touches,
@@ -101,12 +101,14 @@ class Trending:
         Returns:
             int64 ``[M]`` items, ascending, and float64 ``[M]`` scores above 0.
         """
+        listed = self.config.lists[name]
+        windows = [self.config.windows_minutes.index(minutes) for minutes in listed.windows_minutes]
         everybody = self._tally(0, time_ms)
-        distinct = np.flatnonzero(everybody.counts_WN[-1])
-        of_segment = self._tally(segment, time_ms) if segment else None
+        distinct = np.flatnonzero(everybody.counts_WN[windows[-1]])
+        of_segment = self._tally(segment, time_ms) if segment and listed.segment is not None else None
         scores = np.zeros(len(distinct))
         smoothing = self.config.segment_smoothing
-        for window, weight in enumerate(self.config.weights):
+        for window, weight in zip(windows, listed.weights, strict=True):
             shares = everybody.counts_WN[window, distinct] / max(int(everybody.totals_W[window]), 1)
             if of_segment is not None:
                 counts, total = of_segment.counts_WN[window, distinct], int(of_segment.totals_W[window])
@@ -167,7 +169,7 @@ class _Tally:
         self.starts_W, self.end = np.zeros(windows, dtype=np.int64), 0
 
 
-def _segment(config: TrendingConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:
+def _segment(config: TrendsConfig, context: Sequence[ContextColumn]) -> tuple[int | None, range]:
     """Return the position of the segment's column, and the positions of its values among all columns' values."""
     if config.segment is None:
         return None, range(0)
