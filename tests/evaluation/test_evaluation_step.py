@@ -146,47 +146,6 @@ def test_slices_divide_the_requests(ledger):
     assert by_name["new users"]["rows"]["popularity"]["recall@2"] == 0.0
 
 
-def test_targets_are_sliced_by_the_age_of_their_items(inputs, tmp_path):
-    """Items 2 to 7 are 30 minutes, 1, 6 and 24 hours, 7 days old, and not yet there when they are asked for.
-
-    ``light`` finds each item first; ``candidates`` second, but the youngest and the oldest not at all.
-    """
-    hour = 3_600_000
-    ages = np.array([0, 0, hour // 2, hour, 6 * hour, 24 * hour, 7 * 24 * hour, -1])
-    path = inputs["snapshot"] / "items.parquet"
-    items = pq.read_table(path)
-    place = items.schema.get_field_index("created_at_ms")
-    pq.write_table(items.set_column(place, items.schema.field(place), pa.array(600 - ages)), path)
-
-    def found(user):
-        return [0, 1] if wanted_item(user) in (2, 6) else second_place(user)
-
-    inputs["retrieve"] = write_ranking(tmp_path / "some", "candidates.parquet", found, CandidateTable)
-    (tmp_path / "out").mkdir()
-    evaluate(CONFIG, inputs, tmp_path / "out")
-    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
-    wanted = np.bincount([wanted_item(user) for user in range(N_USERS)], minlength=N_ITEMS)[[7, 2, 3, 4, 5, 6]]
-    names = ["not yet there", "under 1 h", "1-6 h", "6-24 h", "1-7 days", "older"]
-    assert [(part["name"], part["targets"]) for part in ledger["item_ages"]] == [
-        (f"item {name}", count) for name, count in zip(names, wanted.tolist(), strict=True)
-    ]
-    second, n_found = 1 / np.log2(3), wanted[[0, 2, 3, 4]].sum()
-    for part, count, is_found in zip(ledger["item_ages"], wanted, [1, 0, 1, 1, 1, 0], strict=True):
-        assert part["target_share"] == pytest.approx(count / N_USERS)
-        candidates, light = part["rows"]["candidates"], part["rows"]["light"]
-        assert (light["ndcg@2"], light["recall@6"]) == (1.0, 1.0)
-        assert light["ndcg_share@2"] == pytest.approx(count / N_USERS)
-        assert candidates["ndcg@2"] == pytest.approx(is_found * second)
-        assert candidates["recall@6"] == is_found
-        assert candidates["ndcg_share@2"] == pytest.approx(is_found * count / n_found)
-    write_html(ledger, tmp_path / "ledger.html")
-    pages = (tmp_path / "out" / "ledger.md").read_text(), render_ledger(ledger), (tmp_path / "ledger.html").read_text()
-    for page in pages:
-        assert "NDCG@2 by age of the target" in page and "item 6-24 h" in page and "Recall@6 by age" in page
-    del ledger["item_ages"]  # a release from before items' ages were looked at
-    assert "by age" not in render_ledger(ledger)
-
-
 @pytest.fixture
 def with_baselines(inputs, tmp_path):
     """The linear baselines' answers as well: EASE is always right, iALS second; nothing is left out."""
