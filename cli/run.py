@@ -112,7 +112,10 @@ def refresh(base: str | None, **options: Any) -> None:
         raise ConfigError(f"--base {base}: a refresh extends the champion; leave it out")
     results = refresh_all(settings_from(**options, needs_recipe=False))
     counts, index = results["refresh_vectors"].metrics, results["build_index"]
-    click.echo(f"{counts['items']:,.0f} items, {counts['new_items']:,.0f} of them new to the champion")
+    new, folded = counts["new_items"], counts["folded_items"]
+    click.echo(
+        f"{counts['items']:,.0f} items, {new:,.0f} of them new to the champion; {folded:,.0f} embedded by touches"
+    )
     click.echo(f"index {index.info['type']}: recall@{index.metrics['recall_k']:.0f} {index.metrics['recall']:.4f}")
     _say_release(results)
     _say_steps(results)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from stages.auto.config import AutoConfig
-from stages.candidate.config import CandidateConfig, IndexConfig
+from stages.candidate.config import CandidateConfig, IndexConfig, RefreshVectorsConfig
 from stages.candidate.generators.config import SourcesConfig
 from stages.candidate.linear.config import BaselinesConfig
 from stages.contracts.config import Config
@@ -39,6 +39,7 @@ class Recipe(Config):
         features: histories, counters and ranking features.
         candidate: the two-tower model and its training.
         index: the Faiss index.
+        refresh: how a refresh embeds items that came after the training.
         sources: the candidate generators beside the index, and how many candidates each returns.
         examples: which requests and candidates the rankers learn from.
         light_ranker: the LightGBM ranker.
@@ -58,6 +59,7 @@ class Recipe(Config):
     features: FeatureConfig = FeatureConfig()
     candidate: CandidateConfig = CandidateConfig()
     index: IndexConfig = IndexConfig()
+    refresh: RefreshVectorsConfig = RefreshVectorsConfig()
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
     examples: SamplingConfig = SamplingConfig()
     light_ranker: LightRankerConfig = LightRankerConfig()

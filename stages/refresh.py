@@ -81,7 +81,7 @@ def champions_recipe(champion: Path) -> dict[str, Any]:
 
 
 def released_recipe(run: StepRun) -> Recipe:
-    """Return the champion's recipe, which its towers and rankers need, with this run's index and gate.
+    """Return the champion's recipe, which its towers and rankers need, with this run's index, refresh and gate.
 
     Raises:
         ReleaseError: if the champion's recipe is not readable by this version.
@@ -91,7 +91,8 @@ def released_recipe(run: StepRun) -> Recipe:
     directory = run.results["champion"].directory
     recipe = Recipe.model_validate(champions_recipe(directory))
     grown = recipe.dataset.model_copy(update={"base": str(directory)})
-    return recipe.model_copy(update={"dataset": grown, "index": run.recipe.index, "gate": run.recipe.gate})
+    own = {name: getattr(run.recipe, name) for name in ("index", "refresh", "gate")}
+    return recipe.model_copy(update={"dataset": grown, **own})
 
 
 def released(configure: Callable[[StepRun], Config]) -> Callable[[StepRun], Config]:
@@ -101,9 +102,7 @@ def released(configure: Callable[[StepRun], Config]) -> Callable[[StepRun], Conf
 
 def vectors_config(run: StepRun) -> Config:
     """Return the configuration of ``refresh_vectors``."""
-    from stages.candidate.refresh.vectors import RefreshVectorsConfig
-
-    return RefreshVectorsConfig()
+    return run.recipe.refresh
 
 
 def sources_config(run: StepRun) -> Config:

@@ -89,12 +89,13 @@ class PortableItemTower:
             raise ReleaseError(f"{path}: its metadata lack {missing}, found {sorted(sizes)}")
         self.n_rows, self.n_categories, self.n_words = (int(sizes[name]) for name in SIZES)
 
-    def embed(self, items: ItemTable, at_ms: int) -> tuple[np.ndarray, np.ndarray]:
+    def embed(self, items: ItemTable, at_ms: int, named: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors float32 ``[N, D]`` of all items, and their content ``[N, K]``.
 
         Args:
             items: row = item index; the first ``n_rows`` are those of the training.
             at_ms: time at which the items' ages are taken; without effect on a tower that reads no ages.
+            named: whether the items' ids are read; without, all of them are embedded as new items are.
         """
         bags = {"category_codes": (items.category_offsets, items.category_codes, self.n_categories)}
         if "word_codes" in self.inputs:
@@ -105,7 +106,8 @@ class PortableItemTower:
         with progress_of("embed items", len(widths_N), "item") as advance:
             for rows in blocks(widths_N):
                 values = {name: padded_codes(*bag, rows) for name, bag in bags.items()}
-                values["item_rows"] = np.minimum(np.arange(rows.start, rows.stop), self.n_rows)
+                rows_B = np.arange(rows.start, rows.stop)
+                values["item_rows"] = np.minimum(rows_B, self.n_rows) if named else np.full(len(rows_B), self.n_rows)
                 values["duration_s"] = items.duration_s[rows].astype(np.float32)
                 values["age_s"] = ages_N[rows]
                 vectors_BD, content_BK = self._session.run(list(OUTPUTS), {name: values[name] for name in self.inputs})

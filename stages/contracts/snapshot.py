@@ -20,7 +20,7 @@ Files below one directory:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -76,6 +76,28 @@ class ContextColumn(Config):
 
     name: str
     values: tuple[str, ...]
+
+
+def context_faults(old: Sequence[ContextColumn], new: Sequence[ContextColumn]) -> list[str]:
+    """Return in words why a snapshot does not keep the context columns of an earlier model; nothing if it does.
+
+    It keeps them if each earlier column is still there, and its values are the first of the column's values.
+
+    Args:
+        old: columns of the model.
+        new: columns of the snapshot, which may have more values, and further columns.
+    """
+    values, faults = {column.name: column.values for column in new}, []
+    for column in old:
+        n, name = len(column.values), column.name
+        if name not in values:
+            faults.append(f"its context column {name!r} is none of the snapshot's, which are {list(values)}")
+        elif values[name][:n] != column.values:
+            faults.append(
+                f"its {n} values of the context column {name!r} are not the first of the snapshot's "
+                f"{len(values[name])}; build the snapshot with the model's snapshot as dataset.base, which keeps them"
+            )
+    return faults
 
 
 class SnapshotMeta(Config):

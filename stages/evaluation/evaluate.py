@@ -31,6 +31,7 @@ from stages.contracts.steps import Outcome
 from stages.contracts.tables import DAY_MS, PART_EVALUATION, CandidateTable, RankedTable, RequestTable
 from stages.evaluation.baselines import FirstTouches, popularity_rankings
 from stages.evaluation.bootstrap import paired_bootstrap
+from stages.evaluation.item_ages import by_item_age
 from stages.evaluation.measure import RowMeasures, measure
 from stages.evaluation.metrics import HeldOut, popular_head
 from stages.evaluation.pieces import ranking_pieces
@@ -87,8 +88,8 @@ class _Requests:
 def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Path) -> Outcome:
     """Write ``ledger.json``, ``ledger.md`` and ``held_out.parquet``.
 
-    Rankings are read a row group at a time. In memory are the events, a row group, and about 8 bytes a held-out
-    request, row of the ledger and metric.
+    Rankings are read a row group at a time. In memory are the events, a row group, about 8 bytes a held-out
+    request, row of the ledger and metric, and 4 bytes a target and row of the ledger.
 
     Args:
         config: cut-offs, bootstrap and baseline.
@@ -130,6 +131,14 @@ def evaluate(config: EvaluationConfig, inputs: Mapping[str, Path], directory: Pa
         "rows": ledger_rows,
         "served": served,
         "slices": _slices(rows, requests),
+        "item_ages": by_item_age(
+            rows,
+            requests.held,
+            requests.table.request_time_ms,
+            items.created_at_ms,
+            config.ks,
+            config.candidate_k,
+        ),
         "left_out": left_out,
         "data_fingerprint": snapshot.meta.fingerprint,
     }

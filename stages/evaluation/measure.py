@@ -24,6 +24,9 @@ from stages.evaluation.metrics import (
     shown_items,
 )
 
+NOT_RANKED = np.iinfo(np.int32).max
+"""Rank of a target that is not among the answers."""
+
 
 @dataclass(frozen=True)
 class RowMeasures:
@@ -33,11 +36,13 @@ class RowMeasures:
         per_request: float64 ``[Q]`` by metric name, such as ``ndcg@10``.
         overall: metrics of all answers together, such as ``coverage@10``.
         answered: number of requests that got at least one answer.
+        target_rank: int32 ``[T]``, rank of each target in its request's answers, ``NOT_RANKED`` where it is none.
     """
 
     per_request: dict[str, np.ndarray]
     overall: dict[str, float]
     answered: int
+    target_rank: np.ndarray
 
     def means(self, rows: np.ndarray | None = None) -> dict[str, float]:
         """Return the mean of each per-request metric over all requests, or over ``rows`` (bool ``[Q]``)."""
@@ -70,6 +75,7 @@ def measure(
     per_request: dict[str, np.ndarray] = {}
     shown = {k: np.zeros(held.n_items, dtype=np.int64) for k in ks}
     answered = np.zeros(len(held), dtype=bool)
+    target_rank = np.full(len(held.item_index), NOT_RANKED, dtype=np.int32)
     for table in tables:
         rows = held.rows(table.request_id[run_offsets(table.request_id)[:-1]])
         requests = np.unique(rows[rows >= 0])
@@ -78,13 +84,15 @@ def measure(
             raise DataError(f"request {again}: its answers lie in two pieces of a ranking, allowed is one")
         answered[requests] = True
         judged = judge(table, held.take(requests))
-        for name, values in _per_request(judged.hits(), ks, candidate_k).items():
+        hits = judged.hits()
+        target_rank[held.targets_of(requests)[hits.target]] = hits.rank
+        for name, values in _per_request(hits, ks, candidate_k).items():
             per_request.setdefault(name, np.zeros(len(held)))[requests] = values
         for k in ks:
             shown[k] += shown_items(judged, k)
     overall = {f"coverage@{k}": coverage(shown[k]) for k in ks}
     overall |= {f"popularity_share@{k}": popularity_share(shown[k], head) for k in ks}
-    return RowMeasures(per_request=per_request, overall=overall, answered=int(answered.sum()))
+    return RowMeasures(per_request=per_request, overall=overall, answered=int(answered.sum()), target_rank=target_rank)
 
 
 def _per_request(judged: JudgedRanking, ks: tuple[int, ...], candidate_k: int) -> dict[str, np.ndarray]:

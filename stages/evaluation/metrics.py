@@ -75,12 +75,23 @@ class HeldOut:
         Args:
             requests: int64, rows of ``request_id``, strictly increasing.
         """
+        return self.of_targets(self.targets_of(requests))
+
+    def targets_of(self, requests: np.ndarray) -> np.ndarray:
+        """Return int64, the targets of some requests, by ``requests``' order; they are as in ``take``."""
         starts, ends = (np.searchsorted(self.position, requests, side=side) for side in ("left", "right"))
-        lengths = ends - starts
-        targets = ranges(starts, lengths)
+        return ranges(starts, ends - starts)
+
+    def of_targets(self, targets: np.ndarray) -> HeldOut:
+        """Return some targets and the requests that have one of them.
+
+        Args:
+            targets: int64 ``[T]``, rows of ``item_index``, strictly increasing.
+        """
+        requests, position = np.unique(self.position[targets], return_inverse=True)
         return HeldOut(
             request_id=self.request_id[requests],
-            position=np.repeat(np.arange(len(requests)), lengths),
+            position=position.astype(np.int64),
             item_index=self.item_index[targets],
             relevance=self.relevance[targets],
             n_items=self.n_items,
@@ -106,6 +117,7 @@ class JudgedRanking:
         item_index: int64 ``[R]``.
         rank: int32 ``[R]``, 0-based.
         relevance: float64 ``[R]``, 0 where the item is no target of the request.
+        target: int64 ``[R]``, row of ``held.item_index``, -1 where the item is no target of the request.
     """
 
     held: HeldOut
@@ -113,6 +125,7 @@ class JudgedRanking:
     item_index: np.ndarray
     rank: np.ndarray
     relevance: np.ndarray
+    target: np.ndarray
 
     def per_request(self, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the sum of ``weights`` ``[R]`` over the selected ``rows``, float64 ``[Q]``."""
@@ -121,9 +134,8 @@ class JudgedRanking:
     def hits(self) -> JudgedRanking:
         """Return the rows that are targets; every metric of single requests is the same on them."""
         rows = np.flatnonzero(self.relevance > 0)
-        return JudgedRanking(
-            self.held, self.position[rows], self.item_index[rows], self.rank[rows], self.relevance[rows]
-        )
+        columns = (self.position, self.item_index, self.rank, self.relevance, self.target)
+        return JudgedRanking(self.held, *(column[rows] for column in columns))
 
 
 def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
@@ -143,7 +155,7 @@ def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
     _refuse_repeats(held, keys, position, "an item is answered twice")
     depth = int(rank.max(initial=0)) + 1
     _refuse_repeats(held, position * depth + rank, position, "two items share a rank")
-    relevance = np.zeros(len(keys), dtype=np.float64)
+    relevance, target = np.zeros(len(keys), dtype=np.float64), np.full(len(keys), -1)
     is_target = np.zeros(held.n_items, dtype=bool)
     is_target[held.item_index] = True
     asked = np.flatnonzero(is_target[item_index])  # a target of some request: few rows are
@@ -153,8 +165,9 @@ def judge(ranked: RankedTable | CandidateTable, held: HeldOut) -> JudgedRanking:
     asked, spot = asked[spot < len(wanted)], spot[spot < len(wanted)]
     rows = order[spot]
     found_rows = wanted[rows] == keys[asked]
+    target[asked[found_rows]] = rows[found_rows]
     relevance[asked[found_rows]] = held.relevance[rows[found_rows]]
-    return JudgedRanking(held=held, position=position, item_index=item_index, rank=rank, relevance=relevance)
+    return JudgedRanking(held, position, item_index, rank, relevance, target)
 
 
 def _refuse_repeats(held: HeldOut, keys: np.ndarray, position: np.ndarray, what: str) -> None:

@@ -39,8 +39,8 @@ th:first-child, td:first-child { text-align: left } th { background: #f5f5f5 }
 {{ table(*stages) }}
 {% for note in notes %}<p>{{ note }}</p>
 {% endfor %}<h2>Slices</h2>
-{{ table(*slices) }}
-<p>Data fingerprint {{ data_fingerprint }}</p>
+{% for each in slices %}{{ table(*each) }}
+{% endfor %}<p>Data fingerprint {{ data_fingerprint }}</p>
 </body></html>
 """
 
@@ -65,6 +65,25 @@ def slice_table(ledger: Mapping[str, Any]) -> Table:
         values = [f"{part['rows'][name][ledger['headline']]:.4f}" if part["rows"] else "-" for name in names]
         rows.append([part["name"], f"{part['requests']:,}", f"{part['users']:,}", *values])
     return [f"{_title(ledger['headline'])} by slice", "requests", "users", *names], rows
+
+
+def age_tables(ledger: Mapping[str, Any]) -> list[Table]:
+    """Return (header, rows) by the age of the items looked for, of NDCG and recall; none for old ledgers."""
+    k, names = ledger["config"]["ks"][0], [row["name"] for row in ledger["rows"]]
+    parts = [part for part in ledger.get("item_ages", []) if part["targets"]]
+    tables = []
+    for metric in (f"ndcg@{k}", f"recall@{k}", f"recall@{ledger['config']['candidate_k']}") if parts else ():
+        rows = [
+            [
+                part["name"],
+                f"{part['targets']:,}",
+                f"{part['target_share']:.1%}",
+                *(f"{part['rows'][name][metric]:.4f}" for name in names),
+            ]
+            for part in parts
+        ]
+        tables.append(([f"{_title(metric)} by age of the target", "targets", "share", *names], rows))
+    return tables
 
 
 def verdict_text(row: Mapping[str, Any]) -> str:
@@ -114,13 +133,15 @@ def render_markdown(ledger: Mapping[str, Any]) -> str:
         *notes(ledger),
         "## Slices",
         _markdown(slice_table(ledger)),
+        *map(_markdown, age_tables(ledger)),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
 def render_ledger(ledger: Mapping[str, Any]) -> str:
     """Return the ledger as aligned plain text for the terminal."""
-    return "\n\n".join([_aligned(main_table(ledger)), "\n".join(notes(ledger)), _aligned(slice_table(ledger))])
+    tables = [slice_table(ledger), *age_tables(ledger)]
+    return "\n\n".join([_aligned(main_table(ledger)), "\n".join(notes(ledger)), *map(_aligned, tables)])
 
 
 def write_html(ledger: Mapping[str, Any], path: Path) -> None:
@@ -129,7 +150,7 @@ def write_html(ledger: Mapping[str, Any], path: Path) -> None:
     page = environment.from_string(_PAGE).render(
         stages=main_table(ledger),
         notes=notes(ledger),
-        slices=slice_table(ledger),
+        slices=[slice_table(ledger), *age_tables(ledger)],
         data_fingerprint=ledger["data_fingerprint"],
     )
     with atomic_file(path) as temporary:

@@ -107,7 +107,8 @@ def feature_schema(
     """Return names and hash of the ranking features.
 
     The hash also covers each task's definition of a positive, since another definition makes its rates other
-    features. It leaves out a task's relevance and weight, which no feature uses. It covers the code that computes
+    features. It leaves out a task's relevance and weight, which no feature uses, and the values of context columns:
+    features count how often a value occurs, so that a new value is no other feature. It covers the code that computes
     features, tower inputs, candidates and scores: a model must be served by the code that it was trained with.
 
     Args:
@@ -136,7 +137,7 @@ def feature_schema(
         "names": names,
         "config": config.model_dump(mode="json"),
         "tasks": positives,
-        "context": [column.model_dump(mode="json") for column in context],
+        "context": [column.name for column in context],
         "code": shared_code(),
     }
     payload |= {"sources": sources} if sources else {}

@@ -173,5 +173,6 @@ def rich_world(small_world):
         n_signals=3,
         trained_users=np.arange(42) < 40,
         context_sizes=np.array([2, 3]),
+        trained_contexts=np.ones(5, bool),
     )
     return examples, catalogue

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.candidate.config import IndexConfig, TrainCandidateConfig
+from stages.candidate.config import IndexConfig, RefreshVectorsConfig, TrainCandidateConfig
 from stages.candidate.index.step import build_index
 from stages.candidate.onnx_towers import PortableItemTower, UserTower
-from stages.candidate.refresh.vectors import RefreshVectorsConfig, refresh_vectors
+from stages.candidate.refresh.vectors import refresh_vectors
 from stages.candidate.scorer import CandidateScorer
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.warm_start import warm_start_version
@@ -55,9 +55,10 @@ def grow(snapshot, directory):
     return directory
 
 
-def refresh(champion, snapshot, directory):
+def refresh(champion, snapshot, directory, **fold_in):
     directory.mkdir()
-    return refresh_vectors(RefreshVectorsConfig(), {"champion": champion, "snapshot": snapshot}, directory)
+    config = RefreshVectorsConfig.model_validate({"fold_in": fold_in})
+    return refresh_vectors(config, {"champion": champion, "snapshot": snapshot}, directory)
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def refreshed(champion, grown, tmp_path):
 
 def test_the_parts_are_bound_to_each_other_and_serve(trained, grown, refreshed, tmp_path):
     directory, metrics = refreshed
-    assert metrics == {"items": 64.0, "new_items": 4.0, "changed_items": 0.0}
+    assert metrics == {"items": 64.0, "new_items": 4.0, "changed_items": 0.0, "folded_items": 0.0}
     tower, before = read_json(directory / "tower.json"), read_json(trained / "tower.json")
     assert tower["tower_version"] == sha256_file(directory / "user_tower.onnx") != before["tower_version"]
     assert (tower["refreshed_from"], tower["n_items"]) == (before["tower_version"], 64)
@@ -124,7 +125,7 @@ def test_known_histories_keep_their_vectors_and_new_items_speak_through_their_ca
 
 def test_without_new_items_nothing_changes(trained, planted, champion, tmp_path):
     metrics, info = refresh(champion, planted, tmp_path / "same")
-    assert metrics == {"items": 60.0, "new_items": 0.0, "changed_items": 0.0}
+    assert metrics == {"items": 60.0, "new_items": 0.0, "changed_items": 0.0, "folded_items": 0.0}
     np.testing.assert_array_equal(
         np.load(tmp_path / "same" / "item_vectors.npy"), np.load(trained / "item_vectors.npy")
     )
@@ -135,7 +136,7 @@ def test_a_second_refresh_grows_the_refreshed_release(refreshed, grown, tmp_path
     directory, _ = refreshed
     shutil.copytree(grown, directory, dirs_exist_ok=True)
     metrics, info = refresh(directory, grown, tmp_path / "again")
-    assert metrics == {"items": 64.0, "new_items": 0.0, "changed_items": 0.0}
+    assert metrics == {"items": 64.0, "new_items": 0.0, "changed_items": 0.0, "folded_items": 0.0}
     assert info["tower_version"] == read_json(directory / "tower.json")["tower_version"], "nothing changed"
 
 
@@ -237,14 +238,120 @@ def test_a_snapshot_that_does_not_extend_the_release_is_refused_with_every_reaso
     )
 
 
-def test_another_context_is_refused_only_where_the_tower_reads_it(champion, grown, tmp_path):
-    """A value that is new would read the vector of another column's."""
-    change_meta(grown, context=[{"name": "device", "values": ["tv"]}])
+def touch(snapshot, item, users, at_ms=30_000):
+    """Let users touch an item, one after another, after all other events."""
+    events = pq.read_table(snapshot / "events.parquet")
+    more = events.slice(len(events) - 1, 1).to_pydict()
+    rows = [
+        {**{name: values[0] for name, values in more.items()}, "user_index": user, "item_index": item} for user in users
+    ]
+    for number, row in enumerate(rows):
+        row["event_time_ms"] = at_ms + number
+    pq.write_table(pa.concat_tables([events, pa.Table.from_pylist(rows, events.schema)]), snapshot / "events.parquet")
+
+
+def nearest_blocks(directory, item):
+    """Return the blocks of the known items nearest to an item."""
+    vectors = np.load(directory / "item_vectors.npy")
+    return np.argsort(-(vectors[:60] @ vectors[item]))[:8] // 15
+
+
+@pytest.fixture(scope="module")
+def alike(planted, trained, one_rank, tmp_path_factory):
+    """A champion of items that all have one category, and the grown snapshot: only touches tell items apart."""
+    root = tmp_path_factory.mktemp("alike")
+    shutil.copytree(planted, root / "champion")
+    rewrite(root / "champion" / "items.parquet", categories=[[0]] * 60)
+    grown = grow(root / "champion", root / "grown")
+    rewrite(grown / "items.parquet", categories=[[0]] * 64)
+    config = TrainCandidateConfig.model_validate(read_json(trained / "tower.json")["config"])
+    with in_this_process():
+        train_candidate(config, {"snapshot": root / "champion"}, root / "champion")
+    return root / "champion", grown
+
+
+def test_a_touched_item_is_where_its_users_are(alike, tmp_path):
+    """New items 60 and 61 are touched by ten users of block 2 and by one of block 1, 62 and 63 by nobody."""
+    champion, grown = alike[0], shutil.copytree(alike[1], tmp_path / "grown")
+    touch(grown, 60, range(2, 42, 4))
+    touch(grown, 61, [1])
+    metrics, _ = refresh(champion, grown, tmp_path / "folded")
+    assert (metrics["folded_items"], metrics["changed_items"]) == (2, 0)
+    assert metrics["fold_in_cosine"] > metrics["content_cosine"] + 0.1
+    assert (nearest_blocks(tmp_path / "folded", 60) == 2).all()
+    assert (nearest_blocks(tmp_path / "folded", 61) == 1).all()
+    again, _ = refresh(champion, grown, tmp_path / "again")
+    plain, _ = refresh(champion, grown, tmp_path / "plain", touches=0)
+    assert (again, plain["folded_items"]) == (metrics, 0)
+    folded, same, content = (np.load(tmp_path / name / "item_vectors.npy") for name in ("folded", "again", "plain"))
+    np.testing.assert_array_equal(same, folded)
+    np.testing.assert_allclose(content[60:], np.broadcast_to(content[60], (4, 16)), atol=1e-6)
+    np.testing.assert_array_equal(np.any(folded != content, axis=1), np.isin(np.arange(64), [60, 61]))
+    np.testing.assert_allclose(np.linalg.norm(folded, axis=1), 1.0, atol=1e-5)
+    for name in ("user_tower.onnx", "item_tower.onnx"):
+        assert sha256_file(tmp_path / "folded" / name) == sha256_file(tmp_path / "plain" / name)
+    shutil.copytree(grown, tmp_path / "folded", dirs_exist_ok=True)
+    repeated, _ = refresh(tmp_path / "folded", grown, tmp_path / "repeated")
+    assert (repeated["folded_items"], repeated["changed_items"]) == (2, 0), "from all touches anew, and nothing is new"
+
+
+def test_exposures_and_touches_without_a_history_fold_nothing(champion, grown, tmp_path):
+    touch(grown, 60, [2])
+    events = pq.read_table(grown / "events.parquet")
+    signals = events["signal"].to_numpy().copy()
+    signals[-1] = 1  # impression
+    rewrite(grown / "events.parquet", signal=signals)
+    assert refresh(champion, grown, tmp_path / "out")[0]["folded_items"] == 0
+
+
+def context(**columns):
+    return [{"name": name, "values": values} for name, values in columns.items()]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"device": ["tv"]}, r"its context columns are \['device'\], the release's \['device', 'os'\]; train a new"),
+        (
+            {"device": ["tv", "phone"], "os": ["x"]},
+            r"of the release, its 1 values of the context column 'device' are not the first of the snapshot's 2; build",
+        ),
+        ({"device": ["phone", "tv"], "os": ["x"]}, "the release's user tower, of an older version, does not tell them"),
+    ],
+)
+def test_another_context_is_refused_only_where_the_tower_reads_it(champion, grown, tmp_path, columns, words):
+    """Also of a tower that would take a new value for another column's, as those of older versions do."""
+    change_meta(champion, context=context(device=["phone"], os=["x"]))
+    change_meta(grown, context=context(**columns))
     refresh(champion, grown, tmp_path / "unread")
     summary = read_json(champion / "tower.json")
     write_json(champion / "tower.json", {**summary, "inputs": [*summary["inputs"], "context"]})
-    with pytest.raises(DataError, match="context columns or their values are not the release's; train a new release"):
+    with pytest.raises(DataError, match=words):
         refresh(champion, grown, tmp_path / "read")
+
+
+def test_a_new_value_of_a_context_column_counts_as_unknown(planted, trained, one_rank, tmp_path, single_items):
+    """Values have the codes of the grown snapshot; so has one that was known before the training but never trained."""
+    champion = shutil.copytree(planted, tmp_path / "champion")
+    of_events = np.arange(pq.read_metadata(champion / "events.parquet").num_rows) % 3
+    rewrite(champion / "events.parquet", context=of_events)
+    codes = {"device": [0, 1, 2, 0], "os": [0, 1, 0, 2]}
+    pq.write_table(
+        pa.table({name: pa.array(of, pa.int32()) for name, of in codes.items()}), champion / "contexts.parquet"
+    )
+    change_meta(champion, context=context(device=["tv", "phone"], os=["x", "untrained"]))
+    values = merged(read_json(trained / "tower.json")["config"], {"candidate": {"model": {"context": True}}})
+    with in_this_process():
+        train_candidate(TrainCandidateConfig.model_validate(values), {"snapshot": champion}, champion)
+    snapshot = grow(champion, tmp_path / "grown")
+    change_meta(snapshot, context=context(device=["tv", "phone", "car"], os=["x", "untrained", "y"]))
+    refresh(champion, snapshot, tmp_path / "refreshed")
+    known = [[0, 0], [1, 1], [2, 0], [0, 1], [3, 0], [0, 2], [0, 3], [2, 3]]
+    inputs = dataclasses.replace(with_items(single_items([5] * 8), 64), context=np.array(known))
+    nothing, both, phone, os, *new, phone_again = UserTower(tmp_path / "refreshed" / "user_tower.onnx").embed(inputs)
+    assert all(np.abs(other - nothing).max() > 0.01 for other in (both, phone, os))
+    np.testing.assert_array_equal(new, [nothing] * 3)
+    np.testing.assert_array_equal(phone_again, phone)
 
 
 def test_a_release_without_an_item_tower_or_with_another_one_is_refused(champion, grown, tmp_path):

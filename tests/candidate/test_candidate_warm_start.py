@@ -11,6 +11,7 @@ import pytest
 
 from stages.candidate.config import CandidateConfig, TrainCandidateConfig
 from stages.candidate.onnx_towers import UserTower
+from stages.candidate.training import worker
 from stages.candidate.training.step import train_candidate
 from stages.candidate.training.warm_start import warm_start_version
 from stages.contracts.config import merged
@@ -20,6 +21,7 @@ from stages.contracts.id_map import IdMap
 from stages.features.config import FeatureConfig
 from stages.features.history import UNKNOWN_USER, TowerInputs
 from tests.candidate.one_rank import in_this_process
+from tests.candidate.test_candidate_sharding import run_ranks
 from tests.candidate.towers import joined
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -35,6 +37,7 @@ SETTINGS = {
 }
 BLOCK, OLD, NEW = 12, 4, 5  # items a block; blocks of the first month; a fifth comes with the second
 USERS = 40  # a block
+TABLE = "embeddings.embedding_bags.{}"
 
 
 def train(snapshot, out, **changes):
@@ -143,7 +146,6 @@ def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, 
     """Before the first step: weights and sums of old rows are the champion's, new rows a fresh run's."""
     from stages.candidate.distributed.training_state import read_arrays, training_state
     from stages.candidate.towers.table_parts import part_of
-    from stages.candidate.training import worker
     from stages.candidate.training.step import prepare
     from stages.contracts.snapshot import Snapshot
 
@@ -175,6 +177,128 @@ def test_old_rows_are_kept_and_new_ones_begin_as_from_scratch(months, champion, 
     assert float(state["optimizer/query_tower.correction.mlp.0.bias/step"]) > 0
     query = "optimizer/query_tower.correction.mlp.0.weight/exp_avg"
     np.testing.assert_array_equal(state[query].numpy(), np.load(champion / "state" / f"{query}.npy"))
+
+
+RICH = {"model": {"user_id": True, "context": True}, "optimizer": {"sparse": "adagrad"}}
+CONTEXTS = {"device": ["tv", "phone"], "os": ["x"]}, {"device": ["tv", "phone", "car"], "os": ["x", "y"], "hour": ["0"]}
+KEPT = {"user": range(OLD * USERS), "item": range(OLD * BLOCK), "category": range(4), "context": [0, 1, 3]}
+"""Rows of the second month's tables that were trained in the first one. The values of ``os`` follow those of
+``device``, so that they move when ``device`` gets a value."""
+
+
+def with_contexts(snapshot, directory, columns):
+    """Copy a snapshot and give its events contexts, among them each value of each column."""
+    shutil.copytree(snapshot, directory)
+    events = pq.read_table(directory / "events.parquet")
+    place, sizes = events.schema.get_field_index("context"), [len(values) for values in columns.values()]
+    of_events = pa.array(np.arange(len(events)) % (max(sizes) + 1), events.schema.field(place).type)
+    pq.write_table(events.set_column(place, events.schema.field(place), of_events), directory / "events.parquet")
+    codes = {name: pa.array(np.minimum(np.arange(max(sizes) + 1), len(of)), pa.int32()) for name, of in columns.items()}
+    pq.write_table(pa.table(codes), directory / "contexts.parquet")
+    meta = read_json(directory / "snapshot.json")
+    write_json(
+        directory / "snapshot.json", {**meta, "context": [{"name": name, "values": of} for name, of in columns.items()]}
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def rich(months, tmp_path_factory, one_rank):
+    """Both months with contexts, and a model of the first one that reads them and the user's id."""
+    root = tmp_path_factory.mktemp("rich")
+    snapshots = [
+        with_contexts(snapshot, root / f"month{number}", columns)
+        for number, (snapshot, columns) in enumerate(zip(months, CONTEXTS, strict=False))
+    ]
+    train(snapshots[0], root / "champion", **merged(RICH, {"training": {"epochs": 1}}))
+    return snapshots, root / "champion"
+
+
+def grown(rich, root, *kinds, warm):
+    """Prepare a training of the second month for each kind of sharding that ends before its first step."""
+    from stages.candidate.training.step import prepare
+    from stages.contracts.snapshot import Snapshot
+
+    (_, second), champion = rich
+    for kind in kinds:
+        changes = merged(RICH, {"distributed": {"sharding": kind}, "model": {"item_parts": 3}})
+        config = TrainCandidateConfig(candidate=CandidateConfig(**merged(SETTINGS, changes)), features=FEATURES)
+        (root / kind).mkdir(parents=True)
+        prepare(config, Snapshot(second), root / kind, warm=champion / "state" if warm else None, until=0)
+    return [root / kind for kind in kinds]
+
+
+def test_users_items_and_context_values_get_rows_on_any_number_of_ranks(rich, tmp_path):
+    """Rows of the first month and their sums keep every bit; new rows and sums are those of a training from scratch."""
+    (fresh,) = grown(rich, tmp_path / "fresh", "table_wise", warm=False)
+    (alone,) = grown(rich, tmp_path / "alone", "table_wise", warm=True)
+    shared = grown(rich, tmp_path / "shared", "row_wise", "column_wise", "data_parallel", warm=True)
+    done = run_ranks(2, *shared)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchRec's own deprecations
+        for work in (fresh, alone):
+            worker.train(work, progress=False)
+    for work in (alone, *shared):
+        for table, rows in KEPT.items():
+            for name in (f"weights/{TABLE}.weight", f"optimizer/{TABLE}.weight/sum"):
+                path = f"state/{name.format(table)}.npy"
+                found, old, new = (np.load(place / path) for place in (work, rich[1], fresh))
+                assert len(old) == len(rows) and np.abs(old).max() > 0
+                np.testing.assert_array_equal(found[rows], old)
+                is_new = ~np.isin(np.arange(len(found)), rows)
+                np.testing.assert_array_equal(found[is_new], new[is_new])
+                if name.endswith("sum"):
+                    assert not found[is_new].any()
+                else:
+                    assert table == "category" or np.abs(found[is_new]).max(axis=1).min() > 0
+    assert len(np.load(alone / f"state/weights/{TABLE.format('context')}.weight.npy")) == 6
+
+
+def test_training_goes_on_with_new_users_and_context_values(rich, tmp_path):
+    """A training on more months from the first one's model; a new user and a new value speak afterwards."""
+    (_, second), champion = rich
+    changes = merged(RICH, {"warm_start": {"path": str(champion), "epochs": 1}})
+    train(second, tmp_path / "out", **changes)
+    user, nobody, context = OLD * USERS + 3, UNKNOWN_USER, [[0, 0, 0], [0, 0, 0], [3, 0, 0], [0, 2, 0], [0, 0, 1]]
+    history = np.zeros((5, 8), np.int64)
+    inputs = TowerInputs(
+        history + 50, history, history, np.array([nobody, user, nobody, nobody, nobody]), np.array(context)
+    )
+    queries = UserTower(tmp_path / "out" / "user_tower.onnx").embed(inputs)
+    assert np.abs(queries[1:] - queries[0]).max(axis=1).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            {"device": ["tv", "phone", "car"]},
+            r"its context column 'os' is none of the snapshot's, which are \['device'\]",
+        ),
+        (
+            {"device": ["phone", "tv"], "os": ["x"]},
+            "its 2 values of the context column 'device' are not the first of the snapshot's 2; build the snapshot",
+        ),
+    ],
+)
+def test_a_context_column_that_is_gone_or_whose_values_moved_is_refused(rich, months, tmp_path, columns, words):
+    other = with_contexts(months[1], tmp_path / "other", columns)
+    with pytest.raises(ConfigError, match=words):
+        train(other, tmp_path / "out", **merged(RICH, {"warm_start": {"path": str(rich[1])}}))
+
+
+def test_a_category_that_no_item_has_any_more_keeps_its_row(months, champion, tmp_path):
+    """As when the only item of a category is retired: its row must not be missed by the tables that grow."""
+    other = shutil.copytree(months[1], tmp_path / "other")
+    items = pq.read_table(other / "items.parquet")
+    place = items.schema.get_field_index("categories")
+    fewer = pa.array(
+        [[code for code in of if code < 3] for of in items["categories"].to_pylist()], items.schema.types[place]
+    )
+    pq.write_table(items.set_column(place, items.schema.field(place), fewer), other / "items.parquet")
+    metrics, _ = train(other, tmp_path / "out", warm_start={"path": str(champion), "epochs": 1})
+    assert metrics["loss_first"] < 3.0
 
 
 @pytest.mark.parametrize("refreshed", [False, True])

@@ -64,7 +64,8 @@ def pulled(home: dict[str, str]) -> Path:
 @pytest.mark.slow
 def test_it_says_what_became_of_the_items(job: Any, home: dict[str, str], first: list[str]) -> None:
     n_items = len(Snapshot(job.release).items())
-    assert first[0] == f"{n_items + len(BORN)} items, {len(BORN)} of them new to the champion"
+    assert first[0].startswith(f"{n_items + len(BORN)} items, {len(BORN)} of them new to the champion; ")
+    assert first[0].endswith(" embedded by touches")
     assert first[1] == "index Flat: recall@100 1.0000"
     # Other tests may have registered versions in the home that was copied.
     version = ReleaseRegistry(registry_settings(home)).resolve("champion").version
@@ -87,7 +88,8 @@ def test_a_release_that_was_refreshed_is_refreshed_again(
 ) -> None:
     before = read_json(pulled(home) / "tower.json")
     again = sluice("refresh").splitlines()
-    assert again[0].endswith(" items, 0 of them new to the champion")
+    assert " items, 0 of them new to the champion; " in again[0]
+    assert again[0].split("; ")[1] == first[0].split("; ")[1], "the same items have touches"
     after = read_json(pulled(home) / "tower.json")
     same = ("tower_version", "item_vectors_sha256", "item_tower_sha256", "vectors_as_of_ms")
     assert [after[name] for name in same] == [before[name] for name in same], "nothing was new"

@@ -191,6 +191,19 @@ def test_what_the_moment_says_about_items_and_categories(make_state: MakeState) 
     assert state.context_codes({"device": "tv", "region": "east", "age": "9"}) == (2, 0)
 
 
+def test_new_values_of_a_context_column_change_no_feature_of_known_ones(make_state: MakeState) -> None:
+    """What a refresh relies on: the champion's rankers go on reading the same numbers."""
+    rows = [(0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 0, 2), (4, 2, 0)]
+    events = [(user, item, CLICK, 1.0, T0, row) for user, item, row in rows]
+    grown = tuple(column.model_copy(update={"values": (*column.values, "new")}) for column in CONTEXT)
+    before, after = make_state(events, context=CONTEXT), make_state(events, context=grown)
+    for codes in ((1, 0), (2, 1), (0, 2)):
+        wanted = columns(before, 9, [0, 1, 2, 7], context=codes)
+        assert columns(after, 9, [0, 1, 2, 7], context=codes) == wanted
+    unseen = columns(after, 9, [0, 1, 2, 7], context=(4, 3))
+    assert unseen["context_device"] == unseen["item_context_region"] == [0, 0, 0, 0]
+
+
 def test_category_affinity(state: FunnelState) -> None:
     """Items 0, 1, 4 have categories [0], [1, 3], [1]; candidates 5, 6, 7 have [2, 3], [0] and none."""
     got = columns(state, 0, [5, 6, 7, 1])
@@ -269,6 +282,8 @@ def test_schema_hash_follows_what_the_features_mean(state: FunnelState) -> None:
     others += [feature_schema(config, tasks, CONTEXT), feature_schema(config, tasks, CONTEXT[:1])]
     assert len({schema.hash, *(other.hash for other in others)}) == 7
     assert "item_context_region" in others[-2].names
+    grown = tuple(column.model_copy(update={"values": (*column.values, "new")}) for column in CONTEXT)
+    assert feature_schema(config, tasks, grown) == others[-2], "a refresh may bring new values"
     assert {"item_popularity_7d", "item_trend_7d_30d", "item_rate_like"} <= set(schema.names)
 
 

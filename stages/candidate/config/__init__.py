@@ -15,7 +15,7 @@ from stages.candidate.config.sections import (
     TrainingConfig,
     WarmStartConfig,
 )
-from stages.candidate.config.steps import IndexConfig, IndexKind, RetrieveConfig
+from stages.candidate.config.steps import FoldInConfig, IndexConfig, IndexKind, RefreshVectorsConfig, RetrieveConfig
 from stages.candidate.config.two_tower import CandidateConfig, TrainCandidateConfig
 
 __all__ = [
@@ -26,12 +26,14 @@ __all__ = [
     "CheckpointsConfig",
     "DistributedConfig",
     "EarlyStoppingConfig",
+    "FoldInConfig",
     "IndexConfig",
     "IndexKind",
     "LossConfig",
     "ModelConfig",
     "NegativesConfig",
     "OptimizerConfig",
+    "RefreshVectorsConfig",
     "RetrieveConfig",
     "ScheduleConfig",
     "TrainCandidateConfig",

@@ -13,6 +13,8 @@ from stages.features.config import FeatureConfig
 Positive = Annotated[float, Field(gt=0.0)]
 
 
+FEWEST_KNOWN = 20
+"""Items of the training that a regression of ``fold_in`` needs; with fewer, a smaller number of touches counts."""
 IndexKind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_pq", "hnsw"]
 
 
@@ -55,6 +57,30 @@ class IndexConfig(Config):
     n_timed: int = Field(default=200, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(default=42, ge=0)
+
+
+class FoldInConfig(Config):
+    """How a refresh embeds items that were touched but not trained.
+
+    Attributes:
+        touches: newest touches of an item that make its vector, at most; 0 embeds such items by their content alone.
+        known_items: items of the training that are learnt from, at most.
+        seed: of the choice of these.
+    """
+
+    touches: int = Field(default=64, ge=0)
+    known_items: int = Field(default=2000, ge=FEWEST_KNOWN)
+    seed: int = Field(default=42, ge=0)
+
+
+class RefreshVectorsConfig(Config):
+    """Configuration of ``refresh_vectors``; the release and the snapshot define everything else.
+
+    Attributes:
+        fold_in: how items that were touched after the training are embedded.
+    """
+
+    fold_in: FoldInConfig = FoldInConfig()
 
 
 class RetrieveConfig(Config):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.candidate.data.words import hashed_words
-from stages.contracts.ragged import ranges
+from stages.contracts.ragged import ranges, row_offsets
 from stages.contracts.snapshot import ItemTable
 from stages.features.history import age_seconds
 
@@ -45,6 +45,8 @@ class Catalogue:
         n_signals: kinds of events.
         trained_users: bool ``[U]``, users with examples.
         context_sizes: int64 ``[X]``, values of each context column.
+        trained_contexts: bool ``[V]``, values that examples have; V values of all columns, one column after another.
+        categories: number of the snapshot's categories, with those of items that are retired.
         duration_scale: float64 ``[2]``, mean and standard deviation that ``log_duration`` is standardised by. The
             deviation is infinite where durations do not differ, so that a new item's duration has no effect either.
     """
@@ -63,6 +65,8 @@ class Catalogue:
     trained_users: np.ndarray = None  # type: ignore[assignment]
     context_sizes: np.ndarray = None  # type: ignore[assignment]
     duration_scale: np.ndarray = None  # type: ignore[assignment]
+    trained_contexts: np.ndarray = None  # type: ignore[assignment]
+    categories: int = 0
 
     def __post_init__(self) -> None:
         defaults = {
@@ -72,6 +76,7 @@ class Catalogue:
             "trained_users": np.zeros(0, dtype=bool),
             "context_sizes": _NONE,
             "duration_scale": _NO_SCALE,
+            "trained_contexts": np.zeros(0, dtype=bool),
         }
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -112,6 +117,7 @@ class Catalogue:
         trained_users = np.zeros(n_users, dtype=bool)
         if n_users:
             trained_users[examples.users[rows]] = True
+        sizes_X = np.array(context_sizes, dtype=np.int64)
         word_offsets, word_codes = hashed_words(items.title, word_buckets)
         scale = _log_scale(items.duration_s)
         return cls(
@@ -127,8 +133,10 @@ class Catalogue:
             end_ms=end_ms,
             n_signals=n_signals,
             trained_users=trained_users,
-            context_sizes=np.array(context_sizes, dtype=np.int64),
+            context_sizes=sizes_X,
             duration_scale=scale,
+            trained_contexts=_trained_contexts(examples, rows, sizes_X),
+            categories=items.n_categories,
         )
 
     def __len__(self) -> int:
@@ -167,7 +175,7 @@ class Catalogue:
     @property
     def n_categories(self) -> int:
         """Return the rows of the category table; it has at least one."""
-        return int(self.codes.max(initial=0)) + 1
+        return max(self.categories, int(self.codes.max(initial=0)) + 1)
 
     def category_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the categories of items.
@@ -185,6 +193,15 @@ class Catalogue:
     def word_bags(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the words of items' titles; as ``category_bags``."""
         return _bags(self.word_offsets, self.word_codes, items)
+
+
+def _trained_contexts(examples: Examples, rows: np.ndarray, sizes_X: np.ndarray) -> np.ndarray:
+    """Return bool ``[V]``: the context values that the examples in ``rows`` have."""
+    trained = np.zeros(int(sizes_X.sum()), dtype=bool)
+    if len(sizes_X):
+        codes_MX = examples.moments[np.unique(examples.contexts[rows])].astype(np.int64)
+        trained[(codes_MX - 1 + row_offsets(sizes_X)[:-1])[codes_MX > 0]] = True
+    return trained
 
 
 def _bags(offsets: np.ndarray, codes: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

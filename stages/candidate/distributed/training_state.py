@@ -10,6 +10,7 @@ and nothing is ever unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,13 @@ def _whole_shapes(state: State) -> dict[str, tuple[int, ...]]:
     return whole
 
 
-def read_arrays(state: State, directory: Path) -> None:
-    """Fill the tensors from ``write_arrays``' files; a table's rows beyond the file's keep their values.
+def read_arrays(state: State, directory: Path, moved: Mapping[str, Sequence[int]] | None = None) -> None:
+    """Fill the tensors from ``write_arrays``' files; rows of a table that no row of the file goes to keep their values.
+
+    Args:
+        state: of this rank.
+        directory: of the files.
+        moved: by table, the row that each row of the file goes to; rows of other tables stay where they are.
 
     Raises:
         ConfigError: naming the first tensor that is missing or has another shape.
@@ -127,10 +133,25 @@ def read_arrays(state: State, directory: Path) -> None:
                 raise DataError(f"warm_start: {path} is damaged: {error}") from error
             stored = whole[part.rows] if value.dim() else whole
             _check_shape(name, stored.shape, tuple(value.size()))
+            rows = _rows_of(whole_name, moved or {})
             for own, place in local_parts(value):
+                if rows is not None:
+                    is_own = (rows >= place[0].start) & (rows < place[0].stop)
+                    found = stored[: len(rows)][is_own][(slice(None), *place[1:])]
+                    target = torch.from_numpy(rows[is_own] - place[0].start)
+                    own[target] = torch.from_numpy(np.array(found)).to(own.device)
+                    continue
                 found = stored[place]
                 target = own[: len(found)] if own.dim() else own
                 target.copy_(torch.from_numpy(np.array(found)))
+
+
+def _rows_of(name: str, moved: Mapping[str, Sequence[int]]) -> np.ndarray | None:
+    """Return int64 rows that the rows of a tensor's file go to; None where they stay."""
+    for table, rows in moved.items():
+        if f".embedding_bags.{table}." in name:
+            return np.asarray(rows, dtype=np.int64)
+    return None
 
 
 def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from stages.candidate.config import TrainCandidateConfig
 from stages.candidate.data.item_features import Catalogue
 from stages.candidate.export.item_tower import write_item_tower
 from stages.candidate.export.onnx_export import State, closed, loaded, onnx_model, table_of
-from stages.candidate.export.user_tower_tables import PROTOBUF_LIMIT, item_tables
+from stages.candidate.export.user_tower_tables import CONTEXT_SIZES, PROTOBUF_LIMIT, item_tables
 from stages.candidate.onnx_towers import UserTower
 from stages.candidate.towers.encoders import Histories
 from stages.candidate.towers.two_tower import ItemTower, QueryTower, sizes_of
@@ -47,8 +47,8 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
         ids_ND: float32 ``[N + 1, D]`` item embeddings; the last row, of padding, is zero.
         content_NK: float32 ``[N + 1, K]``, what is known of the items beside their ids; last row likewise.
         tower: the trained encoder and correction.
-        context_VD: float32 ``[V + 1, D]``, one vector per context value, then a row of zeros; None
-            where the tower reads no context.
+        context_VD: float32 ``[V + 1, D]``, one vector per context value, zeros for one without training, then a row
+            of zeros; None where the tower reads no context.
         context_sizes: values of each context column.
         user_UD: float32 ``[U + 1, D]``, one vector per user, then a row of zeros for all other users.
     """
@@ -73,6 +73,7 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
         self.register_buffer("users", None if user_UD is None else torch.from_numpy(user_UD))
         sizes = np.zeros(0, dtype=np.int64) if context_sizes is None else context_sizes
         self.register_buffer("context_starts", torch.from_numpy(row_offsets(sizes)[:-1]))
+        self.register_buffer(CONTEXT_SIZES, torch.from_numpy(sizes))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -94,14 +95,16 @@ class PortableUserTower(nn.Module):  # type: ignore[misc]
             history_items: int64 ``[B, L]``, newest first, padded with N.
             history_signals: int64 ``[B, L]``.
             history_ages: int64 ``[B, L]`` seconds.
-            context: int64 ``[B, X]`` codes, 0 where nothing is known.
+            context: int64 ``[B, X]`` codes, 0 where nothing is known. A code beyond the column's size is that of a
+                value that came after the training, and counts as 0.
             user: int64 ``[B]``; negative or beyond U for a user without a vector.
         """
         kept_BL = F.embedding(history_items, self.is_item)[..., 0] > 0
         histories = Histories(self.ids, self.content, history_items, history_signals, history_ages, kept_BL)
         extra = []
         if context is not None:
-            rows_BX = torch.where(context > 0, context - 1 + self.context_starts, self.contexts.shape[0] - 1)
+            is_known_BX = (context > 0) & (context <= self.context_sizes)
+            rows_BX = torch.where(is_known_BX, context - 1 + self.context_starts, self.contexts.shape[0] - 1)
             extra.append(F.embedding(rows_BX, self.contexts).sum(dim=1))
         if user is not None:
             last = self.users.shape[0] - 1
@@ -212,14 +215,13 @@ def user_tower(
     tables: dict[str, Any] = {
         "ids_ND": closed(ids_ND, catalogue.named_in_histories(settings.shared_item_table)),
         "content_NK": closed(content_NK),
-        "context_VD": closed(table_of(state, "context")) if settings.context else None,
+        "context_VD": None,
         "user_UD": None,
     }
+    if settings.context:
+        tables["context_VD"] = _trained_rows(table_of(state, "context"), catalogue.trained_contexts)
     if settings.user_id:
-        users_UD = table_of(state, "user")
-        trained_U = np.zeros(len(users_UD), dtype=bool)
-        trained_U[: len(catalogue.trained_users)] = catalogue.trained_users
-        tables["user_UD"] = closed(users_UD, trained_U)
+        tables["user_UD"] = _trained_rows(table_of(state, "user"), catalogue.trained_users)
     if (size := sum(table.nbytes for table in tables.values() if table is not None)) > PROTOBUF_LIMIT:
         raise DataError(
             f"user tower: the tables of {len(catalogue)} items and {len(catalogue.trained_users)} users make {size} "
@@ -230,6 +232,13 @@ def user_tower(
     tower = loaded(QueryTower(sizes_of(catalogue, config), settings), state, "query_tower")
     portable: PortableUserTower = PortableUserTower(tower=tower, context_sizes=catalogue.context_sizes, **tables).eval()
     return portable
+
+
+def _trained_rows(table: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Return the closed table with zeros in rows without training; a table has at least one row, even for nothing."""
+    known = np.zeros(len(table), dtype=bool)
+    known[: len(trained)] = trained
+    return closed(table, known)
 
 
 def item_vectors(

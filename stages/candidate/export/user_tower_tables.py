@@ -18,6 +18,8 @@ from stages.contracts.summaries import TOWER_FILE
 IDS, CONTENT, IS_ITEM = "ids", "content", "is_item"
 """Names of the id embeddings ``[N + 1, D]``, the content ``[N + 1, K]``, and a column of ones ``[N + 1, 1]``. The last
 row of each is for padding, and zero."""
+CONTEXT_SIZES = "context_sizes"
+"""Name of the numbers of values ``[X]`` that the tower knows of each context column."""
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes of tables that one ONNX file holds: protobuf ends at 2 GiB, and the rest of the model needs room."""
 
@@ -41,6 +43,27 @@ def item_tables(model: onnx.ModelProto, n_items: int) -> dict[str, onnx.TensorPr
             "a tower of another version cannot be refreshed, train a new one"
         )
     return tables
+
+
+def table_of(model: onnx.ModelProto, name: str) -> np.ndarray:
+    """Return a table of a tower.
+
+    Raises:
+        ReleaseError: if the tower has none of this name.
+    """
+    for entry in model.graph.initializer:
+        if entry.name == name:
+            table: np.ndarray = numpy_helper.to_array(entry)
+            return table
+    raise ReleaseError(f"table {name}: not in the tower; one of another version cannot be refreshed, train a new one")
+
+
+def reads_new_values(model: onnx.ModelProto) -> bool:
+    """Return whether the tower takes a context value that came after its training for an unknown one.
+
+    One of an older version takes it for a value of the next column.
+    """
+    return any(entry.name == CONTEXT_SIZES for entry in model.graph.initializer)
 
 
 def content_of(model: onnx.ModelProto, n_items: int) -> np.ndarray:

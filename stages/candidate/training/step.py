@@ -25,6 +25,7 @@ from stages.candidate.training.warm_start import (
     describe,
     identity,
     kept_checkpoints,
+    moved_rows,
     warm_state,
 )
 from stages.contracts.errors import (
@@ -226,7 +227,8 @@ def prepare(
     catalogue.save(work)
     write_json(work / "job.json", config.model_dump(mode="json"))
     places = {"checkpoints": checkpoints and str(checkpoints.resolve()), "warm_start": warm and str(warm.resolve())}
-    write_json(work / RUN_FILE, {**places, "identity": run or {}, "until": until})
+    moved = moved_rows(warm, meta.context) if warm and config.candidate.model.context else {}
+    write_json(work / RUN_FILE, {**places, "moved": moved, "identity": run or {}, "until": until})
     return catalogue
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from stages.contracts.config import Config, parse_config, under_new_names
 from stages.contracts.errors import ConfigError, DataError, TransientError
 from stages.contracts.files import canonical_json, read_json, sha256_text
 from stages.contracts.id_map import IdMap, IdMapVersion
-from stages.contracts.snapshot import ContextColumn, Snapshot
+from stages.contracts.snapshot import ContextColumn, Snapshot, context_faults
 from stages.contracts.summaries import TOWER_JSON
 
 RUN_FILE, STATE, STATE_JSON, WEIGHTS = "run.json", "state", "state.json", "weights"
+_CONTEXT = "context"
+"""Name of the table of context values."""
 _FORMER = {"candidate.model.input_scale": 1.0, "candidate.loss.learned_temperature": False}
 """Values of fields that the descriptions of older models do not contain."""
 
@@ -239,10 +242,27 @@ def _check(path: str, found: StateDescription, config: TrainCandidateConfig, sna
         other.append(f"its {len(found.categories)} categories are not the first of this snapshot's")
     if snapshot.meta.signals != found.signals:
         other.append(f"its signals are {list(found.signals)}, the snapshot's {list(snapshot.meta.signals)}")
-    if config.candidate.model.context and snapshot.meta.context != found.context:
-        other.append("its context columns or their values are not the snapshot's")
+    if config.candidate.model.context:
+        other += context_faults(found.context, snapshot.meta.context)
     if other:
         raise ConfigError(f"candidate.warm_start.path = {path!r}: {'; '.join(other)}")
+
+
+def moved_rows(state: Path, columns: Sequence[ContextColumn]) -> dict[str, list[int]]:
+    """Return by table where the rows of an earlier model's state go, for tables that do not grow at their end.
+
+    The context table has the values of one column after another, so a new value moves those of later columns.
+
+    Args:
+        state: that ``warm_state`` returned.
+        columns: of the snapshot to train on.
+    """
+    starts = {
+        column.name: start
+        for column, start in zip(columns, accumulate((len(each.values) for each in columns), initial=0), strict=False)
+    }
+    found = _read_description(state / STATE_JSON).context
+    return {_CONTEXT: [starts[column.name] + code for column in found for code in range(len(column.values))]}
 
 
 def _size(kind: str, snapshot: Snapshot) -> int:

@@ -150,7 +150,7 @@ def go_on(
         if checkpoints.found():
             return checkpoints, checkpoints.resume({**state, **(average.state if average is not None else {}), **kept})
     if run["warm_start"] is not None:
-        read_arrays(state, Path(run["warm_start"]))
+        read_arrays(state, Path(run["warm_start"]), run["moved"])
         if average is not None:
             average.restart()
     return checkpoints, Progress()
