@@ -6,7 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.candidate.config import IndexConfig, RetrieveConfig
+from stages.candidate.generators.blend import Blend
+from stages.candidate.generators.config import SourcesConfig
+from stages.candidate.generators.covisitation import Covisitation
+from stages.candidate.generators.files import SourcesSummary
 from stages.candidate.index.step import build_index
+from stages.candidate.retrieval.retriever import Retriever, empty_state
 from stages.candidate.retrieval.step import retrieve
 from stages.candidate.scorer import CandidateScorer
 from stages.contracts.errors import ConfigError
@@ -140,3 +145,34 @@ def test_a_liked_cold_item_is_found_through_its_category(planted, trained, index
     scorer = CandidateScorer.load(trained, indexed)
     scores = scorer.embed(single_items([1, 16, 31, 46])) @ scorer.item_vectors[7]
     assert scores.argmax() == 0
+
+
+def test_without_an_index_a_generator_answers_as_beside_one(planted, trained, indexed):
+    """With all places its own; what an index would fill up is missing, and there is no query."""
+    snapshot, scorer = Snapshot(planted), CandidateScorer.load(trained, indexed)
+    sources = SourcesConfig(names=("tower", "covisitation"))
+    summary = SourcesSummary(
+        names=sources.names,
+        quotas={"tower": 0, "covisitation": K},
+        learned=False,
+        candidate_k=K,
+        n_items=scorer.n_items,
+        tower_version="",
+        data_fingerprint="f",
+        config=sources,
+    )
+    blend = Blend(summary, [Covisitation.load(sources, {}, scorer.n_items)])
+    lists, answers = [], []
+    for index in (scorer, None):
+        retriever = Retriever(index, empty_state(snapshot, FEATURES, blend), snapshot, K, blend)
+        found = list(retriever.answers(snapshot.events(), 100))
+        lists.append([each.lists["covisitation"].ids.tolist() for each in found])
+        answers.append(found)
+    assert lists[0] == lists[1]
+    for with_index, without in zip(*answers, strict=True):
+        assert (with_index.queries.shape[1], without.queries.shape[1]) == (16, 0)
+        assert without.popular.tolist() == with_index.popular.tolist()
+        assert len(without.lists["tower"].ids) == 0 < len(with_index.lists["tower"].ids)
+        for row, popular in enumerate(without.popular.tolist()):
+            own = without.lists["covisitation"].row(row).ids if not popular else with_index.items.row(row).ids
+            assert without.items.row(row).ids.tolist() == own.tolist()
