@@ -168,7 +168,10 @@ def _generators(counts: Counts) -> Iterator[str]:
         yield from ("covisitation", "trending")
     if counts.newborn < NEWBORN:
         yield "ease"
-        yield "ials" if counts.timed else "item_knn"
+        if counts.timed or counts.an_item >= RARE:
+            yield "ials"
+        if not counts.timed:
+            yield "item_knn"
         if counts.ordered and not counts.timed:
             yield "directed_ridge"
     if counts.described >= 0.5:
