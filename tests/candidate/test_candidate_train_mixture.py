@@ -15,7 +15,7 @@ import torch
 
 from stages.candidate.config import RetrieveConfig
 from stages.candidate.generators.blend import Blend
-from stages.candidate.generators.config import SourcesConfig, TrainSourcesConfig
+from stages.candidate.generators.config import NewcomersConfig, SourcesConfig, TrainSourcesConfig
 from stages.candidate.generators.files import MIXTURE_FILE, SourcesSummary, read_summary
 from stages.candidate.generators.generator import CandidateRequest
 from stages.candidate.generators.quotas import ListedBlock
@@ -293,8 +293,10 @@ def test_requests_without_a_history_teach_nothing(planted_inputs: dict[str, Path
 def test_lists_beyond_the_memory_are_refused(planted_inputs: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda root: 1000)
     message = r"train_sources \(\d+ requests x 3 lists of 12 items\) needs about .* sources\.mixture\.pool"
+    config = step_config()
+    named = config.sources.model_copy(update={"newcomers": NewcomersConfig(list="all_time")})  # which replays nothing
     with pytest.raises(ConfigError, match=message):
-        train_sources(step_config(), planted_inputs, tmp_path)
+        train_sources(config.model_copy(update={"sources": named}), planted_inputs, tmp_path)
 
 
 def later(earlier: Path, **changes: Any) -> TrainSourcesConfig:
