@@ -119,6 +119,8 @@ def choices_config(run: StepRun) -> Config:
     from stages.auto.config import ChooseSettingsConfig
 
     recipe = run.recipe
+    if not recipe.auto.choose:
+        return ChooseSettingsConfig(auto=recipe.auto)  # what the recipe gives does not matter
     return ChooseSettingsConfig(
         auto=recipe.auto,
         encoder=recipe.candidate.model.encoder if "encoder" in recipe.candidate.model.model_fields_set else None,
