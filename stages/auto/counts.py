@@ -54,7 +54,10 @@ class Counts:
 
 
 def counts_of(snapshot: Snapshot, exposure_signals: tuple[str, ...], ordered: bool | None = None) -> Counts:
-    """Return the counts; events are read a row group at a time, 8 bytes of each touch and 24 of each item are kept.
+    """Return the counts.
+
+    Events are read a row group at a time. In memory are 8 bytes of each event of the candidate part, three times while
+    they are sorted, and the items.
 
     Args:
         snapshot: of the run.

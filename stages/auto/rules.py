@@ -9,7 +9,7 @@ from typing import Any
 from stages.auto.counts import Counts
 
 MANY_ITEMS = 200_000
-"""From here on a loss over every item costs more than one over samples."""
+"""Items above which a loss over every item costs more than one over samples."""
 MANY_TOUCHES = 300_000
 """Touches from which on larger batches leave steps enough."""
 LARGE = 20_000
